@@ -1,0 +1,36 @@
+# Every target creates its environment when it is missing: one per Python, so `make PYTHON=python3.12 test` keeps its own.
+PYTHON ?= python3
+ENV := .venv-$(notdir $(PYTHON))
+RUN := $(ENV)/bin/python
+OUT ?= results
+SIZE ?= full
+
+export OPENBLAS_NUM_THREADS ?= 1
+export MPLBACKEND ?= Agg
+
+.PHONY: map test figures bench check clean
+
+map: $(ENV)/ready
+	$(RUN) -m vgjax map --out $(OUT)
+
+test: $(ENV)/ready
+	$(RUN) -m pytest
+
+figures: $(ENV)/ready
+	for script in figures/*.py; do SIZE=$(SIZE) $(RUN) $$script || exit 1; done
+
+bench: $(ENV)/ready
+	for script in benchmarks/bench_*.py; do SIZE=$(SIZE) $(RUN) $$script || exit 1; done
+
+check: $(ENV)/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+$(ENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(ENV)
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv-* results .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,75 @@
+"""Input checks at the edge: one sentence with name, rule and value, before any work is done."""
+
+import difflib
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def known(kind: str, name: Any, names: Iterable[str], also: str = "") -> str:
+    """The name, if it is one of the names; else one sentence that lists them and says which is nearest."""
+    names = list(names)
+    if name in names:
+        return str(name)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{kind} must be one of {', '.join(names)}{also}, got {name!r}{hint}")
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """The value as an int, if it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def not_negative(name: str, value: Any) -> None:
+    """Pass numbers that are finite and not negative; traced ones cannot be looked at and pass too."""
+    if is_traced(value):
+        return
+    numbers = np.asarray(value, dtype=float)
+    bad = numbers[~(np.isfinite(numbers) & (numbers >= 0))]
+    if bad.size:
+        raise ValueError(f"{name} must be finite and not negative, got {bad.flat[0]:g}")
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is being traced, so that its numbers cannot be checked."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def untraced(f: Callable[P, R]) -> Callable[P, R]:
+    """Run f on concrete numbers, whatever is being traced around it.
+
+    Facts about an activation or a block are needed as Python numbers while a network is being traced. JAX's tracing state belongs to
+    a thread, so a thread of its own sees none (`jax.ensure_compile_time_eval` does not hold for `custom_jvp` under `vmap`).
+    """
+
+    @functools.wraps(f)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        outcome: list[R] = []
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                outcome.append(f(*args, **kwargs))
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return outcome[0]
+
+    return wrapper

@@ -1,0 +1,161 @@
+"""Numbers past the float range: a value and a power of two.
+
+Everything that grows or shrinks with depth (states, tangents, cotangents) travels as ``value * 2**exponent``. Powers of
+two are exact, so nothing drifts, and the logarithm is taken once, at the end. This is the only room that knows how.
+
+Two rules hold everywhere:
+
+- The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window`); past it the value is kept near norm 1. So in
+  the ordinary range a scaled number *is* the plain number.
+- Zero has no exponent: ``exponent == ZERO``, lower than any other, so it never decides a sum.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_batching import custom_vmap
+
+ZERO = -(2**29)
+"""The exponent of an exact zero."""
+
+LN2 = 0.6931471805599453
+
+
+class Scaled(NamedTuple):
+    """The number ``value * 2**exponent``: an array of any shape with one exponent for all of it.
+
+    Attributes:
+        value: float array of any shape.
+        exponent: int32, shape ``()``.
+    """
+
+    value: Array
+    exponent: Array
+
+
+def window(dtype: jnp.dtype) -> int:
+    """W: norms within ``2**-W .. 2**W`` are left alone. A quarter of the dtype's exponents, so that squares stay finite."""
+    return int(jnp.finfo(dtype).maxexp) // 4
+
+
+def plain(value: Array) -> Scaled:
+    """An ordinary array as a scaled number."""
+    return Scaled(value, jnp.zeros((), jnp.int32))
+
+
+def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
+    """``2**exponent``, exact; 0 below the dtype's normal range (XLA flushes subnormals), its largest power of two above."""
+    bits, info = _BITS[jnp.dtype(dtype).name], jnp.finfo(dtype)
+    bias = int(info.maxexp) - 1
+    field = jnp.clip(exponent, int(info.minexp) - 1, bias) + bias  # a field of 0 is the float 0
+    return lax.bitcast_convert_type(field.astype(bits) << int(info.nmant), jnp.dtype(dtype))
+
+
+def exponent_of(positive: Array) -> Array:
+    """floor(log2) of positive normal floats, int32; read off their bits."""
+    info = jnp.finfo(positive.dtype)
+    field = lax.bitcast_convert_type(positive, _BITS[positive.dtype.name]) >> int(info.nmant)
+    return (field - (int(info.maxexp) - 1)).astype(jnp.int32)
+
+
+_BITS = {"float32": jnp.int32, "float64": jnp.int64}
+
+
+def normalize(number: Scaled) -> tuple[Scaled, Array]:
+    """The same number by the rules of this module, and its ``log_norm``.
+
+    Args:
+        number: any scaled number; its value may be as large or as small as the dtype holds.
+
+    Returns:
+        The normalized number, and ln of its Euclidean norm, shape ``()``: -inf for an exact zero and for nothing else.
+    """
+    value, exponent = number
+    total, taken_out = _sum_of_squares(value.reshape(-1))
+    is_zero = total == 0
+    norm_exponent = jnp.where(is_zero, 0, taken_out + exponent_of(total) // 2)
+    true_exponent = exponent + norm_exponent
+    w = window(value.dtype)
+    kept = jnp.where(is_zero, ZERO, jnp.where(jnp.abs(true_exponent) <= w, 0, true_exponent))
+    value = value * power_of_two(exponent - kept, value.dtype)
+    log_norm = jnp.log(total) / 2 + (exponent + taken_out).astype(value.dtype) * LN2
+    return Scaled(value, kept), jnp.where(is_zero, -jnp.inf, log_norm)
+
+
+def clipped(number: Scaled) -> Array:
+    """The plain array nearest to a normalized number within the float range: itself, or moved in to norm ``2**-W`` or ``2**W``.
+
+    Maps that are asymptotically homogeneous of degree 1 have the same Jacobian there as at the number itself (Euler).
+    """
+    value, exponent = number
+    w = window(value.dtype)
+    return value * power_of_two(jnp.clip(exponent, -w, w), value.dtype)
+
+
+def offset(scale: Array, value: Array) -> Scaled:
+    """``scale * value`` as a summand: an offset that is exactly zero has no say in the sum's exponent."""
+    present = (scale != 0) & jnp.any(value != 0)
+    return Scaled(scale * value, jnp.where(present, 0, ZERO))
+
+
+def add(*numbers: Scaled) -> Scaled:
+    """The sum, at the largest of the exponents."""
+    exponent = numbers[0].exponent
+    for number in numbers[1:]:
+        exponent = jnp.maximum(exponent, number.exponent)
+    terms = [n.value * power_of_two(n.exponent - exponent, n.value.dtype) for n in numbers]
+    return Scaled(sum(terms[1:], terms[0]), exponent)
+
+
+def euler(f: Callable[[Array], Array], number: Scaled) -> Scaled:
+    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1, or tends to f(0).
+
+    f(2^e u) inside the float range; f(0) + 2^e J u below it and 2^e J u above it, J taken at `clipped` (Euler's theorem).
+    One tangent product more than f itself.
+
+    Args:
+        f: array -> array, of any shapes.
+        number: normalized (`normalize`).
+    """
+    value, exponent = number
+    x = clipped(number)
+    y, linear = jax.jvp(f, (x,), (value,))
+    at_zero = f(jnp.zeros_like(x))
+    # Above the range: where J u is exactly zero (all units dead) only what f leaves at its flat end is left.
+    dead = jnp.all(linear == 0)
+    below = add(Scaled(linear, exponent), offset(jnp.ones((), y.dtype), at_zero))
+    inside = (exponent == 0) | ((exponent > 0) & dead)
+    return Scaled(
+        jnp.where(inside, y, jnp.where(exponent < 0, below.value, linear)),
+        jnp.where(inside, 0, jnp.where(exponent < 0, below.exponent, exponent)),
+    )
+
+
+@custom_vmap
+def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
+    """(total, k), the sum of squares over the last axis being ``total * 2**(2 k)``: k is 0 unless the plain sum leaves the range.
+
+    A layer that changes a norm by more than about 2**30 over- or underflows its plain sum of squares. Taking the largest
+    entry out first is always right but a quarter slower, so it is done only for a batch in which some row needs it:
+    `custom_vmap` sees the batch and lets one `lax.cond` decide for all its rows, where plain `vmap` would compute both.
+    """
+    squares = jnp.sum(rows * rows, axis=-1)
+    w = window(rows.dtype)
+    safe = (squares > 2.0 ** (-5 * w // 2)) & (squares < 2.0 ** (3 * w))
+    return lax.cond(jnp.all(safe), lambda _: (squares, jnp.zeros(squares.shape, jnp.int32)), _sum_of_squares_past_range, rows)
+
+
+@_sum_of_squares.def_vmap
+def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
+    return _sum_of_squares(rows), (True, True)
+
+
+def _sum_of_squares_past_range(rows: Array) -> tuple[Array, Array]:
+    largest = jnp.max(jnp.abs(rows), axis=-1)
+    k = jnp.where(largest == 0, 0, exponent_of(largest))
+    # In two factors: 2**-k itself may leave the range.
+    half, rest = (power_of_two(-part, rows.dtype)[..., None] for part in (k // 2, k - k // 2))
+    return jnp.sum((rows * half * rest) ** 2, axis=-1), k

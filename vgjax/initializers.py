@@ -1,0 +1,147 @@
+"""Scales and unit-gain draws: where the numbers of a network come from.
+
+A kernel is drawn once at unit gain, ``E W_ij^2 = 1 / fan_in``, so that a layer keeps the mean square of what enters it; a
+bias is drawn with unit variance. What multiplies them are `Scales`: named numbers that can be swept.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from vgjax.checks import known, not_negative, positive_integer
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Scales(Mapping[str, Array]):
+    """Named numbers that multiply a network's unit-gain draws; each a scalar or one value per layer.
+
+    An open set: a block declares which it knows and what they default to. ``sigma_w`` and ``sigma_b`` are standard
+    deviations: ``Var W_ij = sigma_w^2 / fan_in``, ``Var b_i = sigma_b^2``. Read them as attributes or by name.
+
+    Args:
+        **scales: numbers or arrays, shape ``()`` or ``(depth,)``. A value per layer belongs to the blocks; the stem takes
+            the first.
+
+    Raises:
+        ValueError: a negative or non-finite value.
+    """
+
+    _scales: dict[str, Array]
+
+    def __init__(self, **scales: ArrayLike):
+        for name, value in scales.items():
+            not_negative(name, value)
+        self._scales = {name: jnp.asarray(value) for name, value in scales.items()}
+
+    @classmethod
+    def _of(cls, scales: dict[str, Array]) -> "Scales":
+        made = object.__new__(cls)
+        made._scales = scales
+        return made
+
+    def __getattr__(self, name: str) -> Array:
+        if name.startswith("_") or name not in self._scales:
+            raise AttributeError(f"no scale {name!r} here; there are {', '.join(self._scales) or 'none'}")
+        return self._scales[name]
+
+    def __getitem__(self, name: str) -> Array:
+        return self._scales[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scales)
+
+    def __len__(self) -> int:
+        return len(self._scales)
+
+    def __repr__(self) -> str:
+        return f"Scales({', '.join(f'{name}={value}' for name, value in self.items())})"
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Array]], tuple[str, ...]]:
+        names = tuple(sorted(self._scales))
+        return [(jax.tree_util.GetAttrKey(name), self._scales[name]) for name in names], names
+
+    def tree_flatten(self) -> tuple[list[Array], tuple[str, ...]]:
+        names = tuple(sorted(self._scales))
+        return [self._scales[name] for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: list[Array]) -> "Scales":
+        return cls._of(dict(zip(names, values, strict=True)))
+
+
+# --- laws -----------------------------------------------------------------------------------------------------------
+
+Law = Callable[[Array, tuple[int, int], jnp.dtype], Array]
+
+
+def gaussian(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """W_ij ~ N(0, 1 / fan_in), shape ``(fan_in, fan_out)``."""
+    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
+
+
+def truncated(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """A Gaussian cut at two standard deviations, of variance 1 / fan_in (what Flax's ``lecun_normal`` draws)."""
+    cut_deviation = 0.87962566103423978  # of N(0, 1) cut to [-2, 2]
+    return jax.random.truncated_normal(key, -2, 2, shape, dtype) / (cut_deviation * math.sqrt(shape[0]))
+
+
+def uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """W_ij ~ U(-a, a) with a = sqrt(3 / fan_in), so that the variance is 1 / fan_in."""
+    a = math.sqrt(3 / shape[0])
+    return jax.random.uniform(key, shape, dtype, -a, a)
+
+
+def orthogonal(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """Haar-distributed: W^T W = 1 (fan_out <= fan_in), or W W^T = (fan_out / fan_in) 1, so that E W_ij^2 = 1 / fan_in."""
+    fan_in, fan_out = shape
+    return jax.nn.initializers.orthogonal(math.sqrt(max(1.0, fan_out / fan_in)))(key, shape, dtype)
+
+
+def zeros(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """All zero: the bias of most libraries."""
+    return jnp.zeros(shape, dtype)
+
+
+LAWS: dict[str, Law] = {"gaussian": gaussian, "truncated": truncated, "uniform": uniform, "orthogonal": orthogonal}
+BIAS_LAWS: dict[str, Law] = {"gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype), "zero": zeros}
+
+
+def law(name: str, laws: Mapping[str, Law] = LAWS) -> Law:
+    """The unit-gain draw of that name.
+
+    Raises:
+        ValueError: an unknown name; the nearest known one is named.
+    """
+    return laws[known("law", name, laws)]
+
+
+class Scheme(NamedTuple):
+    """A named initialization scheme as a unit-gain law and the scale that turns it into the scheme."""
+
+    law: str
+    sigma_w: float
+
+
+def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
+    """LeCun, Glorot and He initializations as points of one map: a law and a ``sigma_w``.
+
+    ``Var W = sigma_w^2 / fan_in`` with sigma_w^2 = 1 (LeCun), 2 fan_in / (fan_in + fan_out) (Glorot), 2 (He). ``normal``
+    is what Flax and Keras draw under that name: a Gaussian cut at two standard deviations, its variance restored.
+
+    Args:
+        name: ``{lecun,glorot,he}_{normal,uniform}``.
+        fan_in, fan_out: sizes of the kernel.
+
+    Raises:
+        ValueError: an unknown name, or a size below 1.
+    """
+    fan_in, fan_out = positive_integer("fan_in", fan_in), positive_integer("fan_out", fan_out)
+    variances = {"lecun": 1.0, "glorot": 2 * fan_in / (fan_in + fan_out), "he": 2.0}
+    laws = {"normal": "truncated", "uniform": "uniform"}
+    author, shape = known("scheme", name, [f"{v}_{shape}" for v in variances for shape in laws]).split("_")
+    return Scheme(laws[shape], math.sqrt(variances[author]))

@@ -1,0 +1,479 @@
+"""Networks: what is compiled for (static and hashable), and the numbers that go into it.
+
+A `Network` is a stem, stages of identical blocks (one `lax.scan` each) and a head. The stem makes the first state s_0 from
+the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth`` L counts the blocks.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from vgjax import activations, blocks, initializers
+from vgjax.activations import Activation, Elementwise
+from vgjax.checks import is_traced, known, not_negative, positive_integer
+from vgjax.exponents import Scaled
+from vgjax.initializers import Scales
+
+Tree = dict[str, Any]
+"""Parameters of one block, or of a stage with a leading layer axis: nested plain dicts of arrays."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to build a block: its class and its static arguments.
+
+    Attributes:
+        block: an `nnx.Module` class; built as ``block(*arguments, **dict(options), rngs=rngs)``.
+        arguments, options: hashable.
+    """
+
+    block: type[nnx.Module]
+    arguments: tuple[Hashable, ...] = ()
+    options: tuple[tuple[str, Hashable], ...] = ()
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A freshly drawn block."""
+        return self.block(*self.arguments, **dict(self.options), rngs=rngs)  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``depth`` blocks of one spec in a row; one scan, so compile time does not depend on depth."""
+
+    spec: Spec
+    depth: int
+
+
+@dataclass(frozen=True)
+class Network:
+    """A deep network as a static, hashable description; what is traced are `Parameters`, `Scales` and inputs.
+
+    Attributes:
+        stem: input -> s_0; None if the input is the first state.
+        stages: the blocks, in order. A stage of depth 1 may change the state's shape (a transition).
+        head: s_L -> output, at unit gain; None if the last state is the output.
+        input_shape: shape of one input.
+    """
+
+    stem: Spec | None
+    stages: tuple[Stage, ...]
+    head: Spec | None
+    input_shape: tuple[int, ...]
+
+    @property
+    def depth(self) -> int:
+        """L, the number of blocks."""
+        return sum(stage.depth for stage in self.stages)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The names of the scales its blocks declare, with their defaults."""
+        specs = [*([self.stem] if self.stem else []), *(stage.spec for stage in self.stages)]
+        return {name: default for spec in specs for name, default in blocks.declared_scales(spec.block).items()}
+
+    @property
+    def covered(self) -> tuple[bool, bool]:
+        """Whether states (below, above) the float range are exact: whether all its activations behave there (`Facts`)."""
+        options = [dict(spec.options) for spec in (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))]
+        facts = [option["activation"].facts for option in options if isinstance(option.get("activation"), Activation)]
+        return all(f.below for f in facts), all(f.above for f in facts)
+
+    @property
+    def prefix_closed(self) -> bool:
+        """Whether its first l layers are the l-layer network (so that one pass answers for every depth)."""
+        return all(getattr(stage.spec.block, "prefix_closed", True) for stage in self.stages)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head"], meta_fields=["network"]
+)
+@dataclass(frozen=True)
+class Parameters:
+    """A network's draws at unit gain (`init`), or its ordinary parameters (`scaled`): a pytree of plain arrays.
+
+    Attributes:
+        stem, head: parameters of one block, by Flax path; empty if there is none.
+        stages: one a stage: the parameters of its blocks stacked along a leading layer axis, or a `Stream`.
+        network: what they belong to (static).
+    """
+
+    stem: Tree
+    stages: tuple["Tree | Stream", ...]
+    head: Tree
+    network: Network
+
+
+class Stream(NamedTuple):
+    """A stage whose blocks are drawn inside the scan, each from its own key, and never stored.
+
+    Attributes:
+        keys: one key a layer, shape ``(depth,)``.
+    """
+
+    keys: Array
+
+
+# --- builders -------------------------------------------------------------------------------------------------------
+
+
+def mlp(
+    *,
+    width: int | None = None,
+    depth: int | None = None,
+    activation: str | Activation | Elementwise = "tanh",
+    inputs: int,
+    outputs: int = 1,
+    widths: Sequence[int] | None = None,
+    law: str = "gaussian",
+    bias_law: str = "gaussian",
+    dtype: DTypeLike = "float32",
+) -> Network:
+    """A fully connected network: ``h^{l+1} = W^{l+1} phi(h^l) + b^{l+1}``, h^0 = W^0 x + b^0, output W phi(h^L).
+
+    Args:
+        width: units of every hidden state; or give ``widths``.
+        depth: L, the number of hidden layers after the first, h^0 (so there are L + 1 hidden states).
+        activation: phi: a name, an `Activation`, or any elementwise callable.
+        inputs, outputs: sizes of one input and one output.
+        widths: instead of width and depth, the sizes of h^0 ... h^L.
+        law: unit-gain law of the kernels: gaussian, truncated, uniform, orthogonal.
+        bias_law: gaussian or zero. The head has a zero bias.
+        dtype: float32 or float64 (which needs `jax.enable_x64`).
+
+    Raises:
+        ValueError: a size below 1, an unknown name, or both (or neither) of width with depth and widths.
+    """
+    if (widths is None) == (width is None and depth is None):
+        raise ValueError("an mlp takes either width and depth or widths, not both")
+    if widths is None:
+        size, length = positive_integer("width", width), positive_integer("depth", depth)
+        states: tuple[int, ...] = (size,) * (length + 1)
+    else:
+        states = tuple(positive_integer("widths", w) for w in widths)
+        if len(states) < 2:
+            raise ValueError(f"widths must hold at least 2 sizes (h^0 and one layer), got {len(states)}")
+    phi = activations.get(activation)
+    initializers.law(law), initializers.law(bias_law, initializers.BIAS_LAWS)
+    kind = np.dtype(dtype).name
+    if kind not in ("float32", "float64"):
+        raise ValueError(f"dtype must be float32 or float64, got {kind}")
+
+    def dense(fan_in: int, fan_out: int, phi: Activation, bias_law: str = bias_law) -> Spec:
+        options = {"activation": phi, "law": law, "bias_law": bias_law, "dtype": kind}
+        return Spec(blocks.Dense, (fan_in, fan_out), tuple(options.items()))
+
+    inputs, outputs = positive_integer("inputs", inputs), positive_integer("outputs", outputs)
+    return Network(
+        stem=dense(inputs, states[0], activations.get("linear")),
+        stages=_stages([dense(*sizes, phi) for sizes in zip(states, states[1:], strict=False)]),
+        head=dense(states[-1], outputs, phi, bias_law="zero"),
+        input_shape=(inputs,),
+    )
+
+
+def stack(
+    block: type[nnx.Module],
+    *arguments: Hashable,
+    depth: int,
+    input_shape: int | tuple[int, ...],
+    stem: Spec | None = None,
+    head: Spec | None = None,
+    **options: Hashable,
+) -> Network:
+    """A network of ``depth`` copies of your own block, each drawn afresh: any `nnx.Module` from a state to a state of its shape.
+
+    Args:
+        block: built as ``block(*arguments, **options, rngs=rngs)``, called as ``block(h)`` on one example; or as
+            ``block(h, scales)`` if the class declares ``scales`` (see `vgjax.blocks`).
+        depth: how many.
+        input_shape: shape of one input: the state's shape where there is no stem.
+        stem, head: `Spec` of the blocks before and behind.
+
+    Raises:
+        ValueError: a depth below 1, arguments that cannot be hashed, or a block that changes the shape of its state.
+    """
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    spec = Spec(block, arguments, tuple(sorted(options.items())))
+    try:
+        hash(spec)
+    except TypeError as error:
+        raise ValueError(f"arguments of {block.__name__} must be hashable (they are compiled for): {error}") from None
+    network = Network(stem, (Stage(spec, positive_integer("depth", depth)),), head, shape)
+    _check_shapes(network)
+    return network
+
+
+def _stages(specs: list[Spec]) -> tuple[Stage, ...]:
+    """Equal blocks in a row become one stage, if they keep the state's shape; a block that changes it stands alone."""
+    stages: list[Stage] = []
+    for spec in specs:
+        keeps_shape = spec.arguments[0] == spec.arguments[1]
+        if stages and stages[-1].spec == spec and keeps_shape:
+            stages[-1] = replace(stages[-1], depth=stages[-1].depth + 1)
+        else:
+            stages.append(Stage(spec, 1))
+    return tuple(stages)
+
+
+def _check_shapes(network: Network) -> None:
+    def shape_after(spec: Spec | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if spec is None:
+            return shape
+
+        def run(h: Array) -> Array:
+            return blocks.call(spec.build(nnx.Rngs(0)), h, Scales(**network.scales))
+
+        return jax.eval_shape(run, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+
+    shape = shape_after(network.stem, network.input_shape)
+    for stage in network.stages:
+        after = shape_after(stage.spec, shape)
+        if after != shape and stage.depth > 1:
+            raise ValueError(f"{stage.spec.block.__name__} must keep the shape of its state, got {after} from {shape}")
+        shape = after
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("network", "stream"))
+def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
+    """Draw a network's parameters at unit gain.
+
+    Layer l is drawn from ``fold_in(key, l)``, so the first layers of a deeper network are those of a shallower one.
+
+    Args:
+        key: `jax.random.key`.
+        network: what to draw for.
+        stream: keep only the keys and draw each layer inside every scan, so that no kernel is stored; same numbers.
+    """
+    stem_key, block_key, head_key = jax.random.split(key, 3)
+    layer_keys = jax.vmap(functools.partial(jax.random.fold_in, block_key))(jnp.arange(network.depth))
+    stages: list[Tree | Stream] = []
+    start = 0
+    for stage in network.stages:
+        keys = layer_keys[start : start + stage.depth]
+        # One layer after the other: the same bits as `vmap`, which needs temporaries of three times the weights.
+        stages.append(Stream(keys) if stream else lax.map(functools.partial(draw, stage.spec), keys))
+        start += stage.depth
+    return Parameters(
+        draw(network.stem, stem_key) if network.stem else {},
+        tuple(stages),
+        draw(network.head, head_key) if network.head else {},
+        network,
+    )
+
+
+def draw(spec: Spec, key: Array) -> Tree:
+    """The parameters of one freshly drawn block, as nested plain dicts of arrays by Flax path."""
+    return nnx.to_pure_dict(nnx.split(spec.build(nnx.Rngs(key)))[1])
+
+
+@functools.cache
+def graph(spec: Spec) -> nnx.GraphDef:
+    """The static part of a block; `nnx.merge` with a dict of its arrays gives the module back."""
+    found: list[nnx.GraphDef] = []
+
+    def build() -> None:
+        found.append(nnx.split(spec.build(nnx.Rngs(0)))[0])
+
+    jax.eval_shape(build)
+    return found[0]
+
+
+# --- a layer: a block with its numbers ------------------------------------------------------------------------------
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["parameters", "scales"], meta_fields=["spec"])
+@dataclass(frozen=True)
+class Layer:
+    """A block together with its parameters and scales: state -> state.
+
+    Attributes:
+        spec: how the block is built (static).
+        parameters: nested dicts of arrays, no layer axis.
+        scales: one number each.
+    """
+
+    spec: Spec
+    parameters: Tree
+    scales: Scales
+
+    def __call__(self, h: Array) -> Array:
+        """The next state of a plain one."""
+        return blocks.call(self._module(), h, self.scales)
+
+    def step(self, state: Scaled) -> Scaled:
+        """The next state of a normalized scaled one, not normalized."""
+        return blocks.step(self._module(), state, self.scales)
+
+    def slopes(self, h: Array) -> Array | None:
+        """phi' of the block's units relative to the largest, or None if it does not report them."""
+        block = self._module()
+        return block.slopes(h) if hasattr(block, "slopes") else None
+
+    def ordinary(self) -> "Layer":
+        """The same map with its scales inside its parameters (W = sigma_w Z), as far as the block can."""
+        if not hasattr(self.spec.block, "scaled"):
+            return self
+        parameters = self.spec.block.scaled(self.parameters, self.scales)
+        return replace(self, parameters=parameters, scales=jax.tree.map(jnp.ones_like, self.scales))
+
+    def _module(self) -> nnx.Module:
+        return nnx.merge(graph(self.spec), self.parameters, copy=True)
+
+
+def stem_layer(parameters: Parameters, scales: Scales) -> Layer | None:
+    """The stem, with the scales of the first block."""
+    spec = parameters.network.stem
+    return Layer(spec, parameters.stem, jax.tree.map(lambda s: s[0], _per_layer(parameters, scales))) if spec else None
+
+
+def head_layer(parameters: Parameters) -> Layer | None:
+    """The head, at unit gain."""
+    spec = parameters.network.head
+    return Layer(spec, parameters.head, unit_scales(spec, parameter_dtype(parameters))) if spec else None
+
+
+def unit_scales(spec: Spec, dtype: Any) -> Scales:
+    """Every scale that a block declares, at 1."""
+    return Scales._of({name: jnp.ones((), dtype) for name in blocks.declared_scales(spec.block)})
+
+
+def scan_layers(
+    parameters: Parameters,
+    scales: Scales,
+    carry: Any,
+    visit: Callable[[Layer, Any, Any], tuple[Any, Any]],
+    *,
+    extras: Sequence[Any] | None = None,
+    reverse: bool = False,
+) -> tuple[Any, list[Any]]:
+    """Visit every block of the network in order: one `lax.scan` a stage.
+
+    Args:
+        parameters, scales: as for `forward`.
+        carry: handed from visit to visit.
+        visit: ``(layer, carry, extra) -> (carry, output)``.
+        extras: one a stage, each with a leading layer axis; what each visit gets beside its layer.
+        reverse: from the last block to the first.
+
+    Returns:
+        The last carry, and one output a stage with a leading layer axis, in the order of the stages.
+    """
+    network = parameters.network
+    per_layer = _per_layer(parameters, scales)
+    starts = np.cumsum([0, *(stage.depth for stage in network.stages)])
+    outputs: list[Any] = [None] * len(network.stages)
+    order = range(len(network.stages))
+    for i in reversed(order) if reverse else order:
+        stage, own = network.stages[i], parameters.stages[i]
+        here = jax.tree.map(lambda s, a=int(starts[i]), b=int(starts[i + 1]): s[a:b], per_layer)
+
+        def body(carry: Any, xs: Any, spec: Spec = stage.spec) -> tuple[Any, Any]:
+            own, scales, extra = xs
+            drawn = draw(spec, own.keys) if isinstance(own, Stream) else own
+            return visit(Layer(spec, drawn, scales), carry, extra)
+
+        xs = (own, here, extras[i] if extras is not None else None)
+        if stage.depth == 1:  # a transition may change the shape of the carry
+            carry, output = body(carry, jax.tree.map(lambda a: a[0], xs))
+            outputs[i] = jax.tree.map(lambda a: a[None], output)
+        else:
+            carry, outputs[i] = lax.scan(body, carry, xs, reverse=reverse)
+    return carry, outputs
+
+
+def _per_layer(parameters: Parameters, scales: Scales) -> Scales:
+    """Every declared scale as one value per layer, shape ``(depth,)``, in the parameters' dtype."""
+    network, dtype = parameters.network, parameter_dtype(parameters)
+    full = {**network.scales, **scales}
+    return Scales._of({n: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for n, s in full.items()})
+
+
+def parameter_dtype(parameters: Parameters) -> Any:
+    """The dtype of the parameters; of streamed ones, that which they are drawn in."""
+    stage, own = parameters.network.stages[0], parameters.stages[0]
+    drawn = jax.eval_shape(functools.partial(draw, stage.spec), own.keys[0]) if isinstance(own, Stream) else own
+    return jax.tree.leaves(drawn)[0].dtype
+
+
+def check_scales(network: Network, scales: Scales) -> None:
+    """Raise ValueError unless the network declares every scale and each is a number or one value per layer."""
+    for name, value in scales.items():
+        known("scale", name, list(network.scales))
+        not_negative(name, value)
+        if jnp.shape(value) not in ((), (network.depth,)):
+            expected = f"a number or one value per layer, shape ({network.depth},)"
+            raise ValueError(f"{name} must be {expected}, got shape {jnp.shape(value)}")
+
+
+def check_input(network: Network, x: ArrayLike, *, batch: bool = False) -> None:
+    """Raise ValueError unless x is one finite input of the network (or, with ``batch``, any number of them)."""
+    shape = jnp.shape(x)
+    if not (shape == network.input_shape or (batch and shape[1:] == network.input_shape and shape[0] > 0)):
+        leading = " (with or without a leading batch axis)" if batch else ""
+        raise ValueError(f"x must have shape {network.input_shape}{leading}, got {shape}")
+    if not is_traced(x) and not np.all(np.isfinite(np.asarray(x))):
+        raise ValueError("x must be finite, got a NaN or an infinity")
+
+
+# --- the two readings of a network ----------------------------------------------------------------------------------
+
+
+def forward(network: Network, parameters: Parameters, scales: Scales, x: Array) -> Array:
+    """The output of an ordinary forward pass in ordinary floats.
+
+    Args:
+        network: what the parameters belong to.
+        parameters: draws at unit gain (`init`), or ordinary parameters (`scaled`) with unit scales.
+        scales: of the blocks and the stem.
+        x: one input, shape ``network.input_shape``; batches by `vmap`.
+
+    Returns:
+        The head's output, shape ``(outputs,)``.
+
+    Raises:
+        ValueError: unknown scales, or an input of the wrong shape.
+    """
+    check_scales(network, scales)
+    check_input(network, x)
+    return _forward(parameters, scales, jnp.asarray(x))
+
+
+@jax.jit
+def _forward(parameters: Parameters, scales: Scales, x: Array) -> Array:
+    stem, head = stem_layer(parameters, scales), head_layer(parameters)
+    h = x.astype(parameter_dtype(parameters))
+    h = stem(h) if stem else h
+    h, _ = scan_layers(parameters, scales, h, lambda layer, h, _: (layer(h), None))
+    return head(h) if head else h
+
+
+def scaled(parameters: Parameters, scales: Scales) -> Parameters:
+    """The ordinary Flax parameters that a user's optimizer would see: W = sigma_w Z, b = sigma_b z.
+
+    Z is the stored draw at unit gain, so W has standard deviation sigma_w / sqrt(fan_in). They compute the same network at
+    unit scales: ``forward(net, scaled(params, scales), Scales(sigma_w=1, sigma_b=1), x)``. The head is at unit gain already.
+
+    Args:
+        parameters: draws at unit gain (`init`).
+        scales: numbers, or one value per layer.
+
+    Raises:
+        ValueError: unknown scales, or streamed parameters, which are never stored.
+    """
+    check_scales(parameters.network, scales)
+    if any(isinstance(own, Stream) for own in parameters.stages):
+        raise ValueError("parameters must be stored to be scaled; draw them with init(..., stream=False)")
+    _, stages = scan_layers(parameters, scales, None, lambda layer, _, __: (None, layer.ordinary().parameters))
+    stem = stem_layer(parameters, scales)
+    return replace(parameters, stem=stem.ordinary().parameters if stem else {}, stages=tuple(stages))

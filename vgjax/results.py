@@ -1,0 +1,216 @@
+"""Named results: what a sweep measured, with where it came from; saved and loaded whole."""
+
+import contextlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `vgjax.sweep` measured. All logarithms are natural; -inf is a true zero.
+
+    Attributes:
+        axes: the swept scales, in order: name -> values, shape ``(points,)``.
+        log_gain: ln of the root mean square over random directions u of ||J_{l<-0} u|| / ||u||, shape ``(seed, *axes, depth + 1)``.
+        log_mean_square: ln of the mean square of the state s_l, same shape.
+        left_range: first layer whose state the activation does not cover, depth + 1 if none, shape ``(seed, *axes)``.
+        fixed: the scales that were not swept: name -> value.
+        provenance: network, key, versions, dtype, device, chunk size: plain JSON values.
+    """
+
+    axes: dict[str, np.ndarray]
+    log_gain: np.ndarray
+    log_mean_square: np.ndarray
+    left_range: np.ndarray
+    fixed: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def depth(self) -> int:
+        """L, the number of blocks."""
+        return self.log_gain.shape[-1] - 1
+
+    @property
+    def seeds(self) -> int:
+        """How many independent draws."""
+        return self.log_gain.shape[0]
+
+    @property
+    def mean_log_gain(self) -> np.ndarray:
+        """Mean over seeds of the log gain (quenched: what a typical network does), shape ``(*axes, depth + 1)``."""
+        return self.log_gain.mean(axis=0)
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Standard error of `mean_log_gain`; NaN for a single seed, and where some seed's gradient is a true zero."""
+        if self.seeds < 2:
+            return np.full(self.log_gain.shape[1:], np.nan)
+        with np.errstate(invalid="ignore"):
+            return self.log_gain.std(axis=0, ddof=1) / np.sqrt(self.seeds)
+
+    @property
+    def log_mean_square_gain(self) -> np.ndarray:
+        """ln of the mean over seeds of the squared gain (annealed: what chi predicts), shape ``(*axes, depth + 1)``."""
+        return np.logaddexp.reduce(2 * self.log_gain, axis=0) - np.log(self.seeds)
+
+    def rate(self, start: int | None = None) -> np.ndarray:
+        """Mean over seeds of the log gain per layer, from layer ``start`` (default: half the depth, past the transient) to L.
+
+        Negative: gradients vanish; positive: they explode. Half of ln chi, in theory. -inf where the gain is a true zero at L.
+
+        Returns:
+            Shape ``(*axes,)``.
+
+        Raises:
+            ValueError: a start that is not a layer before the last.
+        """
+        start = self.depth // 2 if start is None else start
+        if not 0 <= start < self.depth:
+            raise ValueError(f"start must lie in 0 .. {self.depth - 1}, got {start}")
+        last, first = self.mean_log_gain[..., -1], self.mean_log_gain[..., start]
+        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (self.depth - start)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """A labelled `xarray.Dataset` over (seed, swept scales, depth), with the provenance in its attributes.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        xr = _xarray()
+        names = [*self.axes]
+        dims = ("seed", *names, "depth")
+        attributes = {"units": "natural logarithm"}
+        return xr.Dataset(
+            {
+                "log_gain": (dims, self.log_gain, attributes),
+                "log_mean_square": (dims, self.log_mean_square, attributes),
+                "left_range": (dims[:-1], self.left_range),
+            },
+            coords={"seed": np.arange(self.seeds), **self.axes, "depth": np.arange(self.depth + 1)},
+            attrs={"fixed": json.dumps(self.fixed), "provenance": json.dumps(self.provenance)},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the whole result to ``path``, or nothing: ``.npz``, or ``.nc`` (netCDF, needs xarray and netcdf4).
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: the path cannot be written.
+        """
+        path = _with_known_suffix(path)
+        with whole_file(path) as temporary:
+            if path.suffix == ".nc":
+                self.to_xarray().to_netcdf(temporary)
+            else:
+                _save_npz(self, temporary)
+        return path
+
+
+def load(path: str | os.PathLike[str]) -> Sweep:
+    """Read back what `Sweep.save` wrote.
+
+    Raises:
+        ValueError: a suffix other than ``.npz`` and ``.nc``, or a file that holds no sweep.
+        FileNotFoundError: there is no such file.
+    """
+    path = _with_known_suffix(path)
+    if path.suffix == ".nc":
+        with _xarray().open_dataset(path) as dataset:
+            data = dataset.load()
+        axes = {str(name): data[name].values for name in data["log_gain"].dims if name not in ("seed", "depth")}
+        about = {name: json.loads(data.attrs[name]) for name in ("fixed", "provenance")}
+        return Sweep(axes, data["log_gain"].values, data["log_mean_square"].values, data["left_range"].values, **about)
+    with np.load(path) as file:
+        if "about" not in file:
+            raise ValueError(f"path must hold a saved sweep, got {path}")
+        about = json.loads(str(file["about"]))
+        axes = {name: file[f"axis_{name}"] for name in about.pop("axes")}
+        return Sweep(axes, file["log_gain"], file["log_mean_square"], file["left_range"], **about)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes it once all is written: a killed run leaves no half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; results are ordinary ones
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def writable_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made if missing; raises before any work is done if nothing could be written there.
+
+    Raises:
+        ValueError: it is no folder, or not writable.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"out must be a folder that can be written to, got {str(path)!r} ({error.strerror})") from None
+    return folder
+
+
+def machine() -> dict[str, Any]:
+    """What ran this: versions, platform, device; JSON values."""
+    import flax
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "device": f"{device.platform}: {device.device_kind}",
+    }
+
+
+def _save_npz(sweep: Sweep, path: Path) -> None:
+    about = json.dumps({"axes": [*sweep.axes], "fixed": sweep.fixed, "provenance": sweep.provenance})
+    arrays = {f"axis_{name}": values for name, values in sweep.axes.items()}
+    arrays |= {"log_gain": sweep.log_gain, "log_mean_square": sweep.log_mean_square, "left_range": sweep.left_range}
+    np.savez_compressed(path, about=np.array(about), **arrays)
+
+
+def _with_known_suffix(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix not in (".npz", ".nc"):
+        raise ValueError(f"path must end in .npz or .nc, got {str(path)!r}")
+    return path
+
+
+def _xarray() -> Any:
+    try:
+        import xarray
+    except ImportError:
+        raise ImportError("labelled results need xarray: pip install 'vgjax[xarray]'") from None
+    return xarray

@@ -1,0 +1,155 @@
+"""Sweeps: one draw, every point of a grid of scales, all depths in one pass."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from vgjax import chunks
+from vgjax.checks import known, not_negative, positive_integer
+from vgjax.flow import Push, directions, push, state_shapes
+from vgjax.initializers import Scales
+from vgjax.networks import Network, Parameters, check_input, check_scales, init
+from vgjax.results import Sweep, machine
+
+
+def sweep(
+    network: Network,
+    x: ArrayLike,
+    *,
+    key: Array,
+    seeds: int = 8,
+    tangents: int = 1,
+    scales: Scales | None = None,
+    stream: bool = False,
+    memory: int = chunks.MEMORY,
+    progress: bool | None = None,
+    **axes: ArrayLike,
+) -> Sweep:
+    """ln of the gradient gain at every point of a grid of scales, for every seed, at every depth up to the network's.
+
+    Seed s draws its weights and directions from ``fold_in(key, s)`` once and shares them over the whole grid: every layer is then one matrix
+    product. One compilation serves all seeds and chunks, and a second grid of the same shape.
+
+    Args:
+        network: prefix-closed, so that one pass answers for every depth.
+        x: one input for all seeds, shape ``network.input_shape``, or one a seed, with a leading axis of that length.
+        key: `jax.random.key`.
+        seeds: independent draws.
+        tangents: random directions a draw; the gain is their root mean square (it tends to ||J||_F / sqrt(n)).
+        scales: those that stay fixed, as for `forward`.
+        stream: draw each layer inside the scan and store none.
+        memory: budget in bytes for one chunk of the grid.
+        progress: a bar on standard error, one step a chunk; None shows it on a terminal only.
+        **axes: the grid: a scale's name with its values, shape ``(points,)``; a plain number stays fixed.
+
+    Returns:
+        `vgjax.results.Sweep`, with axes (seed, *axes, depth).
+
+    Raises:
+        ValueError: an unknown or negative scale, an empty grid, a seed count that is not a whole number above 0, an input of the wrong shape,
+            or a network that is not prefix-closed.
+    """
+    seeds, tangents = positive_integer("seeds", seeds), positive_integer("tangents", tangents)
+    memory = positive_integer("memory", memory)
+    grid, fixed = _grid(network, scales if scales is not None else Scales(), axes)
+    inputs = _inputs(network, x, seeds)
+    if not network.prefix_closed:
+        raise ValueError("network must be prefix-closed to be swept over depth: some block depends on layers behind it")
+
+    shape = tuple(len(values) for values in grid.values())
+    points = {name: values.ravel() for name, values in zip(grid, np.meshgrid(*grid.values(), indexing="ij"), strict=True)}
+    count = int(np.prod(shape))
+    size = chunks.chunk_size(count, _bytes_per_point(network, tangents), memory)
+
+    def work() -> Iterator[Push]:
+        for seed in range(seeds):
+            weights, of_tangents = jax.random.split(jax.random.fold_in(key, seed))
+            parameters = init(weights, network, stream=stream)
+            u = directions(of_tangents, network, tangents)
+            for taken, new in chunks.chunks(count, size):
+                swept = Scales(**{name: values[taken] for name, values in points.items()})
+                found = measure(parameters, Scales(**fixed), swept, inputs[seed], u)
+                yield jax.tree.map(lambda a, new=new: np.asarray(a)[:new], found)
+
+    total = seeds * -(-count // size)
+    pieces = list(chunks.progress(work(), total, "sweep", progress))
+    found = jax.tree.map(lambda *parts: np.concatenate(parts).reshape(seeds, *shape, *parts[0].shape[1:]), *pieces)
+    return Sweep(
+        grid,
+        found.log_gain,
+        found.log_mean_square,
+        found.left_range,
+        {name: np.asarray(value).tolist() for name, value in fixed.items()},
+        _provenance(network, key, seeds=seeds, tangents=tangents, chunk_size=size, stream=stream),
+    )
+
+
+@jax.jit
+def measure(parameters: Parameters, fixed: Scales, swept: Scales, x: Array, tangents: Array) -> Push:
+    """One draw at many points: `push` under `vmap` over the swept scales, the directions taken together.
+
+    Args:
+        parameters: one draw at unit gain.
+        fixed: scales shared by all points.
+        swept: scales with a leading axis of points.
+        x: one input.
+        tangents: directions of norm 1, shape ``(tangents, *state)``.
+
+    Returns:
+        `Push` with a leading axis of points; ``log_gain`` is ln of the root mean square over the tangents.
+    """
+
+    def at(point: Scales) -> Push:
+        found = push(parameters, Scales(**{**fixed, **point}), x, tangents)
+        mean_square = jax.nn.logsumexp(2 * found.log_gain, axis=0) - jnp.log(len(tangents))
+        return found._replace(log_gain=mean_square / 2 if len(tangents) > 1 else found.log_gain[0])
+
+    return jax.vmap(at)(swept)
+
+
+def _grid(network: Network, scales: Scales, axes: dict[str, ArrayLike]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Swept axes as numpy arrays in the order given, and the fixed scales."""
+    grid: dict[str, np.ndarray] = {}
+    fixed: dict[str, Any] = dict(scales)
+    for name, values in axes.items():
+        known("scale", name, network.scales)
+        not_negative(name, values)
+        if np.ndim(values) == 0:
+            fixed[name] = values
+            continue
+        if np.ndim(values) != 1 or np.size(values) == 0:
+            raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {np.shape(values)}")
+        fixed.pop(name, None)
+        grid[name] = np.asarray(values)
+    if not grid:
+        raise ValueError(f"a sweep needs at least one axis, an array of values for one of {', '.join(network.scales)}, got none")
+    check_scales(network, Scales(**fixed))
+    return grid, fixed
+
+
+def _inputs(network: Network, x: ArrayLike, seeds: int) -> Array:
+    check_input(network, x, batch=True)
+    inputs = jnp.asarray(x)
+    if inputs.shape == network.input_shape:
+        return jnp.broadcast_to(inputs, (seeds, *inputs.shape))
+    if len(inputs) != seeds:
+        raise ValueError(f"x must be one input, or one for each of the {seeds} seeds, got {len(inputs)}")
+    return inputs
+
+
+def _bytes_per_point(network: Network, tangents: int) -> int:
+    """About what one point of the grid keeps alive: states and tangents before and after a layer, twice, and the results."""
+    units = max(int(np.prod(shape)) for shape in state_shapes(network))
+    return 8 * (6 * (1 + tangents) * units + (2 + tangents) * (network.depth + 1))
+
+
+def _provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]:
+    from vgjax import __version__
+
+    key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return {"vgjax": __version__, **machine(), "network": repr(network), "key": np.asarray(key_data).tolist(), **settings}
