@@ -61,7 +61,7 @@ class Facts:
         largest_slope: the largest |phi'| on [-10, 10]: what "flat" is measured against.
         at_zero: phi(0).
         bounded: phi stays bounded far out on both sides.
-        flat_side: phi' vanishes far out on exactly one side (ReLU, GELU): a layer can die.
+        plateau: phi is flat far out on exactly one side, at a level other than 0 (ELU, SELU).
         below: numbers below the float range are covered: phi(0) != 0, or phi is linear near 0 from at least one side.
         above: numbers above it are covered: phi is asymptotically homogeneous of degree 1.
     """
@@ -69,7 +69,7 @@ class Facts:
     largest_slope: float
     at_zero: float
     bounded: bool
-    flat_side: bool
+    plateau: bool
     below: bool
     above: bool
 
@@ -89,7 +89,7 @@ def apply(activation: Activation, number: Scaled) -> Scaled:
     y, linear = jax.jvp(activation, (clipped(number),), (value,))
     below = jnp.zeros((), bool) if facts.at_zero else exponent < 0
     above = jnp.zeros((), bool) if facts.bounded else exponent > 0
-    if facts.flat_side:  # all units on it: what is left is what phi tends to there, at exponent 0
+    if facts.plateau:  # all units on it: what is left is its level, at exponent 0
         above = above & jnp.any(linear != 0)
     outside = below | above
     return Scaled(jnp.where(outside, linear, y), jnp.where(outside, exponent, 0))
@@ -117,7 +117,9 @@ def _differentiable(activation: Activation) -> Elementwise:
 @untraced
 def _facts(activation: Activation) -> Facts:
     far = 2.0**40  # past float32's window; every degree shows to 1e-10 there
-    points = np.concatenate([[0.0, 1 / far, -1 / far, far, -far, 4 * far, -4 * far], np.linspace(-10, 10, 4001)])
+    points = np.concatenate(
+        [[0.0, 1 / far, -1 / far, far, -far, 4 * far, -4 * far], np.linspace(-10, 10, 4001)]
+    )
 
     @jax.jit
     def evaluate(h: Array) -> tuple[Array, Array]:
@@ -141,7 +143,7 @@ def _facts(activation: Activation) -> Facts:
         largest_slope=float(np.max(np.abs(slope[7:]))),
         at_zero=float(value[0]),
         bounded=bounded,
-        flat_side=above and not all(steep),
+        plateau=above and not all(steep) and bool(abs(value[3 + steep.index(False)]) > 1e-6),
         below=below,
         above=above,
     )
@@ -190,7 +192,9 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     if not math.isfinite(slope):
         raise ValueError(f"slope must be finite, got {slope}")
     name = "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
-    return Activation(name, functools.partial(jax.nn.leaky_relu, negative_slope=slope), kinks=(0.0,), homogeneous=True)
+    return Activation(
+        name, functools.partial(jax.nn.leaky_relu, negative_slope=slope), kinks=(0.0,), homogeneous=True
+    )
 
 
 _REGISTRY = {
@@ -261,7 +265,9 @@ def _check(activation: Activation) -> None:
     try:
         y, alone = jnp.asarray(activation(h)), [jnp.asarray(activation(one)) for one in h]
     except Exception as error:
-        raise ValueError(f"{called} must map an array to one of the same shape, got {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{called} must map an array to one of the same shape, got {type(error).__name__}: {error}"
+        ) from error
     if y.shape != h.shape or any(one.shape for one in alone):
         raise ValueError(f"{called} must be elementwise, got shape {y.shape} from shape {h.shape}")
     if y.dtype != h.dtype:

@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation
-from vgjax.exponents import Scaled, add, euler, offset
+from vgjax.exponents import Scaled, add, euler, offset, settled
 from vgjax.initializers import Scales
 
 
@@ -66,7 +66,7 @@ class Dense(nnx.Module):
         """The same for a normalized state of any size; the result is not normalized."""
         a = activations.apply(self.activation, state)
         product = Scaled(self._product(scales.sigma_w * a.value), a.exponent)
-        return add(product, offset(scales.sigma_b, self.bias[...]))
+        return add(settled(product), offset(scales.sigma_b, self.bias[...]))
 
     def slopes(self, h: Array) -> Array:
         """phi'(h) / max phi', shape ``(fan_in,)``."""

@@ -10,6 +10,7 @@ Two rules hold everywhere:
 - Zero has no exponent: ``exponent == ZERO``, lower than any other, so it never decides a sum.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,26 +96,28 @@ def clipped(number: Scaled) -> Array:
     return value * power_of_two(jnp.clip(exponent, -w, w), value.dtype)
 
 
+def settled(number: Scaled) -> Scaled:
+    """The same number, with the exponent `ZERO` if it is exactly zero, so that it has no say in a sum."""
+    return number._replace(exponent=jnp.where(_is_zero(number.value.reshape(-1)), ZERO, number.exponent))
+
+
 def offset(scale: Array, value: Array) -> Scaled:
-    """``scale * value`` as a summand: an offset that is exactly zero has no say in the sum's exponent."""
-    present = (scale != 0) & jnp.any(value != 0)
-    return Scaled(scale * value, jnp.where(present, 0, ZERO))
+    """``scale * value`` as a summand, settled. Over a grid of scales this looks at ``value`` once, not at every product."""
+    return Scaled(scale * value, jnp.where((scale == 0) | jnp.all(value == 0), ZERO, 0))
 
 
 def add(*numbers: Scaled) -> Scaled:
-    """The sum, at the largest of the exponents."""
-    exponent = numbers[0].exponent
-    for number in numbers[1:]:
-        exponent = jnp.maximum(exponent, number.exponent)
-    terms = [n.value * power_of_two(n.exponent - exponent, n.value.dtype) for n in numbers]
-    return Scaled(sum(terms[1:], terms[0]), exponent)
+    """The sum of settled numbers, at the largest of their exponents."""
+    largest = functools.reduce(jnp.maximum, [n.exponent for n in numbers])
+    terms = [n.value * power_of_two(n.exponent - largest, n.value.dtype) for n in numbers]
+    return Scaled(functools.reduce(jnp.add, terms), largest)
 
 
 def euler(f: Callable[[Array], Array], number: Scaled) -> Scaled:
-    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1, or tends to f(0).
+    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1, or tends to f(0) or to a constant.
 
-    f(2^e u) inside the float range; f(0) + 2^e J u below it and 2^e J u above it, J taken at `clipped` (Euler's theorem).
-    One tangent product more than f itself.
+    f(2^e u) inside the float range; f(0) + 2^e J u below it; 2^e J u above it, or f itself where that is exactly zero (all units dead). J is
+    taken at `clipped` (Euler's theorem). One tangent product more than f itself.
 
     Args:
         f: array -> array, of any shapes.
@@ -123,15 +126,24 @@ def euler(f: Callable[[Array], Array], number: Scaled) -> Scaled:
     value, exponent = number
     x = clipped(number)
     y, linear = jax.jvp(f, (x,), (value,))
-    at_zero = f(jnp.zeros_like(x))
-    # Above the range: where J u is exactly zero (all units dead) only what f leaves at its flat end is left.
-    dead = jnp.all(linear == 0)
-    below = add(Scaled(linear, exponent), offset(jnp.ones((), y.dtype), at_zero))
-    inside = (exponent == 0) | ((exponent > 0) & dead)
+    below = add(settled(Scaled(linear, exponent)), settled(plain(f(jnp.zeros_like(x)))))
+    inside = (exponent == 0) | ((exponent > 0) & _is_zero(linear.reshape(-1)))
     return Scaled(
         jnp.where(inside, y, jnp.where(exponent < 0, below.value, linear)),
         jnp.where(inside, 0, jnp.where(exponent < 0, below.exponent, exponent)),
     )
+
+
+@custom_vmap
+def _is_zero(rows: Array) -> Array:
+    """Whether all entries along the last axis are exactly zero: only where the first few are does it look at the others."""
+    suspect = jnp.all(rows[..., :8] == 0, axis=-1)
+    return lax.cond(jnp.any(suspect), lambda rows: jnp.all(rows == 0, axis=-1), lambda _: suspect, rows)
+
+
+@_is_zero.def_vmap
+def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[Array, bool]:
+    return _is_zero(rows), True
 
 
 @custom_vmap
@@ -145,7 +157,12 @@ def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
     squares = jnp.sum(rows * rows, axis=-1)
     w = window(rows.dtype)
     safe = (squares > 2.0 ** (-5 * w // 2)) & (squares < 2.0 ** (3 * w))
-    return lax.cond(jnp.all(safe), lambda _: (squares, jnp.zeros(squares.shape, jnp.int32)), _sum_of_squares_past_range, rows)
+    return lax.cond(
+        jnp.all(safe),
+        lambda _: (squares, jnp.zeros(squares.shape, jnp.int32)),
+        _sum_of_squares_past_range,
+        rows,
+    )
 
 
 @_sum_of_squares.def_vmap

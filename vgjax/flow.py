@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax.checks import is_traced, known, untraced
-from vgjax.exponents import LN2, ZERO, Scaled, add, clipped, normalize, offset, plain, power_of_two, window
+from vgjax.exponents import LN2, ZERO, Scaled, add, clipped, normalize, plain, power_of_two, settled, window
 from vgjax.initializers import Scales
 from vgjax.networks import (
     Layer,
@@ -52,8 +52,8 @@ class Push(NamedTuple):
     """
 
     log_mean_square: Array
-    log_gain: Array
     left_range: Array
+    log_gain: Array
 
 
 class Pull(NamedTuple):
@@ -67,8 +67,8 @@ class Pull(NamedTuple):
     """
 
     log_mean_square: Array
-    log_gain: Array
     left_range: Array
+    log_gain: Array
 
 
 class GradientFlow(NamedTuple):
@@ -104,7 +104,13 @@ class GradientFlow(NamedTuple):
 
 
 def push_forward(
-    network: Network, parameters: Parameters, scales: Scales, x: ArrayLike, tangents: ArrayLike | None = None, *, key: Array | None = None
+    network: Network,
+    parameters: Parameters,
+    scales: Scales,
+    x: ArrayLike,
+    tangents: ArrayLike | None = None,
+    *,
+    key: Array | None = None,
 ) -> Push:
     """ln ||J_{l<-0} u|| at every depth l, from one forward pass.
 
@@ -132,32 +138,43 @@ def push_forward(
     return result if several else result._replace(log_gain=result.log_gain[0])
 
 
-def push(parameters: Parameters, scales: Scales, x: Array, tangents: Array) -> Push:
-    """`push_forward` unchecked and untransformed: what sweeps `vmap`. Tangents have shape ``(tangents, *state)``."""
-    dtype = parameter_dtype(parameters)
+def push(parameters: Parameters, scales: Scales, x: Array, u: Array) -> Push:
+    """`push_forward` of one tangent, unchecked and untransformed: what sweeps `vmap`."""
 
-    def visit(layer: Layer, carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], tuple[Array, Array]]:
-        (state, log_state), (u, log_u) = normalize(carry[0]), jax.vmap(normalize)(carry[1])
-        h = clipped(state)
-        ju = jax.vmap(lambda t: jax.jvp(layer, (h,), (t,))[1])(u.value)
+    def visit(
+        layer: Layer, carry: tuple[Scaled, Scaled], _: None
+    ) -> tuple[tuple[Scaled, Scaled], tuple[Array, Array]]:
+        (state, log_state), (u, log_u) = normalize(carry[0]), normalize(carry[1])
+        ju = jax.jvp(layer, (clipped(state),), (u.value,))[1]
         return (layer.step(state), Scaled(ju, u.exponent)), (log_state, log_u)
 
-    exponents = jnp.zeros(tangents.shape[:1], jnp.int32)
-    carry = (_first_state(parameters, scales, x), Scaled(tangents.astype(dtype), exponents))
-    (state, u), logs = scan_layers(parameters, scales, carry, visit)
-    log_states, log_us = _joined([*logs, (normalize(state)[1][None], jax.vmap(normalize)(u)[1][None])])
-    log_mean_square, left_range = _states_reading(parameters.network, log_states)
-    return Push(log_mean_square, log_us.T, left_range)
+    carry = (_first_state(parameters, scales, x), plain(u.astype(parameter_dtype(parameters))))
+    (state, ju), logs = scan_layers(parameters, scales, carry, visit)
+    log_states, log_us = _joined([*logs, (normalize(state)[1][None], normalize(ju)[1][None])])
+    return Push(*_states_reading(parameters.network, log_states), log_us)
 
 
-_push_forward = jax.jit(push)
+def push_all(parameters: Parameters, scales: Scales, x: Array, tangents: Array) -> Push:
+    """`push` of several tangents, shape ``(tangents, *state)``; ``log_gain`` has that leading axis."""
+    # The state does not depend on the tangent, so `vmap` computes it once.
+    axes = Push(log_mean_square=None, left_range=None, log_gain=0)
+    return jax.vmap(lambda u: push(parameters, scales, x, u), out_axes=axes)(tangents)
+
+
+_push_forward = jax.jit(push_all)
 
 
 # --- backward -------------------------------------------------------------------------------------------------------
 
 
 def pull_back(
-    network: Network, parameters: Parameters, scales: Scales, x: ArrayLike, cotangent: ArrayLike | None = None, *, key: Array | None = None
+    network: Network,
+    parameters: Parameters,
+    scales: Scales,
+    x: ArrayLike,
+    cotangent: ArrayLike | None = None,
+    *,
+    key: Array | None = None,
 ) -> Pull:
     """ln ||J_{L<-l}^T v|| for every layer l, from one forward and one reverse pass.
 
@@ -181,7 +198,13 @@ def pull_back(
 
 
 def gain_matrix(
-    network: Network, parameters: Parameters, scales: Scales, x: ArrayLike, depths: Sequence[int] | None = None, *, key: Array | None = None
+    network: Network,
+    parameters: Parameters,
+    scales: Scales,
+    x: ArrayLike,
+    depths: Sequence[int] | None = None,
+    *,
+    key: Array | None = None,
 ) -> Pull:
     """ln ||J_{m<-l}^T v|| for all l and a set of depths m, in one reverse scan that carries one cotangent a depth.
 
@@ -200,7 +223,9 @@ def gain_matrix(
     check_scales(network, scales)
     check_input(network, x)
     if depths is None:
-        depths = np.unique(np.linspace(0, network.depth, min(network.depth + 1, 64)).round().astype(int)).tolist()
+        depths = np.unique(
+            np.linspace(0, network.depth, min(network.depth + 1, 64)).round().astype(int)
+        ).tolist()
     for m in depths:
         if isinstance(m, bool) or not isinstance(m, (int, np.integer)) or not 0 <= m <= network.depth:
             raise ValueError(f"depths must be whole numbers from 0 to {network.depth}, got {m!r}")
@@ -209,7 +234,9 @@ def gain_matrix(
 
 
 @functools.partial(jax.jit, static_argnames=("depths",))
-def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, depths: tuple[int, ...]) -> Pull:
+def _pull_back(
+    parameters: Parameters, scales: Scales, x: Array, seed: Array, depths: tuple[int, ...]
+) -> Pull:
     """The rows of one cotangent a depth; ``seed`` is the cotangent itself, shape ``(1, *state)``, or a key to draw each with."""
     dtype = parameter_dtype(parameters)
     states, last, log_states = _states(parameters, scales, x)
@@ -240,8 +267,7 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     first = jax.vmap(normalize)(injected(rows, jnp.zeros((), int)))[1]
     log_gain = _joined([first[None], *logs]).T
     exists = jnp.arange(parameters.network.depth + 1) <= at[:, None]
-    log_mean_square, left_range = _states_reading(parameters.network, log_states)
-    return Pull(log_mean_square, jnp.where(exists, log_gain, jnp.nan), left_range)
+    return Pull(*_states_reading(parameters.network, log_states), jnp.where(exists, log_gain, jnp.nan))
 
 
 def _states(parameters: Parameters, scales: Scales, x: Array) -> tuple[list[Scaled], Scaled, Array]:
@@ -254,6 +280,13 @@ def _states(parameters: Parameters, scales: Scales, x: Array) -> tuple[list[Scal
     last, outputs = scan_layers(parameters, scales, _first_state(parameters, scales, x), visit)
     last, log_last = normalize(last)
     return [states for states, _ in outputs], last, _joined([*(logs for _, logs in outputs), log_last[None]])
+
+
+@jax.jit
+def visited_states(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
+    """The normalized states s_0 ... s_L of one pass, with a leading layer axis; for networks whose states all have one shape."""
+    stages, last, _ = _states(parameters, scales, x)
+    return _joined([*stages, jax.tree.map(lambda a: a[None], last)])
 
 
 def _first_state(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
@@ -313,7 +346,9 @@ def _first_example(flow: GradientFlow) -> GradientFlow:
     return first._replace(log_parameter_gradient=flow.log_parameter_gradient)
 
 
-def _targets(network: Network, y: ArrayLike | None, loss: str | None, key: Array | None, batch: int, single: bool) -> tuple[str, Array]:
+def _targets(
+    network: Network, y: ArrayLike | None, loss: str | None, key: Array | None, batch: int, single: bool
+) -> tuple[str, Array]:
     """The loss meant, and its targets with a batch axis."""
     shape = _output_shape(network)
     if loss is not None:
@@ -328,7 +363,9 @@ def _targets(network: Network, y: ArrayLike | None, loss: str | None, key: Array
     loss = loss or ("cross_entropy" if whole else "squared_error")
     if loss == "cross_entropy":
         if not whole or ys.shape != (batch,):
-            raise ValueError(f"y must be one integer label an example for cross_entropy, got shape {jnp.shape(y)} of {ys.dtype}")
+            raise ValueError(
+                f"y must be one integer label an example for cross_entropy, got shape {jnp.shape(y)} of {ys.dtype}"
+            )
         if not is_traced(ys):
             bad = np.asarray(ys)[(np.asarray(ys) < 0) | (np.asarray(ys) >= shape[0])]
             if bad.size:
@@ -341,13 +378,17 @@ def _targets(network: Network, y: ArrayLike | None, loss: str | None, key: Array
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "naive"))
-def _gradient_flow(parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, naive: tuple[str, ...]) -> GradientFlow:
+def _gradient_flow(
+    parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, naive: tuple[str, ...]
+) -> GradientFlow:
     states, last, log_states = jax.vmap(lambda x: _states(parameters, scales, x), out_axes=(1, 0, 0))(xs)
     stem, head = stem_layer(parameters, scales), head_layer(parameters)
     parameter_logs: dict[str, Any] = {}
 
     outputs = jax.vmap(lambda s: normalize(head.step(s) if head else s)[0])(last)
-    deltas, saturated = jax.vmap(functools.partial(_loss_cotangent, loss))(outputs, ys.astype(outputs.value.dtype) if loss != "cross_entropy" else ys)
+    deltas, saturated = jax.vmap(functools.partial(_loss_cotangent, loss))(
+        outputs, ys.astype(outputs.value.dtype) if loss != "cross_entropy" else ys
+    )
     if head:
         deltas, logs, _ = _back(head, last, deltas)
         parameter_logs |= {f"head/{path}": log for path, log in logs.items()}
@@ -359,9 +400,13 @@ def _gradient_flow(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
     deltas, outs = scan_layers(parameters, scales, deltas, visit, extras=states, reverse=True)
     first, log_first = jax.vmap(normalize)(deltas)
     if stem:
-        _, logs, _ = _back(stem.ordinary(), jax.vmap(lambda x: normalize(plain(x))[0])(xs.astype(first.value.dtype)), first)
+        _, logs, _ = _back(
+            stem.ordinary(), jax.vmap(lambda x: normalize(plain(x))[0])(xs.astype(first.value.dtype)), first
+        )
         parameter_logs |= {f"stem/{path}": log for path, log in logs.items()}
-    parameter_logs |= _by_path([logs for logs, *_ in outs], [stage.depth for stage in parameters.network.stages])
+    parameter_logs |= _by_path(
+        [logs for logs, *_ in outs], [stage.depth for stage in parameters.network.stages]
+    )
     log_deltas, mean_square_slope, saturation = (_joined([out[i] for out in outs]).T for i in (1, 2, 3))
     log_mean_square, left_range = jax.vmap(functools.partial(_states_reading, parameters.network))(log_states)
     return GradientFlow(
@@ -459,7 +504,7 @@ def _loss_cotangent(loss: str, output: Scaled, y: Array) -> tuple[Scaled, Array]
     if loss == "cotangent":
         return plain(y), jnp.zeros((), bool)
     if loss == "squared_error":
-        return add(output, offset(jnp.ones((), y.dtype), -y)), jnp.zeros((), bool)
+        return add(settled(output), settled(plain(-y))), jnp.zeros((), bool)
     return _cross_entropy_cotangent(output, y)
 
 
@@ -484,7 +529,9 @@ def _cross_entropy_cotangent(output: Scaled, label: Array) -> tuple[Scaled, Arra
     return Scaled(value, jnp.where(is_zero, ZERO, jnp.where(saturated, deepest, e))), saturated
 
 
-def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, dtype: str) -> Array:
+def _naive_reading(
+    parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, dtype: str
+) -> Array:
     """True where a plain pass in ``dtype`` reads sqrt(sum of squares) of dL/ds_l as 0 or not finite: shape ``(batch, depth + 1)``."""
 
     def cast(tree: Any) -> Any:
@@ -508,7 +555,12 @@ def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
         last, states = scan_layers(parameters, scales, h, lambda layer, h, _: (cast(layer)(h), h))
         g = jax.grad(lambda h: loss_of(cast(head)(h) if head else h, cast(y)))(last)
         first, logs = scan_layers(
-            parameters, scales, g, lambda layer, g, h: (jax.vjp(cast(layer), h)[1](g)[0], lost(g)), extras=states, reverse=True
+            parameters,
+            scales,
+            g,
+            lambda layer, g, h: (jax.vjp(cast(layer), h)[1](g)[0], lost(g)),
+            extras=states,
+            reverse=True,
         )
         return _joined([lost(first)[None], *logs])
 
@@ -517,14 +569,22 @@ def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
 
 def _paths(tree: Tree) -> dict[str, Array]:
     """The leaves of nested dicts by their path, "linear/kernel"."""
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def _by_path(stages: list[dict[str, Array]], depths: list[int]) -> dict[str, Array]:
     """One series over all layers for every path that occurs in some stage; NaN in the layers that lack it."""
     paths = {path: log.dtype for logs in stages for path, log in logs.items()}
     return {
-        path: jnp.concatenate([logs.get(path, jnp.full(depth, jnp.nan, dtype)) for logs, depth in zip(stages, depths, strict=True)])
+        path: jnp.concatenate(
+            [
+                logs.get(path, jnp.full(depth, jnp.nan, dtype))
+                for logs, depth in zip(stages, depths, strict=True)
+            ]
+        )
         for path, dtype in paths.items()
     }
 
@@ -559,7 +619,9 @@ def _given_directions(given: ArrayLike | None, key: Array | None, shape: tuple[i
 
 def directions(key: Array, network: Network, count: int) -> Array:
     """Random directions of norm 1 at the first state, shape ``(count, *state)``."""
-    return jax.vmap(lambda k: _direction(k, state_shapes(network)[0], jnp.float32))(jax.random.split(key, count))
+    return jax.vmap(lambda k: _direction(k, state_shapes(network)[0], jnp.float32))(
+        jax.random.split(key, count)
+    )
 
 
 def _direction(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -107,8 +107,16 @@ def zeros(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
     return jnp.zeros(shape, dtype)
 
 
-LAWS: dict[str, Law] = {"gaussian": gaussian, "truncated": truncated, "uniform": uniform, "orthogonal": orthogonal}
-BIAS_LAWS: dict[str, Law] = {"gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype), "zero": zeros}
+LAWS: dict[str, Law] = {
+    "gaussian": gaussian,
+    "truncated": truncated,
+    "uniform": uniform,
+    "orthogonal": orthogonal,
+}
+BIAS_LAWS: dict[str, Law] = {
+    "gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
+    "zero": zeros,
+}
 
 
 def law(name: str, laws: Mapping[str, Law] = LAWS) -> Law:

@@ -79,7 +79,9 @@ class Sweep:
         if not 0 <= start < self.depth:
             raise ValueError(f"start must lie in 0 .. {self.depth - 1}, got {start}")
         last, first = self.mean_log_gain[..., -1], self.mean_log_gain[..., start]
-        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (self.depth - start)
+        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (
+            self.depth - start
+        )
 
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled `xarray.Dataset` over (seed, swept scales, depth), with the provenance in its attributes.
@@ -131,9 +133,13 @@ def load(path: str | os.PathLike[str]) -> Sweep:
     if path.suffix == ".nc":
         with _xarray().open_dataset(path) as dataset:
             data = dataset.load()
-        axes = {str(name): data[name].values for name in data["log_gain"].dims if name not in ("seed", "depth")}
+        axes = {
+            str(name): data[name].values for name in data["log_gain"].dims if name not in ("seed", "depth")
+        }
         about = {name: json.loads(data.attrs[name]) for name in ("fixed", "provenance")}
-        return Sweep(axes, data["log_gain"].values, data["log_mean_square"].values, data["left_range"].values, **about)
+        return Sweep(
+            axes, data["log_gain"].values, data["log_mean_square"].values, data["left_range"].values, **about
+        )
     with np.load(path) as file:
         if "about" not in file:
             raise ValueError(f"path must hold a saved sweep, got {path}")
@@ -173,7 +179,9 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"out must be a folder that can be written to, got {str(path)!r} ({error.strerror})") from None
+        raise ValueError(
+            f"out must be a folder that can be written to, got {str(path)!r} ({error.strerror})"
+        ) from None
     return folder
 
 
@@ -197,7 +205,11 @@ def machine() -> dict[str, Any]:
 def _save_npz(sweep: Sweep, path: Path) -> None:
     about = json.dumps({"axes": [*sweep.axes], "fixed": sweep.fixed, "provenance": sweep.provenance})
     arrays = {f"axis_{name}": values for name, values in sweep.axes.items()}
-    arrays |= {"log_gain": sweep.log_gain, "log_mean_square": sweep.log_mean_square, "left_range": sweep.left_range}
+    arrays |= {
+        "log_gain": sweep.log_gain,
+        "log_mean_square": sweep.log_mean_square,
+        "left_range": sweep.left_range,
+    }
     np.savez_compressed(path, about=np.array(about), **arrays)
 
 

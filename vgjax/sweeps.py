@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from vgjax import chunks
 from vgjax.checks import known, not_negative, positive_integer
-from vgjax.flow import Push, directions, push, state_shapes
+from vgjax.flow import Push, directions, push, push_all, state_shapes
 from vgjax.initializers import Scales
 from vgjax.networks import Network, Parameters, check_input, check_scales, init
 from vgjax.results import Sweep, machine
@@ -59,10 +59,15 @@ def sweep(
     grid, fixed = _grid(network, scales if scales is not None else Scales(), axes)
     inputs = _inputs(network, x, seeds)
     if not network.prefix_closed:
-        raise ValueError("network must be prefix-closed to be swept over depth: some block depends on layers behind it")
+        raise ValueError(
+            "network must be prefix-closed to be swept over depth: some block depends on layers behind it"
+        )
 
     shape = tuple(len(values) for values in grid.values())
-    points = {name: values.ravel() for name, values in zip(grid, np.meshgrid(*grid.values(), indexing="ij"), strict=True)}
+    points = {
+        name: values.ravel()
+        for name, values in zip(grid, np.meshgrid(*grid.values(), indexing="ij"), strict=True)
+    }
     count = int(np.prod(shape))
     size = chunks.chunk_size(count, _bytes_per_point(network, tangents), memory)
 
@@ -78,7 +83,9 @@ def sweep(
 
     total = seeds * -(-count // size)
     pieces = list(chunks.progress(work(), total, "sweep", progress))
-    found = jax.tree.map(lambda *parts: np.concatenate(parts).reshape(seeds, *shape, *parts[0].shape[1:]), *pieces)
+    found = jax.tree.map(
+        lambda *parts: np.concatenate(parts).reshape(seeds, *shape, *parts[0].shape[1:]), *pieces
+    )
     return Sweep(
         grid,
         found.log_gain,
@@ -105,14 +112,20 @@ def measure(parameters: Parameters, fixed: Scales, swept: Scales, x: Array, tang
     """
 
     def at(point: Scales) -> Push:
-        found = push(parameters, Scales(**{**fixed, **point}), x, tangents)
-        mean_square = jax.nn.logsumexp(2 * found.log_gain, axis=0) - jnp.log(len(tangents))
-        return found._replace(log_gain=mean_square / 2 if len(tangents) > 1 else found.log_gain[0])
+        scales = Scales(**{**fixed, **point})
+        if len(tangents) == 1:
+            return push(parameters, scales, x, tangents[0])
+        found = push_all(parameters, scales, x, tangents)
+        return found._replace(
+            log_gain=(jax.nn.logsumexp(2 * found.log_gain, axis=0) - jnp.log(len(tangents))) / 2
+        )
 
     return jax.vmap(at)(swept)
 
 
-def _grid(network: Network, scales: Scales, axes: dict[str, ArrayLike]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _grid(
+    network: Network, scales: Scales, axes: dict[str, ArrayLike]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Swept axes as numpy arrays in the order given, and the fixed scales."""
     grid: dict[str, np.ndarray] = {}
     fixed: dict[str, Any] = dict(scales)
@@ -127,7 +140,9 @@ def _grid(network: Network, scales: Scales, axes: dict[str, ArrayLike]) -> tuple
         fixed.pop(name, None)
         grid[name] = np.asarray(values)
     if not grid:
-        raise ValueError(f"a sweep needs at least one axis, an array of values for one of {', '.join(network.scales)}, got none")
+        raise ValueError(
+            f"a sweep needs at least one axis, an array of values for one of {', '.join(network.scales)}, got none"
+        )
     check_scales(network, Scales(**fixed))
     return grid, fixed
 
@@ -152,4 +167,10 @@ def _provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]
     from vgjax import __version__
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return {"vgjax": __version__, **machine(), "network": repr(network), "key": np.asarray(key_data).tolist(), **settings}
+    return {
+        "vgjax": __version__,
+        **machine(),
+        "network": repr(network),
+        "key": np.asarray(key_data).tolist(),
+        **settings,
+    }

@@ -1,0 +1,55 @@
+"""What every benchmark shares: sizes, timing, a table, a JSON with the machine beside it."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+SMALL = os.environ.get("SIZE", "full") == "small"
+FOLDER = Path(__file__).parent / "results"
+
+
+def write_json(name: str, result: dict[str, Any]) -> None:
+    """The result with the machine that made it, whole or not at all; runs at a small size leave the committed files alone."""
+    import jax
+
+    from vgjax.results import machine, whole_file
+
+    suffix = (
+        "" if jax.default_backend() == "cpu" else f"-{jax.devices()[0].device_kind.replace(' ', '-').lower()}"
+    )
+    path = FOLDER / f"{name}{suffix}{'-small' if SMALL else ''}.json"
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"benchmark": name, "machine": machine(), **result}, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Rows of equal keys as aligned columns."""
+
+    def text(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    columns = list(rows[0])
+    widths = [max(len(c), *(len(text(row[c])) for row in rows)) for c in columns]
+    for cells in (columns, *([text(row[c]) for c in columns] for row in rows)):
+        print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+
+
+def best_of(runs: int, work: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of the fastest of several interleaved runs of each, after one that compiles; interleaved, so that all meet the same noise."""
+    import jax
+
+    for f in work.values():
+        jax.block_until_ready(f())
+    seconds = dict.fromkeys(work, float("inf"))
+    for _ in range(runs):
+        for name, f in work.items():
+            start = time.perf_counter()
+            jax.block_until_ready(f())
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds
