@@ -17,7 +17,7 @@ test: $(ENV)/ready
 	$(RUN) -m pytest
 
 figures: $(ENV)/ready
-	for script in figures/*.py; do SIZE=$(SIZE) $(RUN) $$script || exit 1; done
+	for script in $(filter-out figures/common.py,$(wildcard figures/*.py)); do SIZE=$(SIZE) $(RUN) $$script || exit 1; done
 
 bench: $(ENV)/ready
 	for script in benchmarks/bench_*.py; do SIZE=$(SIZE) $(RUN) $$script || exit 1; done

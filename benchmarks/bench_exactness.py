@@ -83,21 +83,14 @@ def oracle(activation: str, kernels, biases, values, exponents, u, v) -> dict[st
     # phi(h) 2^-e: where h itself leaves float64 phi is its linear end there.
     far = np.abs(exponents) > 500
     a_log = np.array(
-        [
-            log_norm(SLOPE[activation](h[i]) * values[i] if far[i] else PHI[activation](h[i]))
-            for i in range(depth)
-        ]
+        [log_norm(SLOPE[activation](h[i]) * values[i] if far[i] else PHI[activation](h[i])) for i in range(depth)]
     )
     linear_end = PHI[activation](np.zeros(1))[0] == 0
     a_log += np.where(far[:depth] & linear_end, exponents[:depth] * np.log(2), 0)
     steps = []
     for layer in range(depth):
         e = int(exponents[layer])
-        a = (
-            SLOPE[activation](h[layer]) * values[layer]
-            if far[layer]
-            else np.ldexp(PHI[activation](h[layer]), -e)
-        )
+        a = SLOPE[activation](h[layer]) * values[layer] if far[layer] else np.ldexp(PHI[activation](h[layer]), -e)
         after = a @ kernels[layer] + np.ldexp(biases[layer], -e if e > -900 else 900) * (e > -900 or 0)
         steps.append(log_norm(after) - log_norm(values[layer]))
     pull = np.array(pull[::-1])
@@ -142,9 +135,7 @@ def case(activation: str, sigma_w: float, law: str, sigma_b: float, depth: int) 
     flow = vg.gradient_flow(network, ordinary, unit, x, v, loss="cotangent", naive=("float32",))
     # The loss's cotangent enters behind the head; the oracle starts from the cotangent at the last state.
     start = np.asarray(
-        jax.vjp(
-            lambda h: head(ordinary, h), jnp.asarray(values[-1] * 2.0 ** np.clip(exponents[-1], -32, 32))
-        )[1](v)[0],
+        jax.vjp(lambda h: head(ordinary, h), jnp.asarray(values[-1] * 2.0 ** np.clip(exponents[-1], -32, 32)))[1](v)[0],
         np.float64,
     )
     truth = oracle(

@@ -19,9 +19,7 @@ def write_json(name: str, result: dict[str, Any]) -> None:
 
     from vgjax.results import machine, whole_file
 
-    suffix = (
-        "" if jax.default_backend() == "cpu" else f"-{jax.devices()[0].device_kind.replace(' ', '-').lower()}"
-    )
+    suffix = "" if jax.default_backend() == "cpu" else f"-{jax.devices()[0].device_kind.replace(' ', '-').lower()}"
     path = FOLDER / f"{name}{suffix}{'-small' if SMALL else ''}.json"
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps({"benchmark": name, "machine": machine(), **result}, indent=1) + "\n")

@@ -6,7 +6,7 @@ from vgjax.flow import GradientFlow, Pull, Push, gain_matrix, gradient_flow, pul
 from vgjax.initializers import Scales, scheme
 from vgjax.networks import Network, Parameters, Spec, forward, init, mlp, scaled, stack
 from vgjax.results import Sweep, load
-from vgjax.sweeps import sweep
+from vgjax.sweeps import profile, sweep
 
 __all__ = [
     "Activation",
@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "mlp",
     "plots",
+    "profile",
     "pull_back",
     "push_forward",
     "scaled",

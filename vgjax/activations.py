@@ -117,9 +117,7 @@ def _differentiable(activation: Activation) -> Elementwise:
 @untraced
 def _facts(activation: Activation) -> Facts:
     far = 2.0**40  # past float32's window; every degree shows to 1e-10 there
-    points = np.concatenate(
-        [[0.0, 1 / far, -1 / far, far, -far, 4 * far, -4 * far], np.linspace(-10, 10, 4001)]
-    )
+    points = np.concatenate([[0.0, 1 / far, -1 / far, far, -far, 4 * far, -4 * far], np.linspace(-10, 10, 4001)])
 
     @jax.jit
     def evaluate(h: Array) -> tuple[Array, Array]:
@@ -192,9 +190,7 @@ def leaky_relu(slope: float = 0.01) -> Activation:
     if not math.isfinite(slope):
         raise ValueError(f"slope must be finite, got {slope}")
     name = "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
-    return Activation(
-        name, functools.partial(jax.nn.leaky_relu, negative_slope=slope), kinks=(0.0,), homogeneous=True
-    )
+    return Activation(name, functools.partial(jax.nn.leaky_relu, negative_slope=slope), kinks=(0.0,), homogeneous=True)
 
 
 _REGISTRY = {

@@ -141,9 +141,7 @@ def push_forward(
 def push(parameters: Parameters, scales: Scales, x: Array, u: Array) -> Push:
     """`push_forward` of one tangent, unchecked and untransformed: what sweeps `vmap`."""
 
-    def visit(
-        layer: Layer, carry: tuple[Scaled, Scaled], _: None
-    ) -> tuple[tuple[Scaled, Scaled], tuple[Array, Array]]:
+    def visit(layer: Layer, carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], tuple[Array, Array]]:
         (state, log_state), (u, log_u) = normalize(carry[0]), normalize(carry[1])
         ju = jax.jvp(layer, (clipped(state),), (u.value,))[1]
         return (layer.step(state), Scaled(ju, u.exponent)), (log_state, log_u)
@@ -223,9 +221,7 @@ def gain_matrix(
     check_scales(network, scales)
     check_input(network, x)
     if depths is None:
-        depths = np.unique(
-            np.linspace(0, network.depth, min(network.depth + 1, 64)).round().astype(int)
-        ).tolist()
+        depths = np.unique(np.linspace(0, network.depth, min(network.depth + 1, 64)).round().astype(int)).tolist()
     for m in depths:
         if isinstance(m, bool) or not isinstance(m, (int, np.integer)) or not 0 <= m <= network.depth:
             raise ValueError(f"depths must be whole numbers from 0 to {network.depth}, got {m!r}")
@@ -234,9 +230,7 @@ def gain_matrix(
 
 
 @functools.partial(jax.jit, static_argnames=("depths",))
-def _pull_back(
-    parameters: Parameters, scales: Scales, x: Array, seed: Array, depths: tuple[int, ...]
-) -> Pull:
+def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, depths: tuple[int, ...]) -> Pull:
     """The rows of one cotangent a depth; ``seed`` is the cotangent itself, shape ``(1, *state)``, or a key to draw each with."""
     dtype = parameter_dtype(parameters)
     states, last, log_states = _states(parameters, scales, x)
@@ -404,9 +398,7 @@ def _gradient_flow(
             stem.ordinary(), jax.vmap(lambda x: normalize(plain(x))[0])(xs.astype(first.value.dtype)), first
         )
         parameter_logs |= {f"stem/{path}": log for path, log in logs.items()}
-    parameter_logs |= _by_path(
-        [logs for logs, *_ in outs], [stage.depth for stage in parameters.network.stages]
-    )
+    parameter_logs |= _by_path([logs for logs, *_ in outs], [stage.depth for stage in parameters.network.stages])
     log_deltas, mean_square_slope, saturation = (_joined([out[i] for out in outs]).T for i in (1, 2, 3))
     log_mean_square, left_range = jax.vmap(functools.partial(_states_reading, parameters.network))(log_states)
     return GradientFlow(
@@ -529,9 +521,7 @@ def _cross_entropy_cotangent(output: Scaled, label: Array) -> tuple[Scaled, Arra
     return Scaled(value, jnp.where(is_zero, ZERO, jnp.where(saturated, deepest, e))), saturated
 
 
-def _naive_reading(
-    parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, dtype: str
-) -> Array:
+def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, dtype: str) -> Array:
     """True where a plain pass in ``dtype`` reads sqrt(sum of squares) of dL/ds_l as 0 or not finite: shape ``(batch, depth + 1)``."""
 
     def cast(tree: Any) -> Any:
@@ -580,10 +570,7 @@ def _by_path(stages: list[dict[str, Array]], depths: list[int]) -> dict[str, Arr
     paths = {path: log.dtype for logs in stages for path, log in logs.items()}
     return {
         path: jnp.concatenate(
-            [
-                logs.get(path, jnp.full(depth, jnp.nan, dtype))
-                for logs, depth in zip(stages, depths, strict=True)
-            ]
+            [logs.get(path, jnp.full(depth, jnp.nan, dtype)) for logs, depth in zip(stages, depths, strict=True)]
         )
         for path, dtype in paths.items()
     }
@@ -619,9 +606,7 @@ def _given_directions(given: ArrayLike | None, key: Array | None, shape: tuple[i
 
 def directions(key: Array, network: Network, count: int) -> Array:
     """Random directions of norm 1 at the first state, shape ``(count, *state)``."""
-    return jax.vmap(lambda k: _direction(k, state_shapes(network)[0], jnp.float32))(
-        jax.random.split(key, count)
-    )
+    return jax.vmap(lambda k: _direction(k, state_shapes(network)[0], jnp.float32))(jax.random.split(key, count))
 
 
 def _direction(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

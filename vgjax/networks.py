@@ -77,22 +77,21 @@ class Network:
     def scales(self) -> dict[str, float]:
         """The names of the scales its blocks declare, with their defaults."""
         specs = [*([self.stem] if self.stem else []), *(stage.spec for stage in self.stages)]
-        return {
-            name: default for spec in specs for name, default in blocks.declared_scales(spec.block).items()
-        }
+        return {name: default for spec in specs for name, default in blocks.declared_scales(spec.block).items()}
+
+    @property
+    def activation(self) -> str | None:
+        """Name of the blocks' activation; None if they have none or differ."""
+        names = {a.name if isinstance(a, Activation) else None for a in (dict(s.spec.options).get("activation") for s in self.stages)}
+        return names.pop() if len(names) == 1 else None
 
     @property
     def covered(self) -> tuple[bool, bool]:
         """Whether states (below, above) the float range are exact: whether all its activations behave there (`Facts`)."""
         options = [
-            dict(spec.options)
-            for spec in (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
+            dict(spec.options) for spec in (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
         ]
-        facts = [
-            option["activation"].facts
-            for option in options
-            if isinstance(option.get("activation"), Activation)
-        ]
+        facts = [option["activation"].facts for option in options if isinstance(option.get("activation"), Activation)]
         return all(f.below for f in facts), all(f.above for f in facts)
 
     @property
@@ -101,9 +100,7 @@ class Network:
         return all(getattr(stage.spec.block, "prefix_closed", True) for stage in self.stages)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head"], meta_fields=["network"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head"], meta_fields=["network"])
 @dataclass(frozen=True)
 class Parameters:
     """A network's draws at unit gain (`init`), or its ordinary parameters (`scaled`): a pytree of plain arrays.
@@ -214,9 +211,7 @@ def stack(
     try:
         hash(spec)
     except TypeError as error:
-        raise ValueError(
-            f"arguments of {block.__name__} must be hashable (they are compiled for): {error}"
-        ) from None
+        raise ValueError(f"arguments of {block.__name__} must be hashable (they are compiled for): {error}") from None
     network = Network(stem, (Stage(spec, positive_integer("depth", depth)),), head, shape)
     _check_shapes(network)
     return network
@@ -248,9 +243,7 @@ def _check_shapes(network: Network) -> None:
     for stage in network.stages:
         after = shape_after(stage.spec, shape)
         if after != shape and stage.depth > 1:
-            raise ValueError(
-                f"{stage.spec.block.__name__} must keep the shape of its state, got {after} from {shape}"
-            )
+            raise ValueError(f"{stage.spec.block.__name__} must keep the shape of its state, got {after} from {shape}")
         shape = after
 
 
@@ -305,9 +298,7 @@ def graph(spec: Spec) -> nnx.GraphDef:
 # --- a layer: a block with its numbers ------------------------------------------------------------------------------
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["parameters", "scales"], meta_fields=["spec"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["parameters", "scales"], meta_fields=["spec"])
 @dataclass(frozen=True)
 class Layer:
     """A block together with its parameters and scales: state -> state.
@@ -349,11 +340,7 @@ class Layer:
 def stem_layer(parameters: Parameters, scales: Scales) -> Layer | None:
     """The stem, with the scales of the first block."""
     spec = parameters.network.stem
-    return (
-        Layer(spec, parameters.stem, jax.tree.map(lambda s: s[0], _per_layer(parameters, scales)))
-        if spec
-        else None
-    )
+    return Layer(spec, parameters.stem, jax.tree.map(lambda s: s[0], _per_layer(parameters, scales))) if spec else None
 
 
 def head_layer(parameters: Parameters) -> Layer | None:
@@ -421,9 +408,7 @@ def _per_layer(parameters: Parameters, scales: Scales) -> Scales:
 def parameter_dtype(parameters: Parameters) -> Any:
     """The dtype of the parameters; of streamed ones, that which they are drawn in."""
     stage, own = parameters.network.stages[0], parameters.stages[0]
-    drawn = (
-        jax.eval_shape(functools.partial(draw, stage.spec), own.keys[0]) if isinstance(own, Stream) else own
-    )
+    drawn = jax.eval_shape(functools.partial(draw, stage.spec), own.keys[0]) if isinstance(own, Stream) else own
     return jax.tree.leaves(drawn)[0].dtype
 
 
@@ -495,8 +480,6 @@ def scaled(parameters: Parameters, scales: Scales) -> Parameters:
     check_scales(parameters.network, scales)
     if any(isinstance(own, Stream) for own in parameters.stages):
         raise ValueError("parameters must be stored to be scaled; draw them with init(..., stream=False)")
-    _, stages = scan_layers(
-        parameters, scales, None, lambda layer, _, __: (None, layer.ordinary().parameters)
-    )
+    _, stages = scan_layers(parameters, scales, None, lambda layer, _, __: (None, layer.ordinary().parameters))
     stem = stem_layer(parameters, scales)
     return replace(parameters, stem=stem.ordinary().parameters if stem else {}, stages=tuple(stages))

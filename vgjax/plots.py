@@ -1,1 +1,356 @@
-"""placeholder"""
+"""Figures: the phase map and the depth profile, in one paper style.
+
+Axes-level functions take an ``ax`` and numbers and return what they drew; figure-level ones build the whole picture. Nothing here knows JAX, and
+matplotlib is imported when something is drawn. Colours are safe for colour-blind readers, and every distinction is also a line, a marker or a word.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from vgjax.results import Sweep, whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LN10 = float(np.log(10))
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "pdf.fonttype": 42,
+    "figure.dpi": 100,
+    "savefig.dpi": 250,
+}
+"""The paper style, as matplotlib rcParams; applied while a figure is drawn and saved, and to nothing else."""
+
+VANISHING, CRITICAL, EXPLODING = "#2166ac", "#4d4d4d", "#b2182b"
+NAMES = {"sigma_w": r"weight scale $\sigma_w$", "sigma_b": r"bias scale $\sigma_b$"}
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Run a drawing function in the paper style and leave matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        import matplotlib as mpl
+
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+# --- the map --------------------------------------------------------------------------------------------------------
+
+
+@styled
+def phase_map(sweep: Sweep, *, at: float = 0.05, title: str | None = None) -> "Figure":
+    """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth along the first.
+
+    Left: the factor by which a gradient's norm changes in a layer, past the transient (`Sweep.rate`), with the measured edge
+    between vanishing and exploding. Right: the same gradient against depth at one value of the second scale, with the depth at which
+    float32 stops reading it.
+
+    Args:
+        sweep: over two scales (or one: then only the right panel is drawn).
+        at: value of the second scale for the right panel; the nearest on the grid is taken.
+        title: above the left panel; the default names the activation and the network.
+
+    Raises:
+        ValueError: a sweep over more than two scales, or with fewer than two values along one.
+    """
+    from matplotlib.figure import Figure
+
+    names = [*sweep.axes]
+    if len(names) > 2 or any(len(values) < 2 for values in sweep.axes.values()):
+        shape = {name: len(values) for name, values in sweep.axes.items()}
+        raise ValueError(f"a phase map needs one or two axes of at least 2 values, got {shape}")
+    title = describe(sweep) if title is None else title
+    if len(names) == 1:
+        figure = Figure(figsize=(3.6, 3.1), layout="constrained")
+        axes = [None, figure.subplots()]
+    else:
+        figure = Figure(figsize=(7.2, 3.15), layout="constrained")
+        axes = list(figure.subplots(1, 2))
+        mesh = draw_rate(axes[0], *sweep.axes.values(), sweep.rate())
+        name_phases(axes[0], *sweep.axes.values(), sweep.rate())
+        axes[0].set(xlabel=label(names[0]), ylabel=label(names[1]), title=title)
+        colour_bar(figure, axes[0], mesh, "factor on the gradient norm, per layer", factor_ticks(mesh.norm.halfrange), factor)
+    mean, lost, fixed = along_first(sweep, at)
+    mesh = draw_gain_against_depth(axes[1], sweep.axes[names[0]], mean, lost)
+    axes[1].set(xlabel=label(names[0]), ylabel="layers crossed", title=fixed if len(names) == 2 else title)
+    ticks = powers_of_ten(-mesh.norm.halfrange, mesh.norm.halfrange)
+    colour_bar(figure, axes[1], mesh, "gradient norm behind those layers", ticks, power_of_ten)
+    return figure
+
+
+def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, reach: float | None = None) -> Any:
+    """The growth per layer as colours centred on the edge between vanishing and exploding, which is drawn.
+
+    Args:
+        ax: where.
+        x, y: values along the axes, shapes ``(columns,)`` and ``(rows,)``.
+        rate: ln of the factor per layer, shape ``(columns, rows)``; -inf is a true zero and stays grey.
+        reach: the colours run from -reach to reach; left out, chosen so that the edge stays clear.
+
+    Returns:
+        The mesh, for a colour bar.
+    """
+    finite = np.where(np.isfinite(rate), rate, np.nan)
+    mesh = _mesh(ax, x, y, finite, reach)
+    if np.nanmin(finite) < 0 < np.nanmax(finite):
+        ax.contour(x, y, finite.T, levels=[0], colors="k", linewidths=1.3)
+    return mesh
+
+
+def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> None:
+    """The names of the two phases in the middle of each, if there is room for them; arguments as for `draw_rate`."""
+    for mask, name in (((rate < 0), "ordered:\ngradients\nvanish"), (rate > 0, "chaotic:\ngradients\nexplode")):
+        if mask.mean() > 0.1:
+            column, row = _deepest_inside(mask)
+            _text(ax, x[column], y[row], name)
+
+
+def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, lost: np.ndarray) -> Any:
+    """The gradient against depth as colours centred on 1, with the depths from which a plain float32 reading is 0 or not finite.
+
+    Args:
+        ax: where.
+        x: values of the scale, shape ``(columns,)``.
+        log_gain: ln of the gradient norm, shape ``(columns, depth + 1)``.
+        lost: True where float32 does not read it, same shape.
+
+    Returns:
+        The mesh, for a colour bar.
+    """
+    depth = np.arange(log_gain.shape[1])
+    mesh = _mesh(ax, x, depth, np.where(np.isfinite(log_gain), log_gain, np.nan))
+    ever = lost.any(axis=1)
+    first = np.where(ever, lost.argmax(axis=1), np.nan)
+    for vanishing, style in ((True, "--"), (False, ":")):
+        side = ever & ((log_gain[:, -1] < 0) == vanishing)
+        if side.any():
+            reading = "0" if vanishing else "inf or nan"
+            ax.plot(x, np.where(side, first, np.nan), f"k{style}", linewidth=1.2, label=f"from here float32 reads {reading}")
+    if ever.any():
+        ax.legend(loc="lower right", frameon=True, framealpha=0.85, edgecolor="none", fontsize=6.5, handlelength=1.8)
+    ax.set_ylim(0, depth[-1])
+    return mesh
+
+
+def along_first(sweep: Sweep, at: float) -> tuple[np.ndarray, np.ndarray, str]:
+    """Mean log gain and the naive float32 mask along the first axis, at the value of the second nearest to ``at``, and what that is."""
+    lost = sweep.lost("float32").mean(axis=0) > 0.5
+    if len(sweep.axes) == 1:
+        return sweep.mean_log_gain, lost, ""
+    name, values = [*sweep.axes.items()][1]
+    row = int(np.abs(values - at).argmin())
+    return sweep.mean_log_gain[:, row], lost[:, row], f"along {label(name).split()[-1]} = {values[row]:.2g}"
+
+
+# --- the profile ----------------------------------------------------------------------------------------------------
+
+
+@styled
+def depth_profile(flows: Mapping[str, Any], *, title: str | None = None) -> "Figure":
+    """ln gradient norm against layer, one curve a network, seeds as a band, with the plain float32 reading ending where it ends.
+
+    Args:
+        flows: name -> `GradientFlow` whose arrays have a leading axis of seeds (or none): ``log_gradient`` of shape
+            ``(seeds, depth + 1)``, and ``naive["float32"]`` alike.
+        title: above the axes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    ax = figure.subplots()
+    colours = _by_growth({name: np.atleast_2d(flow.log_gradient) for name, flow in flows.items()})
+    for name, flow in flows.items():
+        naive = flow.naive.get("float32")
+        draw_profile(ax, np.atleast_2d(flow.log_gradient), naive if naive is None else np.atleast_2d(naive), colours[name], name)
+    ax.set(xlabel=r"layer $l$", ylabel=r"$\|\partial L / \partial h^l\|$", title=title or "")
+    ax.margins(x=0.01)
+    if any("float32" in flow.naive for flow in flows.values()):
+        ax.plot([], [], "o", color="0.3", markersize=2.6, label="what float32 reads of it")
+        ax.plot([], [], "X", color="0.3", markersize=6, linestyle="", label="where float32 reads 0 or inf")
+        ax.axhspan(*_float32_sums(), color="0.95", zorder=-2, linewidth=0)
+    ax.set_yticks(powers_of_ten(*ax.get_ylim()))
+    ax.yaxis.set_major_formatter(power_of_ten)
+    ax.legend(loc="best")
+    return figure
+
+
+def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, colour: str, name: str) -> None:
+    """One curve: the mean over seeds as a line, their range as a band, the float32 reading as dots that end in a cross.
+
+    Args:
+        ax: where; the y axis is in natural logarithms.
+        log_gradient: shape ``(seeds, layers)``; -inf (a true zero) is left out.
+        lost: True where plain float32 reads 0 or inf, same shape, or None.
+        colour, name: of the curve.
+    """
+    layers = np.arange(log_gradient.shape[1])
+    shown = np.where(np.isfinite(log_gradient), log_gradient, np.nan)
+    ax.fill_between(layers, shown.min(axis=0), shown.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+    mean = shown.mean(axis=0)
+    ax.plot(layers, mean, color=colour, label=name)
+    if lost is None:
+        return
+    read = ~(lost.mean(axis=0) > 0.5)
+    every = max(1, len(layers) // 40)
+    dots = read & (layers % every == 0)
+    ax.plot(layers[dots], mean[dots], "o", color=colour, markersize=2.6, markeredgecolor="white", markeredgewidth=0.4)
+    ends = np.flatnonzero(np.diff(read.astype(int)))
+    for end in ends:
+        last = end + 1 if read[end + 1] else end
+        ax.plot(layers[last], mean[last], "X", color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.6)
+
+
+# --- saving ---------------------------------------------------------------------------------------------------------
+
+
+@styled
+def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+    """Write a figure as PNG and PDF, each whole or not at all, the same bytes for the same figure.
+
+    Args:
+        figure: any matplotlib figure.
+        path: without suffix.
+        suffixes: the formats.
+
+    Returns:
+        The paths written.
+    """
+    stamps: dict[str, dict[str, None]] = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    written = []
+    for suffix in suffixes:
+        target = Path(path).with_name(Path(path).name + suffix)
+        with whole_file(target) as temporary:
+            figure.savefig(temporary, format=suffix[1:], metadata=stamps.get(suffix))
+        written.append(target)
+    return written
+
+
+# --- words, ticks, colours ------------------------------------------------------------------------------------------
+
+
+def label(name: str) -> str:
+    """A scale's name as it stands on an axis."""
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def describe(sweep: Sweep) -> str:
+    """Activation, width and depth of what was swept, as far as the sweep knows."""
+    about = sweep.provenance
+    parts = [str(about["activation"])] if about.get("activation") else []
+    parts += [f"width {about['width']}"] if about.get("width") else []
+    return ", ".join([*parts, f"{sweep.depth} layers", f"{sweep.seeds} draw{'s' if sweep.seeds > 1 else ''}"])
+
+
+def factor(log: float, _: Any = None) -> str:
+    """Tick text of a natural logarithm as a factor."""
+    return f"×{np.exp(log):.2g}"
+
+
+def power_of_ten(log: float, _: Any = None) -> str:
+    """Tick text of a natural logarithm as a power of ten."""
+    exponent = log / LN10
+    return f"$10^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-6 else f"$10^{{{exponent:.1f}}}$"
+
+
+def powers_of_ten(low: float, high: float) -> np.ndarray:
+    """About seven whole powers of ten within an interval of natural logarithms."""
+    from matplotlib.ticker import MaxNLocator
+
+    ticks = MaxNLocator(7, integer=True).tick_values(low / LN10, high / LN10) * LN10
+    return ticks[(ticks >= low) & (ticks <= high)]
+
+
+def factor_ticks(reach: float) -> np.ndarray:
+    """ln of round factors within +-reach, evenly enough spread."""
+    ticks = [0.0]
+    for round_factor in (1.01, 1.02, 1.05, 1.1, 1.2, 1.3, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 20, 50, 100):
+        if ticks[-1] + reach / 5 < np.log(round_factor) < reach:
+            ticks.append(float(np.log(round_factor)))
+    below = [0.0]
+    for round_factor in (0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01):
+        if below[-1] - reach / 5 > np.log(round_factor) > -reach:
+            below.append(float(np.log(round_factor)))
+    return np.array([*below[:0:-1], *ticks])
+
+
+def colour_bar(figure: "Figure", ax: Any, mesh: Any, text: str, ticks: np.ndarray, format: Callable[..., str]) -> None:
+    """A colour bar in the style of the figures; its pointed ends say that the colours go on beyond it."""
+    bar = figure.colorbar(mesh, ax=ax, extend="both", ticks=ticks, format=format, pad=0.02)
+    bar.set_label(text)
+    bar.outline.set_linewidth(0.6)
+    bar.minorticks_off()
+
+
+def _mesh(ax: "Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray, reach: float | None = None) -> Any:
+    from matplotlib.colors import CenteredNorm
+
+    reach = _reach(values) if reach is None else reach
+    ax.set_facecolor("0.6")  # true zeros
+    norm = CenteredNorm(0, reach)
+    return ax.pcolormesh(x, y, values.T, cmap="RdBu_r", norm=norm, shading="nearest", rasterized=True)
+
+
+def _reach(values: np.ndarray) -> float:
+    """Where the colours end. The bar's ends say "or more", so that one side far beyond the other does not wash out the edge."""
+    sides = [np.abs(side) for side in (values[values < 0], values[values > 0]) if side.size]
+    return max(1e-6, min([2 * float(np.percentile(s, 98)) for s in sides] + [max((float(s.max()) for s in sides), default=1.0)]))
+
+
+def _text(ax: "Axes", x: float, y: float, text: str) -> None:
+    from matplotlib.patheffects import withStroke
+
+    halo = [withStroke(linewidth=2.2, foreground="white")]
+    ax.text(x, y, text, ha="center", va="center", fontsize=7.5, path_effects=halo)
+
+
+def _deepest_inside(mask: np.ndarray) -> tuple[int, int]:
+    """The cell of a region farthest from its border, the frame counting as border."""
+    distance = np.pad(mask, 1).astype(int)
+    alive = distance.copy()
+    while alive.any():
+        alive = alive & np.roll(alive, 1, 0) & np.roll(alive, -1, 0) & np.roll(alive, 1, 1) & np.roll(alive, -1, 1)
+        distance += alive
+    column, row = np.unravel_index(int(distance.argmax()), distance.shape)
+    return int(column) - 1, int(row) - 1
+
+
+def _by_growth(curves: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Blue for what vanishes most towards the first layer, red for what explodes most, greys between."""
+    from matplotlib import colormaps
+
+    growth = {name: float(np.nanmean(c[:, 0] - c[:, -1])) for name, c in curves.items()}
+    order = sorted(growth, key=growth.__getitem__)
+    if len(order) <= 3:
+        return dict(zip(order, {1: [CRITICAL], 2: [VANISHING, EXPLODING], 3: [VANISHING, CRITICAL, EXPLODING]}[len(order)], strict=True))
+    return {name: colormaps["coolwarm"](i / (len(order) - 1)) for i, name in enumerate(order)}
+
+
+def _float32_sums() -> tuple[float, float]:
+    """ln of the norms whose sum of squares float32 holds."""
+    return -126 / 2 * np.log(2), 128 / 2 * np.log(2)

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vgjax.checks import known
+
 if TYPE_CHECKING:
     import xarray
+
+
+_EXPONENTS = {"float32": (-126, 128), "bfloat16": (-126, 128), "float16": (-14, 16)}
+"""Exponents of the smallest normal number and of the first power of two beyond the largest."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Sweep:
         log_gain: ln of the root mean square over random directions u of ||J_{l<-0} u|| / ||u||, shape ``(seed, *axes, depth + 1)``.
         log_mean_square: ln of the mean square of the state s_l, same shape.
         left_range: first layer whose state the activation does not cover, depth + 1 if none, shape ``(seed, *axes)``.
+        state_size: units of a state.
         fixed: the scales that were not swept: name -> value.
         provenance: network, key, versions, dtype, device, chunk size: plain JSON values.
     """
@@ -33,6 +40,7 @@ class Sweep:
     log_gain: np.ndarray
     log_mean_square: np.ndarray
     left_range: np.ndarray
+    state_size: int
     fixed: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -79,9 +87,39 @@ class Sweep:
         if not 0 <= start < self.depth:
             raise ValueError(f"start must lie in 0 .. {self.depth - 1}, got {start}")
         last, first = self.mean_log_gain[..., -1], self.mean_log_gain[..., start]
-        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (
-            self.depth - start
-        )
+        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (self.depth - start)
+
+    def edge(self) -> np.ndarray:
+        """Where along the first axis gradients stop vanishing and start exploding: the first sign change of `rate`, interpolated.
+
+        Returns:
+            Values of the first swept scale, of the shape of the remaining axes; NaN where there is no such change.
+        """
+        rate, values = self.rate(), next(iter(self.axes.values()))
+        crossing = (rate[:-1] < 0) & (rate[1:] >= 0)
+        i = crossing.argmax(axis=0)
+        low, high = (np.take_along_axis(rate, (i + k)[None], axis=0)[0] for k in (0, 1))
+        with np.errstate(invalid="ignore"):
+            share = np.where(np.isfinite(low), -low / (high - low), 1)
+        return np.where(crossing.any(axis=0), values[i] + share * (values[np.minimum(i + 1, len(values) - 1)] - values[i]), np.nan)
+
+    def lost(self, dtype: str = "float32") -> np.ndarray:
+        """True where a plain pass in ``dtype`` would read the gradient, or the state behind it, as 0 or not finite.
+
+        The naive reading (the root of the sum of squares of a gradient of norm 1 pulled through those layers), derived from the logarithms:
+        right to a few layers. `gradient_flow` runs the pass itself.
+
+        Returns:
+            Booleans of the shape of ``log_gain``.
+
+        Raises:
+            ValueError: a dtype other than float32, bfloat16 and float16.
+        """
+        lowest, highest = _EXPONENTS[known("dtype", dtype, _EXPONENTS)]
+        square = 2 * self.log_gain
+        zero = square - np.log(self.state_size) < lowest * np.log(2)
+        infinite = square > highest * np.log(2)
+        return zero | infinite | (self.log_mean_square > 2 * highest * np.log(2))
 
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled `xarray.Dataset` over (seed, swept scales, depth), with the provenance in its attributes.
@@ -100,7 +138,7 @@ class Sweep:
                 "left_range": (dims[:-1], self.left_range),
             },
             coords={"seed": np.arange(self.seeds), **self.axes, "depth": np.arange(self.depth + 1)},
-            attrs={"fixed": json.dumps(self.fixed), "provenance": json.dumps(self.provenance)},
+            attrs={"state_size": self.state_size, "fixed": json.dumps(self.fixed), "provenance": json.dumps(self.provenance)},
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -133,19 +171,21 @@ def load(path: str | os.PathLike[str]) -> Sweep:
     if path.suffix == ".nc":
         with _xarray().open_dataset(path) as dataset:
             data = dataset.load()
-        axes = {
-            str(name): data[name].values for name in data["log_gain"].dims if name not in ("seed", "depth")
-        }
+        axes = {str(name): data[name].values for name in data["log_gain"].dims if name not in ("seed", "depth")}
         about = {name: json.loads(data.attrs[name]) for name in ("fixed", "provenance")}
-        return Sweep(
-            axes, data["log_gain"].values, data["log_mean_square"].values, data["left_range"].values, **about
-        )
+        arrays = (data[name].values for name in ("log_gain", "log_mean_square", "left_range"))
+        return Sweep(axes, *arrays, int(data.attrs["state_size"]), **about)
     with np.load(path) as file:
         if "about" not in file:
             raise ValueError(f"path must hold a saved sweep, got {path}")
         about = json.loads(str(file["about"]))
         axes = {name: file[f"axis_{name}"] for name in about.pop("axes")}
         return Sweep(axes, file["log_gain"], file["log_mean_square"], file["left_range"], **about)
+
+
+def nearest(values: np.ndarray, value: float) -> float:
+    """The entry of a grid nearest to a value."""
+    return float(values[np.abs(values - value).argmin()])
 
 
 @contextlib.contextmanager
@@ -179,9 +219,7 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(
-            f"out must be a folder that can be written to, got {str(path)!r} ({error.strerror})"
-        ) from None
+        raise ValueError(f"out must be a folder that can be written to, got {str(path)!r} ({error.strerror})") from None
     return folder
 
 
@@ -203,7 +241,9 @@ def machine() -> dict[str, Any]:
 
 
 def _save_npz(sweep: Sweep, path: Path) -> None:
-    about = json.dumps({"axes": [*sweep.axes], "fixed": sweep.fixed, "provenance": sweep.provenance})
+    about = json.dumps(
+        {"axes": [*sweep.axes], "state_size": sweep.state_size, "fixed": sweep.fixed, "provenance": sweep.provenance}
+    )
     arrays = {f"axis_{name}": values for name, values in sweep.axes.items()}
     arrays |= {
         "log_gain": sweep.log_gain,

@@ -1,6 +1,6 @@
 """Sweeps: one draw, every point of a grid of scales, all depths in one pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from vgjax import chunks
 from vgjax.checks import known, not_negative, positive_integer
-from vgjax.flow import Push, directions, push, push_all, state_shapes
+from vgjax.flow import NAIVE_DTYPES, GradientFlow, Push, directions, gradient_flow, push, push_all, state_shapes
 from vgjax.initializers import Scales
 from vgjax.networks import Network, Parameters, check_input, check_scales, init
 from vgjax.results import Sweep, machine
@@ -59,14 +59,11 @@ def sweep(
     grid, fixed = _grid(network, scales if scales is not None else Scales(), axes)
     inputs = _inputs(network, x, seeds)
     if not network.prefix_closed:
-        raise ValueError(
-            "network must be prefix-closed to be swept over depth: some block depends on layers behind it"
-        )
+        raise ValueError("network must be prefix-closed to be swept over depth: some block depends on layers behind it")
 
     shape = tuple(len(values) for values in grid.values())
     points = {
-        name: values.ravel()
-        for name, values in zip(grid, np.meshgrid(*grid.values(), indexing="ij"), strict=True)
+        name: values.ravel() for name, values in zip(grid, np.meshgrid(*grid.values(), indexing="ij"), strict=True)
     }
     count = int(np.prod(shape))
     size = chunks.chunk_size(count, _bytes_per_point(network, tangents), memory)
@@ -83,17 +80,53 @@ def sweep(
 
     total = seeds * -(-count // size)
     pieces = list(chunks.progress(work(), total, "sweep", progress))
-    found = jax.tree.map(
-        lambda *parts: np.concatenate(parts).reshape(seeds, *shape, *parts[0].shape[1:]), *pieces
-    )
+    found = jax.tree.map(lambda *parts: np.concatenate(parts).reshape(seeds, *shape, *parts[0].shape[1:]), *pieces)
     return Sweep(
         grid,
         found.log_gain,
         found.log_mean_square,
         found.left_range,
+        int(np.prod(state_shapes(network)[-1])),
         {name: np.asarray(value).tolist() for name, value in fixed.items()},
         _provenance(network, key, seeds=seeds, tangents=tangents, chunk_size=size, stream=stream),
     )
+
+
+def profile(
+    network: Network,
+    x: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    key: Array,
+    seeds: int = 8,
+    scales: Scales,
+    loss: str | None = None,
+    naive: Sequence[str] = NAIVE_DTYPES,
+) -> GradientFlow:
+    """`gradient_flow` of several draws, the same that `sweep` makes from that key: gradients layer by layer, with their spread.
+
+    Args:
+        network, y, scales, loss, naive: as for `gradient_flow`; y for all seeds, or with a leading axis of seeds if x has one.
+        x: one input for all seeds, or one a seed, with a leading axis of that length.
+        key: `jax.random.key`.
+        seeds: independent draws.
+
+    Returns:
+        `GradientFlow` of numpy arrays, each with a leading axis of seeds.
+
+    Raises:
+        ValueError: as `gradient_flow`, or a seed count that is not a whole number above 0.
+    """
+    seeds = positive_integer("seeds", seeds)
+    one_each = jnp.shape(x) != network.input_shape
+    inputs = _inputs(network, x, seeds)
+    flows = []
+    for seed in range(seeds):
+        weights, direction = jax.random.split(jax.random.fold_in(key, seed))
+        target = jnp.asarray(y)[seed] if one_each and y is not None else y
+        parameters = init(weights, network)
+        flows.append(gradient_flow(network, parameters, scales, inputs[seed], target, loss=loss, key=direction, naive=naive))
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *flows)
 
 
 @jax.jit
@@ -116,16 +149,12 @@ def measure(parameters: Parameters, fixed: Scales, swept: Scales, x: Array, tang
         if len(tangents) == 1:
             return push(parameters, scales, x, tangents[0])
         found = push_all(parameters, scales, x, tangents)
-        return found._replace(
-            log_gain=(jax.nn.logsumexp(2 * found.log_gain, axis=0) - jnp.log(len(tangents))) / 2
-        )
+        return found._replace(log_gain=(jax.nn.logsumexp(2 * found.log_gain, axis=0) - jnp.log(len(tangents))) / 2)
 
     return jax.vmap(at)(swept)
 
 
-def _grid(
-    network: Network, scales: Scales, axes: dict[str, ArrayLike]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _grid(network: Network, scales: Scales, axes: dict[str, ArrayLike]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Swept axes as numpy arrays in the order given, and the fixed scales."""
     grid: dict[str, np.ndarray] = {}
     fixed: dict[str, Any] = dict(scales)
@@ -167,10 +196,5 @@ def _provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]
     from vgjax import __version__
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return {
-        "vgjax": __version__,
-        **machine(),
-        "network": repr(network),
-        "key": np.asarray(key_data).tolist(),
-        **settings,
-    }
+    about = {"network": repr(network), "activation": network.activation, "width": int(np.prod(state_shapes(network)[-1]))}
+    return {"vgjax": __version__, **machine(), **about, "key": np.asarray(key_data).tolist(), **settings}

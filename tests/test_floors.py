@@ -1,0 +1,71 @@
+"""The house rules that no other test would notice: imports point down, nothing private, nothing heavy, the README runs."""
+
+import ast
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = (
+    {"checks", "exponents"},
+    {"activations", "initializers", "data", "chunks"},
+    {"blocks", "results"},
+    {"networks"},
+    {"flow"},
+    {"sweeps"},
+    {"plots"},
+    {"cli"},
+    {"__main__"},
+)
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+MODULES = sorted(path.stem for path in (ROOT / "vgjax").glob("*.py") if path.stem != "__init__")
+
+
+def imports(module: str, *, top_level: bool) -> set[str]:
+    """Full dotted names that a module imports: at its top only, or anywhere."""
+    tree = ast.parse((ROOT / "vgjax" / f"{module}.py").read_text())
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_a_floor():
+    assert set(MODULES) == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    ours = {name.split(".")[1] for name in imports(module, top_level=True) if name.startswith("vgjax.")}
+    below = {name for name in ours if name in FLOOR}
+    same_floor_allowed = {"activations": {"exponents"}, "flow": set()}
+    for name in below - same_floor_allowed.get(module, set()):
+        assert FLOOR[name] < FLOOR[module], f"{module} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_public_names_of_jax_and_flax(module):
+    for name in imports(module, top_level=False):
+        assert not (name.startswith(("jax.", "flax.")) and "._" in name), name
+
+
+def test_plots_know_no_jax():
+    assert not any(name.split(".")[0] in ("jax", "flax") for name in imports("plots", top_level=False))
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    code = "import sys, vgjax; print([m for m in ('matplotlib', 'xarray', 'sklearn', 'scipy.stats') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 15
+    assert result.failed == 0

@@ -1,0 +1,7 @@
+"""``python -m vgjax``."""
+
+import sys
+
+from vgjax.cli import main
+
+sys.exit(main())

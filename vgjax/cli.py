@@ -1,0 +1,115 @@
+"""``python -m vgjax map``: the library's main job from the command line."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from vgjax import plots
+from vgjax.activations import NAMES
+from vgjax.checks import not_negative, positive_integer
+from vgjax.initializers import LAWS
+from vgjax.results import nearest, writable_folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it worked, 2 with one sentence on standard error if the input was bad."""
+    arguments = _parser().parse_args(argv)
+    try:
+        _map(arguments)
+    except (ValueError, ImportError) as error:
+        print(f"vgjax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vgjax: stopped; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vgjax", description="Maps where gradients vanish or explode in deep networks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    about = "Draw the map over (sigma_w, sigma_b) and depth from real images, and the gradient against layer."
+    p = commands.add_parser("map", help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--activation", default="tanh", help=f"one of {', '.join(NAMES)}")
+    p.add_argument("--sigma-w", nargs=2, type=float, default=(0.5, 3.0), metavar=("FROM", "TO"), help="weight scales, standard deviations")
+    p.add_argument("--sigma-b", nargs=2, type=float, default=(0.0, 1.0), metavar=("FROM", "TO"), help="bias scales, standard deviations")
+    p.add_argument("--points", type=int, default=48, help="grid points along each scale")
+    p.add_argument("--width", type=int, default=256, help="units of a layer")
+    p.add_argument("--depth", type=int, default=100, help="layers")
+    p.add_argument("--seeds", type=int, default=4, help="independent draws, each with its own image")
+    p.add_argument("--law", default="gaussian", help=f"of the weights: {', '.join(LAWS)}")
+    p.add_argument("--at", type=float, default=0.05, help="bias scale of the depth panel and of the profile")
+    p.add_argument("--key", type=int, default=0, help="seed of all draws")
+    p.add_argument("--out", default="results", help="folder for the figures (PNG, PDF) and the data (.npz)")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def _map(arguments: argparse.Namespace) -> None:
+    """Everything is computed before anything is written."""
+    import jax
+
+    import vgjax as vg
+
+    start = time.perf_counter()
+    grid = {name: _axis(name, getattr(arguments, name), arguments.points) for name in ("sigma_w", "sigma_b")}
+    seeds = positive_integer("seeds", arguments.seeds)
+    images = vg.data.digits()
+    network = vg.mlp(
+        width=arguments.width,
+        depth=arguments.depth,
+        activation=arguments.activation,
+        inputs=images.inputs.shape[1],
+        outputs=10,
+        law=arguments.law,
+    )
+    folder = writable_folder(arguments.out)
+    key = jax.random.key(arguments.key)
+    chosen = jax.random.choice(jax.random.fold_in(key, seeds), len(images.inputs), (seeds,))
+    x, y = images.inputs[chosen], images.labels[chosen]
+
+    show = False if arguments.quiet else None
+    sweep = vg.sweep(network, x, key=key, seeds=seeds, progress=show, **grid)
+    sigma_b = nearest(grid["sigma_b"], arguments.at)
+    edge = sweep.edge()[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])]
+    profiles = {
+        f"{name}, $\\sigma_w$ = {sigma_w:.2f}": vg.profile(
+            network, x, y, key=key, seeds=seeds, scales=vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), naive=("float32",)
+        )
+        for name, sigma_w in _shown(grid["sigma_w"], edge).items()
+    }
+    activation = plots.describe(sweep)
+    figures = {
+        "map": plots.phase_map(sweep, at=sigma_b),
+        "profile": plots.depth_profile(profiles, title=rf"{activation}, $\sigma_b$ = {sigma_b:.2g}"),
+    }
+    written = [sweep.save(folder / "map.npz")]
+    for name, figure in figures.items():
+        written += plots.save(figure, folder / name)
+    if np.isfinite(edge):
+        print(f"{activation}: at sigma_b = {sigma_b:.3g} gradients vanish below sigma_w = {edge:.3f} and explode above")
+    else:
+        print(f"{activation}: at sigma_b = {sigma_b:.3g} no edge between sigma_w = {grid['sigma_w'][0]:g} and {grid['sigma_w'][-1]:g}")
+    print(*written, sep="\n")
+    print(f"{sweep.log_gain[..., -1].size} networks of {sweep.depth} layers in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+
+def _axis(name: str, ends: Sequence[float], points: int) -> np.ndarray:
+    """The grid along one scale, checked."""
+    if positive_integer("points", points) < 2:
+        raise ValueError(f"points must be at least 2 to draw a map, got {points}")
+    flag = "--" + name.replace("_", "-")
+    not_negative(flag, ends)
+    if not ends[0] < ends[1]:
+        raise ValueError(f"{flag} must run from a smaller to a larger value, got {ends[0]:g} {ends[1]:g}")
+    return np.linspace(*ends, points, dtype=np.float32)
+
+
+def _shown(sigma_w: np.ndarray, edge: float) -> dict[str, float]:
+    """The weight scales of the profile: both ends of the grid, and the edge where there is one."""
+    if not np.isfinite(edge):
+        return {"lowest": float(sigma_w[0]), "highest": float(sigma_w[-1])}
+    return {"vanishing": float(sigma_w[0]), "critical": float(edge), "exploding": float(sigma_w[-1])}
