@@ -1,8 +1,8 @@
 """Exactness against depth: float32 logarithms against the product of the same layer Jacobians in float64.
 
-"The same layer Jacobians" are those at the states that the float32 run visited: in the chaotic phase two precisions follow different
-trajectories, and only their statistics agree. The oracle below is numpy and scipy alone; it takes the drawn parameters and the visited states and
-shares no other code with the library.
+"The same layer Jacobians" are those at the states that the float32 run visited: in the chaotic phase two precisions
+follow different trajectories, and only their statistics agree. The oracle below is numpy and scipy alone; it takes
+the drawn parameters and the visited states and shares no other code with the library.
 
     python benchmarks/bench_exactness.py        # SIZE=small for a quick look
 """
@@ -63,7 +63,7 @@ def log_norm(v: np.ndarray) -> float:
 
 
 def oracle(activation: str, kernels, biases, values, exponents, u, v) -> dict[str, np.ndarray]:
-    """Push, pull, states and parameter gradients in float64 at given states ``values * 2**exponents``, shape (depth + 1, width)."""
+    """Push, pull, states, parameter gradients in float64 at given states ``values * 2**exponents``."""
     depth = len(kernels)
     # Beyond 2^+-900 every slope has its limit to the last digit, so the clip changes nothing.
     h = np.ldexp(values, np.clip(exponents, -900, 900)[:, None])

@@ -14,7 +14,10 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def write_json(name: str, result: dict[str, Any]) -> None:
-    """The result with the machine that made it, whole or not at all; runs at a small size leave the committed files alone."""
+    """The result with the machine that made it, whole or not at all.
+
+    Runs at a small size leave the committed files alone.
+    """
     import jax
 
     from vgjax.results import machine, whole_file
@@ -39,7 +42,10 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def best_of(runs: int, work: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Seconds of the fastest of several interleaved runs of each, after one that compiles; interleaved, so that all meet the same noise."""
+    """Seconds of the fastest of several interleaved runs of each, after one that compiles.
+
+    Interleaved, so that all meet the same noise.
+    """
     import jax
 
     for f in work.values():

@@ -12,7 +12,20 @@ from vgjax import plots
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ACTIVATIONS = ("tanh", "erf", "hard_tanh", "sin", "sigmoid", "softplus", "relu", "leaky_relu(0.3)", "selu", "gelu", "silu", "mish")
+ACTIVATIONS = (
+    "tanh",
+    "erf",
+    "hard_tanh",
+    "sin",
+    "sigmoid",
+    "softplus",
+    "relu",
+    "leaky_relu(0.3)",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+)
 REACH = float(np.log(2))
 
 
@@ -40,7 +53,9 @@ def draw(sweeps: dict[str, vg.Sweep]) -> "Figure":
         ax.set_title(activation)
     figure.supxlabel(plots.label("sigma_w"), fontsize=8.5)
     figure.supylabel(plots.label("sigma_b"), fontsize=8.5)
-    plots.colour_bar(figure, axes, mesh, "factor on the gradient norm, per layer", plots.factor_ticks(REACH), plots.factor)
+    plots.colour_bar(
+        figure, axes, mesh, "factor on the gradient norm, per layer", plots.factor_ticks(REACH), plots.factor
+    )
     return figure
 
 

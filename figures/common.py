@@ -1,6 +1,7 @@
 """What every figure script shares: its size and where the pictures go.
 
-A figure is a script with ``compute() -> data`` and ``draw(data) -> Figure``. ``SIZE=small`` computes a quick one and leaves the gallery alone.
+A figure is a script with ``compute() -> data`` and ``draw(data) -> Figure``. ``SIZE=small`` computes a quick one and
+leaves the gallery alone.
 """
 
 import os

@@ -29,4 +29,6 @@ def compute() -> dict[str, vg.GradientFlow]:
 
 
 if __name__ == "__main__":
-    render("depth_profile", compute, lambda flows: vg.plots.depth_profile(flows, title=rf"tanh, $\sigma_b$ = {SIGMA_B}"))
+    render(
+        "depth_profile", compute, lambda flows: vg.plots.depth_profile(flows, title=rf"tanh, $\sigma_b$ = {SIGMA_B}")
+    )

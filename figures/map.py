@@ -1,4 +1,7 @@
-"""The phase map of tanh: where gradients vanish, where they explode, and the depth at which float32 stops seeing either."""
+"""The phase map of tanh.
+
+Where gradients vanish, where they explode, and the depth at which float32 stops seeing either.
+"""
 
 import jax
 import numpy as np

@@ -1,4 +1,7 @@
-"""The house rules that no other test would notice: imports point down, nothing private, nothing heavy, the README runs."""
+"""The house rules that no other test would notice.
+
+Imports point down, nothing private, nothing heavy, the README runs.
+"""
 
 import ast
 import doctest
@@ -60,7 +63,9 @@ def test_plots_know_no_jax():
 
 
 def test_importing_the_library_imports_nothing_heavy():
-    code = "import sys, vgjax; print([m for m in ('matplotlib', 'xarray', 'sklearn', 'scipy.stats') if m in sys.modules])"
+    code = (
+        "import sys, vgjax; print([m for m in ('matplotlib', 'xarray', 'sklearn', 'scipy.stats') if m in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

@@ -27,8 +27,8 @@ class Activation:
     Attributes:
         name: as it stands in tables, legends and files.
         phi: elementwise, traceable by JAX, same shape and dtype out as in.
-        slope: phi', where differentiating ``phi`` automatically would cancel (tanh' as 1 - tanh^2 is exactly 0 in float32
-            from h = 9 on); None differentiates ``phi``.
+        slope: phi', where differentiating ``phi`` automatically would cancel (tanh' as 1 - tanh^2 is exactly 0 in
+            float32 from h = 9 on); None differentiates ``phi``.
         kinks: points where phi' jumps; quadratures split there.
         homogeneous: phi(a h) = a phi(h) for every a > 0.
     """
@@ -75,7 +75,8 @@ class Facts:
 
 
 def apply(activation: Activation, number: Scaled) -> Scaled:
-    """phi of a normalized scaled number of any size, by `exponents.euler`, with what is known about phi used to save work.
+    """phi of a normalized scaled number of any size, by `exponents.euler`, with what is known about phi used to save
+    work.
 
     Args:
         activation: phi.
@@ -179,14 +180,18 @@ def _hard_tanh_slope(h: Array) -> Array:
 
 
 def _mish(h: Array) -> Array:
-    # tanh(softplus(h)) = n / (n + 2), n = q (q + 2), q = exp(h): one exponential; turned around on the right, where q overflows.
+    # tanh(softplus(h)) = n / (n + 2), n = q (q + 2), q = exp(h): one exponential; turned around on the right, where q
+    # overflows.
     q = jnp.exp(-jnp.abs(h))
     return h * jnp.where(h > 0, (1 + 2 * q) / (1 + 2 * q + 2 * q * q), q * (q + 2) / (q * (q + 2) + 2))
 
 
 @functools.cache
 def leaky_relu(slope: float = 0.01) -> Activation:
-    """max(h, slope h), for a slope between 0 and 1 (or any other finite number: then the larger of the two no longer)."""
+    """max(h, slope h), for a slope between 0 and 1 (or any other finite number.
+
+    Then the larger of the two no longer).
+    """
     if not math.isfinite(slope):
         raise ValueError(f"slope must be finite, got {slope}")
     name = "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
@@ -226,8 +231,8 @@ def get(activation: str | Activation | Elementwise) -> Activation:
     """The activation meant by a name, an `Activation`, or any elementwise callable.
 
     Args:
-        activation: one of `NAMES`; ``"leaky_relu(0.2)"`` for any slope; an `Activation`; or a callable array -> array. A
-            callable is compared by identity, so pass the same object twice to compile once.
+        activation: one of `NAMES`; ``"leaky_relu(0.2)"`` for any slope; an `Activation`; or a callable array ->
+            array. A callable is compared by identity, so pass the same object twice to compile once.
 
     Raises:
         ValueError: an unknown name (the nearest known one is named), or a callable that is not elementwise, changes the

@@ -3,10 +3,13 @@
 A block is any `nnx.Module` built with ``rngs=`` and called as ``block(h)`` on a plain array (one example, unbatched;
 batches are `vmap`). What it may say about itself, all of it optional, so that a user's own module stacks as it is:
 
-- ``scales``: class attribute, the names of the `Scales` it reads with their defaults; it is then called ``block(h, scales)``;
-- ``scaled(parameters, scales)``: its ordinary parameters at given scales, which then stand at 1 in the call (static method);
-- ``step(state, scales)``: itself on a scaled number past the float range (default: Euler's rule, one tangent product more);
-- ``slopes(h)``: phi' of its units relative to phi's largest, for saturation (default: none reported);
+- ``scales``: class attribute, the names of the `Scales` it reads with their defaults; it is then called ``block(h,
+  scales)``;
+- ``scaled(parameters, scales)``: its ordinary parameters at given scales, which then stand at 1 in the call (static
+  method);
+- ``step(state, scales)``: itself on a scaled number past the float range (default: Euler's rule, one tangent product
+  more);
+- ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``prefix_closed``: class attribute, False if what leaves it depends on layers behind it.
 
 Derivatives are always those of the plain call; nothing else needs to be written for a new block.
@@ -28,8 +31,9 @@ from vgjax.initializers import Scales
 class Dense(nnx.Module):
     """The layer of the theory, preactivation to preactivation: ``h' = sigma_w phi(h) Z + sigma_b z``.
 
-    Z is the stored kernel at unit gain (``E Z_ij^2 = 1 / fan_in``), z the stored bias at unit variance. The scale multiplies the
-    activation and not the kernel: over a grid of scales with one draw, all the grid is then one matrix product.
+    Z is the stored kernel at unit gain (``E Z_ij^2 = 1 / fan_in``), z the stored bias at unit variance. The scale
+    multiplies the activation and not the kernel: over a grid of scales with one draw, all the grid is then one matrix
+    product.
 
     Args:
         fan_in, fan_out: sizes of the states before and after.
@@ -68,9 +72,9 @@ class Dense(nnx.Module):
         product = Scaled(self._product(scales.sigma_w * a.value), a.exponent)
         return add(settled(product), offset(scales.sigma_b, self.bias[...]))
 
-    def slopes(self, h: Array) -> Array:
-        """phi'(h) / max phi', shape ``(fan_in,)``."""
-        return self.activation.derivative(h) / self.activation.facts.largest_slope
+    def slopes(self, h: Array) -> tuple[Array, float]:
+        """phi'(h), shape ``(fan_in,)``, and the largest |phi'|."""
+        return self.activation.derivative(h), self.activation.facts.largest_slope
 
     @staticmethod
     def scaled(parameters: dict[str, Array], scales: Scales) -> dict[str, Array]:
@@ -78,7 +82,8 @@ class Dense(nnx.Module):
         return {"kernel": scales.sigma_w * parameters["kernel"], "bias": scales.sigma_b * parameters["bias"]}
 
     def _product(self, a: Array) -> Array:
-        # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
+        # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail
+        # silently.
         return jnp.dot(a, self.kernel[...], precision=lax.Precision.HIGHEST)
 
 

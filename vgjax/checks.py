@@ -50,8 +50,9 @@ def is_traced(value: Any) -> bool:
 def untraced(f: Callable[P, R]) -> Callable[P, R]:
     """Run f on concrete numbers, whatever is being traced around it.
 
-    Facts about an activation or a block are needed as Python numbers while a network is being traced. JAX's tracing state belongs to
-    a thread, so a thread of its own sees none (`jax.ensure_compile_time_eval` does not hold for `custom_jvp` under `vmap`).
+    Facts about an activation or a block are needed as Python numbers while a network is being traced. JAX's tracing
+    state belongs to a thread, so a thread of its own sees none (`jax.ensure_compile_time_eval` does not hold for
+    `custom_jvp` under `vmap`).
     """
 
     @functools.wraps(f)

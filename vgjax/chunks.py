@@ -29,6 +29,9 @@ def chunks(points: int, size: int) -> Iterator[tuple[list[int], int]]:
 
 
 def progress(work: Iterable[T], total: int, label: str, show: bool | None = None) -> Iterator[T]:
-    """The work with a progress bar on standard error: shown on a terminal if ``show`` is None, always or never if it says so."""
+    """The work with a progress bar on standard error.
+
+    Shown on a terminal if ``show`` is None, always or never if it says so.
+    """
     hidden = not (sys.stderr.isatty() if show is None else show)
     yield from tqdm(work, total=total, desc=label, disable=hidden, leave=False)

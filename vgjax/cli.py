@@ -29,13 +29,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vgjax", description="Maps where gradients vanish or explode in deep networks.")
+    parser = argparse.ArgumentParser(
+        prog="vgjax", description="Maps where gradients vanish or explode in deep networks."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     about = "Draw the map over (sigma_w, sigma_b) and depth from real images, and the gradient against layer."
-    p = commands.add_parser("map", help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = commands.add_parser(
+        "map", help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("--activation", default="tanh", help=f"one of {', '.join(NAMES)}")
-    p.add_argument("--sigma-w", nargs=2, type=float, default=(0.5, 3.0), metavar=("FROM", "TO"), help="weight scales, standard deviations")
-    p.add_argument("--sigma-b", nargs=2, type=float, default=(0.0, 1.0), metavar=("FROM", "TO"), help="bias scales, standard deviations")
+    p.add_argument(
+        "--sigma-w",
+        nargs=2,
+        type=float,
+        default=(0.5, 3.0),
+        metavar=("FROM", "TO"),
+        help="weight scales, standard deviations",
+    )
+    p.add_argument(
+        "--sigma-b",
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        metavar=("FROM", "TO"),
+        help="bias scales, standard deviations",
+    )
     p.add_argument("--points", type=int, default=48, help="grid points along each scale")
     p.add_argument("--width", type=int, default=256, help="units of a layer")
     p.add_argument("--depth", type=int, default=100, help="layers")
@@ -72,7 +90,7 @@ def _map(arguments: argparse.Namespace) -> None:
     x, y = images.inputs[chosen], images.labels[chosen]
 
     show = False if arguments.quiet else None
-    sweep = vg.sweep(network, x, key=key, seeds=seeds, progress=show, **grid)
+    sweep = vg.sweep(network, x, key=key, seeds=seeds, progress=show, sigma_w=grid["sigma_w"], sigma_b=grid["sigma_b"])
     sigma_b = nearest(grid["sigma_b"], arguments.at)
     edge = sweep.edge()[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])]
     profiles = {
@@ -92,9 +110,15 @@ def _map(arguments: argparse.Namespace) -> None:
     if np.isfinite(edge):
         print(f"{activation}: at sigma_b = {sigma_b:.3g} gradients vanish below sigma_w = {edge:.3f} and explode above")
     else:
-        print(f"{activation}: at sigma_b = {sigma_b:.3g} no edge between sigma_w = {grid['sigma_w'][0]:g} and {grid['sigma_w'][-1]:g}")
+        print(
+            f"{activation}: at sigma_b = {sigma_b:.3g} there is no edge from sigma_w = {grid['sigma_w'][0]:g}"
+            f" to {grid['sigma_w'][-1]:g}"
+        )
     print(*written, sep="\n")
-    print(f"{sweep.log_gain[..., -1].size} networks of {sweep.depth} layers in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    print(
+        f"{sweep.log_gain[..., -1].size} networks of {sweep.depth} layers in {time.perf_counter() - start:.1f} s",
+        file=sys.stderr,
+    )
 
 
 def _axis(name: str, ends: Sequence[float], points: int) -> np.ndarray:
@@ -105,7 +129,7 @@ def _axis(name: str, ends: Sequence[float], points: int) -> np.ndarray:
     not_negative(flag, ends)
     if not ends[0] < ends[1]:
         raise ValueError(f"{flag} must run from a smaller to a larger value, got {ends[0]:g} {ends[1]:g}")
-    return np.linspace(*ends, points, dtype=np.float32)
+    return np.linspace(ends[0], ends[1], points, dtype=np.float32)
 
 
 def _shown(sigma_w: np.ndarray, edge: float) -> dict[str, float]:

@@ -5,8 +5,8 @@ two are exact, so nothing drifts, and the logarithm is taken once, at the end. T
 
 Two rules hold everywhere:
 
-- The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window`); past it the value is kept near norm 1. So in
-  the ordinary range a scaled number *is* the plain number.
+- The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window`); past it the value is kept near norm 1. So
+  in the ordinary range a scaled number *is* the plain number.
 - Zero has no exponent: ``exponent == ZERO``, lower than any other, so it never decides a sum.
 """
 
@@ -38,7 +38,10 @@ class Scaled(NamedTuple):
 
 
 def window(dtype: jnp.dtype) -> int:
-    """W: norms within ``2**-W .. 2**W`` are left alone. A quarter of the dtype's exponents, so that squares stay finite."""
+    """W: norms within ``2**-W .. 2**W`` are left alone.
+
+    A quarter of the dtype's exponents, so that squares stay finite.
+    """
     return int(jnp.finfo(dtype).maxexp) // 4
 
 
@@ -48,7 +51,10 @@ def plain(value: Array) -> Scaled:
 
 
 def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
-    """``2**exponent``, exact; 0 below the dtype's normal range (XLA flushes subnormals), its largest power of two above."""
+    """``2**exponent``, exact.
+
+    0 below the dtype's normal range (XLA flushes subnormals), its largest power of two above.
+    """
     bits, info = _BITS[jnp.dtype(dtype).name], jnp.finfo(dtype)
     bias = int(info.maxexp) - 1
     field = jnp.clip(exponent, int(info.minexp) - 1, bias) + bias  # a field of 0 is the float 0
@@ -87,7 +93,8 @@ def normalize(number: Scaled) -> tuple[Scaled, Array]:
 
 
 def clipped(number: Scaled) -> Array:
-    """The plain array nearest to a normalized number within the float range: itself, or moved in to norm ``2**-W`` or ``2**W``.
+    """The plain array nearest to a normalized number within the float range: itself, or moved in to norm ``2**-W`` or
+    ``2**W``.
 
     Maps that are asymptotically homogeneous of degree 1 have the same Jacobian there as at the number itself (Euler).
     """
@@ -102,7 +109,10 @@ def settled(number: Scaled) -> Scaled:
 
 
 def offset(scale: Array, value: Array) -> Scaled:
-    """``scale * value`` as a summand, settled. Over a grid of scales this looks at ``value`` once, not at every product."""
+    """``scale * value`` as a summand, settled.
+
+    Over a grid of scales this looks at ``value`` once, not at every product.
+    """
     return Scaled(scale * value, jnp.where((scale == 0) | jnp.all(value == 0), ZERO, 0))
 
 
@@ -114,10 +124,11 @@ def add(*numbers: Scaled) -> Scaled:
 
 
 def euler(f: Callable[[Array], Array], number: Scaled) -> Scaled:
-    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1, or tends to f(0) or to a constant.
+    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1, or tends to
+    f(0) or to a constant.
 
-    f(2^e u) inside the float range; f(0) + 2^e J u below it; 2^e J u above it, or f itself where that is exactly zero (all units dead). J is
-    taken at `clipped` (Euler's theorem). One tangent product more than f itself.
+    f(2^e u) inside the float range; f(0) + 2^e J u below it; 2^e J u above it, or f itself where that is exactly zero
+    (all units dead). J is taken at `clipped` (Euler's theorem). One tangent product more than f itself.
 
     Args:
         f: array -> array, of any shapes.
@@ -136,7 +147,10 @@ def euler(f: Callable[[Array], Array], number: Scaled) -> Scaled:
 
 @custom_vmap
 def _is_zero(rows: Array) -> Array:
-    """Whether all entries along the last axis are exactly zero: only where the first few are does it look at the others."""
+    """Whether all entries along the last axis are exactly zero.
+
+    Only where the first few are does it look at the others.
+    """
     suspect = jnp.all(rows[..., :8] == 0, axis=-1)
     return lax.cond(jnp.any(suspect), lambda rows: jnp.all(rows == 0, axis=-1), lambda _: suspect, rows)
 
@@ -148,11 +162,13 @@ def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[Array, bool]
 
 @custom_vmap
 def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
-    """(total, k), the sum of squares over the last axis being ``total * 2**(2 k)``: k is 0 unless the plain sum leaves the range.
+    """(total, k), the sum of squares over the last axis being ``total * 2**(2 k)``: k is 0 unless the plain sum
+    leaves the range.
 
-    A layer that changes a norm by more than about 2**30 over- or underflows its plain sum of squares. Taking the largest
-    entry out first is always right but a quarter slower, so it is done only for a batch in which some row needs it:
-    `custom_vmap` sees the batch and lets one `lax.cond` decide for all its rows, where plain `vmap` would compute both.
+    A layer that changes a norm by more than about 2**30 over- or underflows its plain sum of squares. Taking the
+    largest entry out first is always right but a quarter slower, so it is done only for a batch in which some row
+    needs it: `custom_vmap` sees the batch and lets one `lax.cond` decide for all its rows, where plain `vmap` would
+    compute both.
     """
     squares = jnp.sum(rows * rows, axis=-1)
     w = window(rows.dtype)

@@ -1,11 +1,12 @@
 """Gradient flow: log-domain Jacobian products of one network, forward and backward.
 
-J_{m<-l} is the product of the layer Jacobians from state l to state m. A tangent u is pushed forward (J u), a cotangent v pulled back
-(J^T v); both, and the states themselves, are scaled numbers, so their logarithms are right at any depth.
-All logarithms are natural and all norms Euclidean. A true zero is -inf; underflow does not happen.
+J_{m<-l} is the product of the layer Jacobians from state l to state m. A tangent u is pushed forward (J u), a
+cotangent v pulled back (J^T v); both, and the states themselves, are scaled numbers, so their logarithms are right at
+any depth. All logarithms are natural and all norms Euclidean. A true zero is -inf; underflow does not happen.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,8 +48,9 @@ class Push(NamedTuple):
     Attributes:
         log_mean_square: ln of the mean square of the state s_l, shape ``(depth + 1,)``.
         log_gain: ln ||J_{l<-0} u||, shape ``(depth + 1,)``, or ``(tangents, depth + 1)`` for several u.
-        left_range: first layer whose state left the float range at an end where the activation is not asymptotically linear, so that what
-            follows is meaningless; depth + 1 if there is none, as for every activation of the library but sin at absurd scales.
+        left_range: first layer whose state left the float range at an end where the activation is not asymptotically
+            linear, so that what follows is meaningless; depth + 1 if there is none, as for every activation of the
+            library but sin at absurd scales.
     """
 
     log_mean_square: Array
@@ -61,8 +63,8 @@ class Pull(NamedTuple):
 
     Attributes:
         log_mean_square: ln of the mean square of the state s_l, shape ``(depth + 1,)``.
-        log_gain: ln ||J_{m<-l}^T v||, shape ``(depth + 1,)`` over l for one m, ``(depths, depth + 1)`` for several; NaN where
-            l > m, where there is no such product.
+        log_gain: ln ||J_{m<-l}^T v||, shape ``(depth + 1,)`` over l for one m, ``(depths, depth + 1)`` for several;
+            NaN where l > m, where there is no such product.
         left_range: as for `Push`.
     """
 
@@ -79,14 +81,15 @@ class GradientFlow(NamedTuple):
     Attributes:
         log_mean_square: ln of the mean square of the state s_l, shape ``(*batch, depth + 1)``.
         log_gradient: ln ||dL/ds_l||, shape ``(*batch, depth + 1)``; L is the loss of that example alone.
-        log_parameter_gradient: by Flax path, ln of the norm of the gradient of the *summed* loss of the batch: shape ``(depth,)`` for the
-            blocks (``"kernel"``, ``"bias"``), ``()`` for ``"stem/..."`` and ``"head/..."``. NaN in layers without that parameter.
-        mean_square_slope: mean of (phi' / max phi')^2 over a block's units, shape ``(*batch, depth)``; NaN where not reported.
+        log_parameter_gradient: by Flax path, ln of the norm of the gradient of the *summed* loss of the batch: shape
+            ``(depth,)`` for the blocks (``"kernel"``, ``"bias"``), ``()`` for ``"stem/..."`` and ``"head/..."``. NaN
+            in layers without that parameter.
+        mean_square_slope: mean of phi'^2 over a block's units, shape ``(*batch, depth)``; NaN where not reported.
         saturation: share of a block's units on a flat end (`FLAT`), shape ``(*batch, depth)``; NaN where not reported.
         naive: by dtype, True where a plain backward pass in that dtype reads ||dL/ds_l|| as 0 or not finite, shape
             ``(*batch, depth + 1)``.
-        saturated: True where the loss's own gradient is too small even for a scaled number (below e^-1.8e8): ``log_gradient`` is
-            then an upper bound. Shape ``(*batch,)``.
+        saturated: True where the loss's own gradient is too small even for a scaled number (below e^-1.8e8):
+            ``log_gradient`` is then an upper bound. Shape ``(*batch,)``.
         left_range: as for `Push`, shape ``(*batch,)``.
     """
 
@@ -155,8 +158,8 @@ def push(parameters: Parameters, scales: Scales, x: Array, u: Array) -> Push:
 def push_all(parameters: Parameters, scales: Scales, x: Array, tangents: Array) -> Push:
     """`push` of several tangents, shape ``(tangents, *state)``; ``log_gain`` has that leading axis."""
     # The state does not depend on the tangent, so `vmap` computes it once.
-    axes = Push(log_mean_square=None, left_range=None, log_gain=0)
-    return jax.vmap(lambda u: push(parameters, scales, x, u), out_axes=axes)(tangents)
+    found = jax.vmap(lambda u: tuple(push(parameters, scales, x, u)), out_axes=(None, None, 0))(tangents)
+    return Push(*found)
 
 
 _push_forward = jax.jit(push_all)
@@ -231,7 +234,10 @@ def gain_matrix(
 
 @functools.partial(jax.jit, static_argnames=("depths",))
 def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, depths: tuple[int, ...]) -> Pull:
-    """The rows of one cotangent a depth; ``seed`` is the cotangent itself, shape ``(1, *state)``, or a key to draw each with."""
+    """The rows of one cotangent a depth.
+
+    ``seed`` is the cotangent itself, shape ``(1, *state)``, or a key to draw each with.
+    """
     dtype = parameter_dtype(parameters)
     states, last, log_states = _states(parameters, scales, x)
     at = jnp.asarray(depths)
@@ -254,7 +260,7 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
 
     nothing = Scaled(jnp.zeros((len(depths), *last.value.shape), dtype), jnp.full(len(depths), ZERO))
     starts = np.cumsum([0, *(stage.depth for stage in parameters.network.stages)])
-    behind = [jnp.arange(a, b) + 1 for a, b in zip(starts, starts[1:], strict=False)]
+    behind = [jnp.arange(a, b) + 1 for a, b in itertools.pairwise(starts)]
     rows, logs = scan_layers(
         parameters, scales, nothing, visit, extras=list(zip(states, behind, strict=True)), reverse=True
     )
@@ -265,7 +271,7 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
 
 
 def _states(parameters: Parameters, scales: Scales, x: Array) -> tuple[list[Scaled], Scaled, Array]:
-    """Normalized states before every block (one a stage, leading layer axis), the last state, and ln of all L + 1 norms."""
+    """Normalized states before every block (one a stage, leading layer axis), the last one, ln of all L + 1 norms."""
 
     def visit(layer: Layer, state: Scaled, _: None) -> tuple[Scaled, tuple[Scaled, Array]]:
         state, log_norm = normalize(state)
@@ -278,7 +284,10 @@ def _states(parameters: Parameters, scales: Scales, x: Array) -> tuple[list[Scal
 
 @jax.jit
 def visited_states(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
-    """The normalized states s_0 ... s_L of one pass, with a leading layer axis; for networks whose states all have one shape."""
+    """The normalized states s_0 ... s_L of one pass, with a leading layer axis.
+
+    For networks whose states all have one shape.
+    """
     stages, last, _ = _states(parameters, scales, x)
     return _joined([*stages, jax.tree.map(lambda a: a[None], last)])
 
@@ -305,15 +314,17 @@ def gradient_flow(
 ) -> GradientFlow:
     """Where the gradient of a loss goes: ln ||dL/ds_l|| of every layer, and of every parameter, at any depth.
 
-    Parameter gradients are those of the ordinary parameters (`vgjax.scaled`: W = sigma_w Z, b = sigma_b z). A gradient that is zero by symmetry
-    reads as rounding noise.
+    Parameter gradients are those of the ordinary parameters (`vgjax.scaled`: W = sigma_w Z, b = sigma_b z). A
+    gradient that is zero by symmetry reads as rounding noise.
 
     Args:
         network, parameters, scales: as for `forward`.
         x: one input, or a batch with one more leading axis.
-        y: what the loss compares the output with: integer labels (cross-entropy), numbers of the output's shape (squared error), or
-            the output's cotangent; with the batch axis of x. Left out, a random cotangent of norm 1.
-        loss: ``"cross_entropy"`` (softmax), ``"squared_error"`` (half the sum of squares) or ``"cotangent"``; left out, read off y.
+        y: what the loss compares the output with: integer labels (cross-entropy), numbers of the output's shape
+            (squared error), or the output's cotangent; with the batch axis of x. Left out, a random cotangent of norm
+            1.
+        loss: ``"cross_entropy"`` (softmax), ``"squared_error"`` (half the sum of squares) or ``"cotangent"``; left
+            out, read off y.
         key: draws the random cotangent (default ``jax.random.key(0)``).
         naive: the dtypes whose plain reading is compared; ``()`` for none.
 
@@ -414,8 +425,8 @@ def _gradient_flow(
 
 
 def _back(layer: Layer, states: Scaled, deltas: Scaled) -> tuple[Scaled, dict[str, Array], Array]:
-    """One layer back, for a batch: the cotangents before it (not normalized), ln of its summed parameter gradients, ln of the cotangents
-    behind it."""
+    """One layer back, for a batch: the cotangents before it (not normalized), ln of its summed parameter gradients,
+    ln of the cotangents behind it."""
     deltas, log_deltas = jax.vmap(normalize)(deltas)
     h = jax.vmap(clipped)(states)
     before = jax.vmap(lambda h, v: jax.vjp(layer, h)[1](v)[0])(h, deltas.value)
@@ -425,8 +436,8 @@ def _back(layer: Layer, states: Scaled, deltas: Scaled) -> tuple[Scaled, dict[st
 def _parameter_logs(layer: Layer, states: Scaled, h: Array, deltas: Scaled) -> dict[str, Array]:
     """ln of the norm of sum_b dL_b/d(parameter), by path.
 
-    The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each parameter: 1 for a kernel that
-    multiplies the state, 0 for a bias that is added to it (`_degrees`).
+    The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each
+    parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`_degrees`).
     """
     excess = states.exponent - jnp.clip(states.exponent, -window(h.dtype), window(h.dtype))
     degrees = _degrees(layer.spec, h.shape[1:], h.dtype.name)
@@ -452,7 +463,8 @@ def _parameter_logs(layer: Layer, states: Scaled, h: Array, deltas: Scaled) -> d
 @functools.cache
 @untraced
 def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str) -> dict[str, tuple[int, int]]:
-    """How a block's parameter gradients grow with its state, (below, above) the float range, by path: 2^k when the state doubles.
+    """How a block's parameter gradients grow with its state, (below, above) the float range, by path: 2^k when the
+    state doubles.
 
     Measured on one draw, so that it holds for any block.
     """
@@ -483,12 +495,10 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str) -> dict[str, tuple[
 
 
 def _slope_statistics(layer: Layer, states: Scaled) -> tuple[Array, Array]:
-    slopes = jax.vmap(layer.slopes)(jax.vmap(clipped)(states))
-    if slopes is None:
-        missing = jnp.full(states.exponent.shape, jnp.nan, states.value.dtype)
-        return missing, missing
+    slopes, largest = jax.vmap(layer.slopes, out_axes=(0, None))(jax.vmap(clipped)(states))
     slopes = slopes.reshape(len(slopes), -1)
-    return jnp.mean(slopes**2, axis=1), jnp.mean(jnp.abs(slopes) < FLAT, axis=1, dtype=slopes.dtype)
+    flat = jnp.where(jnp.isnan(slopes), jnp.nan, (jnp.abs(slopes) < FLAT * largest).astype(slopes.dtype))
+    return jnp.mean(slopes**2, axis=1), jnp.mean(flat, axis=1)
 
 
 def _loss_cotangent(loss: str, output: Scaled, y: Array) -> tuple[Scaled, Array]:
@@ -501,9 +511,11 @@ def _loss_cotangent(loss: str, output: Scaled, y: Array) -> tuple[Scaled, Array]
 
 
 def _cross_entropy_cotangent(output: Scaled, label: Array) -> tuple[Scaled, Array]:
-    """softmax - onehot from its logarithms: in plain floats it is exactly 0 as soon as the margin passes about 17 (float32).
+    """softmax - onehot from its logarithms: in plain floats it is exactly 0 as soon as the margin passes about 17
+    (float32).
 
-    ln |delta_j| = z_j - lse(z) for the wrong classes and lse_{j != label}(z) - lse(z) for the right one, z_j the margin to the label.
+    ln |delta_j| = z_j - lse(z) for the wrong classes and lse_{j != label}(z) - lse(z) for the right one, z_j the
+    margin to the label.
     """
     u, exponent = output
     deepest = ZERO // 2  # what is left of the exponents for the layers behind
@@ -522,7 +534,10 @@ def _cross_entropy_cotangent(output: Scaled, label: Array) -> tuple[Scaled, Arra
 
 
 def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, dtype: str) -> Array:
-    """True where a plain pass in ``dtype`` reads sqrt(sum of squares) of dL/ds_l as 0 or not finite: shape ``(batch, depth + 1)``."""
+    """True where a plain pass in ``dtype`` reads sqrt(sum of squares) of dL/ds_l as 0 or not finite.
+
+    Shape ``(batch, depth + 1)``.
+    """
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)

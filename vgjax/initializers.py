@@ -1,7 +1,7 @@
 """Scales and unit-gain draws: where the numbers of a network come from.
 
-A kernel is drawn once at unit gain, ``E W_ij^2 = 1 / fan_in``, so that a layer keeps the mean square of what enters it; a
-bias is drawn with unit variance. What multiplies them are `Scales`: named numbers that can be swept.
+A kernel is drawn once at unit gain, ``E W_ij^2 = 1 / fan_in``, so that a layer keeps the mean square of what enters
+it; a bias is drawn with unit variance. What multiplies them are `Scales`: named numbers that can be swept.
 """
 
 import math
@@ -24,8 +24,8 @@ class Scales(Mapping[str, Array]):
     deviations: ``Var W_ij = sigma_w^2 / fan_in``, ``Var b_i = sigma_b^2``. Read them as attributes or by name.
 
     Args:
-        **scales: numbers or arrays, shape ``()`` or ``(depth,)``. A value per layer belongs to the blocks; the stem takes
-            the first.
+        **scales: numbers or arrays, shape ``()`` or ``(depth,)``. A value per layer belongs to the blocks; the stem
+            takes the first.
 
     Raises:
         ValueError: a negative or non-finite value.
@@ -97,7 +97,7 @@ def uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
 
 
 def orthogonal(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
-    """Haar-distributed: W^T W = 1 (fan_out <= fan_in), or W W^T = (fan_out / fan_in) 1, so that E W_ij^2 = 1 / fan_in."""
+    """Haar-distributed: W^T W = 1 (fan_out <= fan_in) or W W^T = (fan_out / fan_in) 1; E W_ij^2 = 1 / fan_in."""
     fan_in, fan_out = shape
     return jax.nn.initializers.orthogonal(math.sqrt(max(1.0, fan_out / fan_in)))(key, shape, dtype)
 
@@ -138,8 +138,9 @@ class Scheme(NamedTuple):
 def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
     """LeCun, Glorot and He initializations as points of one map: a law and a ``sigma_w``.
 
-    ``Var W = sigma_w^2 / fan_in`` with sigma_w^2 = 1 (LeCun), 2 fan_in / (fan_in + fan_out) (Glorot), 2 (He). ``normal``
-    is what Flax and Keras draw under that name: a Gaussian cut at two standard deviations, its variance restored.
+    ``Var W = sigma_w^2 / fan_in`` with sigma_w^2 = 1 (LeCun), 2 fan_in / (fan_in + fan_out) (Glorot), 2 (He).
+    ``normal`` is what Flax and Keras draw under that name: a Gaussian cut at two standard deviations, its variance
+    restored.
 
     Args:
         name: ``{lecun,glorot,he}_{normal,uniform}``.

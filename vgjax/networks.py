@@ -1,11 +1,12 @@
 """Networks: what is compiled for (static and hashable), and the numbers that go into it.
 
-A `Network` is a stem, stages of identical blocks (one `lax.scan` each) and a head. The stem makes the first state s_0 from
-the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth`` L counts the blocks.
+A `Network` is a stem, stages of identical blocks (one `lax.scan` each) and a head. The stem makes the first state s_0
+from the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth`` L counts the blocks.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -82,16 +83,21 @@ class Network:
     @property
     def activation(self) -> str | None:
         """Name of the blocks' activation; None if they have none or differ."""
-        names = {a.name if isinstance(a, Activation) else None for a in (dict(s.spec.options).get("activation") for s in self.stages)}
+        names = {
+            a.name if isinstance(a, Activation) else None
+            for a in (dict(s.spec.options).get("activation") for s in self.stages)
+        }
         return names.pop() if len(names) == 1 else None
 
     @property
     def covered(self) -> tuple[bool, bool]:
-        """Whether states (below, above) the float range are exact: whether all its activations behave there (`Facts`)."""
-        options = [
-            dict(spec.options) for spec in (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
-        ]
-        facts = [option["activation"].facts for option in options if isinstance(option.get("activation"), Activation)]
+        """Whether states (below, above) the float range are exact.
+
+        Whether all its activations behave there (`Facts`).
+        """
+        specs = (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
+        activations = [dict(spec.options).get("activation") for spec in specs]
+        facts = [a.facts for a in activations if isinstance(a, Activation)]
         return all(f.below for f in facts), all(f.above for f in facts)
 
     @property
@@ -179,7 +185,7 @@ def mlp(
     inputs, outputs = positive_integer("inputs", inputs), positive_integer("outputs", outputs)
     return Network(
         stem=dense(inputs, states[0], activations.get("linear")),
-        stages=_stages([dense(*sizes, phi) for sizes in zip(states, states[1:], strict=False)]),
+        stages=_stages([dense(*sizes, phi) for sizes in itertools.pairwise(states)]),
         head=dense(states[-1], outputs, phi, bias_law="zero"),
         input_shape=(inputs,),
     )
@@ -194,7 +200,8 @@ def stack(
     head: Spec | None = None,
     **options: Hashable,
 ) -> Network:
-    """A network of ``depth`` copies of your own block, each drawn afresh: any `nnx.Module` from a state to a state of its shape.
+    """A network of ``depth`` copies of your own block, each drawn afresh: any `nnx.Module` from a state to a state of
+    its shape.
 
     Args:
         block: built as ``block(*arguments, **options, rngs=rngs)``, called as ``block(h)`` on one example; or as
@@ -321,10 +328,10 @@ class Layer:
         """The next state of a normalized scaled one, not normalized."""
         return blocks.step(self._module(), state, self.scales)
 
-    def slopes(self, h: Array) -> Array | None:
-        """phi' of the block's units relative to the largest, or None if it does not report them."""
+    def slopes(self, h: Array) -> tuple[Array, float]:
+        """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
         block = self._module()
-        return block.slopes(h) if hasattr(block, "slopes") else None
+        return block.slopes(h) if hasattr(block, "slopes") else (jnp.full(h.shape, jnp.nan, h.dtype), 1.0)
 
     def ordinary(self) -> "Layer":
         """The same map with its scales inside its parameters (W = sigma_w Z), as far as the block can."""
@@ -467,8 +474,9 @@ def _forward(parameters: Parameters, scales: Scales, x: Array) -> Array:
 def scaled(parameters: Parameters, scales: Scales) -> Parameters:
     """The ordinary Flax parameters that a user's optimizer would see: W = sigma_w Z, b = sigma_b z.
 
-    Z is the stored draw at unit gain, so W has standard deviation sigma_w / sqrt(fan_in). They compute the same network at
-    unit scales: ``forward(net, scaled(params, scales), Scales(sigma_w=1, sigma_b=1), x)``. The head is at unit gain already.
+    Z is the stored draw at unit gain, so W has standard deviation sigma_w / sqrt(fan_in). They compute the same
+    network at unit scales: ``forward(net, scaled(params, scales), Scales(sigma_w=1, sigma_b=1), x)``. The head is at
+    unit gain already.
 
     Args:
         parameters: draws at unit gain (`init`).

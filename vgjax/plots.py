@@ -1,7 +1,8 @@
 """Figures: the phase map and the depth profile, in one paper style.
 
-Axes-level functions take an ``ax`` and numbers and return what they drew; figure-level ones build the whole picture. Nothing here knows JAX, and
-matplotlib is imported when something is drawn. Colours are safe for colour-blind readers, and every distinction is also a line, a marker or a word.
+Axes-level functions take an ``ax`` and numbers and return what they drew; figure-level ones build the whole picture.
+Nothing here knows JAX, and matplotlib is imported when something is drawn. Colours are safe for colour-blind readers,
+and every distinction is also a line, a marker or a word.
 """
 
 import functools
@@ -54,7 +55,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         import matplotlib as mpl
 
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(STYLE):  # type: ignore[arg-type]
             return draw(*args, **kwargs)
 
     return wrapper
@@ -65,11 +66,13 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def phase_map(sweep: Sweep, *, at: float = 0.05, title: str | None = None) -> "Figure":
-    """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth along the first.
+    """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth
+    along the first.
 
-    Left: the factor by which a gradient's norm changes in a layer, past the transient (`Sweep.rate`), with the measured edge
-    between vanishing and exploding. Right: the same gradient against depth at one value of the second scale, with the depth at which
-    float32 stops reading it.
+    Left: the factor by which a gradient's norm changes in a layer, past the transient (`Sweep.rate`), with the
+        measured edge
+    between vanishing and exploding. Right: the same gradient against depth at one value of the second scale, with the
+    depth at which float32 stops reading it.
 
     Args:
         sweep: over two scales (or one: then only the right panel is drawn).
@@ -85,22 +88,21 @@ def phase_map(sweep: Sweep, *, at: float = 0.05, title: str | None = None) -> "F
     if len(names) > 2 or any(len(values) < 2 for values in sweep.axes.values()):
         shape = {name: len(values) for name, values in sweep.axes.items()}
         raise ValueError(f"a phase map needs one or two axes of at least 2 values, got {shape}")
-    title = describe(sweep) if title is None else title
-    if len(names) == 1:
-        figure = Figure(figsize=(3.6, 3.1), layout="constrained")
-        axes = [None, figure.subplots()]
-    else:
-        figure = Figure(figsize=(7.2, 3.15), layout="constrained")
-        axes = list(figure.subplots(1, 2))
-        mesh = draw_rate(axes[0], *sweep.axes.values(), sweep.rate())
-        name_phases(axes[0], *sweep.axes.values(), sweep.rate())
-        axes[0].set(xlabel=label(names[0]), ylabel=label(names[1]), title=title)
-        colour_bar(figure, axes[0], mesh, "factor on the gradient norm, per layer", factor_ticks(mesh.norm.halfrange), factor)
-    mean, lost, fixed = along_first(sweep, at)
-    mesh = draw_gain_against_depth(axes[1], sweep.axes[names[0]], mean, lost)
-    axes[1].set(xlabel=label(names[0]), ylabel="layers crossed", title=fixed if len(names) == 2 else title)
-    ticks = powers_of_ten(-mesh.norm.halfrange, mesh.norm.halfrange)
-    colour_bar(figure, axes[1], mesh, "gradient norm behind those layers", ticks, power_of_ten)
+    figure = Figure(figsize=(7.2, 3.15) if len(names) == 2 else (3.6, 3.15), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    if len(names) == 2:
+        x, y = sweep.axes.values()
+        mesh = draw_rate(axes[0], x, y, sweep.rate())
+        name_phases(axes[0], x, y, sweep.rate())
+        axes[0].set(xlabel=label(names[0]), ylabel=label(names[1]))
+        reach = mesh.norm.halfrange
+        colour_bar(figure, axes[0], mesh, "factor on the gradient norm, per layer", factor_ticks(reach), factor)
+    mean, lost, where = along_first(sweep, at)
+    mesh = draw_gain_against_depth(axes[-1], sweep.axes[names[0]], mean, lost)
+    axes[-1].set(xlabel=label(names[0]), ylabel="layers crossed", title=where)
+    axes[0].set_title(describe(sweep) if title is None else title)
+    reach = mesh.norm.halfrange
+    colour_bar(figure, axes[-1], mesh, "gradient norm behind those layers", powers_of_ten(-reach, reach), power_of_ten)
     return figure
 
 
@@ -128,11 +130,12 @@ def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> N
     for mask, name in (((rate < 0), "ordered:\ngradients\nvanish"), (rate > 0, "chaotic:\ngradients\nexplode")):
         if mask.mean() > 0.1:
             column, row = _deepest_inside(mask)
-            _text(ax, x[column], y[row], name)
+            _text(ax, float(x[column]), float(y[row]), name)
 
 
 def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, lost: np.ndarray) -> Any:
-    """The gradient against depth as colours centred on 1, with the depths from which a plain float32 reading is 0 or not finite.
+    """The gradient against depth as colours centred on 1, with the depths from which a plain float32 reading is 0 or
+    not finite.
 
     Args:
         ax: where.
@@ -151,7 +154,9 @@ def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, los
         side = ever & ((log_gain[:, -1] < 0) == vanishing)
         if side.any():
             reading = "0" if vanishing else "inf or nan"
-            ax.plot(x, np.where(side, first, np.nan), f"k{style}", linewidth=1.2, label=f"from here float32 reads {reading}")
+            ax.plot(
+                x, np.where(side, first, np.nan), f"k{style}", linewidth=1.2, label=f"from here float32 reads {reading}"
+            )
     if ever.any():
         ax.legend(loc="lower right", frameon=True, framealpha=0.85, edgecolor="none", fontsize=6.5, handlelength=1.8)
     ax.set_ylim(0, depth[-1])
@@ -159,7 +164,7 @@ def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, los
 
 
 def along_first(sweep: Sweep, at: float) -> tuple[np.ndarray, np.ndarray, str]:
-    """Mean log gain and the naive float32 mask along the first axis, at the value of the second nearest to ``at``, and what that is."""
+    """Mean log gain and naive float32 mask along the first axis, at the value of the second nearest to ``at``, named."""
     lost = sweep.lost("float32").mean(axis=0) > 0.5
     if len(sweep.axes) == 1:
         return sweep.mean_log_gain, lost, ""
@@ -173,7 +178,8 @@ def along_first(sweep: Sweep, at: float) -> tuple[np.ndarray, np.ndarray, str]:
 
 @styled
 def depth_profile(flows: Mapping[str, Any], *, title: str | None = None) -> "Figure":
-    """ln gradient norm against layer, one curve a network, seeds as a band, with the plain float32 reading ending where it ends.
+    """ln gradient norm against layer, one curve a network, seeds as a band, with the plain float32 reading ending
+    where it ends.
 
     Args:
         flows: name -> `GradientFlow` whose arrays have a leading axis of seeds (or none): ``log_gradient`` of shape
@@ -187,7 +193,9 @@ def depth_profile(flows: Mapping[str, Any], *, title: str | None = None) -> "Fig
     colours = _by_growth({name: np.atleast_2d(flow.log_gradient) for name, flow in flows.items()})
     for name, flow in flows.items():
         naive = flow.naive.get("float32")
-        draw_profile(ax, np.atleast_2d(flow.log_gradient), naive if naive is None else np.atleast_2d(naive), colours[name], name)
+        draw_profile(
+            ax, np.atleast_2d(flow.log_gradient), naive if naive is None else np.atleast_2d(naive), colours[name], name
+        )
     ax.set(xlabel=r"layer $l$", ylabel=r"$\|\partial L / \partial h^l\|$", title=title or "")
     ax.margins(x=0.01)
     if any("float32" in flow.naive for flow in flows.values()):
@@ -241,7 +249,10 @@ def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", 
     Returns:
         The paths written.
     """
-    stamps: dict[str, dict[str, None]] = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    stamps: dict[str, dict[str, None]] = {
+        ".png": {"Software": None},
+        ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    }
     written = []
     for suffix in suffixes:
         target = Path(path).with_name(Path(path).name + suffix)
@@ -282,7 +293,7 @@ def powers_of_ten(low: float, high: float) -> np.ndarray:
     """About seven whole powers of ten within an interval of natural logarithms."""
     from matplotlib.ticker import MaxNLocator
 
-    ticks = MaxNLocator(7, integer=True).tick_values(low / LN10, high / LN10) * LN10
+    ticks = np.asarray(MaxNLocator(7, integer=True).tick_values(low / LN10, high / LN10)) * LN10
     return ticks[(ticks >= low) & (ticks <= high)]
 
 
@@ -317,9 +328,15 @@ def _mesh(ax: "Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray, reach: f
 
 
 def _reach(values: np.ndarray) -> float:
-    """Where the colours end. The bar's ends say "or more", so that one side far beyond the other does not wash out the edge."""
+    """Where the colours end.
+
+    The bar's ends say "or more", so that one side far beyond the other does not wash out the edge.
+    """
     sides = [np.abs(side) for side in (values[values < 0], values[values > 0]) if side.size]
-    return max(1e-6, min([2 * float(np.percentile(s, 98)) for s in sides] + [max((float(s.max()) for s in sides), default=1.0)]))
+    return max(
+        1e-6,
+        min([2 * float(np.percentile(s, 98)) for s in sides] + [max((float(s.max()) for s in sides), default=1.0)]),
+    )
 
 
 def _text(ax: "Axes", x: float, y: float, text: str) -> None:
@@ -340,15 +357,15 @@ def _deepest_inside(mask: np.ndarray) -> tuple[int, int]:
     return int(column) - 1, int(row) - 1
 
 
-def _by_growth(curves: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Blue for what vanishes most towards the first layer, red for what explodes most, greys between."""
+def _by_growth(curves: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """From blue, for what vanishes most towards the first layer, to red, for what explodes most."""
     from matplotlib import colormaps
 
     growth = {name: float(np.nanmean(c[:, 0] - c[:, -1])) for name, c in curves.items()}
     order = sorted(growth, key=growth.__getitem__)
-    if len(order) <= 3:
-        return dict(zip(order, {1: [CRITICAL], 2: [VANISHING, EXPLODING], 3: [VANISHING, CRITICAL, EXPLODING]}[len(order)], strict=True))
-    return {name: colormaps["coolwarm"](i / (len(order) - 1)) for i, name in enumerate(order)}
+    few = {1: [CRITICAL], 2: [VANISHING, EXPLODING], 3: [VANISHING, CRITICAL, EXPLODING]}
+    colours = few.get(len(order)) or list(colormaps["coolwarm"](np.linspace(0, 1, len(order))))
+    return dict(zip(order, colours, strict=True))
 
 
 def _float32_sums() -> tuple[float, float]:

@@ -28,7 +28,8 @@ class Sweep:
 
     Attributes:
         axes: the swept scales, in order: name -> values, shape ``(points,)``.
-        log_gain: ln of the root mean square over random directions u of ||J_{l<-0} u|| / ||u||, shape ``(seed, *axes, depth + 1)``.
+        log_gain: ln of the root mean square over random directions u of ||J_{l<-0} u|| / ||u||, shape ``(seed, *axes,
+            depth + 1)``.
         log_mean_square: ln of the mean square of the state s_l, same shape.
         left_range: first layer whose state the activation does not cover, depth + 1 if none, shape ``(seed, *axes)``.
         state_size: units of a state.
@@ -73,9 +74,11 @@ class Sweep:
         return np.logaddexp.reduce(2 * self.log_gain, axis=0) - np.log(self.seeds)
 
     def rate(self, start: int | None = None) -> np.ndarray:
-        """Mean over seeds of the log gain per layer, from layer ``start`` (default: half the depth, past the transient) to L.
+        """Mean over seeds of the log gain per layer, from layer ``start`` (default: half the depth, past the
+        transient) to L.
 
-        Negative: gradients vanish; positive: they explode. Half of ln chi, in theory. -inf where the gain is a true zero at L.
+        Negative: gradients vanish; positive: they explode. Half of ln chi, in theory. -inf where the gain is a true
+            zero at L.
 
         Returns:
             Shape ``(*axes,)``.
@@ -90,7 +93,8 @@ class Sweep:
         return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (self.depth - start)
 
     def edge(self) -> np.ndarray:
-        """Where along the first axis gradients stop vanishing and start exploding: the first sign change of `rate`, interpolated.
+        """Where along the first axis gradients stop vanishing and start exploding: the first sign change of `rate`,
+        interpolated.
 
         Returns:
             Values of the first swept scale, of the shape of the remaining axes; NaN where there is no such change.
@@ -101,13 +105,15 @@ class Sweep:
         low, high = (np.take_along_axis(rate, (i + k)[None], axis=0)[0] for k in (0, 1))
         with np.errstate(invalid="ignore"):
             share = np.where(np.isfinite(low), -low / (high - low), 1)
-        return np.where(crossing.any(axis=0), values[i] + share * (values[np.minimum(i + 1, len(values) - 1)] - values[i]), np.nan)
+        return np.where(
+            crossing.any(axis=0), values[i] + share * (values[np.minimum(i + 1, len(values) - 1)] - values[i]), np.nan
+        )
 
     def lost(self, dtype: str = "float32") -> np.ndarray:
         """True where a plain pass in ``dtype`` would read the gradient, or the state behind it, as 0 or not finite.
 
-        The naive reading (the root of the sum of squares of a gradient of norm 1 pulled through those layers), derived from the logarithms:
-        right to a few layers. `gradient_flow` runs the pass itself.
+        The naive reading (the root of the sum of squares of a gradient of norm 1 pulled through those layers),
+        derived from the logarithms: right to a few layers. `gradient_flow` runs the pass itself.
 
         Returns:
             Booleans of the shape of ``log_gain``.
@@ -138,7 +144,11 @@ class Sweep:
                 "left_range": (dims[:-1], self.left_range),
             },
             coords={"seed": np.arange(self.seeds), **self.axes, "depth": np.arange(self.depth + 1)},
-            attrs={"state_size": self.state_size, "fixed": json.dumps(self.fixed), "provenance": json.dumps(self.provenance)},
+            attrs={
+                "state_size": self.state_size,
+                "fixed": json.dumps(self.fixed),
+                "provenance": json.dumps(self.provenance),
+            },
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -173,8 +183,8 @@ def load(path: str | os.PathLike[str]) -> Sweep:
             data = dataset.load()
         axes = {str(name): data[name].values for name in data["log_gain"].dims if name not in ("seed", "depth")}
         about = {name: json.loads(data.attrs[name]) for name in ("fixed", "provenance")}
-        arrays = (data[name].values for name in ("log_gain", "log_mean_square", "left_range"))
-        return Sweep(axes, *arrays, int(data.attrs["state_size"]), **about)
+        arrays = {name: data[name].values for name in ("log_gain", "log_mean_square", "left_range")}
+        return Sweep(axes, **arrays, state_size=int(data.attrs["state_size"]), **about)
     with np.load(path) as file:
         if "about" not in file:
             raise ValueError(f"path must hold a saved sweep, got {path}")
@@ -190,7 +200,10 @@ def nearest(values: np.ndarray, value: float) -> float:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes it once all is written: a killed run leaves no half-written file."""
+    """A temporary path beside ``path`` that becomes it once all is written.
+
+    A killed run leaves no half-written file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
@@ -244,7 +257,7 @@ def _save_npz(sweep: Sweep, path: Path) -> None:
     about = json.dumps(
         {"axes": [*sweep.axes], "state_size": sweep.state_size, "fixed": sweep.fixed, "provenance": sweep.provenance}
     )
-    arrays = {f"axis_{name}": values for name, values in sweep.axes.items()}
+    arrays: dict[str, Any] = {f"axis_{name}": values for name, values in sweep.axes.items()}
     arrays |= {
         "log_gain": sweep.log_gain,
         "log_mean_square": sweep.log_mean_square,

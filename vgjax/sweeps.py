@@ -32,8 +32,9 @@ def sweep(
 ) -> Sweep:
     """ln of the gradient gain at every point of a grid of scales, for every seed, at every depth up to the network's.
 
-    Seed s draws its weights and directions from ``fold_in(key, s)`` once and shares them over the whole grid: every layer is then one matrix
-    product. One compilation serves all seeds and chunks, and a second grid of the same shape.
+    Seed s draws its weights and directions from ``fold_in(key, s)`` once and shares them over the whole grid: every
+    layer is then one matrix product. One compilation serves all seeds and chunks, and a second grid of the same
+    shape.
 
     Args:
         network: prefix-closed, so that one pass answers for every depth.
@@ -51,8 +52,8 @@ def sweep(
         `vgjax.results.Sweep`, with axes (seed, *axes, depth).
 
     Raises:
-        ValueError: an unknown or negative scale, an empty grid, a seed count that is not a whole number above 0, an input of the wrong shape,
-            or a network that is not prefix-closed.
+        ValueError: an unknown or negative scale, an empty grid, a seed count that is not a whole number above 0, an
+            input of the wrong shape, or a network that is not prefix-closed.
     """
     seeds, tangents = positive_integer("seeds", seeds), positive_integer("tangents", tangents)
     memory = positive_integer("memory", memory)
@@ -103,10 +104,12 @@ def profile(
     loss: str | None = None,
     naive: Sequence[str] = NAIVE_DTYPES,
 ) -> GradientFlow:
-    """`gradient_flow` of several draws, the same that `sweep` makes from that key: gradients layer by layer, with their spread.
+    """`gradient_flow` of several draws, the same that `sweep` makes from that key: gradients layer by layer, with
+    their spread.
 
     Args:
-        network, y, scales, loss, naive: as for `gradient_flow`; y for all seeds, or with a leading axis of seeds if x has one.
+        network, y, scales, loss, naive: as for `gradient_flow`; y for all seeds, or with a leading axis of seeds if x
+            has one.
         x: one input for all seeds, or one a seed, with a leading axis of that length.
         key: `jax.random.key`.
         seeds: independent draws.
@@ -125,7 +128,9 @@ def profile(
         weights, direction = jax.random.split(jax.random.fold_in(key, seed))
         target = jnp.asarray(y)[seed] if one_each and y is not None else y
         parameters = init(weights, network)
-        flows.append(gradient_flow(network, parameters, scales, inputs[seed], target, loss=loss, key=direction, naive=naive))
+        flows.append(
+            gradient_flow(network, parameters, scales, inputs[seed], target, loss=loss, key=direction, naive=naive)
+        )
     return jax.tree.map(lambda *arrays: np.stack(arrays), *flows)
 
 
@@ -187,7 +192,10 @@ def _inputs(network: Network, x: ArrayLike, seeds: int) -> Array:
 
 
 def _bytes_per_point(network: Network, tangents: int) -> int:
-    """About what one point of the grid keeps alive: states and tangents before and after a layer, twice, and the results."""
+    """About what one point of the grid keeps alive.
+
+    States and tangents before and after a layer, twice, and the results.
+    """
     units = max(int(np.prod(shape)) for shape in state_shapes(network))
     return 8 * (6 * (1 + tangents) * units + (2 + tangents) * (network.depth + 1))
 
@@ -196,5 +204,9 @@ def _provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]
     from vgjax import __version__
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    about = {"network": repr(network), "activation": network.activation, "width": int(np.prod(state_shapes(network)[-1]))}
+    about = {
+        "network": repr(network),
+        "activation": network.activation,
+        "width": int(np.prod(state_shapes(network)[-1])),
+    }
     return {"vgjax": __version__, **machine(), **about, "key": np.asarray(key_data).tolist(), **settings}
