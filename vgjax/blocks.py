@@ -24,7 +24,7 @@ from jax import Array, lax
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation
-from vgjax.exponents import Scaled, add, euler, offset, settled
+from vgjax.exponents import Scaled, add, offset, settled
 from vgjax.initializers import Scales
 
 
@@ -95,10 +95,3 @@ def declared_scales(block: type[nnx.Module]) -> Mapping[str, float]:
 def call(block: nnx.Module, h: Array, scales: Scales) -> Array:
     """The block on a plain array, with the scales it declares."""
     return block(h, scales) if declared_scales(type(block)) else block(h)  # type: ignore[operator]
-
-
-def step(block: nnx.Module, state: Scaled, scales: Scales) -> Scaled:
-    """The block on a normalized scaled state; the result is not normalized."""
-    if hasattr(block, "step"):
-        return block.step(state, scales)
-    return euler(lambda h: call(block, h, scales), state)

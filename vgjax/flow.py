@@ -24,7 +24,6 @@ from vgjax.networks import (
     Network,
     Parameters,
     Spec,
-    Tree,
     check_input,
     check_scales,
     draw,
@@ -242,15 +241,17 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     states, last, log_states = _states(parameters, scales, x)
     at = jnp.asarray(depths)
 
+    def fresh(shape: tuple[int, ...]) -> Array:
+        if not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+            return seed.astype(dtype)
+        return jax.vmap(lambda m: _direction(jax.random.fold_in(seed, m), shape, dtype))(at)
+
+    cotangents = {shape: fresh(shape) for shape in set(state_shapes(parameters.network))}
+
     def injected(rows: Scaled, layer: Array) -> Scaled:
-        shape = rows.value.shape[1:]
-        if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
-            fresh = jax.vmap(lambda m: _direction(jax.random.fold_in(seed, m), shape, dtype))(at)
-        else:
-            fresh = seed.astype(dtype)
-        here = at == layer
+        shape, here = rows.value.shape[1:], at == layer
         mask = here.reshape(-1, *(1,) * len(shape))
-        return Scaled(jnp.where(mask, fresh, rows.value), jnp.where(here, 0, rows.exponent))
+        return Scaled(jnp.where(mask, cotangents[shape], rows.value), jnp.where(here, 0, rows.exponent))
 
     def visit(layer: Layer, rows: Scaled, extra: tuple[Scaled, Array]) -> tuple[Scaled, Array]:
         state, behind = extra
@@ -448,8 +449,8 @@ def _parameter_logs(layer: Layer, states: Scaled, h: Array, deltas: Scaled) -> d
         common = jnp.max(exponent)
         weights = jax.vmap(lambda e: power_of_two(e - common, h.dtype))(exponent)
         v = deltas.value * weights.reshape(-1, *(1,) * (deltas.value.ndim - 1))
-        at = lambda p: jax.vmap(Layer(layer.spec, p, layer.scales))(h)  # noqa: E731
-        return _paths(jax.vjp(at, layer.parameters)[1](v)[0]), common
+        at = lambda p: jax.vmap(layer.with_parameters(p))(h)  # noqa: E731
+        return jax.vjp(at, layer.trainable())[1](v)[0], common
 
     # One product per kind of parameter; what a kind does not use is never computed (XLA drops it).
     by_kind = {kind: gradient(*kind) for kind in set(degrees.values())}
@@ -474,13 +475,13 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str) -> dict[str, tuple[
     @jax.jit
     def log_norms() -> list[dict[str, Array]]:
         key, key_h, key_v = jax.random.split(jax.random.key(0), 3)
-        parameters, scales = draw(spec, key), unit_scales(spec, dtype)
+        layer = Layer(spec, draw(spec, key), unit_scales(spec, dtype))
         h = jax.random.normal(key_h, shape, dtype)
 
         def at(size: float) -> dict[str, Array]:
-            out, back = jax.vjp(lambda p: Layer(spec, p, scales)(size * h), parameters)
+            out, back = jax.vjp(lambda p: layer.with_parameters(p)(size * h), layer.trainable())
             gradient = back(jax.random.normal(key_v, out.shape, dtype))[0]
-            return {path: jnp.log2(jnp.linalg.norm(g.reshape(-1))) for path, g in _paths(gradient).items()}
+            return {path: jnp.log2(jnp.linalg.norm(g.reshape(-1))) for path, g in gradient.items()}
 
         return [at(size) for size in sizes]
 
@@ -570,14 +571,6 @@ def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
         return _joined([lost(first)[None], *logs])
 
     return jax.vmap(one)(xs, ys)
-
-
-def _paths(tree: Tree) -> dict[str, Array]:
-    """The leaves of nested dicts by their path, "linear/kernel"."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def _by_path(stages: list[dict[str, Array]], depths: list[int]) -> dict[str, Array]:

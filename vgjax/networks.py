@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 from vgjax import activations, blocks, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import is_traced, known, not_negative, positive_integer
-from vgjax.exponents import Scaled
+from vgjax.exponents import Scaled, euler
 from vgjax.initializers import Scales
 
 Tree = dict[str, Any]
@@ -158,7 +158,7 @@ def mlp(
         widths: instead of width and depth, the sizes of h^0 ... h^L.
         law: unit-gain law of the kernels: gaussian, truncated, uniform, orthogonal.
         bias_law: gaussian or zero. The head has a zero bias.
-        dtype: float32 or float64 (which needs `jax.enable_x64`).
+        dtype: float32 or float64 (the latter within ``with jax.enable_x64(True):``).
 
     Raises:
         ValueError: a size below 1, an unknown name, or both (or neither) of width with depth and widths.
@@ -177,6 +177,8 @@ def mlp(
     kind = np.dtype(dtype).name
     if kind not in ("float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {kind}")
+    if jax.dtypes.canonicalize_dtype(kind).name != kind:
+        raise ValueError(f"dtype {kind} needs jax.enable_x64(True) around the work, got it switched off")
 
     def dense(fan_in: int, fan_out: int, phi: Activation, bias_law: str = bias_law) -> Spec:
         options = {"activation": phi, "law": law, "bias_law": bias_law, "dtype": kind}
@@ -302,6 +304,26 @@ def graph(spec: Spec) -> nnx.GraphDef:
     return found[0]
 
 
+@functools.cache
+def _trainable_paths(spec: Spec) -> frozenset[str]:
+    found: list[frozenset[str]] = []
+
+    def build() -> None:
+        parameters = nnx.to_pure_dict(nnx.state(spec.build(nnx.Rngs(0)), nnx.Param))
+        found.append(frozenset(_leaves(parameters)))
+
+    jax.eval_shape(build)
+    return found[0]
+
+
+def _leaves(tree: Tree) -> dict[str, Array]:
+    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
 # --- a layer: a block with its numbers ------------------------------------------------------------------------------
 
 
@@ -322,16 +344,29 @@ class Layer:
 
     def __call__(self, h: Array) -> Array:
         """The next state of a plain one."""
-        return blocks.call(self._module(), h, self.scales)
+        return blocks.call(
+            self._module(), h, self.scales
+        )  # made here: a module may mutate itself in its own trace only
 
     def step(self, state: Scaled) -> Scaled:
         """The next state of a normalized scaled one, not normalized."""
-        return blocks.step(self._module(), state, self.scales)
+        if hasattr(self.spec.block, "step"):
+            return self.spec.block.step(self._module(), state, self.scales)
+        return euler(self, state)
 
     def slopes(self, h: Array) -> tuple[Array, float]:
         """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
         block = self._module()
         return block.slopes(h) if hasattr(block, "slopes") else (jnp.full(h.shape, jnp.nan, h.dtype), 1.0)
+
+    def trainable(self) -> dict[str, Array]:
+        """The `nnx.Param` leaves (no batch statistics, no random state), by path "linear/kernel"."""
+        return {path: leaf for path, leaf in _leaves(self.parameters).items() if path in _trainable_paths(self.spec)}
+
+    def with_parameters(self, leaves: dict[str, Array]) -> "Layer":
+        """The same layer with some leaves replaced, by path."""
+        replaced = jax.tree_util.tree_map_with_path(lambda path, old: leaves.get(_path(path), old), self.parameters)
+        return replace(self, parameters=replaced)
 
     def ordinary(self) -> "Layer":
         """The same map with its scales inside its parameters (W = sigma_w Z), as far as the block can."""
@@ -416,7 +451,8 @@ def parameter_dtype(parameters: Parameters) -> Any:
     """The dtype of the parameters; of streamed ones, that which they are drawn in."""
     stage, own = parameters.network.stages[0], parameters.stages[0]
     drawn = jax.eval_shape(functools.partial(draw, stage.spec), own.keys[0]) if isinstance(own, Stream) else own
-    return jax.tree.leaves(drawn)[0].dtype
+    floats = [leaf.dtype for leaf in jax.tree.leaves(drawn) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return floats[0] if floats else jnp.float32
 
 
 def check_scales(network: Network, scales: Scales) -> None:

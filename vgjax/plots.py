@@ -164,7 +164,7 @@ def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, los
 
 
 def along_first(sweep: Sweep, at: float) -> tuple[np.ndarray, np.ndarray, str]:
-    """Mean log gain and naive float32 mask along the first axis, at the value of the second nearest to ``at``, named."""
+    """Mean log gain and naive float32 mask along the first axis, at the second's value nearest ``at``, named."""
     lost = sweep.lost("float32").mean(axis=0) > 0.5
     if len(sweep.axes) == 1:
         return sweep.mean_log_gain, lost, ""
