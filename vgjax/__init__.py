@@ -2,9 +2,11 @@
 
 from vgjax import activations, data, plots
 from vgjax.activations import Activation
-from vgjax.flow import GradientFlow, Pull, Push, gain_matrix, gradient_flow, pull_back, push_forward
+from vgjax.flow import Pull, Push, gain_matrix, pull_back, push_forward
+from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales, scheme
-from vgjax.networks import Network, Parameters, Spec, forward, init, mlp, scaled, stack
+from vgjax.layers import Parameters, forward, init, scaled
+from vgjax.networks import Network, Spec, mlp, stack
 from vgjax.results import Sweep, load
 from vgjax.sweeps import profile, sweep
 

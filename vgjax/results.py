@@ -123,7 +123,9 @@ class Sweep:
         """
         lowest, highest = _EXPONENTS[known("dtype", dtype, _EXPONENTS)]
         square = 2 * self.log_gain
-        zero = square - np.log(self.state_size) < lowest * np.log(2)
+        # A sum of squares is 0 when its largest term is: about 2 ln n times the mean of n Gaussian ones.
+        n = self.state_size
+        zero = square + np.log(max(1.0, 2 * np.log(n)) / n) < lowest * np.log(2)
         infinite = square > highest * np.log(2)
         return zero | infinite | (self.log_mean_square > 2 * highest * np.log(2))
 

@@ -11,9 +11,11 @@ from jax.typing import ArrayLike
 
 from vgjax import chunks
 from vgjax.checks import known, not_negative, positive_integer
-from vgjax.flow import NAIVE_DTYPES, GradientFlow, Push, directions, gradient_flow, push, push_all, state_shapes
+from vgjax.flow import Push, directions, push, push_all, state_shapes
+from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales
-from vgjax.networks import Network, Parameters, check_input, check_scales, init
+from vgjax.layers import Parameters, init
+from vgjax.networks import Network, check_input, check_scales
 from vgjax.results import Sweep, machine
 
 
@@ -102,7 +104,7 @@ def profile(
     seeds: int = 8,
     scales: Scales,
     loss: str | None = None,
-    naive: Sequence[str] = NAIVE_DTYPES,
+    naive: Sequence[str] = ("float32",),
 ) -> GradientFlow:
     """`gradient_flow` of several draws, the same that `sweep` makes from that key: gradients layer by layer, with
     their spread.
