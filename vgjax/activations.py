@@ -162,6 +162,16 @@ def _sigmoid_slope(h: Array) -> Array:
     return q / (1 + q) ** 2
 
 
+def _elu_slope(h: Array) -> Array:
+    # Automatic differentiation gives expm1(h) + 1, which is exactly 0 from h = -17 on.
+    return jnp.exp(jnp.minimum(h, 0))
+
+
+def _selu_slope(h: Array) -> Array:
+    scale, alpha = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017, as in jax.nn.selu
+    return scale * jnp.where(h > 0, 1, alpha * _elu_slope(h))
+
+
 def _normal_cdf(h: Array) -> Array:
     return jax.scipy.special.erfc(-h * math.sqrt(0.5)) / 2
 
@@ -186,14 +196,19 @@ def _mish(h: Array) -> Array:
     return h * jnp.where(h > 0, (1 + 2 * q) / (1 + 2 * q + 2 * q * q), q * (q + 2) / (q * (q + 2) + 2))
 
 
-@functools.cache
 def leaky_relu(slope: float = 0.01) -> Activation:
-    """max(h, slope h), for a slope between 0 and 1 (or any other finite number.
+    """h for h > 0, slope h below; the same object for the same slope.
 
-    Then the larger of the two no longer).
+    Raises:
+        ValueError: a slope that is not finite.
     """
     if not math.isfinite(slope):
         raise ValueError(f"slope must be finite, got {slope}")
+    return _leaky_relu(float(slope))
+
+
+@functools.cache
+def _leaky_relu(slope: float) -> Activation:
     name = "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
     return Activation(name, functools.partial(jax.nn.leaky_relu, negative_slope=slope), kinks=(0.0,), homogeneous=True)
 
@@ -210,8 +225,8 @@ _REGISTRY = {
         Activation("hard_tanh", lambda h: jnp.clip(h, -1, 1), _hard_tanh_slope, kinks=(-1.0, 1.0)),
         Activation("softplus", jax.nn.softplus, jax.nn.sigmoid),
         Activation("softsign", jax.nn.soft_sign, lambda h: 1 / (1 + jnp.abs(h)) ** 2),
-        Activation("selu", jax.nn.selu, kinks=(0.0,)),
-        Activation("elu", jax.nn.elu),
+        Activation("selu", jax.nn.selu, _selu_slope, kinks=(0.0,)),
+        Activation("elu", jax.nn.elu, _elu_slope),
         Activation("gelu", lambda h: h * _normal_cdf(h), _gelu_slope),
         Activation("gelu_tanh", _gelu_tanh),
         Activation("silu", jax.nn.silu),
