@@ -1,24 +1,29 @@
-"""Speed of a map: 1024 networks at all depths in one pass, against the bare matrix products and against autodiff network by network.
+"""Speed of a map: many networks at all depths in one pass, against bare matrix products and against autodiff.
 
-One 32 x 32 map over (sigma_w, sigma_b): one draw, one tangent, every depth. The weights are drawn beforehand on all sides, except where a reading
-says otherwise; the time of that draw stands beside. All contenders of one activation run interleaved in one process. What is compared:
+One 32 x 32 map over (sigma_w, sigma_b): one draw, one tangent, every depth. The weights are drawn beforehand on all
+sides, except where a reading says otherwise; the time of that draw stands beside. All contenders of one activation run
+interleaved in one process. They are:
 
-- the bare scan: the same matrix products and nothing else, each layer's state and tangent as two products, or stacked into one, which is faster
-  and the stricter of the two;
-- JAX as one would write it: `jax.grad` with respect to the states, jitted once, one network after the other, or `vmap` over networks that each
-  have kernels of their own;
-- PyTorch autograd (where it is installed), one network after the other, in three readings: (i) a module built and drawn for every network, all
-  parameter gradients and retained state gradients; (ii) one shared draw, with parameter gradients; (iii) one shared draw, state gradients alone,
-  which is what the map does;
-- autodiff over the whole grid as one batch with one shared draw, in JAX and in PyTorch: the map's own idea without its exponents.
+- the bare scan: the same matrix products and nothing else, each layer's state and tangent as two products, or stacked
+  into one, which is faster and the stricter of the two;
+- JAX as one would write it: `jax.grad` with respect to the states, jitted once, one network after the other, or `vmap`
+  over networks that each have kernels of their own;
+- PyTorch autograd (where it is installed), one network after the other, in three readings: (i) a module built and drawn
+  for every network, all parameter gradients and retained state gradients; (ii) one shared draw, with parameter
+  gradients; (iii) one shared draw, state gradients alone, which is what the map does; each with its own choice of
+  threads and on one thread, and the map is held against the faster;
+- autodiff over the whole grid as one batch with one shared draw, in JAX and in PyTorch: the map's own idea, without its
+  exponents.
 
-Readings that take one network at a time are timed on a few networks, each the best of all rounds; their median times the number of networks is
-what stands in the table. The same few networks' gradients are checked to agree between JAX, PyTorch and the library.
+Readings that take one network at a time take another one of the map in every round; the time of the fastest of these
+times the number of networks is what stands in the table. Before that, those with the shared draw are checked to give
+the library's gradients.
 
     python benchmarks/bench_map.py        # SIZE=small for a quick look
 """
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -40,9 +45,9 @@ except ImportError:
 
 SIDE, WIDTH, DEPTH = (8, 64, 20) if SMALL else (32, 256, 100)
 ROUNDS = 3 if SMALL else 15
-NETWORKS = 3 if SMALL else 12  # timed one by one, then scaled up to the whole map
 OWN_WEIGHTS = 16 if SMALL else 64  # points of the batched products with kernels of their own, then scaled up
 INPUTS, OUTPUTS = 64, 10
+ONE_THREAD = ", one thread"
 HIGHEST = lax.Precision.HIGHEST
 ACTIVATIONS = ("tanh", "relu", "gelu")
 
@@ -80,7 +85,7 @@ def one_product(kernels: Array, both: Array) -> Array:
 def state_gradients(
     phi: Callable[[Array], Array], plain: dict[str, Array], sigma_w: Array, sigma_b: Array, x: Array, label: int
 ) -> Array:
-    """||dL/dh_l|| at all depths of one network, L its cross-entropy, by `jax.grad` with respect to zeros added to the states."""
+    """||dL/dh_l|| at all depths of one network, L its cross-entropy: `jax.grad` by zeros added to the states."""
 
     def loss(added: Array) -> Array:
         h = sigma_w * jnp.dot(x, plain["stem"], precision=HIGHEST) + sigma_b * plain["stem bias"] + added[0]
@@ -167,8 +172,8 @@ class Torch:
 
     def _built(self) -> Any:
         sizes = [INPUTS, *[WIDTH] * (DEPTH + 1), OUTPUTS]
-        pairs = zip(sizes, sizes[1:], strict=False)
-        return torch.nn.ModuleList([torch.nn.Linear(*pair) for pair in pairs]).to(self.device)
+        layers = [torch.nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
+        return torch.nn.ModuleList(layers).to(self.device)
 
     def _backward_through(self, layers: Any, sigma_w: float, sigma_b: float) -> list[float]:
         for i, layer in enumerate(layers):
@@ -223,6 +228,20 @@ class Torch:
         return torch.stack([g.norm(dim=1) for g in torch.autograd.grad(loss, states)]).tolist()
 
 
+def on_one_thread(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f where PyTorch's threads need not wait for each other, which costs milliseconds a layer on a busy machine."""
+
+    def run(*args: Any) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return f(*args)
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
 # --- one activation -------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +287,7 @@ def case(activation: str) -> dict[str, Any]:
 
     first = {"map": first_call(measure), "bare, stacked": first_call(bare_stacked)}
 
-    few = np.linspace(0, points - 1, NETWORKS).round().astype(int)
+    few = np.linspace(0, points - 1, ROUNDS).round().astype(int)
     part = np.linspace(0, points - 1, OWN_WEIGHTS).round().astype(int)
     owned = scaled_one_by_one(plain, jnp.asarray(sigma_w[part]), jnp.asarray(sigma_b[part]))
     work: dict[str, Callable[[], Any]] = {
@@ -290,29 +309,26 @@ def case(activation: str) -> dict[str, Any]:
             "torch (ii), shared draw, parameters": rival.with_parameters,
             "torch (iii), shared draw, states": rival.states_alone,
         }
+        one_by_one |= {f"{name}{ONE_THREAD}": on_one_thread(f) for name, f in one_by_one.items() if "torch" in name}
         work["torch, whole grid, shared draw"] = lambda: rival.grid(sigma_w, sigma_b)
     for name, f in one_by_one.items():
-        work |= {f"{name} #{i}": functools.partial(f, float(sigma_w[i]), float(sigma_b[i])) for i in few}
+        turns = itertools.cycle([(float(sigma_w[i]), float(sigma_b[i])) for i in few])
+        work[name] = lambda f=f, turns=turns: f(*next(turns))
     check_agreement(network, parameters, x, label, one_by_one)
 
-    best = best_of(ROUNDS, work)
-    per_network = {name: [best.pop(f"{name} #{i}") for i in few] for name in one_by_one}
-    seconds = {
-        **best,
-        "vmap, own weights": best["vmap, own weights"] * points / OWN_WEIGHTS,
-        **{name: float(np.median(each)) * points for name, each in per_network.items()},
-    }
+    measured = {"vmap, own weights": OWN_WEIGHTS, **dict.fromkeys(one_by_one, 1)}
+    seconds = {name: s * points / measured.get(name, points) for name, s in best_of(ROUNDS, work).items()}
     times_map = {name: s / seconds["map"] for name, s in seconds.items() if name != "map"}
-    print(f"\n{activation}: {points} networks, width {WIDTH}, depth {DEPTH}; first calls "
-          + ", ".join(f"{name} {s:.2f} s" for name, s in first.items()))  # fmt: skip
+    print(f"\n{activation}: {points} networks, width {WIDTH}, depth {DEPTH}")
+    print("first call, with compiling: " + ", ".join(f"{name} {s:.2f} s" for name, s in first.items()))
     print_table([{"": name, "seconds": s, "times the map": s / seconds["map"]} for name, s in seconds.items()])
     return {
         "activation": activation,
         "seconds": seconds,
         "times_map": times_map,
         "first_call_seconds": first,
-        "seconds_per_network": {name: dict(zip(few.tolist(), each, strict=True)) for name, each in per_network.items()},
-        "measured_networks": {**dict.fromkeys(per_network, NETWORKS), "vmap, own weights": OWN_WEIGHTS},
+        "scaled_up_from": measured,
+        "one_by_one_networks": ROUNDS,
     }
 
 
@@ -323,9 +339,11 @@ def check_agreement(
     sigma_w, sigma_b = 1.0, 0.1
     scales = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
     truth = vg.gradient_flow(network, parameters, scales, x, label, loss="cross_entropy").log_gradient
+    readable = truth > -40  # below, the square of a float32 is 0
     for name, f in one_by_one.items():
         if "(i)" not in name:  # those draw their own weights
-            np.testing.assert_allclose(np.log(np.asarray(f(sigma_w, sigma_b))), truth, atol=1e-2, err_msg=name)
+            found = np.log(np.asarray(f(sigma_w, sigma_b))[readable])
+            np.testing.assert_allclose(found, truth[readable], atol=1e-2, err_msg=name)
 
 
 def targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -341,10 +359,12 @@ def targets(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for reading in ("bare, stacked", "bare, two products"):
                 target(name, f"speed relative to {reading}", times[reading], LEAST_SHARE_OF_BARE)
         if torch:
-            reading = "torch (iii), shared draw, states"
-            target(name, f"times faster than {reading}", times[reading], LEAST_OVER_TORCH_STATES)
-            reading = "torch (i), module built and drawn"
-            target(name, f"times faster than {reading}", times[reading], ABOUT_OVER_TORCH_MODULES)
+            for reading, least in (
+                ("torch (iii), shared draw, states", LEAST_OVER_TORCH_STATES),
+                ("torch (i), module built and drawn", ABOUT_OVER_TORCH_MODULES),
+            ):
+                faster = min(times[reading], times[reading + ONE_THREAD])
+                target(name, f"times faster than {reading}", faster, least)
     return rows
 
 

@@ -1,7 +1,7 @@
 """Independent truth for the tests: plain Flax NNX, numpy and mpmath, and none of the library's own formulas.
 
-Everything here starts from `weights`: one ordinary (W, b) a layer in float64, stem first and head last. Kernels have shape
-(fan_in, fan_out), states are row vectors.
+Everything here starts from `weights`: one ordinary (W, b) a layer in float64, stem first and head last. Kernels have
+shape (fan_in, fan_out), states are row vectors.
 """
 
 import functools
@@ -15,15 +15,15 @@ import numpy as np
 import scipy.special
 from flax import nnx
 
+import vgjax as vg
+
 Weights = list[tuple[np.ndarray, np.ndarray]]
 
 
 def weights(parameters: Any, sigma_w: Any = 1.0, sigma_b: Any = 0.0) -> Weights:
     """W = sigma_w Z and b = sigma_b z of stem, every block and head, multiplied out in float64."""
     dtype = parameters.head["kernel"].dtype
-    draws = [
-        (stage["kernel"][i], stage["bias"][i]) for stage in parameters.stages for i in range(len(stage["kernel"]))
-    ]
+    draws = [(stage["kernel"][i], stage["bias"][i]) for stage in parameters.stages for i in range(len(stage["kernel"]))]
     # The scales as the network sees them: rounded to its dtype.
     by_layer = [np.broadcast_to(np.asarray(s, dtype), len(draws)).astype(np.float64) for s in (sigma_w, sigma_b)]
     sigmas = [(w, b) for w, b in zip(*by_layer, strict=True)]
@@ -36,10 +36,33 @@ def weights(parameters: Any, sigma_w: Any = 1.0, sigma_b: Any = 0.0) -> Weights:
     return [*scaled, head]
 
 
+def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32") -> Any:
+    """Parameters of an mlp of these sizes (inputs, widths of h^0 ... h^L, outputs), drawn by numpy: no compilation.
+
+    Kernels are Gaussian of variance 1 / fan_in, biases standard normal, except the head's, which is 0.
+    """
+    rng = np.random.default_rng(seed)
+
+    def layers(depth: int, fan_in: int, fan_out: int) -> dict[str, np.ndarray]:
+        kernel = rng.normal(size=(depth, fan_in, fan_out)) / np.sqrt(fan_in)
+        return {"kernel": kernel.astype(dtype), "bias": rng.normal(size=(depth, fan_out)).astype(dtype)}
+
+    stem, head = ({name: a[0] for name, a in layers(1, *ends).items()} for ends in (sizes[:2], sizes[-2:]))
+    starts = np.cumsum([1, *(stage.depth for stage in network.stages)])
+    stages = [layers(stage.depth, *sizes[i : i + 2]) for i, stage in zip(starts, network.stages, strict=False)]
+    parameters = vg.Parameters(stem, tuple(stages), head | {"bias": 0 * head["bias"]}, network)
+    return jax.tree.map(jnp.asarray, parameters)
+
+
 def log_norm(a: Any) -> float:
     """ln of the Euclidean norm of all entries."""
     with np.errstate(divide="ignore"):
         return float(np.log(np.linalg.norm(np.asarray(a, np.float64).ravel())))
+
+
+def log_mean_square(a: Any) -> float:
+    """ln of the mean of the squares of all entries."""
+    return 2 * log_norm(a) - float(np.log(np.size(a)))
 
 
 def user_activation(h: Any) -> Any:
@@ -64,9 +87,9 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 class Unrolled(nnx.Module):
     """The same network as a plain chain of `nnx.Linear` layers: one linear layer a weight, phi between them."""
 
-    def __init__(self, weights: Weights, phi: Callable[[Any], Any], dtype: Any = jnp.float64):
+    def __init__(self, weights: Weights, phi: Callable[[Any], Any]):
         self.phi = phi
-        self.layers = nnx.List([linear(kernel, bias, dtype) for kernel, bias in weights])
+        self.layers = nnx.List([linear(kernel, bias) for kernel, bias in weights])
 
     def __call__(self, x: Any, nudges: list[Any] | None = None) -> tuple[Any, list[Any]]:
         """Output and all preactivations h^0 ... h^L; a nudge is added to each of them."""
@@ -78,12 +101,15 @@ class Unrolled(nnx.Module):
         return head(self.phi(states[-1])), states
 
 
-def linear(kernel: np.ndarray, bias: np.ndarray, dtype: Any) -> nnx.Linear:
+def linear(kernel: Any, bias: Any) -> nnx.Linear:
     """An `nnx.Linear` that holds these weights."""
-    layer = nnx.Linear(*kernel.shape, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
-    layer.kernel[...] = jnp.asarray(kernel, dtype)
-    layer.bias[...] = jnp.asarray(bias, dtype)
-    return layer
+    return nnx.Linear(
+        *kernel.shape,
+        dtype=kernel.dtype,
+        kernel_init=lambda *_: jnp.asarray(kernel),
+        bias_init=lambda *_: jnp.asarray(bias),
+        rngs=nnx.Rngs(0),
+    )
 
 
 LOSSES = {
@@ -100,49 +126,52 @@ def gradients(weights: Weights, phi: Callable[[Any], Any], xs: Any, ys: Any, los
         ``"states"``: ln ||dL/dh^l||, shape (batch, L + 1); ``"kernel"``, ``"bias"``: shape (L,); ``"stem/kernel"`` and
         so on: shape (); ``"log_mean_square"``: of every h^l, shape (batch, L + 1).
     """
+    xs = np.asarray(xs, np.float64)
+    ys = np.asarray(ys) if loss == "cross_entropy" else np.asarray(ys, np.float64)
     with jax.enable_x64(True):
-        graph, state = nnx.split(Unrolled(weights, phi))
-        xs = jnp.asarray(np.asarray(xs), jnp.float64)
-        ys = jnp.asarray(np.asarray(ys)) if loss == "cross_entropy" else jnp.asarray(np.asarray(ys), jnp.float64)
-        nudges = [jnp.zeros((len(xs), len(bias))) for _, bias in weights[:-1]]
+        nudges = [np.zeros((len(xs), len(bias))) for _, bias in weights[:-1]]
+        (by_weight, by_state), states = jax.tree.map(np.asarray, _differentiate(weights, nudges, xs, ys, phi, loss))
+    logs = [(log_norm(kernel), log_norm(bias)) for kernel, bias in by_weight]
+    examples = range(len(xs))
+    return {
+        "states": np.array([[log_norm(g[i]) for g in by_state] for i in examples]),
+        "log_mean_square": np.array([[log_mean_square(h[i]) for h in states] for i in examples]),
+        "kernel": np.array([kernel for kernel, _ in logs[1:-1]]),
+        "bias": np.array([bias for _, bias in logs[1:-1]]),
+        "stem/kernel": logs[0][0],
+        "stem/bias": logs[0][1],
+        "head/kernel": logs[-1][0],
+        "head/bias": logs[-1][1],
+    }
 
-        @jax.jit
-        @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
-        def differentiate(state: Any, nudges: list[Any]) -> tuple[Any, list[Any]]:
-            output, states = nnx.merge(graph, state)(xs, nudges)
-            return jnp.sum(jax.vmap(LOSSES[loss])(output, ys)), states
 
-        (by_weight, by_state), states = differentiate(state, nudges)
-        layers = nnx.to_pure_dict(by_weight)["layers"]
-        logs = [{name: log_norm(layers[i][name]) for name in ("kernel", "bias")} for i in range(len(weights))]
-        return {
-            "states": np.array([[log_norm(g) for g in rows] for rows in zip(*by_state, strict=True)]),
-            "log_mean_square": np.array([[2 * log_norm(h) - np.log(h.size) for h in r] for r in zip(*states, strict=True)]),
-            **{name: np.array([log[name] for log in logs[1:-1]]) for name in ("kernel", "bias")},
-            **{f"stem/{name}": np.array(log) for name, log in logs[0].items()},
-            **{f"head/{name}": np.array(log) for name, log in logs[-1].items()},
-        }
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _differentiate(weights: Weights, nudges: list[Any], xs: Any, ys: Any, phi: Callable[[Any], Any], loss: str) -> Any:
+    def total(weights: Weights, nudges: list[Any]) -> tuple[Any, list[Any]]:
+        output, states = Unrolled(weights, phi)(xs, nudges)
+        return jnp.sum(jax.vmap(LOSSES[loss])(output, ys)), states
+
+    return jax.grad(total, argnums=(0, 1), has_aux=True)(weights, nudges)
 
 
 def jacobians(weights: Weights, phi: Callable[[Any], Any], x: Any) -> dict[tuple[int, int], np.ndarray]:
     """The dense Jacobian dh^m/dh^l for every l <= m, by (m, l): `jax.jacrev` end to end in float64."""
     with jax.enable_x64(True):
-        network = Unrolled(weights, phi)
-        nudges = [jnp.zeros(len(bias)) for _, bias in weights[:-1]]
+        nudges = [np.zeros(len(bias)) for _, bias in weights[:-1]]
 
         @jax.jit
         @jax.jacrev
         def differentiate(nudges: list[Any]) -> list[Any]:
-            return network(jnp.asarray(np.asarray(x), jnp.float64), nudges)[1]
+            return Unrolled(weights, phi)(np.asarray(x, np.float64), nudges)[1]
 
-        found = differentiate(nudges)
-        return {(m, l): np.asarray(found[m][l]) for m in range(len(nudges)) for l in range(m + 1)}
+        found = jax.tree.map(np.asarray, differentiate(nudges))
+    return {(m, l): found[m][l] for m in range(len(nudges)) for l in range(m + 1)}
 
 
 def forward(weights: Weights, phi: Callable[[Any], Any], x: Any) -> np.ndarray:
     """The output of the unrolled network in float64."""
     with jax.enable_x64(True):
-        return np.asarray(Unrolled(weights, phi)(jnp.asarray(np.asarray(x), jnp.float64))[0])
+        return np.asarray(Unrolled(weights, phi)(np.asarray(x, np.float64))[0])
 
 
 # --- numpy, with every norm taken out as it comes -------------------------------------------------------------------
@@ -196,14 +225,14 @@ def _taken_out(a: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def log_domain(weights: Weights, phi: Phi, x: np.ndarray, u: np.ndarray, v: np.ndarray) -> Logs:
-    """States, tangent and cotangent at any depth in float64: value times power of two, phi by its linear ends outside 1e+-100."""
+    """States, tangent and cotangent in float64, powers of two taken out; phi by its linear ends far out."""
     stem, *blocks, _ = weights
     h, e = np.asarray(x, np.float64) @ stem[0] + stem[1], 0
     u, u_exponent = np.asarray(u, np.float64), 0
     mean_squares, pushes, slopes = [], [], []
 
     def read() -> None:
-        mean_squares.append(2 * (log_norm(h) + e * np.log(2)) - np.log(h.size))
+        mean_squares.append(log_mean_square(h) + 2 * e * np.log(2))
         pushes.append(log_norm(u) + u_exponent * np.log(2))
 
     for kernel, bias in blocks:

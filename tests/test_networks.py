@@ -1,0 +1,208 @@
+"""Networks: forward passes, scaled parameters, streamed and prefix draws, and what is refused."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+
+import vgjax as vg
+
+KEY = jax.random.key(1)
+SIZES = (6, 5, 4, 4, 4, 7, 3)  # input, widths of h^0 ... h^4, output
+SIGMA_W, SIGMA_B = np.array([1.5, 0.2, 3.0, 0.9], np.float32), np.array([0.1, 0.0, 1.0, 0.4], np.float32)
+
+
+def uneven(dtype: str = "float32", **options: Any) -> vg.Network:
+    return vg.mlp(widths=SIZES[1:-1], inputs=SIZES[0], outputs=SIZES[-1], activation="gelu", dtype=dtype, **options)
+
+
+def example(dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(0).normal(size=SIZES[0]).astype(dtype)
+
+
+# --- forward --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-13)])
+@pytest.mark.parametrize(("sigma_w", "sigma_b"), [(1.7, 0.3), (SIGMA_W, SIGMA_B)], ids=["numbers", "per layer"])
+def test_forward_is_the_unrolled_flax_network(dtype: str, tolerance: float, sigma_w: Any, sigma_b: Any) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        net = uneven(dtype)
+        params = oracles.drawn(net, SIZES, dtype=dtype)
+        ours = vg.forward(net, params, vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), example(dtype))
+        truth = oracles.forward(oracles.weights(params, sigma_w, sigma_b), oracles.ACTIVATIONS["gelu"], example(dtype))
+    assert ours.shape == (SIZES[-1],)
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(ours, truth, rtol=tolerance, atol=tolerance)
+
+
+def test_scales_left_out_are_sigma_w_1_and_sigma_b_0() -> None:
+    net = uneven()
+    params = oracles.drawn(net, SIZES)
+    truth = oracles.forward(oracles.weights(params), oracles.ACTIVATIONS["gelu"], example())
+    np.testing.assert_allclose(vg.forward(net, params, vg.Scales(), example()), truth, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_of_forward_are_vmap() -> None:
+    net = uneven()
+    params, scales = oracles.drawn(net, SIZES), vg.Scales(sigma_w=1.7, sigma_b=0.3)
+    xs = np.random.default_rng(1).normal(size=(3, SIZES[0])).astype(np.float32)
+    batch = jax.vmap(lambda x: vg.forward(net, params, scales, x))(xs)
+    np.testing.assert_allclose(batch, [vg.forward(net, params, scales, x) for x in xs], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sigma_w", "sigma_b"), [(1.7, 0.3), (SIGMA_W, SIGMA_B)], ids=["numbers", "per layer"])
+def test_scaled_parameters_are_sigma_w_z_and_give_the_same_output_at_unit_scales(sigma_w: Any, sigma_b: Any) -> None:
+    net = uneven()
+    params, scales = oracles.drawn(net, SIZES), vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    ordinary = vg.scaled(params, scales)
+    for ours, truth in zip(oracles.weights(ordinary, 1, 1), oracles.weights(params, sigma_w, sigma_b), strict=True):
+        np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6)
+        np.testing.assert_allclose(ours[1], truth[1], rtol=1e-6)
+    output = vg.forward(net, ordinary, vg.Scales(sigma_w=1.0, sigma_b=1.0), example())
+    np.testing.assert_allclose(output, vg.forward(net, params, scales, example()), rtol=1e-5, atol=1e-6)
+
+
+# --- draws ----------------------------------------------------------------------------------------------------------
+
+
+def test_streamed_parameters_give_the_flow_of_stored_ones() -> None:
+    net = vg.mlp(widths=(4, 4, 4, 4), inputs=6, outputs=3, activation="gelu", law="uniform")
+    stored, streamed = vg.init(KEY, net), vg.init(KEY, net, stream=True)
+    scales, x = vg.Scales(sigma_w=SIGMA_W[:3], sigma_b=SIGMA_B[:3]), example()
+    stored_flow, streamed_flow = (vg.gradient_flow(net, p, scales, x, 1, naive=()) for p in (stored, streamed))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), streamed_flow, stored_flow)
+    with pytest.raises(ValueError, match="parameters must be stored to be scaled"):
+        vg.scaled(streamed, scales)
+
+
+def test_the_first_layers_of_a_deep_network_are_the_shallow_network() -> None:
+    """Weights, states and gains: depth 20 is the beginning of depth 100."""
+    nets = [vg.mlp(width=6, depth=depth, activation="gelu", inputs=4) for depth in (20, 100)]
+    shallow, deep = (vg.init(KEY, net) for net in nets)
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(deep.stages[0][name][:20], shallow.stages[0][name])
+        np.testing.assert_array_equal(deep.stem[name], shallow.stem[name])
+        np.testing.assert_array_equal(deep.head[name], shallow.head[name])
+    u, x, scales = np.ones(6, np.float32), np.arange(4, dtype=np.float32), vg.Scales(sigma_w=1.5, sigma_b=0.3)
+    short, long = (vg.push_forward(net, p, scales, x, u) for net, p in zip(nets, (shallow, deep), strict=True))
+    np.testing.assert_allclose(long.log_gain[:21], short.log_gain, atol=1e-5)
+    np.testing.assert_allclose(long.log_mean_square[:21], short.log_mean_square, atol=1e-5)
+
+
+def test_keys_decide_the_draw() -> None:
+    net = vg.mlp(width=6, depth=20, activation="gelu", inputs=4)
+    once, again, other = (vg.init(jax.random.key(seed), net) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+    assert not np.any(once.stages[0]["kernel"] == other.stages[0]["kernel"])
+
+
+# --- what a network is ----------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_hashable_and_equal_when_built_twice() -> None:
+    assert uneven() == uneven()
+    assert hash(uneven()) == hash(uneven())
+    assert uneven() != uneven(law="uniform")
+    mine = oracles.user_activation
+    assert vg.mlp(width=3, depth=2, inputs=1, activation=mine) == vg.mlp(width=3, depth=2, inputs=1, activation=mine)
+    assert vg.mlp(width=3, depth=2, inputs=1) == vg.mlp(widths=(3, 3, 3), inputs=1)
+
+
+def test_equal_layers_in_a_row_are_one_stage() -> None:
+    net = uneven()
+    assert [stage.depth for stage in net.stages] == [1, 2, 1]
+    assert net.depth == 4
+    assert [stage.depth for stage in vg.mlp(width=3, depth=500, inputs=3, outputs=3).stages] == [500]
+    assert net.scales == {"sigma_w": 1.0, "sigma_b": 0.0}
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"width": -3}, "width must be at least 1, got -3"),
+        ({"depth": 2.0}, "depth must be a whole number, got 2.0"),
+        ({"width": True}, "width must be a whole number, got True"),
+        ({"inputs": 0}, "inputs must be at least 1"),
+        ({"outputs": "3"}, "outputs must be a whole number, got '3'"),
+        ({"width": None}, "width must be a whole number, got None"),
+        ({"widths": (3, 3)}, "either width and depth or widths"),
+        ({"width": None, "depth": None}, "either width and depth or widths"),
+        ({"width": None, "depth": None, "widths": (3,)}, "at least 2 sizes"),
+        ({"width": None, "depth": None, "widths": (3, 0)}, "widths must be at least 1, got 0"),
+        ({"activation": "rleu"}, "did you mean 'relu'"),
+        ({"activation": jax.nn.softmax}, "activation 'softmax' must"),
+        ({"activation": jnp.log}, "must not return NaN"),
+        ({"law": "gausian"}, "law must be one of .* did you mean 'gaussian'"),
+        ({"bias_law": "uniform"}, "law must be one of gaussian, zero"),
+        ({"dtype": "float16"}, "dtype must be float32 or float64, got float16"),
+        ({"dtype": "float64"}, "float64 needs jax.enable_x64"),
+    ],
+)
+def test_bad_networks_are_refused_in_one_sentence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        vg.mlp(**{"width": 4, "depth": 3, "inputs": 2, **options})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({"sigma_v": 1.0}, "scale must be one of sigma_w, sigma_b, got 'sigma_v'"),
+        ({"sigma_w": np.ones(3)}, r"sigma_w must be a number or one value per layer, shape \(4,\), got shape \(3,\)"),
+        ({"sigma_b": np.ones((4, 1))}, r"got shape \(4, 1\)"),
+        ({"sigma_w": -1.0}, "sigma_w must be finite and not negative, got -1"),
+        ({"sigma_w": math.nan}, "sigma_w must be finite and not negative, got nan"),
+        ({"sigma_b": [0.1, 0.2, math.inf, 0]}, "sigma_b must be finite and not negative, got inf"),
+    ],
+)
+@pytest.mark.parametrize("use", [vg.forward, vg.push_forward, vg.pull_back, vg.gradient_flow, vg.gain_matrix])
+def test_bad_scales_are_refused_in_one_sentence(use: Any, scales: dict[str, Any], message: str) -> None:
+    net = uneven()
+    with pytest.raises(ValueError, match=message):
+        use(net, oracles.drawn(net, SIZES), vg.Scales(**scales), example())
+
+
+@pytest.mark.parametrize("use", [vg.forward, vg.push_forward, vg.pull_back, vg.gradient_flow, vg.gain_matrix])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ones(SIZES[0] + 1), r"x must have shape \(6,\).*, got \(7,\)"),
+        (np.ones((2, 3, SIZES[0])), r"x must have shape \(6,\).*, got \(2, 3, 6\)"),
+        (np.full(SIZES[0], np.nan), "x must be finite"),
+        (np.full(SIZES[0], np.inf), "x must be finite"),
+    ],
+    ids=["size", "rank", "nan", "infinite"],
+)
+def test_bad_inputs_are_refused_in_one_sentence(use: Any, x: np.ndarray, message: str) -> None:
+    net = uneven()
+    with pytest.raises(ValueError, match=message):
+        use(net, oracles.drawn(net, SIZES), vg.Scales(), x)
+
+
+class Shrinking(nnx.Module):
+    """Not a block: it changes the shape of its state."""
+
+    def __init__(self, *_: Any, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return self.linear(h)
+
+
+def test_blocks_that_do_not_stack_are_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"Shrinking must keep the shape of its state, got \(3,\) from \(4,\)"):
+        vg.stack(Shrinking, depth=2, input_shape=4)
+    with pytest.raises(ValueError, match="arguments of Shrinking must be hashable"):
+        vg.stack(Shrinking, [1, 2], depth=2, input_shape=4)
+    with pytest.raises(ValueError, match="depth must be at least 1"):
+        vg.stack(Shrinking, depth=0, input_shape=4)
