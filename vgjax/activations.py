@@ -63,7 +63,7 @@ class Facts:
         bounded: phi stays bounded far out on both sides.
         plateau: phi is flat far out on exactly one side, at a level other than 0 (ELU, SELU).
         below: numbers below the float range are covered: phi(0) != 0, or phi is linear near 0 from at least one side.
-        above: numbers above it are covered: phi is asymptotically homogeneous of degree 1.
+        above: numbers above it are covered: phi is asymptotically homogeneous of degree 1, or flat on both sides.
     """
 
     largest_slope: float
@@ -136,15 +136,16 @@ def _facts(activation: Activation) -> Facts:
 
     steep = [abs(slope[i]) > 1e-6 for i in (3, 4)]
     bounded = bool(np.all(np.abs(value[3:7]) < math.sqrt(far)))
-    above = all(degree_one(i) and settled(i) for i in (3, 4)) and any(steep) and not bounded
+    linear = all(degree_one(i) and settled(i) for i in (3, 4)) and any(steep) and not bounded
+    saturated = bounded and not np.any(slope[3:7])
     below = bool(value[0]) or (degree_one(1) and degree_one(2) and bool(slope[1] or slope[2]))
     return Facts(
         largest_slope=float(np.max(np.abs(slope[7:]))),
         at_zero=float(value[0]),
         bounded=bounded,
-        plateau=above and not all(steep) and bool(abs(value[3 + steep.index(False)]) > 1e-6),
+        plateau=linear and not all(steep) and bool(abs(value[3 + steep.index(False)]) > 1e-6),
         below=below,
-        above=above,
+        above=linear or saturated,
     )
 
 
@@ -279,16 +280,20 @@ def _check(activation: Activation) -> None:
     called = f"activation {activation.name!r}"
     h = jnp.linspace(-3, 3, 7)
     try:
-        y, alone = jnp.asarray(activation(h)), [jnp.asarray(activation(one)) for one in h]
+        y = jnp.asarray(activation(h))
     except Exception as error:
         raise ValueError(
             f"{called} must map an array to one of the same shape, got {type(error).__name__}: {error}"
         ) from error
-    if y.shape != h.shape or any(one.shape for one in alone):
+    if y.shape != h.shape:
         raise ValueError(f"{called} must be elementwise, got shape {y.shape} from shape {h.shape}")
     if y.dtype != h.dtype:
         raise ValueError(f"{called} must keep the dtype, got {y.dtype} from {h.dtype}")
     if bool(jnp.any(jnp.isnan(y))):
         raise ValueError(f"{called} must not return NaN, got NaN at {float(h[jnp.isnan(y)][0]):g}")
-    if not np.allclose(y, jnp.stack(alone), rtol=1e-4, atol=1e-5):
+    try:
+        alone = np.array([activation(one) for one in h])
+    except Exception as error:
+        raise ValueError(f"{called} must be elementwise, got {type(error).__name__} on a single number") from error
+    if not np.allclose(y, alone, rtol=1e-4, atol=1e-5):
         raise ValueError(f"{called} must be elementwise, got values that change with their neighbours")

@@ -29,8 +29,8 @@ class Push(NamedTuple):
         log_mean_square: ln of the mean square of the state s_l, shape ``(depth + 1,)``.
         log_gain: ln ||J_{l<-0} u||, shape ``(depth + 1,)``, or ``(tangents, depth + 1)`` for several u.
         left_range: first layer whose state left the float range at an end where the activation is not asymptotically
-            linear, so that what follows is meaningless; depth + 1 if there is none, as for every activation of the
-            library but sin at absurd scales.
+            linear (nor flat), so that what follows is meaningless; depth + 1 if there is none, as for every activation
+            of the library but sin, softsign and arctan at absurd scales.
     """
 
     log_mean_square: Array
@@ -193,8 +193,10 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     at = jnp.asarray(depths)
 
     def fresh(shape: tuple[int, ...]) -> Array:
-        if not jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
-            return seed.astype(dtype)
+        if not jnp.issubdtype(
+            seed.dtype, jax.dtypes.prng_key
+        ):  # it belongs to the last state; no other depth takes one
+            return seed.astype(dtype) if shape == seed.shape[1:] else jnp.zeros((1, *shape), dtype)
         return jax.vmap(lambda m: direction(jax.random.fold_in(seed, m), shape, dtype))(at)
 
     cotangents = {shape: fresh(shape) for shape in set(state_shapes(parameters.network))}

@@ -35,14 +35,14 @@ def targets(
     if loss == "cross_entropy":
         if not whole or ys.shape != (batch,):
             raise ValueError(
-                f"y must be one integer label an example for cross_entropy, got shape {jnp.shape(y)} of {ys.dtype}"
+                f"y must be one integer label an example for cross_entropy, got shape {np.shape(y)} of {ys.dtype}"
             )
         if not is_traced(ys):
             bad = np.asarray(ys)[(np.asarray(ys) < 0) | (np.asarray(ys) >= shape[0])]
             if bad.size:
                 raise ValueError(f"labels must lie in 0 .. {shape[0] - 1}, got {bad[0]}")
     elif ys.shape != (batch, *shape):
-        raise ValueError(f"y must have the output's shape {shape} an example for {loss}, got {jnp.shape(y)}")
+        raise ValueError(f"y must have the output's shape {shape} an example for {loss}, got {np.shape(y)}")
     elif not is_traced(ys) and not np.all(np.isfinite(np.asarray(ys))):
         raise ValueError("y must be finite, got a NaN or an infinity")
     return loss, ys

@@ -105,14 +105,14 @@ def check_scales(network: Network, scales: Scales) -> None:
     for name, value in scales.items():
         known("scale", name, list(network.scales))
         not_negative(name, value)
-        if jnp.shape(value) not in ((), (network.depth,)):
+        if np.shape(value) not in ((), (network.depth,)):
             expected = f"a number or one value per layer, shape ({network.depth},)"
-            raise ValueError(f"{name} must be {expected}, got shape {jnp.shape(value)}")
+            raise ValueError(f"{name} must be {expected}, got shape {np.shape(value)}")
 
 
 def check_input(network: Network, x: ArrayLike, *, batch: bool = False) -> None:
     """Raise ValueError unless x is one finite input of the network (or, with ``batch``, any number of them)."""
-    shape = jnp.shape(x)
+    shape = np.shape(x)
     if not (shape == network.input_shape or (batch and shape[1:] == network.input_shape and shape[0] > 0)):
         leading = " (with or without a leading batch axis)" if batch else ""
         raise ValueError(f"x must have shape {network.input_shape}{leading}, got {shape}")
