@@ -75,6 +75,7 @@ def _map(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     grid = {name: _axis(name, getattr(arguments, name), arguments.points) for name in ("sigma_w", "sigma_b")}
     seeds = positive_integer("seeds", arguments.seeds)
+    not_negative("--at", arguments.at)
     images = vg.data.digits()
     network = vg.mlp(
         width=arguments.width,

@@ -139,9 +139,8 @@ class Layer:
 
     def __call__(self, h: Array) -> Array:
         """The next state of a plain one."""
-        return blocks.call(
-            self._module(), h, self.scales
-        )  # made here: a module may mutate itself in its own trace only
+        # The module is made inside the call: it may change its own state only in the trace that made it.
+        return blocks.call(self._module(), h, self.scales)
 
     def step(self, state: Scaled) -> Scaled:
         """The next state of a normalized scaled one, not normalized."""
