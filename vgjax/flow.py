@@ -286,11 +286,13 @@ def directions(key: Array, network: Network, count: int) -> Array:
 
 
 def direction(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A random direction of norm 1, uniform on the sphere."""
     v = jax.random.normal(key, shape, dtype)
     return v / jnp.sqrt(jnp.sum(v * v))
 
 
 def joined(series: list[Any]) -> Any:
+    """The series of the stages as one over all layers."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *series)
 
 
