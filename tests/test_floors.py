@@ -49,9 +49,7 @@ def test_every_module_has_a_floor():
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
     ours = {name.split(".")[1] for name in imports(module, top_level=True) if name.startswith("vgjax.")}
-    below = {name for name in ours if name in FLOOR}
-    same_floor_allowed = {"activations": {"exponents"}, "flow": set()}
-    for name in below - same_floor_allowed.get(module, set()):
+    for name in ours & set(FLOOR):
         assert FLOOR[name] < FLOOR[module], f"{module} imports {name}, which is not below it"
 
 

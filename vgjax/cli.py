@@ -108,13 +108,7 @@ def _map(arguments: argparse.Namespace) -> None:
     written = [sweep.save(folder / "map.npz")]
     for name, figure in figures.items():
         written += plots.save(figure, folder / name)
-    if np.isfinite(edge):
-        print(f"{activation}: at sigma_b = {sigma_b:.3g} gradients vanish below sigma_w = {edge:.3f} and explode above")
-    else:
-        print(
-            f"{activation}: at sigma_b = {sigma_b:.3g} there is no edge from sigma_w = {grid['sigma_w'][0]:g}"
-            f" to {grid['sigma_w'][-1]:g}"
-        )
+    print(f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}")
     print(*written, sep="\n")
     print(
         f"{sweep.log_gain[..., -1].size} networks of {sweep.depth} layers in {time.perf_counter() - start:.1f} s",
@@ -131,6 +125,13 @@ def _axis(name: str, ends: Sequence[float], points: int) -> np.ndarray:
     if not ends[0] < ends[1]:
         raise ValueError(f"{flag} must run from a smaller to a larger value, got {ends[0]:g} {ends[1]:g}")
     return np.linspace(ends[0], ends[1], points, dtype=np.float32)
+
+
+def _verdict(sigma_w: np.ndarray, edge: float) -> str:
+    """What the map says in words."""
+    if np.isfinite(edge):
+        return f"gradients vanish below sigma_w = {edge:.3f} and explode above"
+    return f"there is no edge from sigma_w = {sigma_w[0]:g} to {sigma_w[-1]:g}"
 
 
 def _shown(sigma_w: np.ndarray, edge: float) -> dict[str, float]:

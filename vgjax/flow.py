@@ -193,11 +193,10 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     at = jnp.asarray(depths)
 
     def fresh(shape: tuple[int, ...]) -> Array:
-        if not jnp.issubdtype(
-            seed.dtype, jax.dtypes.prng_key
-        ):  # it belongs to the last state; no other depth takes one
-            return seed.astype(dtype) if shape == seed.shape[1:] else jnp.zeros((1, *shape), dtype)
-        return jax.vmap(lambda m: direction(jax.random.fold_in(seed, m), shape, dtype))(at)
+        if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+            return jax.vmap(lambda m: direction(jax.random.fold_in(seed, m), shape, dtype))(at)
+        # A given cotangent belongs to the last state; states of another shape take none.
+        return seed.astype(dtype) if shape == seed.shape[1:] else jnp.zeros((1, *shape), dtype)
 
     cotangents = {shape: fresh(shape) for shape in set(state_shapes(parameters.network))}
 
@@ -212,7 +211,7 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
         pulled = jax.vjp(layer, clipped(state))[1]
         return Scaled(jax.vmap(lambda v: pulled(v)[0])(rows.value), rows.exponent), log_rows
 
-    nothing = Scaled(jnp.zeros((len(depths), *last.value.shape), dtype), jnp.full(len(depths), ZERO))
+    nothing = Scaled(jnp.zeros((len(depths), *last.value.shape), dtype), jnp.full(len(depths), ZERO, jnp.int32))
     starts = np.cumsum([0, *(stage.depth for stage in parameters.network.stages)])
     behind = [jnp.arange(a, b) + 1 for a, b in itertools.pairwise(starts)]
     rows, logs = scan_layers(

@@ -85,10 +85,7 @@ class Network:
 
     @property
     def covered(self) -> tuple[bool, bool]:
-        """Whether states (below, above) the float range are exact.
-
-        Whether all its activations behave there (`Facts`).
-        """
+        """Whether states (below, above) the float range are exact: whether all its activations allow it (`Facts`)."""
         specs = (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
         activations = [dict(spec.options).get("activation") for spec in specs]
         facts = [a.facts for a in activations if isinstance(a, Activation)]
