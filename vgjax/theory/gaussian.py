@@ -31,6 +31,7 @@ Z_EDGES_OF_EXPONENTIALS = np.linspace(-36, 36, 19)  # the mass of exp(a u) lies 
 _FARTHEST = 2.0**20
 _MOST_PIECES = 4096
 _NARROWEST = 2.0**-45
+_NARROW = 2.0**-20  # a piece like that betrays a kink of phi or of its slope
 _TAIL = 24  # Legendre coefficients from this one on have to vanish
 
 
@@ -40,7 +41,7 @@ class Pieces:
 
     Attributes:
         edges: ends of the pieces, increasing.
-        kinks: those edges at which the function or its slope jumps.
+        kinks: those edges at which the function or its slope is not smooth.
         jumps: those kinks at which the function itself jumps.
         reach: |u| up to which the pieces resolve it: 2^20, or less where it overflows or oscillates too often.
         overflows: the function leaves the float range before 2^20 (it grows exponentially).
@@ -201,21 +202,21 @@ def nodes(found: Pieces, q: Array) -> tuple[Array, Array, Array]:
     """u = sqrt(q) z, z and the weights of E f(u) for one q, each of shape ``(nodes,)``; sum(weights) is 1."""
     root = jnp.sqrt(q)
     images = jnp.asarray(found.edges, q.dtype) / jnp.maximum(root, jnp.finfo(q.dtype).tiny)
-    z, weights = _between(_breaks(found, images, q))
+    z, weights = between(breaks(found, images, q))
     return root * z, z, weights
 
 
-def _breaks(found: Pieces, images: Array | np.ndarray, like: Array) -> Array:
+def breaks(found: Pieces, images: Array | np.ndarray, like: Array) -> Array:
     """The Gaussian's edges together with the images of the function's, increasing."""
     own = jnp.asarray(Z_EDGES_OF_EXPONENTIALS if found.overflows else Z_EDGES, like.dtype)
     return jnp.sort(jnp.concatenate([own, jnp.clip(jnp.asarray(images, like.dtype), own[0], own[-1])]))
 
 
-def _between(breaks: Array) -> tuple[Array, Array]:
+def between(edges: Array) -> tuple[Array, Array]:
     """Nodes and Gaussian weights between increasing edges."""
-    half, middle = (breaks[1:] - breaks[:-1]) / 2, (breaks[1:] + breaks[:-1]) / 2
-    z = middle[:, None] + half[:, None] * jnp.asarray(NODES, breaks.dtype)
-    weights = half[:, None] * jnp.asarray(WEIGHTS / math.sqrt(2 * math.pi), breaks.dtype) * jnp.exp(-z * z / 2)
+    half, middle = (edges[1:] - edges[:-1]) / 2, (edges[1:] + edges[:-1]) / 2
+    z = middle[:, None] + half[:, None] * jnp.asarray(NODES, edges.dtype)
+    weights = half[:, None] * jnp.asarray(WEIGHTS / math.sqrt(2 * math.pi), edges.dtype) * jnp.exp(-z * z / 2)
     return z.ravel(), weights.ravel()
 
 
@@ -276,14 +277,14 @@ def pair(found: Pieces, g: Callable[[Array, Array], Array], q1: Array, q2: Array
     images = jnp.asarray(found.edges, c.dtype) / (roots[1] * slope)
     widths = np.array([0.5, 2.0, 5.0, 9.0])
     graded = (jnp.asarray(found.kinks, c.dtype).reshape(-1, 1, 1) / roots[1] + spread * jnp.asarray([widths, -widths], c.dtype)) / slope
-    z1, outer = _between(
-        _breaks(found, jnp.concatenate([jnp.asarray(found.edges, c.dtype) / roots[0], images, graded.ravel()]), c)
+    z1, outer = between(
+        breaks(found, jnp.concatenate([jnp.asarray(found.edges, c.dtype) / roots[0], images, graded.ravel()]), c)
     )
 
     def given(z: Array) -> Array:
         center = c * z
         images = (jnp.asarray(found.edges, c.dtype) / roots[1] - center) / jnp.maximum(spread, tiny)
-        z2, inner = _between(_breaks(found, images, c))
+        z2, inner = between(breaks(found, images, c))
         return jnp.sum(inner * g(jnp.sqrt(q1) * z, jnp.sqrt(q2) * (center + spread * z2)))
 
     resolved = jnp.maximum(q1, q2) <= found.largest_variance
@@ -303,7 +304,7 @@ def pieces(phi: Activation, kinks: tuple[float, ...] = ()) -> Pieces:
         known = tuple(kink for kink in kinks if abs(kink) < reach)
         edges, narrow = _bisect(measure, known, reach)
         if narrow:
-            known = tuple(sorted({*known, *_middles_of_clusters(narrow)}))
+            known = tuple(sorted({*known, *_kinks(narrow)}))
             edges, _ = _bisect(measure, known, reach)
         edges = _merged(measure, edges, known)
         points = np.array(known)
@@ -316,13 +317,13 @@ def pieces(phi: Activation, kinks: tuple[float, ...] = ()) -> Pieces:
 
 def _reach(phi: Activation) -> tuple[float, bool]:
     """How far out phi^2 and phi' are finite, and whether that is short of the farthest."""
-    grid = 2.0 ** np.arange(0, 20.01, 1 / 16)
+    grid = 1.00713 * 2.0 ** np.arange(0, 20.01, 1 / 16)  # off round numbers, where slopes may be infinite
     u = jnp.asarray(np.concatenate([grid, -grid]))
     finite = np.asarray(jnp.isfinite(phi(u) ** 2) & jnp.isfinite(phi.derivative(u) ** 2)).reshape(2, -1).all(axis=0)
     if finite.all():
         return _FARTHEST, False
     if not finite[0]:
-        raise ValueError(f"activation {phi.name!r} must be finite, got an infinity or NaN at |h| = 1")
+        raise ValueError(f"activation {phi.name!r} must be finite, got an infinity or NaN near |h| = 1")
     last = int(finite.argmin()) - 1
     log = np.log(np.abs(np.asarray(phi(u))).reshape(2, -1).max(axis=0))
     half = int(np.abs(grid - grid[last] / 2).argmin())
@@ -347,15 +348,20 @@ class _Resolution:
         def rows(u: Array) -> Array:
             return jnp.stack([phi(u), phi.derivative(u)])
 
-        self._tails = jax.jit(
-            lambda low, high: jnp.abs(
-                rows((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * NODES) @ transform[:, _TAIL:]
-            ).max(axis=-1)
-        )
+        def tails(low: Array, high: Array) -> Array:
+            # The two ends as well: a jump between the last node and the end would go unseen.
+            x = np.concatenate([NODES, [-1 + 1e-13, 1 - 1e-13]])
+            values = rows((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * x)
+            coefficients = values[..., :-2] @ transform
+            ends = coefficients @ np.stack([(-1.0) ** degrees, np.ones(32)], axis=1) - values[..., -2:]
+            return jnp.maximum(jnp.abs(coefficients[..., _TAIL:]).max(axis=-1), jnp.abs(ends).max(axis=-1) / 32)
+
+        self._tails = jax.jit(tails)
         self._radii = reach * 2.0 ** np.arange(-40, 0.01, 0.25)
         inner = np.concatenate([[-r, r] for r in self._radii])
         size = np.abs(np.asarray(jax.jit(rows)(jnp.asarray(inner)))).reshape(2, -1, 2).max(axis=-1)
         self._size = np.maximum.accumulate(np.nan_to_num(size), axis=1)
+        self._least = 1e-20 * np.maximum(self._size[:, np.searchsorted(self._radii, 8.0)], 1e-200)[:, None]
 
     def __call__(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """The tails of the Legendre coefficients of phi and phi' on each interval, in units of their largest value up
@@ -366,27 +372,29 @@ class _Resolution:
             np.asarray(self._tails(*(np.resize(x[i : i + self.batch], self.batch) for x in (low, high))))
             for i in range(0, len(low), self.batch)
         ]
-        return np.concatenate(tails, axis=1)[:, : len(low)] / np.maximum(self._size[:, at], 1e-290)
+        return np.concatenate(tails, axis=1)[:, : len(low)] / np.maximum(self._size[:, at], self._least)
 
 
-def _bisect(measure: _Resolution, kinks: tuple[float, ...], reach: float) -> tuple[np.ndarray, list[float]]:
-    """Edges such that every piece is resolved, innermost first, and the middles of those that never are."""
+def _bisect(measure: _Resolution, kinks: tuple[float, ...], reach: float) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """Edges such that every piece is resolved, innermost first, and those that had to be tiny."""
     # Odd numbers, not symmetric: a kink that fell on an edge would not be noticed.
     start = np.array([0.2537, 0.5171, 1.0391, 2.0193, 4.0717, 8.1131, 65.317, 1031.7, 33013.0])
     start = np.array([*(-1.0171 * start), 0.0173, *start])
     edges = np.unique(np.concatenate([start[np.abs(start) < reach], kinks, [-reach, reach]]))
     low, high, before = edges[:-1], edges[1:], np.full((2, len(edges) - 1), np.inf)
     done: list[tuple[float, float]] = []
-    narrow: list[float] = []
+    narrow: list[tuple[float, float]] = []
     while len(low) and len(done) < _MOST_PIECES:
         order = np.argsort(np.minimum(np.abs(low), np.abs(high)), kind="stable")
         low, high, before = low[order], high[order], before[:, order]
         a, b, parent = low[: measure.batch], high[: measure.batch], before[:, : measure.batch]
         tail = measure(a, b)
-        # What is small and no longer improves under bisection is the rounding of phi itself.
-        resolved = ((tail <= 2e-14) | ((tail < 1e-9) & (tail > parent / 4))).all(axis=0)
-        stuck = ~resolved & (b - a <= _NARROWEST * np.maximum(1, np.maximum(np.abs(a), np.abs(b))))
-        narrow += ((a + b)[stuck] / 2).tolist()
+        # What is small and does not improve under bisection is the rounding of phi itself.
+        resolved = ((tail <= 2e-14) | ((tail < 1e-9) & (tail > 0.7 * parent))).all(axis=0)
+        size = np.maximum(1, np.maximum(np.abs(a), np.abs(b)))
+        stuck = ~resolved & (b - a <= _NARROWEST * size)
+        tiny = (stuck | resolved) & (b - a < _NARROW * size)
+        narrow += zip(a[tiny], b[tiny], strict=True)
         done += zip(a[resolved | stuck], b[resolved | stuck], strict=True)
         split = ~(resolved | stuck)
         a, b, tail = a[split], b[split], tail[:, split]
@@ -401,26 +409,32 @@ def _bisect(measure: _Resolution, kinks: tuple[float, ...], reach: float) -> tup
     return inside[np.abs(inside) <= reach], narrow
 
 
-def _middles_of_clusters(points: list[float]) -> list[float]:
-    """One point for each group of neighbours: where a function is not smooth."""
-    ordered = np.sort(points)
-    groups = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1e-9 * np.maximum(1, np.abs(ordered[1:]))) + 1)
-    return [float((group[0] + group[-1]) / 2) for group in groups]
+def _kinks(narrow: list[tuple[float, float]]) -> list[float]:
+    """Where a function is not smooth: one point for each group of tiny neighbours, in the tiniest of them."""
+    low, high = np.array(sorted(narrow)).T
+    groups = np.split(np.arange(len(low)), np.flatnonzero(low[1:] - high[:-1] > 1e-4 * np.maximum(1, np.abs(low[1:]))) + 1)
+    found = []
+    for group in groups:
+        width = (high - low)[group]
+        tiniest = group[width <= 1.01 * width.min()]
+        found.append(float((low[tiniest[0]] + high[tiniest[-1]]) / 2))
+    return found
 
 
 def _merged(measure: _Resolution, edges: np.ndarray, kinks: tuple[float, ...]) -> np.ndarray:
     """Fewer edges: neighbours between kinks become one piece where it is resolved as well.
 
-    Not over more than a factor of 4 in |u|: what is narrow would hide between the nodes of a wide piece.
+    Not over more than a factor of 4 in |u|, or 8 in width: what is narrow would hide between the nodes of a wide piece.
     """
 
-    def one_piece(low: float, high: float) -> bool:
-        near, far = min(abs(low), abs(high)), max(abs(low), abs(high))
-        wide = far > 2 and (low * high < 0 or far > 4 * near)
+    def one_piece(low: float, high: float, narrowest: float) -> bool:
+        wide = high - low > 8 * narrowest or max(abs(low), abs(high)) > max(2, 4 * min(abs(low), abs(high)))
         return not wide and bool(measure(np.array([low]), np.array([high])).max() <= 2e-14)
 
-    kept = [edges[0]]
+    kept, narrowest = [edges[0]], edges[1] - edges[0]
     for here, after in zip(edges[1:-1], edges[2:], strict=True):
-        if here in kinks or not one_piece(kept[-1], after):
+        if here in kinks or not one_piece(kept[-1], after, min(narrowest, after - here)):
             kept.append(here)
+            narrowest = np.inf
+        narrowest = min(narrowest, after - here)
     return np.array([*kept, edges[-1]])

@@ -1,0 +1,261 @@
+"""Recurrent networks: how much of a perturbation is left after a step.
+
+One number per architecture: the largest Lyapunov exponent of a plain network, chi of the minimalRNN, the forget factor
+of a gated cell, rho of a scaled orthogonal one; and the two attractors in which a single unit latches a bit.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax import activations
+from vgjax.activations import Activation, Elementwise
+from vgjax.checks import not_negative, positive_integer
+from vgjax.theory.residual import moments
+from vgjax.theory.shaping import shifted_line
+
+
+class Lyapunov(NamedTuple):
+    """The stationary state of an autonomous random network.
+
+    Attributes:
+        q: variance of h in the stationary state; 0 if activity dies out, infinite if it runs away.
+        exponent: largest Lyapunov exponent per step, natural log of a norm (not of its square): > 0 is chaos.
+    """
+
+    q: float
+    exponent: float
+
+
+def lyapunov(activation: str | Activation | Elementwise, gain: float) -> Lyapunov:
+    """Largest Lyapunov exponent of h_{t+1} = g J phi(h_t), Var J_ij = 1 / width, at infinite width.
+
+    exponent = 0.5 ln(g^2 E phi'^2) at the stationary q = g^2 E phi^2; where activity dies out, as for a tanh below
+    g = 1, ln(g |phi'(0)|).
+
+    Args:
+        activation: a name, an `Activation` or a callable.
+        gain: g.
+
+    Returns:
+        `Lyapunov`, in the state that q = 1 is driven to: the nearest q above it if its activity grows, below it
+        otherwise, 1 itself if it stays (every q is fixed for ReLU at g^2 = 2). A non-monotone variance map may have
+        others. The exponent is -inf where no perturbation survives.
+
+    Raises:
+        ValueError: a negative or non-finite gain, or a q beyond what phi resolves.
+
+    Source: Sompolinsky, Crisanti and Sommers 1988, "Chaos in random neural networks"; Engelken, Wolf and Abbott 2023,
+    "Lyapunov spectra of chaotic recurrent neural networks", for steps of time.
+    """
+    not_negative("gain", gain)
+    phi = activations.get(activation)
+    q = _stationary(phi, gain)
+    slope = moments(phi, q)[1] if q else _slope_at_zero(phi)
+    return Lyapunov(q, math.log(gain) + 0.5 * math.log(slope) if gain * slope > 0 else -math.inf)
+
+
+def _stationary(phi: Activation, gain: float) -> float:
+    """q = g^2 E phi^2(q), from q = 1 in the direction in which the map moves."""
+    from scipy.optimize import brentq
+
+    def growth(log_q: float) -> float:
+        q = math.exp(log_q)
+        return gain**2 * moments(phi, q)[0] / q - 1
+
+    here, step = 0.0, 0.25
+    moves = growth(here)
+    if abs(moves) < 1e-14:
+        return 1.0
+    while abs(here) < 60:  # from 1e-26 to 1e26
+        after = here + math.copysign(step, moves)
+        if growth(after) * moves <= 0:
+            return math.exp(brentq(growth, min(here, after), max(here, after), xtol=1e-14, rtol=1e-14))
+        here = after
+    return math.inf if moves > 0 else 0.0
+
+
+def _slope_at_zero(phi: Activation) -> float:
+    """E phi'^2 at q -> 0: both sides of 0 have their share (ReLU: 1/2)."""
+    with jax.enable_x64(True):
+        sides = np.asarray(phi.derivative(jnp.asarray([-1e-200, 1e-200])))
+    return float(np.mean(sides**2))
+
+
+class MinimalRNN(NamedTuple):
+    """The stationary state of a minimalRNN.
+
+    Attributes:
+        hidden: Q = E h^2.
+        q: variance of the gate's preactivation.
+        chi: growth per step of the mean squared gradient.
+    """
+
+    hidden: float
+    q: float
+    chi: float
+
+
+def minimal_rnn(
+    sigma_w: float, sigma_v: float, sigma_b: float = 0.0, mean_b: float = 0.0, second_moment: float = 1.0
+) -> MinimalRNN:
+    """h' = u h + (1 - u) x with the gate u = sigmoid(W h + V x + b), b ~ N(mean_b, sigma_b^2), at infinite width.
+
+    For inputs white in time, R = E x^2, and weights independent at every step,
+
+        Q = R E(1-u)^2 / (1 - E u^2),   q = sigma_w^2 Q + sigma_v^2 R + sigma_b^2,
+        chi = E u^2 + sigma_w^2 (Q + R) E u'^2.
+
+    The last term's R comes from u' multiplying h - x; formulas without it are in circulation.
+
+    Args:
+        sigma_w, sigma_v: standard deviations, Var W = sigma_w^2 / hidden units, Var V = sigma_v^2 / inputs.
+        sigma_b, mean_b: of the bias; a large mean opens the gate to the past.
+        second_moment: R.
+
+    Returns:
+        `MinimalRNN`, at the smallest q if there are several.
+
+    Raises:
+        ValueError: a negative or non-finite number.
+
+    Source: Chen, Pennington and Schoenholz 2018, "Dynamical isometry and a mean field theory of RNNs", whose set-up
+    this is.
+    """
+    from scipy.optimize import brentq
+
+    names = ("sigma_w", "sigma_v", "sigma_b", "second_moment")
+    for name, value in zip(names, (sigma_w, sigma_v, sigma_b, second_moment), strict=True):
+        not_negative(name, value)
+    not_negative("|mean_b|", abs(mean_b))
+
+    def at(q: float) -> MinimalRNN:
+        # v = 1 - u is distributed like sigmoid(sqrt(q) z - mean_b), which keeps its digits where u is nearly 1.
+        v = shifted_line("sigmoid", math.sqrt(q), -mean_b)
+        lost = v.mean(v.phi * (2 - v.phi))  # 1 - E u^2
+        hidden = second_moment * v.mean(v.phi**2) / lost
+        chi = 1 - lost + sigma_w**2 * (hidden + second_moment) * v.mean(v.slope**2)
+        return MinimalRNN(hidden, sigma_w**2 * hidden + sigma_v**2 * second_moment + sigma_b**2, chi)
+
+    # 0 <= Q <= R, since (1 - u)^2 <= 1 - u^2.
+    low = sigma_v**2 * second_moment + sigma_b**2
+    grid = low + sigma_w**2 * second_moment * np.linspace(0, 1, 65) ** 2
+    misses = np.array([at(q).q - q for q in grid])
+    after = int(np.argmax(misses <= 0))
+    q = grid[0] if after == 0 else brentq(lambda q: at(q).q - q, grid[after - 1], grid[after], xtol=1e-15, rtol=1e-14)
+    return at(float(q))
+
+
+class Gate(NamedTuple):
+    """A memory cell with a constant gate.
+
+    Attributes:
+        factor: what is left of the cell's state, and of the gradient through it, after one step.
+        time_scale: steps after which the norm has fallen by e.
+    """
+
+    factor: float
+    time_scale: float
+
+
+def forget_gate(bias: float) -> Gate:
+    """The memory of an LSTM or GRU at vanishing weights: factor sigmoid(mu), time scale -1 / ln sigmoid(mu).
+
+    Args:
+        bias: mu, of the gate that multiplies the past (an LSTM's forget gate; a GRU's update gate where that is z in
+            h' = z h + (1 - z) candidate, else minus its bias).
+
+    Raises:
+        ValueError: a bias that is not finite.
+
+    Source: Gers, Schmidhuber and Cummins 2000, "Learning to forget"; Tallec and Ollivier 2018, "Can recurrent neural
+    networks warp time?", for the time scale.
+    """
+    not_negative("|bias|", abs(bias))
+    rate = float(np.logaddexp(0, -bias))  # -ln sigmoid
+    return Gate(math.exp(-rate), 1 / rate if rate > 0 else math.inf)
+
+
+class Latch(NamedTuple):
+    """The fixed points of x = phi(w x); numpy float64, each of shape ``(points,)``.
+
+    Attributes:
+        points: in increasing order.
+        slopes: w phi'(w x): how a perturbation grows in a step, there.
+    """
+
+    points: np.ndarray
+    slopes: np.ndarray
+
+    @property
+    def attractors(self) -> np.ndarray:
+        """The points that perturbations return to, |slope| < 1."""
+        return self.points[np.abs(self.slopes) < 1]
+
+
+def latch(weight: float, activation: str | Activation | Elementwise = "tanh") -> Latch:
+    """Fixed points of one self-excited unit, x = phi(w x): it stores a bit where there are two attractors.
+
+    For tanh there are two if and only if w > 1. There the gradient through a stored bit vanishes: |slope| < 1.
+
+    Args:
+        weight: w.
+        activation: a name, an `Activation` or a callable.
+
+    Returns:
+        `Latch`: the isolated crossings with |x| between 1e-12 and 1e12, and 0. Points where the two sides only touch
+        are not found.
+
+    Raises:
+        ValueError: a weight that is not finite.
+
+    Source: Bengio, Simard and Frasconi 1994, "Learning long-term dependencies with gradient descent is difficult".
+    """
+    from scipy.optimize import brentq
+
+    not_negative("|weight|", abs(weight))
+    phi = activations.get(activation)
+
+    def values(x: np.ndarray | float, derivative: bool = False) -> np.ndarray:
+        with jax.enable_x64(True):
+            u = jnp.asarray(weight * np.asarray(x), float)
+            return np.asarray(weight * phi.derivative(u) if derivative else phi(u))
+
+    radii = np.geomspace(1e-12, 1e12, 4801)
+    x = np.concatenate([-radii[::-1], [0.0], radii])
+    with np.errstate(over="ignore", invalid="ignore"):
+        signs = np.sign(values(x) - x)
+    points = [
+        float(x[i] + x[j - 1]) / 2 if zero else float(brentq(lambda a: float(values(a)) - a, x[i], x[j], xtol=1e-300))
+        for i, j, zero in _crossings(x, signs)
+    ]
+    return Latch(np.array(points), values(np.array(points), derivative=True))
+
+
+def _crossings(x: np.ndarray, signs: np.ndarray) -> list[tuple[int, int, bool]]:
+    """Where the sign changes between neighbours, and runs of zeros too narrow to be an interval of fixed points."""
+    found = [(int(i), int(i) + 1, False) for i in np.flatnonzero(signs[:-1] * signs[1:] < 0)]
+    starts = np.flatnonzero((signs == 0) & (np.roll(signs, 1) != 0))
+    ends = np.flatnonzero((signs == 0) & (np.roll(signs, -1) != 0)) + 1
+    runs = zip(starts.tolist(), ends.tolist(), strict=True)
+    found += [(i, j, True) for i, j in runs if x[j - 1] - x[i] < 1e-5 * max(1, abs(x[i]))]
+    return sorted(found)
+
+
+def orthogonal_log_growth(rho: float, steps: int) -> float:
+    """ln ||dh_T / dh_0|| = T ln rho, exactly, of the linear network h' = rho Q h with Q orthogonal.
+
+    Args:
+        rho: scale of the recurrent kernel.
+        steps: T.
+
+    Raises:
+        ValueError: a negative or non-finite rho, or steps that are not a whole number of at least 1.
+
+    Source: Arjovsky, Shah and Bengio 2016, "Unitary evolution recurrent neural networks", section 2.
+    """
+    not_negative("rho", rho)
+    return positive_integer("steps", steps) * math.log(rho) if rho else -math.inf
