@@ -29,21 +29,21 @@ def apart(pair: TwoPoint, q: Array, level: Array, epsilon: Array) -> Array:
 
 
 @jax.jit
-def fixed_correlations(pair: TwoPoint, q: Array, levels: Array) -> tuple[Array, Array]:
-    """c* and the slope of the c map there, for points with chi > 1; shapes ``(points,)``.
+def fixed_correlations(pair: TwoPoint, q: Array, levels: Array, gaps: Array) -> tuple[Array, Array]:
+    """c* and the slope of the c map there, where c = 1 repels; shapes ``(points,)``.
 
     The c map is a power series in c with coefficients that are not negative, so it is convex on [0, 1] and has exactly
-    one fixed point below 1 when its slope at 1, chi, exceeds 1.
+    one fixed point below 1 when its slope at 1, chi, exceeds 1, or when it maps 1 to 1 - gap (dropout).
     """
 
-    def at(q: Array, level: Array) -> tuple[Array, Array]:
+    def at(q: Array, level: Array, gap: Array) -> tuple[Array, Array]:
         def excess(x: Array) -> Array:  # falls from chi - 1 at x = sqrt(epsilon) = 0 to at most 0 at x = 1
-            return level * pair.ratio(x * x * q, (1 - x * x) * q) - 1
+            return level * pair.ratio(x * x * q, (1 - x * x) * q) + gap / (x * x) - 1
 
         epsilon = _falling_root(excess, jnp.sqrt(_LEAST), jnp.ones_like(q)) ** 2
         return 1 - epsilon, level * pair.slope(epsilon * q, (1 - epsilon) * q)
 
-    return jax.lax.map(lambda point: at(*point), (q, levels), batch_size=256)
+    return jax.lax.map(lambda point: at(*point), (q, levels, gaps), batch_size=256)
 
 
 def _falling_root(f: Callable[[Array], Array], low: Array, high: Array) -> Array:

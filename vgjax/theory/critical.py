@@ -18,7 +18,7 @@ from vgjax import activations
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import not_negative
 from vgjax.theory.gaussian import line, pieces
-from vgjax.theory.mean_field import mean_field_map
+from vgjax.theory.phases import mean_field_map
 from vgjax.theory.tables import OnePoint, one_point
 
 _PER_LOG = 32  # grid points of ln q to each unit

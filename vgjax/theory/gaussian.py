@@ -246,33 +246,35 @@ def _two_point(phi: Activation, found: Pieces, q1: Array, q2: Array, c: Array) -
         return phi(u1) * phi(u2)
 
     if found.jumps:  # the slope of phi does not know them; the moving edges of the quadrature do
-        return pair(found, product, q1, q2, c)
+        return pair(found, product, q1, q2, 1 - c)
 
     @jax.custom_jvp
     def value(q1: Array, q2: Array, c: Array) -> Array:
-        return pair(found, product, q1, q2, c)
+        return pair(found, product, q1, q2, 1 - c)
 
     @value.defjvp
     def _(at: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
         q1, q2, c = at
         slope = phi.derivative
-        by_c = jnp.sqrt(q1 * q2) * pair(found, lambda u1, u2: slope(u1) * slope(u2), q1, q2, c)
-        by_q1 = pair(found, lambda u1, u2: u1 * slope(u1) * phi(u2), q1, q2, c) / (2 * q1)
-        by_q2 = pair(found, lambda u1, u2: phi(u1) * u2 * slope(u2), q1, q2, c) / (2 * q2)
+        by_c = jnp.sqrt(q1 * q2) * pair(found, lambda u1, u2: slope(u1) * slope(u2), q1, q2, 1 - c)
+        by_q1 = pair(found, lambda u1, u2: u1 * slope(u1) * phi(u2), q1, q2, 1 - c) / (2 * q1)
+        by_q2 = pair(found, lambda u1, u2: phi(u1) * u2 * slope(u2), q1, q2, 1 - c) / (2 * q2)
         return value(q1, q2, c), by_q1 * tangents[0] + by_q2 * tangents[1] + by_c * tangents[2]
 
     return value(q1, q2, c)
 
 
-def pair(found: Pieces, g: Callable[[Array, Array], Array], q1: Array, q2: Array, c: Array) -> Array:
-    """E g(u1, u2) for a Gaussian pair; g is elementwise, with the pieces of one function in both arguments.
+def pair(found: Pieces, g: Callable[[Array, Array], Array], q1: Array, q2: Array, epsilon: Array) -> Array:
+    """E g(u1, u2) for a Gaussian pair of correlation 1 - epsilon; g is elementwise, with the pieces of one function in
+    both arguments.
 
     u1 = sqrt(q1) z1 and, given it, u2 = sqrt(q2) (c z1 + sqrt(1 - c^2) z2). The inner integral over z2 smooths the
     kinks of g in u2 to a width of sqrt(1 - c^2) around their images, so the outer one is graded towards them.
     """
+    c = 1 - epsilon
     tiny = jnp.finfo(c.dtype).tiny
     roots = jnp.maximum(jnp.sqrt(q1), tiny), jnp.maximum(jnp.sqrt(q2), tiny)
-    spread = jnp.sqrt((1 - c) * (1 + c))
+    spread = jnp.sqrt(epsilon * (2 - epsilon))
     slope = jnp.where(jnp.abs(c) < 1e-30, 1e-30, c)
     images = jnp.asarray(found.edges, c.dtype) / (roots[1] * slope)
     widths = np.array([0.5, 2.0, 5.0, 9.0])

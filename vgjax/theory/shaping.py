@@ -85,8 +85,8 @@ def deep_kernel_shaping(activation: str | Activation | Elementwise, slope: float
     """Deep Kernel Shaping: Q(1) = 1, Q'(1) = 1, C(0) = 0, C'(1) = slope.
 
     C(0) = 0 asks for delta = -E phi and Q(1) = 1 for gamma = 1 / sqrt(Var phi), both at alpha z + beta; the other two
-    are solved for alpha and beta. Of several solutions the one
-    nearest the origin is taken: smallest |beta|, then beta > 0.
+    are solved for alpha and beta. Of several solutions the one nearest the origin is taken: smallest |beta|, then
+    beta > 0.
 
     Args:
         activation: a name, an `Activation` or a callable.
@@ -108,7 +108,7 @@ def deep_kernel_shaping(activation: str | Activation | Elementwise, slope: float
         c_slope = alpha**2 * at.mean(at.slope**2) / variance
         return _Trial(variance**-0.5, -mean, ((q_slope - 1) / (slope - 1), (c_slope - 1) / (slope - 1) - 1))
 
-    return _nearest(_solutions(phi, trial), phi, f"Q'(1) = 1, C(0) = 0 and C'(1) = {slope:g}")
+    return _nearest(_solutions(phi, slope - 1, trial), phi, f"Q'(1) = 1, C(0) = 0 and C'(1) = {slope:g}")
 
 
 def local_curvature(depth: int, curvature: float = 0.3) -> float:
@@ -153,7 +153,7 @@ def tailored_smooth(activation: str | Activation | Elementwise, curvature: float
         misses = ((q_slope - 1) / curvature, c_curvature / curvature - 1)
         return _Trial(1 / (alpha * math.sqrt(slope2)), offset - mean, misses)
 
-    found = [shaped for sign in (1, -1) for shaped in _solutions(phi, functools.partial(trial, sign))]
+    found = [shaped for sign in (1, -1) for shaped in _solutions(phi, curvature, functools.partial(trial, sign))]
     return _nearest(found, phi, f"Q'(1) = 1, C'(1) = 1 and C''(1) = {curvature:g}")
 
 
@@ -253,8 +253,8 @@ def _compiled_curvatures(phi: Activation, u: Array) -> Array:
 
 # --- solving for alpha and beta -------------------------------------------------------------------------------------
 
-_LOG_ALPHAS = np.linspace(math.log(0.004), math.log(4), 22)
 _BETAS = np.sinh(np.linspace(-5.47, 5.47, 40)) / 30  # dense near 0, where kinks of phi'' are; up to 4
+_WEAKEST, _STRONGEST = 0.1, 4.0  # alpha, the weakest in units of the root of the target: phihat bends by alpha^2
 
 
 class _Trial(NamedTuple):
@@ -278,20 +278,22 @@ def _check_smooth(phi: Activation) -> None:
         raise ValueError(f"activation must have a continuous slope for C''(1) to be finite, got {phi.name!r}")
 
 
-def _solutions(phi: Activation, trial: Callable[[Line, float], _Trial]) -> list[Shaped]:
+def _solutions(phi: Activation, target: float, trial: Callable[[Line, float], _Trial]) -> list[Shaped]:
     """Every solution that a grid in (ln alpha, beta) shows: both misses change sign between the corners of a cell."""
     from scipy.optimize import root
 
     def at(log_alpha: float, beta: float) -> _Trial:
-        alpha = math.exp(min(log_alpha, 3.0))
+        alpha = math.exp(min(max(log_alpha, -20.0), 3.0))
         return trial(shifted_line(phi, alpha, beta), alpha)
 
-    positive = np.array([[at(a, b).misses for b in _BETAS] for a in _LOG_ALPHAS]) > 0
+    alphas = np.linspace(math.log(min(_WEAKEST * math.sqrt(target), _WEAKEST)), math.log(_STRONGEST), 22)
+    with np.errstate(all="ignore"):  # exponentials overflow at the far corner of the grid
+        positive = np.array([[at(a, b).misses for b in _BETAS] for a in alphas]) > 0
     corners = np.stack([positive[i : len(positive) - 1 + i, j : len(_BETAS) - 1 + j] for i in (0, 1) for j in (0, 1)])
     cells = np.argwhere((corners.any(axis=0) & ~corners.all(axis=0)).all(axis=-1))
+    starts = [np.array([alphas[i : i + 2].mean(), _BETAS[j : j + 2].mean()]) for i, j in cells]
     found = []
-    for i, j in cells:
-        start = np.array([_LOG_ALPHAS[i : i + 2].mean(), _BETAS[j : j + 2].mean()])
+    for start in starts:
         end = root(lambda x: at(*x).misses, start, tol=1e-12)
         last = at(*end.x)
         if max(map(abs, last.misses)) < 1e-8:

@@ -48,9 +48,7 @@ class SquaredSlopes(NamedTuple):
     @property
     def atoms(self) -> tuple[tuple[float, float], ...]:
         """Values that t takes with positive probability (over 1e-4, or t = 0), with that probability; increasing."""
-        values, weights = self._constants()
-        kept = (weights > 1e-4) | (values == 0)
-        return tuple(zip(values[kept].tolist(), weights[kept].tolist(), strict=True))
+        return tuple(zip(*(part.tolist() for part in self._constants()), strict=True))
 
     def cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The law as a mixture of atoms and uniform laws: centers, half-widths and masses, each ``(cells,)``.
@@ -73,7 +71,7 @@ class SquaredSlopes(NamedTuple):
 
     @property
     def _constant(self) -> np.ndarray:
-        """The panels on which t does not change, to rounding."""
+        """The panels on which t is constant, to rounding."""
         return np.ptp(self.values, axis=1) <= 2.0**-50 * self.values.max(axis=1)
 
     def _constants(self) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +80,9 @@ class SquaredSlopes(NamedTuple):
         order = np.argsort(values)
         values, weights = values[order], weights[order]
         new = np.diff(values, prepend=-1.0) > 1e-12 * values
-        return values[new], np.add.reduceat(weights, np.flatnonzero(new)) if len(values) else weights
+        values, weights = values[new], np.add.reduceat(weights, np.flatnonzero(new)) if len(values) else weights
+        kept = (weights > 1e-4) | (values == 0)  # the flat top of a smooth maximum is no atom
+        return values[kept], weights[kept]
 
 
 def squared_slopes(activation: str | Activation | Elementwise, q: float) -> SquaredSlopes:
@@ -143,9 +143,7 @@ def _jitted_slopes(phi: Activation, u: Array) -> Array:
 # --- moments --------------------------------------------------------------------------------------------------------
 
 
-def spectrum_variance(
-    activation: str | Activation | Elementwise, q: float, depth: int, law: str = "gaussian"
-) -> float:
+def spectrum_variance(activation: str | Activation | Elementwise, q: float, depth: int, law: str = "gaussian") -> float:
     """Variance of the eigenvalues of J J^T (the squared singular values) in units of their squared mean.
 
     Var / mean^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 = -1 for Gaussian and 0 for orthogonal weights;
@@ -393,23 +391,24 @@ class _Layers(NamedTuple):
         """F(omega) = omega: the spectrum is the law of t itself."""
         return self.depth == 1 and not self.gaussian
 
-    def generating(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """z = M(omega) = E t / (omega - t) and dz / d ln omega, shape of omega ``(points,)``."""
+    def generating(self, omega: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """z = M(omega), 1 + z (which cancels near 0) and dz / d ln omega, each of the shape of omega ``(points,)``."""
         centers, halves, masses = self.cells
         distance = omega[:, None] - centers
         x = halves / distance
         squared, excess = x * x, _excess(x)
         z = (centers * (1 + excess) / distance + excess) @ masses
+        one = (omega * (((1 + excess) / distance) @ masses)).real + 1j * z.imag
         ratio = squared / (1 - squared)
         rate = ((centers / distance * (1 + ratio) + ratio - excess) / distance) @ masses  # E t / (omega - t)^2
-        return z, -omega * rate
+        return z, one, -omega * rate
 
     def argument(self, log_r: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """arg F, negative below the curve and positive above, and its derivative by theta."""
-        z, change = self.generating(np.exp(log_r + 1j * theta))
-        by_eta, by_one = np.angle(z / (1 + z)), np.angle(1 + z)
-        argument = self.depth * (theta + by_eta + self.gaussian * by_one) - by_eta
-        rate = self.depth + change * ((self.depth - 1) / z + self.gaussian * self.depth) / (1 + z)
+        z, one, change = self.generating(np.exp(log_r + 1j * theta))
+        by_eta = np.angle(z / one)
+        argument = self.depth * (theta + by_eta + self.gaussian * np.angle(one)) - by_eta
+        rate = self.depth + change * ((self.depth - 1) / z + self.gaussian * self.depth) / one
         return argument, rate.real
 
     def bands(self) -> list[tuple[float, float]]:
@@ -427,7 +426,7 @@ class _Layers(NamedTuple):
 
     def _inside(self, log_r: np.ndarray) -> np.ndarray:
         theta = np.full_like(log_r, 1e-10)
-        return self.argument(log_r, theta)[0] < -1e-6 * self.depth * theta
+        return self.argument(log_r, theta)[0] < -1e-8 * self.depth * theta
 
     def _scan(self) -> np.ndarray:
         """Radii between which the curve may touch the real axis: the ends of runs of cells, and the gaps between
@@ -440,49 +439,84 @@ class _Layers(NamedTuple):
         # Cells next to each other leave slits of third order in their width, which are no gaps.
         last = np.flatnonzero(left[1:] - reached[:-1] > np.maximum(width[1:], width[:-1]) / 2)
         low, high = reached[last, None], left[last + 1, None]
-        gaps = low + (high - low) / (1 + np.exp(-np.linspace(-20, 20, 81)))
-        near = np.logaddexp(0, np.linspace(-30, 50, 161))
-        runs = np.concatenate([[left[0]], right[last], left[last + 1], [reached[-1]]])
+        gaps = low + (high - low) / (1 + np.exp(-np.linspace(-16, 16, 65)))
+        near = np.logaddexp(0, np.linspace(-16, 50, 133))
+        runs = np.concatenate([[left[0]], low.ravel(), high.ravel(), [reached[-1]]])
         return np.unique(np.concatenate([left[0] - near, runs, gaps.ravel(), reached[-1] + near]))
 
     def curve(self, low: float, high: float, points: int) -> tuple[np.ndarray, np.ndarray]:
-        """ln x along one band and the density of ln x, x = s^2."""
-        log_r = _clustered(low, high, 100)
-        seen = np.flatnonzero(self._on(log_r)[1] > 1e-9)  # tails that hold nothing would take all the points
-        if len(seen):
-            low, high = log_r[max(seen[0] - 1, 0)], log_r[min(seen[-1] + 1, len(log_r) - 1)]
-        return self._on(_clustered(low, high, points))
+        """ln x along one band, x = s^2, and the density of ln x; 0 beyond either end."""
+        phase = np.linspace(0, math.pi, 101)
+        phase = self._shares(phase, *self.on(_between(low, high, phase)), points)
+        log_x, heights, above = self.on(_between(low, high, phase))
+        middle = points // 2
+        for end, inner, half in ((0, 1, slice(0, middle)), (-1, -2, slice(middle, None))):
+            if heights[end] > heights[inner]:  # where the density diverges, its end makes up for the mass
+                missing = above[half][0] - above[half][-1] - np.trapezoid(heights[half], log_x[half])
+                heights[end] = max(heights[end] + 2 * missing / abs(log_x[end] - log_x[inner]), 0)
+        return np.concatenate([log_x[:1], log_x, log_x[-1:]]), np.concatenate([[0], heights, [0]])
 
-    def _on(self, log_r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """ln F and the density at the points of the curve: Newton's method in theta, kept in a bracket."""
+    @staticmethod
+    def _shares(
+        phase: np.ndarray, log_x: np.ndarray, heights: np.ndarray, above: np.ndarray, points: int
+    ) -> np.ndarray:
+        """Where to put the points: shares by phase, by mass and by mass times x, none where tails hold nothing."""
+        seen = np.flatnonzero(heights > 1e-9)
+        kept = slice(max(seen[0] - 1, 0), seen[-1] + 2) if len(seen) else slice(None)
+        phase, log_x, above = phase[kept], log_x[kept], above[kept]
+        mass = np.maximum(-np.diff(above), 0)
+        parts = np.array([np.diff(phase), mass, mass * np.exp(log_x[1:] - log_x[-1])])
+        share = np.cumsum((parts / np.maximum(parts.sum(axis=1, keepdims=True), 1e-300)).sum(axis=0))
+        return np.interp(np.linspace(0, share[-1], points), np.concatenate([[0], share]), phase)
+
+    def angle(self, log_r: np.ndarray) -> np.ndarray:
+        """theta at which F(r exp(i theta)) is real: Newton's method, kept in a bracket."""
         low, high, theta = np.zeros_like(log_r), np.full_like(log_r, math.pi), np.full_like(log_r, 1.5)
+        going = np.arange(len(log_r))
         for _ in range(60):
-            above, rate = self.argument(log_r, theta)
-            low, high = np.where(above < 0, theta, low), np.where(above < 0, high, theta)
-            newton = theta - above / rate
-            step = np.where((newton > low) & (newton < high), newton, (low + high) / 2) - theta
-            theta = theta + step
-            if np.all(np.abs(step) <= 1e-12 * theta + 1e-15):
+            at = theta[going]
+            argument, rate = self.argument(log_r[going], at)
+            low[going], high[going] = np.where(argument < 0, at, low[going]), np.where(argument < 0, high[going], at)
+            newton = at - argument / rate
+            within = (newton > low[going]) & (newton < high[going])
+            theta[going] = np.where(within, newton, (low[going] + high[going]) / 2)
+            going = going[np.abs(theta[going] - at) > 1e-11 * at + 1e-13]
+            if not len(going):
                 break
-        z, _ = self.generating(np.exp(log_r + 1j * theta))
-        log_eta, log_one = np.log(np.abs(z / (1 + z))), np.log(np.abs(1 + z))
-        return self.depth * (log_r + log_eta + self.gaussian * log_one) - log_eta, -z.imag / math.pi
+        return theta
+
+    def on(self, log_r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """At the points of the curve ln F, the density of ln F and the probability above, Im of the integral of
+        z d ln F over pi."""
+        theta = self.angle(log_r)
+        omega = np.exp(log_r + 1j * theta)
+        z, one, _ = self.generating(omega)
+        log_eta, log_one = np.log(np.abs(z / one)), np.log(one)
+        log_x = self.depth * (log_r + log_eta + self.gaussian * log_one.real) - log_eta
+        centers, halves, masses = self.cells
+        distance = omega[:, None] - centers
+        angles = (np.angle(distance + halves) + np.angle(distance - halves)) / 2 + _excess(halves / distance).imag
+        by_slopes = angles @ masses - theta  # Im E ln(1 - t / omega)
+        above = self.depth * (by_slopes + log_one.imag + self.gaussian * (z - log_one).imag) - log_one.imag
+        return log_x, -z.imag / math.pi, above / math.pi
 
     def one_layer(self, points: int) -> tuple[np.ndarray, np.ndarray]:
-        """ln t and its density, which gives each point the mass of its surroundings."""
+        """As `curve`, where the spectrum is the law of t itself."""
         smooth = self.cells[1] > 0
         centers, halves, masses = (values[smooth] for values in self.cells)
         if not smooth.any():
             return np.empty(0), np.empty(0)
-        log_t = _clustered(math.log((centers - halves).min()), math.log((centers + halves).max()), points)
+        log_t = _between(
+            math.log((centers - halves).min()), math.log((centers + halves).max()), np.linspace(0, math.pi, points)
+        )
         ends = np.concatenate([log_t[:1], (log_t[1:] + log_t[:-1]) / 2, log_t[-1:]])
         below = np.clip((np.exp(ends)[:, None] - centers + halves) / (2 * halves), 0, 1) @ masses
         return log_t, np.diff(below) / np.diff(ends)
 
 
-def _clustered(low: float, high: float, points: int) -> np.ndarray:
-    """Closer towards both ends, where a density goes to 0 like a square root."""
-    return low + (high - low) * (1 - np.cos(np.linspace(0, math.pi, points))) / 2
+def _between(low: float, high: float, phase: np.ndarray) -> np.ndarray:
+    """Points whose density, for equal steps of the phase, grows towards both ends, where spectra end like roots."""
+    return low + (high - low) * (1 - np.cos(phase)) / 2
 
 
 def _excess(x: np.ndarray) -> np.ndarray:
@@ -529,7 +563,7 @@ def universal_density(kind: str, variance: float, points: int = 400) -> Spectrum
 
 def _bernoulli(variance: float, points: int) -> tuple[np.ndarray, np.ndarray]:
     """F = omega exp(variance / omega) is real where r = variance sin(theta) / theta."""
-    theta = math.pi * np.cos(np.linspace(0, math.pi / 2, points + 2)[1:-1]) ** 2
+    theta = math.pi / (1 + np.exp(np.linspace(-10, 10, points)))  # the lower tail of ln x falls like 1 / (ln x)^2 only
     sinc = np.sinc(theta / math.pi)
     return np.log(variance * sinc) + np.cos(theta) / sinc, variance * sinc * np.exp(1j * theta)
 

@@ -59,6 +59,7 @@ class MeanField:
         chi: sigma_w^2 E phi'^2 there (the limit, for 0 and inf); inf where phi jumps.
         q_slope: slope of the q map there; its ratio q_{l+1} / q_l in the limit for 0 and inf.
         status: one of `STATUSES`.
+        dropout: share of units that are dropped.
         fixed_points: all of them, increasing; for a point only.
     """
 
@@ -69,6 +70,7 @@ class MeanField:
     chi: np.ndarray
     q_slope: np.ndarray
     status: np.ndarray
+    dropout: float = 0.0
     fixed_points: tuple[FixedPoint, ...] = ()
 
     @property
@@ -117,7 +119,8 @@ def depth_scale(factor: ArrayLike) -> np.ndarray:
 
 
 def mean_field(
-    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float = 0.0, *, start: float = 1.0
+    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float = 0.0, *, start: float = 1.0,
+    dropout: float = 0.0
 ) -> MeanField:
     """All fixed points of the q map at one pair of scales, and what signals and gradients do at the one they reach.
 
@@ -125,6 +128,8 @@ def mean_field(
         activation: a name, an `Activation`, or any elementwise callable.
         sigma_w, sigma_b: standard deviations.
         start: q_0, from which forward iteration starts.
+        dropout: share of units that are dropped, the others scaled up by 1 / (1 - dropout), independently for every
+            input: the q map then has sigma_w^2 / (1 - dropout) in place of sigma_w^2, and c = 1 is no fixed point.
 
     Returns:
         `MeanField` of numbers, in float64 whatever JAX's default is.
@@ -136,24 +141,26 @@ def mean_field(
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
         if np.ndim(value):
             raise ValueError(f"{name} must be a number, got shape {np.shape(value)}; mean_field_map takes grids")
-    found = mean_field_map(activation, [sigma_w], [sigma_b], start=start)
+    found = mean_field_map(activation, [sigma_w], [sigma_b], start=start, dropout=dropout)
     numbers = {name: getattr(found, name).reshape(())[()] for name in ("q_star", "chi", "q_slope", "status")}
     return MeanField(
         found.activation,
         np.float64(sigma_w),
         np.float64(sigma_b),
         **numbers,
-        fixed_points=fixed_points(found.activation, sigma_w, sigma_b),
+        dropout=dropout,
+        fixed_points=fixed_points(found.activation, sigma_w / math.sqrt(1 - dropout), sigma_b),
     )
 
 
 def mean_field_map(
-    activation: str | Activation | Elementwise, sigma_w: ArrayLike, sigma_b: ArrayLike, *, start: float = 1.0
+    activation: str | Activation | Elementwise, sigma_w: ArrayLike, sigma_b: ArrayLike, *, start: float = 1.0,
+    dropout: float = 0.0
 ) -> MeanField:
     """`mean_field` on a grid: q*, chi and xi_grad at once, c* and xi_c when they are asked for.
 
     Args:
-        activation, start: as for `mean_field`.
+        activation, start, dropout: as for `mean_field`.
         sigma_w, sigma_b: values along the two axes, shapes ``(columns,)`` and ``(rows,)``.
 
     Returns:
@@ -171,13 +178,20 @@ def mean_field_map(
             raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {axes[-1].shape}")
     if not (np.isfinite(start) and start > 0):
         raise ValueError(f"start must be positive and finite, got {start}")
+    check_dropout(dropout)
     table = one_point(phi)
     with jax.enable_x64(True):
-        levels, biases = (jnp.asarray(axis) ** 2 for axis in axes)
+        levels, biases = jnp.asarray(axes[0]) ** 2 / (1 - dropout), jnp.asarray(axes[1]) ** 2
         grid = _grid(table, start)
         found = _map(table, grid, int(np.searchsorted(grid, math.log(start))), levels, biases)
         q_star, chi, q_slope, status = (np.asarray(a) for a in found)
-    return MeanField(phi, *axes, q_star, chi, q_slope, np.array(STATUSES)[status])
+    return MeanField(phi, *axes, q_star, chi, q_slope, np.array(STATUSES)[status], dropout)
+
+
+def check_dropout(dropout: float) -> None:
+    """Pass a share in [0, 1)."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
 
 def fixed_points(
@@ -205,9 +219,10 @@ def fixed_points(
 
 def _correlation(field: MeanField) -> tuple[np.ndarray, np.ndarray]:
     """c* and the slope of the c map there."""
-    shape = np.shape(field.q_star)
-    scales = field.sigma_w[:, None] if shape else field.sigma_w
-    q, slope, level = (np.array(np.broadcast_to(a, shape)).ravel() for a in (field.q_star, field.chi, scales**2))
+    shape, keep = np.shape(field.q_star), 1 - field.dropout
+    columns = field.sigma_w[:, None] if shape else field.sigma_w
+    values = (field.q_star, field.chi * keep, columns**2, field.sigma_b)
+    q, slope, level, sigma_b = (np.array(np.broadcast_to(a, shape)).ravel() for a in values)
     one = one_point(field.activation)
     low, high = float(one.low), float(one.high)
     with jax.enable_x64(True):
@@ -215,14 +230,14 @@ def _correlation(field: MeanField) -> tuple[np.ndarray, np.ndarray]:
         for end, near in ((0, max(1e-6, low)), (np.inf, min(1e6, high))):
             square, slope_square, _ = (float(a) for a in _table_at(one, near))
             there = q == end
-            q[there], level[there] = near, near / max(square, 1e-280)
+            q[there], level[there], sigma_b[there] = near, near / max(square, 1e-280) * keep, 0
             slope[there] = 1 if abs(slope_square / square * near - 1) < 1e-3 else near / square * slope_square
-        c_star = np.ones_like(q)
-        apart = slope > 1 + _CRITICAL
+        c_star, gap = np.ones_like(q), field.dropout * (1 - sigma_b**2 / q)
+        apart = (slope > 1 + _CRITICAL) | (gap > 0)
         if apart.any():
             pair = correlation.table(field.activation, q[apart].min(), min(q[apart].max(), high))
             padded = 1 << int(apart.sum() - 1).bit_length()  # few shapes, few compilations
-            points = (jnp.asarray(np.resize(a[apart], padded)) for a in (q, level))
+            points = (jnp.asarray(np.resize(a[apart], padded)) for a in (q, level, gap))
             found = correlation.fixed_correlations(pair, *points)
             c_star[apart], slope[apart] = (np.asarray(a)[: apart.sum()] for a in found)
     return c_star.reshape(shape)[()], slope.reshape(shape)[()]
