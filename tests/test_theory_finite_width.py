@@ -242,10 +242,11 @@ def test_homogeneous_bands_are_exact_at_any_width(law):
 
 # --- any activation -------------------------------------------------------------------------------------------------
 
-# sigma_w^2, sigma_b^2, and the neglected orders C of mean (l C / n^2) and deviation (C / n): the mean of a logarithm of
-# variance v / n a layer misses about (v / n)^2 / 4, v = 2 .. 3 here, half of which is the gain's. GELU is the one whose
-# ln q scatters by itself (E delta^2 = 6 / n), which its convex q map turns into more: 31 and 8 were measured with 10^5
-# draws at n = 64, and a quarter and a half of the excess at n = 128.
+# sigma_w^2, sigma_b^2, and the neglected orders C of mean (l C / n^2) and deviation (C / n). The mean of a logarithm of
+# variance v / n misses about (v / n)^2 / 4 a layer, v = 2 .. 3 here, and the gain is half of it. GELU is the one whose
+# ln q scatters by itself (E delta^2 = 4.5 / n), which its convex q map enlarges. Measured at l = 20 with control
+# variates, n times (mean predicted - simulated) falls to 0: 6.98 +- 0.08 at n = 64, 4.78 +- 0.13 at 128, 2.87 +- 0.16
+# at 256, 1.1 +- 0.3 at 1024, so C tends to 40; the deviation's excess is 12, 9, 5 and 0.4 +- 1 percent.
 POINTS = {
     ("tanh", 1.0, 0.05): (1.5, 1),  # ordered
     ("tanh", 1.7609546396, 0.05): (1.5, 1),  # critical
@@ -254,7 +255,7 @@ POINTS = {
     ("hard_tanh", 1.5, 0.05): (1.5, 1),
     ("selu", 0.9, 0.1): (1.5, 1),
     ("relu", 2.0, 0.0): (0, 0),
-    ("gelu", 1.8, 0.1): (40, 10),
+    ("gelu", 1.8, 0.1): (40, 12),
 }
 
 

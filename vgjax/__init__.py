@@ -1,7 +1,8 @@
 """vgjax maps where gradients vanish or explode in deep networks: before training, at any depth, exactly."""
 
-from vgjax import activations, data, plots
+from vgjax import activations, data, plots, theory
 from vgjax.activations import Activation
+from vgjax.comparison import Comparison, compare, predicted_profile
 from vgjax.flow import Pull, Push, gain_matrix, pull_back, push_forward
 from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales, scheme
@@ -12,6 +13,7 @@ from vgjax.sweeps import profile, sweep
 
 __all__ = [
     "Activation",
+    "Comparison",
     "GradientFlow",
     "Network",
     "Parameters",
@@ -21,6 +23,7 @@ __all__ = [
     "Spec",
     "Sweep",
     "activations",
+    "compare",
     "data",
     "forward",
     "gain_matrix",
@@ -30,12 +33,14 @@ __all__ = [
     "mlp",
     "plots",
     "profile",
+    "predicted_profile",
     "pull_back",
     "push_forward",
     "scaled",
     "scheme",
     "stack",
     "sweep",
+    "theory",
 ]
 
 __version__ = "0.1.0"

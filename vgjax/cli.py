@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
 from vgjax.initializers import LAWS
 from vgjax.results import nearest, writable_folder
+
+if TYPE_CHECKING:
+    from vgjax.theory import Critical
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,21 +98,22 @@ def _map(arguments: argparse.Namespace) -> None:
     sweep = vg.sweep(network, x, key=key, seeds=seeds, progress=show, sigma_w=grid["sigma_w"], sigma_b=grid["sigma_b"])
     sigma_b = nearest(grid["sigma_b"], arguments.at)
     edge = sweep.edge()[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])]
-    profiles = {
-        f"{name}, $\\sigma_w$ = {sigma_w:.2f}": vg.profile(
-            network, x, y, key=key, seeds=seeds, scales=vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), naive=("float32",)
-        )
-        for name, sigma_w in _shown(grid["sigma_w"], edge).items()
-    }
+    comparison = vg.compare(sweep)
+    profiles, bands = {}, {}
+    for name, sigma_w in _shown(grid["sigma_w"], edge).items():
+        scales, curve = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), f"{name}, $\\sigma_w$ = {sigma_w:.2f}"
+        profiles[curve] = vg.profile(network, x, y, key=key, seeds=seeds, scales=scales, naive=("float32",))
+        bands[curve] = vg.predicted_profile(network, profiles[curve], scales)
     activation = plots.describe(sweep)
     figures = {
-        "map": plots.phase_map(sweep, at=sigma_b),
-        "profile": plots.depth_profile(profiles, title=rf"{activation}, $\sigma_b$ = {sigma_b:.2g}"),
+        "map": plots.phase_map(sweep, at=sigma_b, theory=comparison),
+        "profile": plots.depth_profile(profiles, title=rf"{activation}, $\sigma_b$ = {sigma_b:.2g}", theory=bands),
     }
     written = [sweep.save(folder / "map.npz")]
     for name, figure in figures.items():
         written += plots.save(figure, folder / name)
     print(f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}")
+    print(_edge_in_theory(vg.theory.critical_sigma_w(arguments.activation, sigma_b)), comparison, sep="\n")
     print(*written, sep="\n")
     print(
         f"{sweep.log_gain[..., -1].size} networks of {sweep.depth} layers in {time.perf_counter() - start:.1f} s",
@@ -132,6 +137,13 @@ def _verdict(sigma_w: np.ndarray, edge: float) -> str:
     if np.isfinite(edge):
         return f"gradients vanish below sigma_w = {edge:.3f} and explode above"
     return f"there is no edge from sigma_w = {sigma_w[0]:g} to {sigma_w[-1]:g}"
+
+
+def _edge_in_theory(critical: "Critical") -> str:
+    """What infinite width says of the edge."""
+    if critical.is_edge:
+        return f"theory, infinite width: the edge of chaos lies at sigma_w = {critical.sigma_w:.3f}"
+    return f"theory, infinite width: there is no edge of chaos: {critical.reason}"
 
 
 def _shown(sigma_w: np.ndarray, edge: float) -> dict[str, float]:

@@ -84,6 +84,14 @@ class Network:
         return names.pop() if len(names) == 1 else None
 
     @property
+    def laws(self) -> dict[str, str] | None:
+        """``law`` and ``bias_law`` of a plain stack of `Dense` blocks; None if it has other blocks or several laws."""
+        if any(stage.spec.block is not blocks.Dense for stage in self.stages):
+            return None
+        found = {tuple(dict(stage.spec.options)[name] for name in ("law", "bias_law")) for stage in self.stages}
+        return dict(zip(("law", "bias_law"), map(str, found.pop()), strict=True)) if len(found) == 1 else None
+
+    @property
     def covered(self) -> tuple[bool, bool]:
         """Whether states (below, above) the float range are exact: whether all its activations allow it (`Facts`)."""
         specs = (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))

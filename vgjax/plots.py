@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from vgjax.comparison import Comparison
+    from vgjax.theory import Band
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -45,6 +48,7 @@ STYLE: dict[str, Any] = {
 """The paper style, as matplotlib rcParams; applied while a figure is drawn and saved, and to nothing else."""
 
 VANISHING, CRITICAL, EXPLODING = "#2166ac", "#4d4d4d", "#b2182b"
+THEORY = "#ffd92f"
 NAMES = {"sigma_w": r"weight scale $\sigma_w$", "sigma_b": r"bias scale $\sigma_b$"}
 
 
@@ -65,7 +69,9 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def phase_map(sweep: Sweep, *, at: float = 0.05, title: str | None = None) -> "Figure":
+def phase_map(
+    sweep: Sweep, *, at: float = 0.05, title: str | None = None, theory: "Comparison | None" = None
+) -> "Figure":
     """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth
     along the first.
 
@@ -78,6 +84,7 @@ def phase_map(sweep: Sweep, *, at: float = 0.05, title: str | None = None) -> "F
         sweep: over two scales (or one: then only the right panel is drawn).
         at: value of the second scale for the right panel; the nearest on the grid is taken.
         title: above the left panel; the default names the activation and the network.
+        theory: `vgjax.compare` of the sweep; draws the critical line over the measured edge.
 
     Raises:
         ValueError: a sweep over more than two scales, or with fewer than two values along one.
@@ -94,6 +101,8 @@ def phase_map(sweep: Sweep, *, at: float = 0.05, title: str | None = None) -> "F
         x, y = sweep.axes.values()
         mesh = draw_rate(axes[0], x, y, sweep.rate())
         name_phases(axes[0], x, y, sweep.rate())
+        if theory is not None:
+            draw_critical_line(axes[0], *theory.critical)
         axes[0].set(xlabel=label(names[0]), ylabel=label(names[1]))
         reach = mesh.norm.halfrange
         colour_bar(figure, axes[0], mesh, "factor on the gradient norm, per layer", factor_ticks(reach), factor)
@@ -123,6 +132,27 @@ def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, rea
     if np.nanmin(finite) < 0 < np.nanmax(finite):
         ax.contour(x, y, finite.T, levels=[0], colors="k", linewidths=1.3)
     return mesh
+
+
+def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> None:
+    """The edge of chaos at infinite width over the measured one, both named in a legend.
+
+    Args:
+        ax: where; its limits stay.
+        sigma_w, sigma_b: along the line, shape ``(points,)``; NaN where there is none.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patheffects import withStroke
+
+    if not np.isfinite(sigma_w).any():
+        return
+    limits = ax.get_xlim(), ax.get_ylim()
+    halo = [withStroke(linewidth=2.4, foreground="k")]
+    (line,) = ax.plot(sigma_w, sigma_b, color=THEORY, linestyle=(0, (4, 2)), linewidth=1.2, path_effects=halo)
+    ax.set(xlim=limits[0], ylim=limits[1])
+    measured = Line2D([], [], color="k", linewidth=1.3, label="edge, measured")
+    line.set_label("edge of chaos, theory")
+    ax.legend(handles=[measured, line], loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=6.5)
 
 
 def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> None:
@@ -177,7 +207,9 @@ def along_first(sweep: Sweep, at: float) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 @styled
-def depth_profile(flows: Mapping[str, Any], *, title: str | None = None) -> "Figure":
+def depth_profile(
+    flows: Mapping[str, Any], *, title: str | None = None, theory: Mapping[str, "Band"] | None = None
+) -> "Figure":
     """ln gradient norm against layer, one curve a network, seeds as a band, with the plain float32 reading ending
     where it ends.
 
@@ -185,6 +217,8 @@ def depth_profile(flows: Mapping[str, Any], *, title: str | None = None) -> "Fig
         flows: name -> `GradientFlow` whose arrays have a leading axis of seeds (or none): ``log_gradient`` of shape
             ``(seeds, depth + 1)``, and ``naive["float32"]`` alike.
         title: above the axes.
+        theory: name -> `vgjax.predicted_profile`, drawn as a dashed line between two thin ones, one standard deviation
+            of a draw away.
     """
     from matplotlib.figure import Figure
 
@@ -196,8 +230,12 @@ def depth_profile(flows: Mapping[str, Any], *, title: str | None = None) -> "Fig
         draw_profile(
             ax, np.atleast_2d(flow.log_gradient), naive if naive is None else np.atleast_2d(naive), colours[name], name
         )
+    for band in (theory or {}).values():
+        draw_band(ax, band)
     ax.set(xlabel=r"layer $l$", ylabel=r"$\|\partial L / \partial h^l\|$", title=title or "")
     ax.margins(x=0.01)
+    if theory:
+        ax.plot([], [], **_BAND_LINE, label=r"theory $\pm$ 1 s.d. of a draw")
     if any("float32" in flow.naive for flow in flows.values()):
         ax.plot([], [], "o", color="0.3", markersize=2.6, label="what float32 reads of it")
         ax.plot([], [], "X", color="0.3", markersize=6, linestyle="", label="where float32 reads 0 or inf")
@@ -232,6 +270,18 @@ def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, 
     for end in ends:
         last = end + 1 if read[end + 1] else end
         ax.plot(layers[last], mean[last], "X", color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.6)
+
+
+_BAND_LINE: dict[str, Any] = {"color": "k", "linestyle": (0, (4, 2)), "linewidth": 0.9}
+
+
+def draw_band(ax: "Axes", band: "Band") -> None:
+    """A predicted mean as a dashed line, one standard deviation to either side as thin ones; shapes ``(layers,)``."""
+    layers = np.arange(len(band.mean))
+    shown = np.where(np.isfinite(band.mean), band.mean, np.nan)
+    ax.plot(layers, shown, **_BAND_LINE)
+    for side in (-1, 1):
+        ax.plot(layers, shown + side * band.deviation, color="k", linewidth=0.5)
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------

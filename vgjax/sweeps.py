@@ -206,9 +206,13 @@ def _provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]
     from vgjax import __version__
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    about = {
+    about: dict[str, Any] = {
         "network": repr(network),
         "activation": network.activation,
         "width": int(np.prod(state_shapes(network)[-1])),
+        **(network.laws or {}),
     }
+    sizes = [int(np.prod(shape)) for shape in state_shapes(network)]
+    if len(set(sizes)) > 1:
+        about["widths"] = sizes
     return {"vgjax": __version__, **machine(), **about, "key": np.asarray(key_data).tolist(), **settings}

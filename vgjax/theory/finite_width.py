@@ -223,7 +223,7 @@ def band(
     Exact for linear, ReLU and leaky ReLU (given that no layer is dead), with any bias under the Gaussian law, without
     under the orthogonal. Otherwise what is neglected is about 1/n^2 a layer in the mean (1/n of itself in the
     deviation) and grows with E delta^2, the variance of ln q, to the size of the 1/n terms where that is not small:
-    where q scatters by itself (GELU: at width 64 the deviation is 10 percent low, at 256 3) and, at a criticality with
+    where q scatters by itself (GELU: the deviation at width 64 is 12 percent low, at 256 5) and, at a criticality with
     q* = 0, at depths ~ n. Nothing is singular there: the band follows the finite depth, not the fixed point.
 
     Args:
