@@ -38,7 +38,7 @@ def cumulative(spectrum: Spectrum, s: np.ndarray) -> np.ndarray:
 
 
 def drawn(activation: str, q: float, depth: int, law: str, width: int, seed: int) -> np.ndarray:
-    """Singular values of D_L W_L ... D_1 W_1 with critical weights and independent slopes: the model, at finite width."""
+    """Singular values of D_L W_L ... D_1 W_1, critical weights and independent slopes: the model, at finite width."""
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         u = math.sqrt(q) * rng.standard_normal((depth, width))
@@ -69,23 +69,24 @@ def test_edge_of_linear_gaussian(depth: int) -> None:
 @pytest.mark.parametrize(
     ("activation", "q", "depth", "law", "squared"),
     [
-        # (1 + 1/z)(z + 1/2)^L 2^L / z^L (1 + z)^L... with p = 1/2: minimized over z by hand at L = 2, numerically at 10
-        ("relu", 1.0, 2, "gaussian", 11.0901699),
-        ("relu", 1.0, 10, "gaussian", 54.4108585),
-        ("relu", 1.0, 2, "orthogonal", 4.0),  # two free projections: arcsine law
-        ("relu", 1.0, 10, "orthogonal", 25.8117479),
+        # M = (1/2) / (omega - 1): the least (1 + z)^(1 + L g) (2 z + 1)^L / (z (1 + z)^L), g = 1 if Gaussian
+        ("relu", 1.0, 2, "gaussian", "11.0901699"),
+        ("relu", 1.0, 10, "gaussian", "54.4108585"),
+        ("relu", 1.0, 2, "orthogonal", "4.0000000"),  # two free projections: arcsine law
+        ("relu", 1.0, 10, "orthogonal", "25.8117479"),
         # min over z of (1 + z) / (z S(z)), M by composite Gauss-Legendre quadrature
-        ("tanh", 1 / 16, 16, "orthogonal", 2.26168107),
-        ("tanh", 1 / 64, 64, "orthogonal", 1.71331624),
-        ("tanh", 1.0, 10, "orthogonal", 16.50387),
-        ("tanh", 1 / 16, 16, "gaussian", 45.69072),
-        ("hard_tanh", 0.5, 10, "orthogonal", 4.8180416038),
+        ("tanh", 1 / 16, 16, "orthogonal", "2.26168107"),
+        ("tanh", 1 / 64, 64, "orthogonal", "1.71331624"),
+        ("tanh", 1.0, 10, "orthogonal", "16.50387"),
+        ("tanh", 1 / 16, 16, "gaussian", "45.69072"),
+        ("hard_tanh", 0.5, 10, "orthogonal", "4.8180416038"),
     ],
 )
-def test_edge_reference(activation: str, q: float, depth: int, law: str, squared: float) -> None:
-    # The digits printed: half a unit in the last place is at most 1e-7 relative.
+def test_edge_reference(activation: str, q: float, depth: int, law: str, squared: str) -> None:
+    # To half a unit of the last digit.
+    half_a_digit = 0.501 * 10.0 ** -len(squared.split(".")[1])
     found = math.exp(2 * log_largest_singular_value(activation, q, depth, None, law))
-    assert found == pytest.approx(squared, rel=1.2e-7)
+    assert found == pytest.approx(float(squared), abs=half_a_digit)
 
 
 @pytest.mark.parametrize(("law", "gaussian"), [("orthogonal", 0), ("gaussian", 1)])
@@ -210,15 +211,16 @@ def test_quarter_circle() -> None:
 def test_fuss_catalan(depth: int) -> None:
     # Products of L Ginibre matrices: x = sin^(L+1)((L+1) a) / (sin a sin^L(L a)),
     # density sin^2 a sin^(L-1)(L a) / (pi sin^L((L+1) a)) (Neuschel 2014, equation 10).
-    a = np.linspace(0.02, 0.98, 50) * math.pi / (depth + 1)
-    sin = (np.log(np.sin(k * a)) for k in (1, depth, depth + 1))
-    one, low, high = sin
+    a = np.linspace(0, 1, 200_001)[1:-1] * math.pi / (depth + 1)
+    one, low, high = (np.log(np.sin(k * a)) for k in (1, depth, depth + 1))
     log_x = (depth + 1) * high - one - depth * low
     log_density = 2 * one + (depth - 1) * low - math.log(math.pi) - depth * high
-    spectrum = density("linear", 1.0, depth, 1.0, "gaussian", points=2000)
-    found = np.interp(log_x / 2, spectrum.log_singular_values, spectrum.density_of_logs)
-    # 2 x rho(x) is the density of ln s; linear interpolation between 2000 points.
-    np.testing.assert_allclose(found, 2 * np.exp(log_x + log_density), atol=1e-5)
+    spectrum = density("linear", 1.0, depth, 1.0, "gaussian")
+    logs, heights = spectrum.log_singular_values[1:-1], spectrum.density_of_logs[1:-1]
+    within = (logs > log_x.min() / 2) & (logs < log_x.max() / 2)
+    exact = np.interp(2 * logs[within], log_x[::-1], 2 * np.exp(log_x + log_density)[::-1])  # of ln s: 2 x rho(x)
+    # The steps in a, next to an edge like a root.
+    np.testing.assert_allclose(heights[within], exact, atol=1e-5)
 
 
 def test_two_projections() -> None:
@@ -256,7 +258,8 @@ def test_mass_mean_and_variance(activation: str, depth: int, law: str, q: float)
     assert integral(spectrum, 4) - 1 == pytest.approx(variance, rel=3e-3, abs=1e-3)
     if len(spectrum.log_singular_values) and len(spectrum.atoms) < 2:
         top = log_largest_singular_value(activation, q, depth, None, law)
-        assert spectrum.log_singular_values[-1] == pytest.approx(top, abs=1e-4)
+        # Cells instead of nodes cost 1e-5; softplus ends in a tail too thin to be followed, not like a root.
+        assert spectrum.log_singular_values[-1] == pytest.approx(top, abs=1e-3 if activation == "softplus" else 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_against_random_products(activation: str, q: float, depth: int, law: str
     counted = np.searchsorted(np.sort(s.ravel()), grid, side="right") / s.size
     # What varies most is the empirical law of the slopes: the 1% point of Kolmogorov's law for width x seeds of them.
     assert np.abs(counted - cumulative(spectrum, grid)).max() < 1.63 / math.sqrt(width * seeds)
-    # A draw's relative variance scatters by about 10% where its heavy tail is sampled by 600 values: 3 sd for two draws.
+    # A draw's relative variance scatters by about 10% where 600 values sample its heavy tail: 3 sd for two draws.
     x = s**2
     assert np.mean(x**2) / np.mean(x) ** 2 - 1 == pytest.approx(spectrum_variance(activation, q, depth, law), rel=0.2)
     # Single draws scatter by 15 to 25% in s_max^2 at width 400 and lie low by O(L / n^(2/3)).

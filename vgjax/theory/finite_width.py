@@ -14,13 +14,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import known, not_negative, positive_integer
-from vgjax.theory.gaussian import line
+from vgjax.theory.gaussian import line, pieces
+from vgjax.theory.phases import mean_field_map
 
-_SMALLEST, _LARGEST = 1e-40, 1e9  # variances at which every activation that reaches them is linear, or flat, already
+_SMALLEST, _LARGEST = 1e-9, 1e9  # beyond, phi is a power of its argument already: nothing but the size of it changes
+_SEGMENT, _NODES = 2.0, 16  # of ln q, in which averages are interpolated: 1e-9
 
 # Standard Gaussian cut at +-2: E x^2 = 1 - d, E x^4 = 3 E x^2 - 4 d, d = 4 density(2) / P(|x| < 2).
 _CUT = 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
@@ -44,8 +47,8 @@ class Band(NamedTuple):
     """What to expect of ln ||J_{l<-0} u|| of one draw, at every depth l.
 
     Attributes:
-        mean: mean over draws (quenched), shape ``(depth + 1,)``.
-        deviation: standard deviation over draws, shape ``(depth + 1,)``.
+        mean: mean over draws (quenched), shape ``(*scales, depth + 1)``.
+        deviation: standard deviation over draws, same shape.
     """
 
     mean: np.ndarray
@@ -84,10 +87,10 @@ def log_gain_moments(activation: str | Activation | Elementwise, width: int, q: 
     """
     n = positive_integer("width", width)
     not_negative("q", q)
-    averages = _averages(activations.get(activation), float(q))
-    if averages.slope == 0:
+    slope, values, weights = _law_of_slopes(activations.get(activation), float(q))
+    if slope == 0:
         return LogMoments(-math.inf, 0.0)
-    slopes, matrix = _slopes_part(averages, n), _log_chi_square(n)
+    slopes, matrix = _slopes_part(values, weights, n), _log_chi_square(n)
     return LogMoments(slopes.mean + matrix.mean, slopes.variance + matrix.variance)
 
 
@@ -113,11 +116,20 @@ def _log_moments(values: np.ndarray, weights: np.ndarray, n: int) -> LogMoments:
     return LogMoments(float(mean), float(square - mean**2))
 
 
-def _slopes_part(averages: "_Averages", n: int) -> LogMoments:
+def _law_of_slopes(phi: Activation, q: float) -> tuple[float, np.ndarray, np.ndarray]:
+    """E phi'^2, and the values of w = phi'^2 / E phi'^2, each once, with their weights."""
+    on = line(phi, q)
+    slope = on.mean(on.slope**2)
+    heavy = on.weights > 1e-19
+    values, which = np.unique(on.slope[heavy] ** 2 / (slope or 1), return_inverse=True)
+    return slope, values, np.bincount(which, on.weights[heavy])
+
+
+def _slopes_part(values: np.ndarray, weights: np.ndarray, n: int) -> LogMoments:
     """Of ln(||D u||^2 / ||u||^2 / E phi'^2): X over the chi-square of u, which is independent of their ratio."""
-    if len(averages.values) == 1:
+    if len(values) == 1:
         return LogMoments(0.0, 0.0)
-    with_norm = _log_moments(averages.values, averages.weights, n)
+    with_norm = _log_moments(values, weights, n)
     norm = _log_chi_square(n)
     return LogMoments(with_norm.mean - norm.mean, with_norm.variance - norm.variance)
 
@@ -184,10 +196,10 @@ def log_normal_beta(widths: Sequence[int], activation: str | Activation | Elemen
 
 def _constant(activation: str | Activation | Elementwise) -> float:
     phi = activations.get(activation)
-    averages = _averages(phi, 1.0)
-    if not phi.homogeneous or averages.slope == 0:
+    slope, values, weights = _law_of_slopes(phi, 1.0)
+    if not phi.homogeneous or slope == 0:
         raise ValueError(f"activation must be homogeneous (linear, relu, leaky_relu), got {phi.name!r}")
-    return 3 * averages.ww - 1
+    return float(3 * weights @ values**2 - 1)
 
 
 def _sizes(widths: Sequence[int]) -> list[int]:
@@ -203,10 +215,10 @@ def _sizes(widths: Sequence[int]) -> list[int]:
 def band(
     activation: str | Activation | Elementwise,
     widths: Sequence[int],
-    sigma_w: float,
-    sigma_b: float = 0.0,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike = 0.0,
     law: str = "gaussian",
-    q0: float | None = None,
+    q0: ArrayLike | None = None,
 ) -> Band:
     """Mean and standard deviation over draws of ln ||J_{l<-0} u|| at every depth l, for a random direction u.
 
@@ -229,7 +241,8 @@ def band(
     Args:
         activation: a name, an `Activation`, or any elementwise callable.
         widths: sizes of the states h^0 ... h^L.
-        sigma_w, sigma_b: standard deviations of the weights (times the root of fan_in) and of the biases.
+        sigma_w, sigma_b: standard deviations of the weights (times the root of fan_in) and of the biases; any shapes
+            that broadcast.
         law: of the kernels: "gaussian", "orthogonal" (Haar), "uniform" or "truncated".
         q0: mean square of h^0 over draws. None: the fixed point that q runs to from 1, or 1 if it runs to 0 or
             infinity.
@@ -238,8 +251,7 @@ def band(
         `Band`; mean -inf with deviation 0 from where the gain is a true zero.
 
     Raises:
-        ValueError: no size, a size below 1, a negative or non-finite scale or q0, an unknown law, or a q beyond the
-            reach of the activation (see `gaussian.expectation`).
+        ValueError: no size, a size below 1, a negative or non-finite scale or q0, or an unknown law.
 
     Source: 1/n expansion of the chain in the module's docstring. At a fixed point where V has slope r, n times the
         variance tends to 3 E phi'^4/m^2 - 1 + 2 k sigma_w^2 (E phi^2 phi'^2/m - E phi^2) + k^2 sigma_w^4 Var phi^2 a
@@ -249,60 +261,117 @@ def band(
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q0", q0)):
         not_negative(name, 0 if value is None else value)
     known("law", law, EXCESS_KURTOSIS)
-    averages = functools.cache(functools.partial(_averages, phi))
-    slopes = functools.cache(lambda q, n: _slopes_part(averages(q), n))
-    sigma_w2, sigma_b2 = float(sigma_w) ** 2, float(sigma_b) ** 2
-    q = _start(averages, sigma_w2, sigma_b2) if q0 is None else _held(phi, float(q0))
-    state = _first_state(law, sigma_b2 / q if q else 1.0, sizes[0])
-    mean, variance = np.full(len(sizes), -np.inf), np.zeros(len(sizes))
-    mean[0] = 0
-    for l, (n, after) in enumerate(itertools.pairwise(sizes)):
-        at = averages(q)
-        if sigma_w2 * at.slope == 0:
-            break
-        slope, matrix, gain = slopes(q, n), _matrix_part(law, n, after), _gain(at, state, n)
-        mean[l + 1] = mean[l] + math.log(sigma_w2 * at.slope) + slope.mean + matrix.mean + gain.mean
-        variance[l + 1] = variance[l] + slope.variance + matrix.variance + gain.variance
-        image = sigma_w2 * at.square + sigma_b2
-        state = _next_state(at, state, sigma_w2 * at.square / image if image else 0.0, law, n, after)
-        # Rounding must not make every layer at a fixed point a point of its own.
-        q = q if abs(image - q) < 1e-13 * q else _held(phi, image)
-    return Band(mean / 2, np.sqrt(np.maximum(variance, 0)) / 2)
+    sigma_w2, sigma_b2 = np.broadcast_arrays(*(np.square(np.asarray(s, float)) for s in (sigma_w, sigma_b)))
+    q = _start(phi, sigma_w2, sigma_b2) if q0 is None else np.broadcast_to(np.asarray(q0, float), sigma_w2.shape)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        state = _first_state(law, np.where(q > 0, sigma_b2 / q, 1.0), sizes[0])
+        mean, variance = [np.zeros(q.shape)], [np.zeros(q.shape)]
+        for n, after in itertools.pairwise(sizes):
+            at, slope, matrix = _averages(phi, q), _slopes(phi, n, q), _matrix_part(law, n, after)
+            gain = _gain(at, state, n)
+            mean.append(mean[-1] + np.log(sigma_w2 * at.slope) + slope.mean + matrix.mean + gain.mean)
+            variance.append(variance[-1] + slope.variance + matrix.variance + gain.variance)
+            q = _held(phi, sigma_w2 * at.square + sigma_b2)
+            state = _next_state(at, state, np.where(q > 0, 1 - sigma_b2 / q, 0.0), law, n, after)
+        lost = np.logical_or.accumulate(np.isneginf(np.stack(mean, axis=-1)), axis=-1)
+        deviation = np.sqrt(np.maximum(np.stack(variance, axis=-1), 0)) / 2
+        return Band(np.where(lost, -np.inf, np.stack(mean, axis=-1) / 2), np.where(lost, 0, deviation))
 
 
 class _Averages(NamedTuple):
-    """Gaussian averages at one q, of a = phi^2 / E phi^2 and w = phi'^2 / E phi'^2.
+    """Gaussian averages at many q, of a = phi^2 / E phi^2 and w = phi'^2 / E phi'^2; each of the shape of q.
 
     a1, w1 are the first logarithmic derivatives of E phi^2 and E phi'^2, a2 and w2 q^2 times the second derivatives
     over the value: d/dq E f = E f (z^2 - 1) / (2 q), and again.
     """
 
-    square: float  # E phi^2
-    slope: float  # E phi'^2
-    a1: float
-    a2: float
-    w1: float
-    w2: float
-    aa: float
-    aw: float
-    ww: float
-    along: float  # (E phi phi' z)^2 / (E phi^2 E phi'^2)
-    values: np.ndarray  # of w, each once
-    weights: np.ndarray
+    square: np.ndarray  # E phi^2
+    slope: np.ndarray  # E phi'^2
+    a1: np.ndarray
+    a2: np.ndarray
+    w1: np.ndarray
+    w2: np.ndarray
+    aa: np.ndarray
+    aw: np.ndarray
+    ww: np.ndarray
+    along: np.ndarray  # (E phi phi' z)^2 / (E phi^2 E phi'^2)
 
 
-def _averages(phi: Activation, q: float) -> _Averages:
+def _averages_at(phi: Activation, q: float) -> tuple[float, ...]:
+    """The fields of `_Averages` at one q."""
     on = line(phi, q)
     mean, square, slope = on.mean, on.mean(on.phi**2), on.mean(on.slope**2)
     a, w = on.phi**2 / (square or 1), on.slope**2 / (slope or 1)
     first, second = (on.z**2 - 1) / 2, (on.z**4 - 6 * on.z**2 + 3) / 4
-    heavy = on.weights > 1e-19
-    values, which = np.unique(w[heavy], return_inverse=True)
-    return _Averages(
+    return (
         *(square, slope, mean(a * first), mean(a * second), mean(w * first), mean(w * second)),
         *(mean(a * a), mean(a * w), mean(w * w), mean(on.phi * on.slope * on.z) ** 2 / (square * slope or 1)),
-        *(values, np.bincount(which, on.weights[heavy])),
     )
+
+
+def _averages(phi: Activation, q: np.ndarray) -> _Averages:
+    """Averages at any q: beyond the ends E phi^2 and E phi'^2 go on as the powers of q that they tend to, in halves."""
+    inside = _inside(phi, q)
+    at = _Averages(*_interpolated(functools.partial(_averages_segment, phi), inside))
+    beyond = q / inside
+    of_square, of_slope = np.round(2 * at.a1) / 2, np.round(2 * at.w1) / 2
+    return at._replace(square=at.square * beyond**of_square, slope=at.slope * beyond**of_slope)
+
+
+def _held(phi: Activation, q: np.ndarray) -> np.ndarray:
+    """q kept inside the float range where phi is linear, or flat, long before its ends."""
+    return np.clip(q, 1e-250 if phi.facts.below else 0, 1e250 if phi.facts.above else np.inf)
+
+
+def _slopes(phi: Activation, n: int, q: np.ndarray) -> LogMoments:
+    """`_slopes_part` at many q."""
+    return LogMoments(*_interpolated(functools.partial(_slopes_segment, phi, n), _inside(phi, q)))  # type: ignore
+
+
+def _inside(phi: Activation, q: np.ndarray) -> np.ndarray:
+    largest = min(_LARGEST, 0.9 * pieces(phi, phi.kinks).largest_variance)
+    return np.ones_like(q) if phi.homogeneous else np.clip(q, _SMALLEST, largest)
+
+
+_ANGLES = (np.arange(_NODES) + 0.5) * math.pi / _NODES
+
+
+def _interpolated(segment: Callable[[int], np.ndarray], q: np.ndarray) -> list[np.ndarray]:
+    """Values at many q from the Chebyshev coefficients of the segments of ln q that they lie in, row by row.
+
+    Gaussian averages are analytic in ln q whatever phi is (see `tables`), and so is the law of w.
+    """
+    t = np.log(q.ravel())
+    index = np.floor(t / _SEGMENT).astype(int)
+    x = 2 * (t / _SEGMENT - index) - 1
+    basis = np.cos(np.arange(_NODES) * np.arccos(np.clip(x, -1, 1))[:, None])
+    needed, which = np.unique(index, return_inverse=True)
+    coefficients = np.stack([segment(int(i)) for i in needed])  # (segments, rows, nodes)
+    rows = np.einsum("prk,pk->rp", coefficients[which.ravel()], basis)
+    return [row.reshape(q.shape) for row in rows]
+
+
+def _coefficients(values: np.ndarray) -> np.ndarray:
+    """Of samples at the nodes of a segment, shapes ``(nodes, rows)`` -> ``(rows, nodes)``."""
+    transform = np.cos(np.outer(np.arange(_NODES), _ANGLES)) * 2 / _NODES
+    transform[0] /= 2
+    return (transform @ values).T
+
+
+def _nodes(segment: int) -> np.ndarray:
+    """q at the nodes of a segment of ln q."""
+    return np.exp(_SEGMENT * (segment + (np.cos(_ANGLES) + 1) / 2))
+
+
+@functools.cache
+def _averages_segment(phi: Activation, segment: int) -> np.ndarray:
+    return _coefficients(np.array([_averages_at(phi, q) for q in _nodes(segment)]))
+
+
+@functools.cache
+def _slopes_segment(phi: Activation, n: int, segment: int) -> np.ndarray:
+    laws = [_law_of_slopes(phi, q)[1:] for q in _nodes(segment)]
+    return _coefficients(np.array([_slopes_part(*law, n) for law in laws]))
 
 
 class _State(NamedTuple):
@@ -313,19 +382,19 @@ class _State(NamedTuple):
     independent entries, below 1 where a layer narrows), ``part`` the part of q that is not bias.
     """
 
-    mean: float = 0.0  # E delta
-    variance: float = 0.0  # E delta^2
-    with_gain: float = 0.0  # Cov(ln ||u||^2, delta)
-    overlap: float = 0.0  # E rho^2
-    kurtosis: float = 0.0  # excess, of h
-    joint_kurtosis: float = 0.0  # of h, h, u, u
+    mean: ArrayLike = 0.0  # E delta
+    variance: ArrayLike = 0.0  # E delta^2
+    with_gain: ArrayLike = 0.0  # Cov(ln ||u||^2, delta)
+    overlap: ArrayLike = 0.0  # E rho^2
+    kurtosis: ArrayLike = 0.0  # excess, of h
+    joint_kurtosis: ArrayLike = 0.0  # of h, h, u, u
     exact: float = 0.0
-    part: float = 1.0
+    part: ArrayLike = 1.0
 
 
-def _first_state(law: str, bias: float, n: int) -> _State:
+def _first_state(law: str, bias: np.ndarray, n: int) -> _State:
     """h^0 = W x + b of a given x, q its part. Its overlap with u is a sample's, which the exact law counts as rho."""
-    exact, part = float(law == "orthogonal"), max(0.0, 1 - bias)
+    exact, part = float(law == "orthogonal"), np.maximum(0.0, 1 - bias)
     return _State(overlap=exact * part / n, exact=exact, part=part)
 
 
@@ -333,7 +402,7 @@ def _gain(at: _Averages, state: _State, n: int) -> LogMoments:
     """What fluctuations add to mean and variance of ln gain^2."""
     exact, w1 = state.exact * state.part / n, at.w1
     lambda2 = w1 + at.w2 - w1**2
-    mean = w1 * state.mean + lambda2 / 2 * state.variance + math.log1p(2 * w1 * state.overlap)
+    mean = w1 * state.mean + lambda2 / 2 * state.variance + np.log1p(2 * w1 * state.overlap)
     mean += at.w2 * state.kurtosis / 6 + w1 * state.joint_kurtosis
     # E f at an exact sample covariance is E f less the second-order term of a Wishart matrix's scatter.
     mean += exact * (state.part * (w1**2 - at.w2) - 2 * w1)
@@ -341,7 +410,7 @@ def _gain(at: _Averages, state: _State, n: int) -> LogMoments:
     return LogMoments(mean, variance)
 
 
-def _next_state(at: _Averages, state: _State, part: float, law: str, n: int, after: int) -> _State:
+def _next_state(at: _Averages, state: _State, part: np.ndarray, law: str, n: int, after: int) -> _State:
     """Fluctuations one layer on; ``part`` is sigma_w^2 E phi^2 / V(q)."""
     f1, f2 = part * at.a1, part * (at.a1 + at.a2) - (part * at.a1) ** 2
     exact, excess = state.exact * state.part, EXCESS_KURTOSIS[law]
@@ -354,7 +423,7 @@ def _next_state(at: _Averages, state: _State, part: float, law: str, n: int, aft
         variance=f1**2 * state.variance + noise,
         with_gain=f1 * (state.with_gain + at.w1 * state.variance) + shared_noise,
         # The denominator saturates it, where u turns into h for good (phi = h^3).
-        overlap=min(1.0, overlap / (1 + 2 * at.w1 * state.overlap)),
+        overlap=np.minimum(1.0, overlap / (1 + 2 * at.w1 * state.overlap)),
         kurtosis=excess * part**2 * at.aa / n,
         joint_kurtosis=excess * part * at.aw / n,
         exact=min(1.0, after / n) if law == "orthogonal" else 0.0,
@@ -365,23 +434,8 @@ def _next_state(at: _Averages, state: _State, part: float, law: str, n: int, aft
 # --- where q starts -------------------------------------------------------------------------------------------------
 
 
-def _held(phi: Activation, q: float) -> float:
-    """q, or where it stops to matter: near 0 and far out phi is linear or flat, and chi has reached its limit."""
-    if q < _SMALLEST:
-        return _SMALLEST if phi.facts.below else 0.0
-    return min(q, _LARGEST) if phi.facts.above else q
-
-
-def _start(averages: Callable[[float], _Averages], sigma_w2: float, sigma_b2: float) -> float:
-    """The fixed point that q runs to from 1; 1 if there is none (0, infinity, or too slow to tell)."""
-    q = 1.0
-    for step in range(400):
-        at = averages(q)
-        image, slope = sigma_w2 * at.square + sigma_b2, sigma_w2 * at.square * at.a1 / q
-        if abs(image - q) <= 1e-13 * q:
-            return image
-        # Plain steps first: they cannot jump over a fixed point. Newton's then finish what they began.
-        q = q + (image - q) / (1 - slope) if step > 300 and slope < 1 else image
-        if not 1e-9 < q < _LARGEST:
-            break
-    return 1.0
+def _start(phi: Activation, sigma_w2: np.ndarray, sigma_b2: np.ndarray) -> np.ndarray:
+    """The fixed point that q runs to from 1; 1 where there is none."""
+    (w, of_w), (b, of_b) = (np.unique(squared, return_inverse=True) for squared in (sigma_w2, sigma_b2))
+    q = mean_field_map(phi, np.sqrt(w), np.sqrt(b)).q_star[of_w.ravel(), of_b.ravel()].reshape(sigma_w2.shape)
+    return np.where((q > 0) & np.isfinite(q), q, 1.0)
