@@ -1,9 +1,9 @@
 """Fixed points of the q map, and what happens at them, for 11 activations at 15 pairs of scales.
 
-Computed once, apart from this library, in float64: E phi^2 and E phi'^2 by composite Gauss-Legendre quadrature split at
-the kinks (accuracy about 1e-12), every root of sigma_w^2 E phi^2 + sigma_b^2 = q between q = 1e-12 and 1e6 by bracketing
-and bisection, and at the stable ones the fixed point and the slope of the correlation map from a two-dimensional
-quadrature. No fixed point means that q runs to 0 or infinity, or that every q is one.
+Computed once, apart from this library, in float64: E phi^2 and E phi'^2 by composite Gauss-Legendre quadrature split
+at the kinks (accuracy about 1e-12), every root of sigma_w^2 E phi^2 + sigma_b^2 = q between q = 1e-12 and 1e6 by
+bracketing and bisection, and at the stable ones the fixed point and the slope of the correlation map from a
+two-dimensional quadrature. No fixed point means that q runs to 0 or infinity, or that every q is one.
 """
 
 POINTS = (

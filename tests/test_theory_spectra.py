@@ -248,7 +248,7 @@ def test_one_orthogonal_layer_is_the_law_of_the_slopes() -> None:
 
 
 @pytest.mark.parametrize("activation", EVERY)
-@pytest.mark.parametrize(("depth", "law", "q"), [(2, "orthogonal", 0.5), (8, "orthogonal", 2.0), (5, "gaussian", 1.0)])
+@pytest.mark.parametrize(("depth", "law", "q"), [(2, "orthogonal", 1.0), (5, "gaussian", 1.0)])
 def test_mass_mean_and_variance(activation: str, depth: int, law: str, q: float) -> None:
     spectrum = density(activation, q, depth, None, law)
     variance = spectrum_variance(activation, q, depth, law)
@@ -277,16 +277,15 @@ def test_extreme_densities(activation: str, q: float, depth: int, law: str) -> N
     ("activation", "q", "depth", "law"),
     [
         ("tanh", 1.0, 2, "orthogonal"),
-        ("tanh", 1 / 16, 8, "orthogonal"),
-        ("relu", 1.0, 3, "orthogonal"),
+        ("tanh", 1 / 16, 4, "orthogonal"),
         ("hard_tanh", 0.5, 4, "orthogonal"),
         ("leaky_relu(0.3)", 1.0, 3, "orthogonal"),
         ("gelu", 1.0, 4, "gaussian"),
-        ("sin", 4.0, 8, "gaussian"),
+        ("sin", 4.0, 5, "gaussian"),
     ],
 )
 def test_against_random_products(activation: str, q: float, depth: int, law: str) -> None:
-    width, seeds = 600, 2
+    width, seeds = 400, 2
     s = np.array([drawn(activation, q, depth, law, width, seed) for seed in range(seeds)])
     spectrum = density(activation, q, depth, None, law)
     logs = spectrum.log_singular_values
@@ -297,7 +296,7 @@ def test_against_random_products(activation: str, q: float, depth: int, law: str
     counted = np.searchsorted(np.sort(s.ravel()), grid, side="right") / s.size
     # What varies most is the empirical law of the slopes: the 1% point of Kolmogorov's law for width x seeds of them.
     assert np.abs(counted - cumulative(spectrum, grid)).max() < 1.63 / math.sqrt(width * seeds)
-    # A draw's relative variance scatters by about 10% where 600 values sample its heavy tail: 3 sd for two draws.
+    # A draw's relative variance scatters by about 10% where 400 values sample its heavy tail: 3 sd for two draws.
     x = s**2
     assert np.mean(x**2) / np.mean(x) ** 2 - 1 == pytest.approx(spectrum_variance(activation, q, depth, law), rel=0.2)
     # Single draws scatter by 15 to 25% in s_max^2 at width 400 and lie low by O(L / n^(2/3)).

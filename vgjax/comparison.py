@@ -7,7 +7,6 @@ import numpy as np
 
 from vgjax import activations, theory
 from vgjax.activations import Activation, Elementwise
-from vgjax.flow import state_shapes
 from vgjax.gradients import GradientFlow
 from vgjax.initializers import Scales
 from vgjax.networks import Network
@@ -89,24 +88,26 @@ def compare(sweep: Sweep, activation: str | Activation | Elementwise | None = No
     about = sweep.provenance
     _check(sweep, about)
     phi = activations.get(about["activation"] if activation is None else activation)
-    points = {name: sweep.axes.get(name, np.array(sweep.fixed.get(name, default))) for name, default in _DEFAULTS.items()}
-    shape = [name for name in sweep.axes]
-    grids = np.meshgrid(*(points[name].astype(float) for name in shape), indexing="ij")
-    scales = {**{n: np.asarray(points[n], float) for n in _DEFAULTS}, **dict(zip(shape, grids, strict=True))}
-    sizes = about.get("widths") or [sweep.state_size] * (sweep.depth + 1)
-    first = np.exp(sweep.log_mean_square[..., 0].astype(float)).mean(axis=0)
+    scales = {name: np.asarray(sweep.fixed.get(name, default), float) for name, default in _DEFAULTS.items()}
+    scales |= {name: values.astype(float) for name, values in sweep.axes.items()}
+    scales["sigma_b"] = scales["sigma_b"] * (about["bias_law"] != "zero")
+    grid = dict(zip(sweep.axes, np.meshgrid(*(scales[name] for name in sweep.axes), indexing="ij"), strict=True))
     band = theory.band(
-        phi, sizes, scales["sigma_w"], scales["sigma_b"] * (about["bias_law"] != "zero"), law=about["law"], q0=first
+        phi,
+        about.get("widths") or [sweep.state_size] * (sweep.depth + 1),
+        **{**scales, **grid},
+        law=about["law"],
+        q0=np.exp(sweep.log_mean_square[..., 0].astype(float)).mean(axis=0),
     )
     whole = np.isfinite(sweep.log_gain).all(axis=0) & (sweep.left_range.min(axis=0) > sweep.depth)[..., None]
     error = np.where(whole, band.deviation / np.sqrt(sweep.seeds), np.nan)
-    return Comparison(
-        sweep.axes, sweep.mean_log_gain, band.mean, error, _critical(phi, points["sigma_b"]), phi.name, 1 - whole.mean()
-    )
+    line = _critical(phi, scales["sigma_b"])
+    return Comparison(sweep.axes, sweep.mean_log_gain, band.mean, error, line, phi.name, 1 - whole.mean())
 
 
 def predicted_profile(network: Network, flow: GradientFlow, scales: Scales) -> Band:
-    """What theory expects of ln ||dL/dh^l|| of `profile`, given its values at the last layer and the first state's size.
+    """What theory expects of ln ||dL/dh^l|| of `profile`, given its values at the last layer and the first state's
+    size.
 
     The gain from layer l to L is that of `theory.band` between the two: backwards as forwards.
 
@@ -121,31 +122,25 @@ def predicted_profile(network: Network, flow: GradientFlow, scales: Scales) -> B
     Raises:
         ValueError: a network with other blocks than dense ones, or scales that differ from layer to layer.
     """
-    laws, activation = _plain(network)
+    plain = network.plain
+    if plain is None:
+        raise ValueError(f"theory covers a plain network (vgjax.mlp), got {network!r:.200}")
     for name in _DEFAULTS:
         if np.ndim(scales.get(name, 0.0)):
             raise ValueError(f"predicted_profile takes one {name} for all layers, got one a layer")
     sigma_w, sigma_b = (float(scales.get(name, default)) for name, default in _DEFAULTS.items())
     first = float(np.exp(np.asarray(flow.log_mean_square)[..., 0].astype(float)).mean())
-    sizes = [int(np.prod(shape)) for shape in state_shapes(network)]
-    band = theory.band(
-        activation, sizes, sigma_w, sigma_b * (laws["bias_law"] != "zero"), law=laws["law"], q0=first
-    )
+    bias = sigma_b * (plain.bias_law != "zero")
+    band = theory.band(plain.activation, plain.widths, sigma_w, bias, law=plain.law, q0=first)
     last = np.asarray(flow.log_gradient)[..., -1].astype(float)
     spread = float(last.std(ddof=1)) if last.size > 1 else 0.0
+    # Forwards a gain from n to n' units has a factor n' / n in its mean square that it has not backwards.
+    sizes = np.log(np.array(plain.widths) / plain.widths[-1]) / 2
     variance = np.maximum(band.deviation[-1] ** 2 - band.deviation**2, 0)
-    return Band(last.mean() + band.mean[-1] - band.mean, np.sqrt(spread**2 + variance))
+    return Band(last.mean() + band.mean[-1] - band.mean + sizes, np.sqrt(spread**2 + variance))
 
 
 _DEFAULTS = {"sigma_w": 1.0, "sigma_b": 0.0}
-
-
-def _plain(network: Network) -> tuple[dict[str, str], Activation]:
-    """Laws and activation of a plain network."""
-    found = {dict(stage.spec.options).get("activation") for stage in network.stages}
-    if network.laws is None or len(found) != 1:
-        raise ValueError(f"theory covers vgjax.mlp with one activation, got {network!r:.200}")
-    return network.laws, found.pop()  # type: ignore[return-value]
 
 
 def _check(sweep: Sweep, about: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth``
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,12 +85,16 @@ class Network:
         return names.pop() if len(names) == 1 else None
 
     @property
-    def laws(self) -> dict[str, str] | None:
-        """``law`` and ``bias_law`` of a plain stack of `Dense` blocks; None if it has other blocks or several laws."""
+    def plain(self) -> "Plain | None":
+        """What theory has to know of a plain stack of `Dense` blocks; None for any other network."""
         if any(stage.spec.block is not blocks.Dense for stage in self.stages):
             return None
-        found = {tuple(dict(stage.spec.options)[name] for name in ("law", "bias_law")) for stage in self.stages}
-        return dict(zip(("law", "bias_law"), map(str, found.pop()), strict=True)) if len(found) == 1 else None
+        first = self.stages[0].spec
+        about = dict(first.options)
+        if any(dict(stage.spec.options) != about for stage in self.stages):
+            return None
+        sizes = [first.arguments[0], *(s.spec.arguments[1] for s in self.stages for _ in range(s.depth))]
+        return Plain(about["activation"], about["law"], about["bias_law"], tuple(sizes))  # type: ignore[arg-type]
 
     @property
     def covered(self) -> tuple[bool, bool]:
@@ -103,6 +108,15 @@ class Network:
     def prefix_closed(self) -> bool:
         """Whether its first l layers are the l-layer network (so that one pass answers for every depth)."""
         return all(getattr(stage.spec.block, "prefix_closed", True) for stage in self.stages)
+
+
+class Plain(NamedTuple):
+    """A plain stack: its activation, the laws of its kernels and biases, and the sizes of h^0 ... h^L."""
+
+    activation: Activation
+    law: str
+    bias_law: str
+    widths: tuple[int, ...]
 
 
 def check_scales(network: Network, scales: Scales) -> None:

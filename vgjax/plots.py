@@ -152,7 +152,9 @@ def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> 
     ax.set(xlim=limits[0], ylim=limits[1])
     measured = Line2D([], [], color="k", linewidth=1.3, label="edge, measured")
     line.set_label("edge of chaos, theory")
-    ax.legend(handles=[measured, line], loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=6.5)
+    ax.legend(
+        handles=[measured, line], loc="lower right", frameon=True, framealpha=0.85, edgecolor="none", fontsize=6.5
+    )
 
 
 def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> None:
@@ -222,7 +224,7 @@ def depth_profile(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+    figure = Figure(figsize=(6.2, 3.1), layout="constrained")
     ax = figure.subplots()
     colours = _by_growth({name: np.atleast_2d(flow.log_gradient) for name, flow in flows.items()})
     for name, flow in flows.items():
@@ -242,7 +244,7 @@ def depth_profile(
         ax.axhspan(*_float32_sums(), color="0.95", zorder=-2, linewidth=0)
     ax.set_yticks(powers_of_ten(*ax.get_ylim()))
     ax.yaxis.set_major_formatter(power_of_ten)
-    ax.legend(loc="best")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))  # the curves may be anywhere
     return figure
 
 

@@ -210,9 +210,9 @@ def _provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]
         "network": repr(network),
         "activation": network.activation,
         "width": int(np.prod(state_shapes(network)[-1])),
-        **(network.laws or {}),
     }
-    sizes = [int(np.prod(shape)) for shape in state_shapes(network)]
-    if len(set(sizes)) > 1:
-        about["widths"] = sizes
+    if network.plain is not None:
+        about |= {"law": network.plain.law, "bias_law": network.plain.bias_law}
+        if len(set(network.plain.widths)) > 1:
+            about["widths"] = list(network.plain.widths)
     return {"vgjax": __version__, **machine(), **about, "key": np.asarray(key_data).tolist(), **settings}

@@ -18,7 +18,6 @@ from vgjax import activations
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import not_negative
 from vgjax.theory.gaussian import line, pieces
-from vgjax.theory.phases import mean_field_map
 from vgjax.theory.tables import OnePoint, one_point
 
 _PER_LOG = 32  # grid points of ln q to each unit
@@ -144,7 +143,7 @@ def _all(phi: Activation, sigma_b: np.ndarray) -> list[list[Critical]]:
         return [[] for _ in sigma_b]
     table = one_point(phi)
     with jax.enable_x64(True):
-        t, bias, slope_square = _along(phi)
+        t, bias, _ = _along(phi)
         points, cells = np.nonzero(np.stack([_crossings(bias, np.exp(t), b**2) for b in sigma_b]))
         found: list[list[Critical]] = [_at_zero(phi, b) for b in sigma_b]
         if len(points):
@@ -162,9 +161,15 @@ def _along(phi: Activation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     table = one_point(phi)
     low, high = (math.log(float(end)) for end in (table.low, table.high))
     t = np.linspace(low, high, math.ceil((high - low) * _PER_LOG))
-    moments = np.asarray(jax.jit(jax.vmap(table.of_log_q))(jnp.asarray(t)))
+    moments = np.asarray(_moments(table, jnp.asarray(t)))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return t, np.exp(t) - moments[:, 0] / moments[:, 1], moments[:, 1]
+
+
+@jax.jit
+def _moments(table: OnePoint, t: Array) -> Array:
+    """E phi^2, E phi'^2 and q d/dq E phi^2 at many ln q, shape ``(len(t), 3)``."""
+    return jax.vmap(lambda t: table.of_log_q(t))(t)
 
 
 def _crossings(bias: np.ndarray, q: np.ndarray, level: float) -> np.ndarray:
@@ -215,7 +220,7 @@ def _roots(table: OnePoint, low: Array, high: Array, bias: Array) -> tuple[Array
         return sum(jax.lax.fori_loop(0, 52, halve, (low, high))) / 2
 
     t = jax.lax.map(lambda cell: root(*cell), (low, high, bias), batch_size=256)
-    _, slope_square, growth = jax.vmap(table.of_log_q)(t).T
+    _, slope_square, growth = _moments(table, t).T
     return jnp.exp(t), 1 / jnp.sqrt(slope_square), growth / jnp.exp(t) / slope_square
 
 

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -37,10 +37,10 @@ EXCESS_KURTOSIS = {
 
 
 class LogMoments(NamedTuple):
-    """Mean and variance of a logarithm."""
+    """Mean and variance of a logarithm; numbers, or arrays of one shape."""
 
-    mean: float
-    variance: float
+    mean: Any
+    variance: Any
 
 
 class Band(NamedTuple):

@@ -7,6 +7,7 @@ loses them (E phi'^2 of hard-tanh is off by 0.05 at 200 nodes).
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -278,7 +279,10 @@ def pair(found: Pieces, g: Callable[[Array, Array], Array], q1: Array, q2: Array
     slope = jnp.where(jnp.abs(c) < 1e-30, 1e-30, c)
     images = jnp.asarray(found.edges, c.dtype) / (roots[1] * slope)
     widths = np.array([0.5, 2.0, 5.0, 9.0])
-    graded = (jnp.asarray(found.kinks, c.dtype).reshape(-1, 1, 1) / roots[1] + spread * jnp.asarray([widths, -widths], c.dtype)) / slope
+    graded = (
+        jnp.asarray(found.kinks, c.dtype).reshape(-1, 1, 1) / roots[1]
+        + spread * jnp.asarray([widths, -widths], c.dtype)
+    ) / slope
     z1, outer = between(
         breaks(found, jnp.concatenate([jnp.asarray(found.edges, c.dtype) / roots[0], images, graded.ravel()]), c)
     )
@@ -313,7 +317,7 @@ def pieces(phi: Activation, kinks: tuple[float, ...] = ()) -> Pieces:
         step = 1e-11 * np.maximum(1, np.abs(points))
         left, right = (np.asarray(phi(jnp.asarray(points + sign * step))) for sign in (-1, 1))
         jumps = np.abs(right - left) > 1e-4 * np.maximum(1e-3, np.abs(left) + np.abs(right))
-    resolved = float(min(-edges[0], edges[-1]))
+    resolved = max(0.0, float(min(-edges[0], edges[-1])))
     return Pieces(tuple(edges.tolist()), known, tuple(points[jumps].tolist()), resolved, overflows)
 
 
@@ -321,7 +325,8 @@ def _reach(phi: Activation) -> tuple[float, bool]:
     """How far out phi^2 and phi' are finite, and whether that is short of the farthest."""
     grid = 1.00713 * 2.0 ** np.arange(0, 20.01, 1 / 16)  # off round numbers, where slopes may be infinite
     u = jnp.asarray(np.concatenate([grid, -grid]))
-    finite = np.asarray(jnp.isfinite(phi(u) ** 2) & jnp.isfinite(phi.derivative(u) ** 2)).reshape(2, -1).all(axis=0)
+    usable = jnp.isfinite(phi(u) ** 2) & jnp.isfinite(phi.derivative(u) ** 2)
+    finite: np.ndarray = np.all(np.asarray(usable).reshape(2, -1), axis=0)
     if finite.all():
         return _FARTHEST, False
     if not finite[0]:
@@ -363,7 +368,8 @@ class _Resolution:
         inner = np.concatenate([[-r, r] for r in self._radii])
         size = np.abs(np.asarray(jax.jit(rows)(jnp.asarray(inner)))).reshape(2, -1, 2).max(axis=-1)
         self._size = np.maximum.accumulate(np.nan_to_num(size), axis=1)
-        self._least = 1e-20 * np.maximum(self._size[:, np.searchsorted(self._radii, 8.0)], 1e-200)[:, None]
+        # What is smaller than that is the rounding of larger things (1 - tanh^2 where it is 0).
+        self._least = 1e-2 * np.maximum(self._size[:, np.searchsorted(self._radii, 8.0)], 1e-200)[:, None]
 
     def __call__(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """The tails of the Legendre coefficients of phi and phi' on each interval, in units of their largest value up
@@ -377,7 +383,9 @@ class _Resolution:
         return np.concatenate(tails, axis=1)[:, : len(low)] / np.maximum(self._size[:, at], self._least)
 
 
-def _bisect(measure: _Resolution, kinks: tuple[float, ...], reach: float) -> tuple[np.ndarray, list[tuple[float, float]]]:
+def _bisect(
+    measure: _Resolution, kinks: tuple[float, ...], reach: float
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """Edges such that every piece is resolved, innermost first, and those that had to be tiny."""
     # Odd numbers, not symmetric: a kink that fell on an edge would not be noticed.
     start = np.array([0.2537, 0.5171, 1.0391, 2.0193, 4.0717, 8.1131, 65.317, 1031.7, 33013.0])
@@ -414,7 +422,9 @@ def _bisect(measure: _Resolution, kinks: tuple[float, ...], reach: float) -> tup
 def _kinks(narrow: list[tuple[float, float]]) -> list[float]:
     """Where a function is not smooth: one point for each group of tiny neighbours, in the tiniest of them."""
     low, high = np.array(sorted(narrow)).T
-    groups = np.split(np.arange(len(low)), np.flatnonzero(low[1:] - high[:-1] > 1e-4 * np.maximum(1, np.abs(low[1:]))) + 1)
+    groups = np.split(
+        np.arange(len(low)), np.flatnonzero(low[1:] - high[:-1] > 1e-4 * np.maximum(1, np.abs(low[1:]))) + 1
+    )
     found = []
     for group in groups:
         width = (high - low)[group]
@@ -434,7 +444,7 @@ def _merged(measure: _Resolution, edges: np.ndarray, kinks: tuple[float, ...]) -
         return not wide and bool(measure(np.array([low]), np.array([high])).max() <= 2e-14)
 
     kept, narrowest = [edges[0]], edges[1] - edges[0]
-    for here, after in zip(edges[1:-1], edges[2:], strict=True):
+    for here, after in itertools.pairwise(edges[1:]):
         if here in kinks or not one_piece(kept[-1], after, min(narrowest, after - here)):
             kept.append(here)
             narrowest = np.inf

@@ -24,7 +24,14 @@ from vgjax.checks import not_negative
 from vgjax.theory import correlation
 from vgjax.theory.tables import OnePoint, one_point
 
-STATUSES = ("converged", "several fixed points", "decays to zero", "grows without bound", "every q is fixed", "oscillates")
+STATUSES = (
+    "converged",
+    "several fixed points",
+    "decays to zero",
+    "grows without bound",
+    "every q is fixed",
+    "oscillates",
+)
 """What becomes of q_l, by code."""
 CONVERGED, SEVERAL, ZERO, UNBOUNDED, EVERY, OSCILLATES = range(6)
 
@@ -75,13 +82,16 @@ class MeanField:
 
     @property
     def phase(self) -> np.ndarray:
-        """"ordered" (chi < 1, gradients vanish), "critical" or "chaotic" (chi > 1, they explode)."""
+        """ "ordered" (chi < 1, gradients vanish), "critical" or "chaotic" (chi > 1, they explode)."""
         code = np.where(np.abs(self.chi - 1) <= _CRITICAL, 1, np.where(self.chi < 1, 0, 2))
         return np.array(["ordered", "critical", "chaotic"])[code]
 
     @property
     def xi_grad(self) -> np.ndarray:
-        """-1 / ln chi, in layers: the mean squared gradient changes by e; negative where it explodes, inf if critical."""
+        """-1 / ln chi, in layers: the mean squared gradient changes by e.
+
+        Negative where it explodes, inf if critical.
+        """
         return depth_scale(self.chi)
 
     @property
@@ -112,15 +122,24 @@ class MeanField:
 
 
 def depth_scale(factor: ArrayLike) -> np.ndarray:
-    """-1 / ln factor: layers in which something that changes by this factor per layer changes by e; inf at 1, 0 at 0."""
+    """-1 / ln factor: layers in which something that changes by this factor per layer changes by e.
+
+    Inf at 1, 0 at 0.
+    """
     factor = np.asarray(factor)
     with np.errstate(divide="ignore"):
-        return np.where(np.abs(factor - 1) <= _CRITICAL, np.inf, -1 / np.where(factor == 1, np.inf, np.log(factor)) + 0.0)
+        return np.where(
+            np.abs(factor - 1) <= _CRITICAL, np.inf, -1 / np.where(factor == 1, np.inf, np.log(factor)) + 0.0
+        )
 
 
 def mean_field(
-    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float = 0.0, *, start: float = 1.0,
-    dropout: float = 0.0
+    activation: str | Activation | Elementwise,
+    sigma_w: float,
+    sigma_b: float = 0.0,
+    *,
+    start: float = 1.0,
+    dropout: float = 0.0,
 ) -> MeanField:
     """All fixed points of the q map at one pair of scales, and what signals and gradients do at the one they reach.
 
@@ -141,12 +160,12 @@ def mean_field(
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
         if np.ndim(value):
             raise ValueError(f"{name} must be a number, got shape {np.shape(value)}; mean_field_map takes grids")
-    found = mean_field_map(activation, [sigma_w], [sigma_b], start=start, dropout=dropout)
+    found = mean_field_map(activation, np.array([sigma_w]), np.array([sigma_b]), start=start, dropout=dropout)
     numbers = {name: getattr(found, name).reshape(())[()] for name in ("q_star", "chi", "q_slope", "status")}
     return MeanField(
         found.activation,
-        np.float64(sigma_w),
-        np.float64(sigma_b),
+        np.array(sigma_w, float),
+        np.array(sigma_b, float),
         **numbers,
         dropout=dropout,
         fixed_points=fixed_points(found.activation, sigma_w / math.sqrt(1 - dropout), sigma_b),
@@ -154,8 +173,12 @@ def mean_field(
 
 
 def mean_field_map(
-    activation: str | Activation | Elementwise, sigma_w: ArrayLike, sigma_b: ArrayLike, *, start: float = 1.0,
-    dropout: float = 0.0
+    activation: str | Activation | Elementwise,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    *,
+    start: float = 1.0,
+    dropout: float = 0.0,
 ) -> MeanField:
     """`mean_field` on a grid: q*, chi and xi_grad at once, c* and xi_c when they are asked for.
 
@@ -170,7 +193,7 @@ def mean_field_map(
         ValueError: as `mean_field`, or an empty or not one-dimensional axis.
     """
     phi = activations.get(activation)
-    axes = []
+    axes: list[np.ndarray] = []
     for name, values in (("sigma_w", sigma_w), ("sigma_b", sigma_b)):
         not_negative(name, values)
         axes.append(np.asarray(values, float))
@@ -185,7 +208,7 @@ def mean_field_map(
         grid = _grid(table, start)
         found = _map(table, grid, int(np.searchsorted(grid, math.log(start))), levels, biases)
         q_star, chi, q_slope, status = (np.asarray(a) for a in found)
-    return MeanField(phi, *axes, q_star, chi, q_slope, np.array(STATUSES)[status], dropout)
+    return MeanField(phi, axes[0], axes[1], q_star, chi, q_slope, np.array(STATUSES)[status], dropout)
 
 
 def check_dropout(dropout: float) -> None:
@@ -194,9 +217,7 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
 
-def fixed_points(
-    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float
-) -> tuple[FixedPoint, ...]:
+def fixed_points(activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float) -> tuple[FixedPoint, ...]:
     """All isolated fixed points of the q map between q = 1e-14 and 1e9, increasing.
 
     Raises:
@@ -352,7 +373,7 @@ def _crossings(value: np.ndarray, level: float) -> np.ndarray:
 
 @jax.jit
 def _knots_at(table: OnePoint, t: Array, bias: Array) -> _Knots:
-    moments = jax.vmap(table.of_log_q)(t)
+    moments = jax.vmap(lambda t: table.of_log_q(t))(t)
     return _knots(t, moments[:, 0], moments[:, 2], bias)
 
 
@@ -370,7 +391,7 @@ def _map(table: OnePoint, t: Array, origin: int, levels: Array, biases: Array) -
     next below: the first knot at which a running extremum of F passes the level. (Where E phi^2 falls with q, iteration
     overshoots and may circle; the fixed point it circles, or settles in, is taken to be that one.)
     """
-    moments = jax.vmap(table.of_log_q)(t)
+    moments = jax.vmap(lambda t: table.of_log_q(t))(t)
     here = 3 * origin
 
     def row(bias: Array) -> tuple[Array, ...]:

@@ -39,7 +39,8 @@ class SquaredSlopes(NamedTuple):
     """The law of t = phi'(sqrt(q) z)^2, as panels of quadrature nodes.
 
     Attributes:
-        values: t at the nodes, shape ``(panels, nodes)``; smooth on each panel.
+        values: t at the nodes, shape ``(panels, nodes)``; smooth on each panel. What is below 1e-150 of the largest
+            counts as 0.
         weights: their probabilities, same shape; the sum is 1.
     """
 
@@ -117,6 +118,7 @@ def _squared_slopes(phi: Activation, q: float) -> SquaredSlopes:
     z = middle[:, None] + half[:, None] * NODES
     weights = half[:, None] * WEIGHTS * np.exp(-z * z / 2)
     values = np.minimum(_slopes(phi, root * z) ** 2, largest)
+    values[values < 1e-150 * largest] = 0  # their squares would underflow
     wide = half > 1e-14
     return SquaredSlopes(values[wide], weights[wide] / weights[wide].sum())
 
@@ -313,7 +315,7 @@ class Spectrum(NamedTuple):
     Attributes:
         log_singular_values: ln s, not decreasing, shape ``(points,)``; empty where the law has only atoms.
         density_of_logs: density of ln s there. With the atoms the trapezoidal rule gives 1 to 1e-3, at the default
-            number of points; each band ends with a 0.
+            number of points and q up to 100; each band ends with a 0.
         atoms: (s, probability) of each value taken with positive probability, increasing.
     """
 
@@ -429,8 +431,9 @@ class _Layers(NamedTuple):
             middle = (low + high) / 2
             up = self._inside(middle) == rising
             low, high = np.where(up, low, middle), np.where(up, middle, high)
-        edges = [log_r[0], *high] if inside[0] else [*high]
-        return list(zip(edges[0::2], edges[1::2], strict=True))
+        edges = np.concatenate([log_r[:1], high] if inside[0] else [high])
+        apart = np.flatnonzero(edges[2::2] - edges[1:-1:2] > 1e-6)  # less is rounding next to an atom
+        return list(zip(edges[[0, *(2 * apart + 2)]], edges[[*(2 * apart + 1), -1]], strict=True)) if len(edges) else []
 
     def _inside(self, log_r: np.ndarray) -> np.ndarray:
         theta = np.full_like(log_r, 1e-10)

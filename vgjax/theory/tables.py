@@ -1,9 +1,9 @@
 """Tables of Gaussian expectations: of one input as functions of q, of two as a function of what they share.
 
 Why tables: E f(sqrt(q) z) is an integral of f against exp(-u^2 / 2q), so it is analytic in ln q in the strip
-|Im ln q| < pi/2 *whatever f is*, kinks and jumps included. Chebyshev interpolation in ln q therefore converges at a rate
-that does not depend on the activation (24 points on a segment of length 2: 1e-13), and one table per activation serves
-every scale, map and trajectory.
+|Im ln q| < pi/2 *whatever f is*, kinks and jumps included. Chebyshev interpolation in ln q therefore converges at a
+rate that does not depend on the activation (24 points on a segment of length 2: 1e-13), and one table per activation
+serves every scale, map and trajectory.
 """
 
 import dataclasses
@@ -101,7 +101,9 @@ def one_point(phi: Activation) -> OnePoint:
         values = np.stack([_moments(phi, _within(found, math.exp(t.max())), np.exp(t)) for t in parts])
         with np.errstate(divide="ignore", invalid="ignore"):
             square = values[:, :, 0]
-            steep = ~(square.max(axis=1) <= _STEEPEST * square.min(axis=1)) & (along.low + along.step * np.arange(len(parts)) > 0)
+            steep = ~(square.max(axis=1) <= _STEEPEST * square.min(axis=1)) & (
+                along.low + along.step * np.arange(len(parts)) > 0
+            )
         segments = int(np.argmax(steep)) if steep.any() else len(parts)
         along = along._replace(segments=segments)
         table = curve(along, values[:segments].reshape(-1, 3))
@@ -152,9 +154,9 @@ def two_point(phi: Activation, low: float, high: float) -> TwoPoint:
             given[:, where] = _given_shared(phi, split, s[where], m)
         if found.jumps:
             given *= np.sqrt(s)[:, None]
-        density = np.exp(-m[:, None] ** 2 / (2 * v)) * weights[:, None] / np.sqrt(2 * math.pi * v)
-        tables = [surface(along_s, along_v, part @ density) for part in given]
-        return TwoPoint(*tables, *(jnp.asarray(number) for number in (root, shift, bool(found.jumps))))
+        density = np.exp(-(m[:, None] ** 2) / (2 * v)) * weights[:, None] / np.sqrt(2 * math.pi * v)
+        ratios, slopes = (surface(along_s, along_v, part @ density) for part in given)
+        return TwoPoint(ratios, slopes, *(jnp.asarray(number) for number in (root, shift, bool(found.jumps))))
 
 
 def _shared(found: Pieces, narrowest_v: float, narrowest_s: float, widest: float) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +164,7 @@ def _shared(found: Pieces, narrowest_v: float, narrowest_s: float, widest: float
     outermost = 10 * widest
     graded = narrowest_v / 2 * 2.0 ** np.arange(0, math.log2(2 * outermost / narrowest_v))
     near = narrowest_s / 2 * 2.0 ** np.arange(0, math.log2(2 * outermost / narrowest_s))
-    edges = [np.array(found.edges), graded, -graded, [0, outermost, -outermost]]
+    edges = [np.array(found.edges), graded, -graded, np.array([0, outermost, -outermost])]
     edges += [kink + side * near for kink in found.kinks for side in (-1, 1)]
     breaks = np.unique(np.clip(np.concatenate(edges), -outermost, outermost))
     half, middle = np.diff(breaks) / 2, (breaks[1:] + breaks[:-1]) / 2

@@ -124,7 +124,9 @@ def _norms(table: OnePoint, levels: Array, biases: Array, start: Array) -> tuple
         square, slope_square, growth = table(inside)
         power = growth / square  # d ln E phi^2 / d ln q
         beyond = jnp.log(jnp.maximum(q, 1e-300) / inside)
-        return jnp.where(q > 1e-300, square * jnp.exp(power * beyond), 0), slope_square * jnp.exp(jnp.where(power > 0.5, power - 1, 0) * beyond)
+        return jnp.where(q > 1e-300, square * jnp.exp(power * beyond), 0), slope_square * jnp.exp(
+            jnp.where(power > 0.5, power - 1, 0) * beyond
+        )
 
     def layer(q: Array, scales: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         level, bias = scales

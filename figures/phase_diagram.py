@@ -1,0 +1,234 @@
+"""Every activation has its own edge of chaos: a line, a line that signals never reach, a single point, or none."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from common import SMALL, render
+
+import vgjax as vg
+from vgjax import activations, plots, theory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+TOP = 1.0  # largest sigma_b
+MEASURED = ("tanh", "softsign", "selu")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f5fc6")
+STABLE, UNSTABLE = "-", (0, (3, 2))
+DOT: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.6}
+POINT: dict[str, Any] = {"marker": "s", "color": "k", "markersize": 4.5, "clip_on": False, "zorder": 4}
+
+
+class Edge(NamedTuple):
+    """Where an edge was measured: sigma_w with its standard error for each sigma_b, shapes ``(points,)``."""
+
+    sigma_w: np.ndarray
+    error: np.ndarray
+    sigma_b: np.ndarray
+
+
+class Diagram(NamedTuple):
+    """Critical points of each activation along its line, measured edges, and why the others have no line."""
+
+    lines: dict[str, list[theory.Critical]]
+    edges: dict[str, Edge]
+    points: dict[str, float]
+    reasons: dict[str, str]
+    what: str
+
+
+def compute() -> Diagram:
+    """Roots of chi = 1 at 33 bias scales; edges of networks of width 512 and 300 layers, 4 draws."""
+    names = (*MEASURED[:1], "gelu", "relu", "softplus", "sigmoid") if SMALL else activations.NAMES
+    sigma_b = np.linspace(0, 1, 9 if SMALL else 33) ** 2 * TOP
+    roots = {name: [root for b in sigma_b for root in critical_points(name, b)] for name in names}
+    lines = {n: sorted(r, key=lambda root: root.q_star) for n, r in roots.items() if any(c.sigma_b > 0 for c in r)}
+    without = [name for name in names if name not in lines]
+    size = {"width": 32, "depth": 20} if SMALL else {"width": 512, "depth": 300}
+    seeds = 2 if SMALL else 4
+    return Diagram(
+        lines,
+        {name: measured_edge(name, lines[name], seeds, **size) for name in MEASURED if name in lines},
+        {name: roots[name][0].sigma_w for name in without if roots[name]},
+        {name: short(theory.critical_sigma_w(name, TOP).reason) for name in without},
+        f"width {size['width']}, {size['depth']} layers, {seeds} draws",
+    )
+
+
+def critical_points(activation: str, sigma_b: float) -> list[theory.Critical]:
+    """All that there are at one bias scale."""
+    found = theory.critical_sigma_w(activation, sigma_b)
+    return [] if found.stability == "none" else [found, *found.others]
+
+
+def short(reason: str) -> str:
+    """A reason without its numbers and consequences."""
+    return reason.split(" (")[0].split(":")[0]
+
+
+def measured_edge(activation: str, line: list[theory.Critical], seeds: int, *, width: int, depth: int) -> Edge:
+    """Where gradients stop vanishing, at every eighth of the bias scale, with the jackknife's error over draws."""
+    span = [root.sigma_w for root in line if root.is_edge]
+    sigma_b = np.linspace(0, TOP, 9)[1:]
+    found = vg.sweep(
+        vg.mlp(width=width, depth=depth, activation=activation, inputs=64),
+        vg.data.digits().inputs[:seeds],
+        key=jax.random.key(0),
+        seeds=seeds,
+        sigma_w=np.linspace(min(span) - 0.1, max(span) + 0.1, 12 if SMALL else 16, dtype=np.float32),
+        sigma_b=sigma_b.astype(np.float32),
+    )
+    without_one = [replace(found, log_gain=np.delete(found.log_gain, seed, axis=0)).edge() for seed in range(seeds)]
+    return Edge(found.edge(), np.std(without_one, axis=0) * np.sqrt(seeds - 1), sigma_b)
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def draw(diagram: Diagram) -> "Figure":
+    """Bounded activations left, on a broken axis; unbounded ones right, with those that have no line."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.3), layout="constrained")
+    near, far, unbounded = axes = figure.subplots(1, 3, sharey=True, width_ratios=(2.1, 0.42, 2.1))
+    families: dict[Axes, dict[str, str]] = {ax: {} for ax in axes}
+    bounded = [name for name in diagram.lines if activations.get(name).facts.bounded]
+    for name, colour in zip(bounded, COLOURS, strict=False):
+        families[near if diagram.lines[name][-1].sigma_w < 5 else far][name] = colour
+    for name, colour in zip([name for name in diagram.lines if name not in bounded], COLOURS, strict=False):
+        families[unbounded][name] = colour
+    for ax, colours in families.items():
+        for name, colour in colours.items():
+            draw_line(ax, diagram.lines[name], colour)
+            if name in diagram.edges:
+                draw_edge(ax, diagram.edges[name], colour)
+        name_ends(ax, {name: diagram.lines[name][-1].sigma_w for name in colours}, colours)
+    near.set(xlim=(0.75, 2.85), ylabel=plots.label("sigma_b"), ylim=(-0.03, TOP))
+    unbounded.set(xlim=(0.6, 2.1))
+    far.set(xlim=(10, 10.42), xticks=[10.2])
+    break_axis(near, far)
+    name_unstable(unbounded, diagram, families[unbounded])
+    draw_points(unbounded, diagram.points)
+    unbounded.text(2.1, 0.97 * TOP, words(diagram), fontsize=6.5, ha="right", va="top", linespacing=1.35)
+    near.text(0.8, 0.97 * TOP, "left of its line\ngradients\nvanish,\nright of it\nthey explode", fontsize=6.5, va="top")
+    figure.supxlabel(plots.label("sigma_w"), fontsize=8.5)
+    figure.legend(handles=legend(diagram), loc="outside lower center", ncols=3, handlelength=2.2, columnspacing=1.5)
+    return figure
+
+
+def draw_line(ax: "Axes", line: list[theory.Critical], colour: str) -> None:
+    """Solid where it is an edge, dashed where its fixed point is unstable."""
+    for part, edge in stretches(line):
+        style = STABLE if edge else UNSTABLE
+        ax.plot([root.sigma_w for root in part], [root.sigma_b for root in part], linestyle=style, color=colour)
+
+
+def stretches(line: list[theory.Critical]) -> Iterator[tuple[list[theory.Critical], bool]]:
+    """The line cut where it turns from edge to no edge, each stretch with the point at which the next begins."""
+    start = 0
+    for i in range(1, len(line) + 1):
+        if i == len(line) or line[i].is_edge != line[start].is_edge:
+            yield line[start : i + 1], line[start].is_edge
+            start = i
+
+
+def draw_edge(ax: "Axes", edge: Edge, colour: str) -> None:
+    """Measured edges as dots with their standard errors."""
+    ax.errorbar(edge.sigma_w, edge.sigma_b, xerr=edge.error, color=colour, elinewidth=0.8, zorder=3, **DOT)
+
+
+def name_ends(ax: "Axes", ends: dict[str, float], colours: dict[str, str]) -> None:
+    """Names above the lines' upper ends, pushed apart; lines that end together share one."""
+    from matplotlib.transforms import blended_transform_factory
+
+    groups: list[list[str]] = []
+    for name in sorted(ends, key=lambda name: ends[name]):
+        together = groups and ends[name] - ends[groups[-1][-1]] < 5e-4
+        groups[-1].append(name) if together else groups.append([name])
+    at = spread([ends[group[0]] for group in groups], 0.1)
+    place = blended_transform_factory(ax.transData, ax.transAxes)
+    for group, x in zip(groups, at, strict=True):
+        colour = colours[group[-1]]
+        ax.plot([ends[group[0]], x], [1, 1.05], color=colour, linewidth=0.6, transform=place, clip_on=False)
+        ax.text(
+            x, 1.06, ", ".join(group), transform=place, color=colour, rotation=55, ha="left", va="bottom",
+            rotation_mode="anchor", fontsize=7,
+        )
+
+
+def spread(wanted: list[float], gap: float) -> list[float]:
+    """Increasing positions near the wanted ones, at least a gap apart: clusters are centred on their mean."""
+    clusters: list[list[float]] = []
+    for x in wanted:
+        clusters.append([x])
+        while len(clusters) > 1 and clusters_touch(*clusters[-2:], gap):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return [float(np.mean(c)) + (i - (len(c) - 1) / 2) * gap for c in clusters for i in range(len(c))]
+
+
+def clusters_touch(left: list[float], right: list[float], gap: float) -> bool:
+    """Whether two clusters, spaced out, come nearer than a gap."""
+    return np.mean(right) - np.mean(left) < gap * (len(left) + len(right)) / 2
+
+
+def name_unstable(ax: "Axes", diagram: Diagram, colours: dict[str, str]) -> None:
+    """Names on the dashed lines themselves, each at a height of its own, the outermost line highest."""
+    from matplotlib.patheffects import withStroke
+
+    dashed = {name: [c for c in diagram.lines[name] if not c.is_edge] for name in colours}
+    apart = {name: line for name, line in dashed.items() if line and not name.endswith("_tanh")}
+    middle = {name: np.interp(0.25, [c.sigma_b for c in line], [c.sigma_w for c in line]) for name, line in apart.items()}
+    heights = np.linspace(0.1, 0.4, len(apart))
+    for name, height in zip(sorted(apart, key=middle.__getitem__), heights, strict=True):
+        x = np.interp(height, [c.sigma_b for c in apart[name]], [c.sigma_w for c in apart[name]])
+        halo = [withStroke(linewidth=2.2, foreground="white")]
+        ax.text(x, height, name, color=colours[name], fontsize=7, ha="center", va="center", path_effects=halo)
+
+
+def draw_points(ax: "Axes", points: dict[str, float]) -> None:
+    """Critical points of homogeneous activations, at sigma_b = 0 only."""
+    for x in sorted({round(x, 3) for x in points.values()}):
+        names = [name for name, at in points.items() if round(at, 3) == x]
+        ax.plot(x, 0, **POINT)
+        ax.annotate(", ".join(names), (x, 0), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+
+
+def words(diagram: Diagram) -> str:
+    """The activations without a line, with the reason."""
+    alone = [name for name in diagram.reasons if name not in diagram.points]
+    parts = [("only at $\\sigma_b = 0$", [*diagram.points]), ("nowhere", alone)]
+    reasons = {name: reason.replace("chi", r"$\chi$") for name, reason in diagram.reasons.items()}
+    lines = ["no line:"]
+    for where, names in parts:
+        for reason in dict.fromkeys(reasons[name] for name in names):
+            lines += [", ".join(n for n in names if reasons[n] == reason) + ":", f"critical {where};", f"else {reason}"]
+    return "\n".join(lines)
+
+
+def break_axis(left: "Axes", right: "Axes") -> None:
+    """One axis in two pieces, with a mark where it is cut."""
+    right.spines["left"].set_visible(False)
+    right.tick_params(left=False)
+    for ax, x in ((left, 1), (right, 0)):
+        ax.plot(x, 0, marker=[(-0.5, -1), (0.5, 1)], color="k", markersize=7, transform=ax.transAxes, clip_on=False)
+
+
+def legend(diagram: Diagram) -> list["Line2D"]:
+    """What solid, dashed and dotted mean."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color="k", linestyle=STABLE, label="edge of chaos, theory"),
+        Line2D([], [], color="k", linestyle=UNSTABLE, label="$\\chi = 1$, but signals never reach it (unstable)"),
+        Line2D([], [], color="k", label=f"edge, measured\n({diagram.what})", **DOT),
+    ]
+
+
+if __name__ == "__main__":
+    render("phase_diagram", compute, draw)
