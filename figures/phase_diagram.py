@@ -1,5 +1,6 @@
 """Every activation has its own edge of chaos: a line, a line that signals never reach, a single point, or none."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,13 @@ TOP = 1.0  # largest sigma_b
 MEASURED = ("tanh", "softsign", "selu")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9", "#7f5fc6")
 STABLE, UNSTABLE = "-", (0, (3, 2))
-DOT: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.6}
+DOT: dict[str, Any] = {
+    "marker": "o",
+    "linestyle": "",
+    "markersize": 4,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+}
 POINT: dict[str, Any] = {"marker": "s", "color": "k", "markersize": 4.5, "clip_on": False, "zorder": 4}
 
 
@@ -96,30 +103,55 @@ def draw(diagram: Diagram) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 4.3), layout="constrained")
-    near, far, unbounded = axes = figure.subplots(1, 3, sharey=True, width_ratios=(2.1, 0.42, 2.1))
-    families: dict[Axes, dict[str, str]] = {ax: {} for ax in axes}
-    bounded = [name for name in diagram.lines if activations.get(name).facts.bounded]
-    for name, colour in zip(bounded, COLOURS, strict=False):
-        families[near if diagram.lines[name][-1].sigma_w < 5 else far][name] = colour
-    for name, colour in zip([name for name in diagram.lines if name not in bounded], COLOURS, strict=False):
-        families[unbounded][name] = colour
-    for ax, colours in families.items():
-        for name, colour in colours.items():
-            draw_line(ax, diagram.lines[name], colour)
-            if name in diagram.edges:
-                draw_edge(ax, diagram.edges[name], colour)
-        name_ends(ax, {name: diagram.lines[name][-1].sigma_w for name in colours}, colours)
-    near.set(xlim=(0.75, 2.85), ylabel=plots.label("sigma_b"), ylim=(-0.03, TOP))
-    unbounded.set(xlim=(0.6, 2.1))
-    far.set(xlim=(10, 10.42), xticks=[10.2])
+    near, far, unbounded = figure.subplots(1, 3, sharey=True, width_ratios=(2.1, 0.5, 2.1))
+    is_bounded = {name: activations.get(name).facts.bounded for name in diagram.lines}
+    kinds = {
+        kind: together({n: diagram.lines[n] for n in is_bounded if is_bounded[n] == kind}) for kind in (True, False)
+    }
+    drawn: dict[Axes, dict[str, tuple[list[theory.Critical], str]]] = {near: {}, far: {}, unbounded: {}}
+    for bounded, groups in kinds.items():
+        for names, colour in zip(groups, COLOURS, strict=False):
+            ax = unbounded if not bounded else near if diagram.lines[names[0]][-1].sigma_w < 5 else far
+            drawn[ax][", ".join(names)] = diagram.lines[names[0]], colour
+            for name in names:
+                draw_line(ax, diagram.lines[name], colour)
+                if name in diagram.edges:
+                    draw_edge(ax, diagram.edges[name], colour)
+    near.set(xlim=(0.75, 2.85), xlabel=plots.label("sigma_w"), ylabel=plots.label("sigma_b"), ylim=(-0.03, TOP))
+    far.set(xlim=(9.95, 10.45), xticks=[10, 10.4])
+    unbounded.set(xlim=(0.6, 2.15), xlabel=plots.label("sigma_w"))
     break_axis(near, far)
-    name_unstable(unbounded, diagram, families[unbounded])
+    for ax, lines in drawn.items():
+        name_ends(ax, lines)
+        name_dashes(ax, lines)
     draw_points(unbounded, diagram.points)
-    unbounded.text(2.1, 0.97 * TOP, words(diagram), fontsize=6.5, ha="right", va="top", linespacing=1.35)
-    near.text(0.8, 0.97 * TOP, "left of its line\ngradients\nvanish,\nright of it\nthey explode", fontsize=6.5, va="top")
-    figure.supxlabel(plots.label("sigma_w"), fontsize=8.5)
+    unbounded.text(1.56, 0.96 * TOP, words(diagram), fontsize=6.5, va="top", linespacing=1.4)
+    near.text(
+        0.79,
+        0.96 * TOP,
+        "left of a line\ngradients\nvanish,\nright of it\nthey explode",
+        fontsize=6.5,
+        va="top",
+        linespacing=1.4,
+    )
     figure.legend(handles=legend(diagram), loc="outside lower center", ncols=3, handlelength=2.2, columnspacing=1.5)
     return figure
+
+
+def together(lines: dict[str, list[theory.Critical]]) -> list[list[str]]:
+    """Names by increasing end of their lines; those whose lines coincide in one group."""
+    levels = np.linspace(0.1, 1, 10) * TOP
+    curves = {
+        n: np.interp(levels, *zip(*((c.sigma_b, c.sigma_w) for c in line), strict=True)) for n, line in lines.items()
+    }
+    groups: list[list[str]] = []
+    for name in lines:
+        same = [group for group in groups if np.abs(curves[group[0]] - curves[name]).max() < 2e-3]
+        if same:
+            same[0].append(name)
+        else:
+            groups.append([name])
+    return sorted(groups, key=lambda group: curves[group[0]][-1])
 
 
 def draw_line(ax: "Axes", line: list[theory.Critical], colour: str) -> None:
@@ -140,26 +172,19 @@ def stretches(line: list[theory.Critical]) -> Iterator[tuple[list[theory.Critica
 
 def draw_edge(ax: "Axes", edge: Edge, colour: str) -> None:
     """Measured edges as dots with their standard errors."""
-    ax.errorbar(edge.sigma_w, edge.sigma_b, xerr=edge.error, color=colour, elinewidth=0.8, zorder=3, **DOT)
+    ax.errorbar(
+        edge.sigma_w, edge.sigma_b, xerr=edge.error, color=colour, elinewidth=0.8, zorder=3, clip_on=False, **DOT
+    )
 
 
-def name_ends(ax: "Axes", ends: dict[str, float], colours: dict[str, str]) -> None:
-    """Names above the lines' upper ends, pushed apart; lines that end together share one."""
-    from matplotlib.transforms import blended_transform_factory
-
-    groups: list[list[str]] = []
-    for name in sorted(ends, key=lambda name: ends[name]):
-        together = groups and ends[name] - ends[groups[-1][-1]] < 5e-4
-        groups[-1].append(name) if together else groups.append([name])
-    at = spread([ends[group[0]] for group in groups], 0.1)
-    place = blended_transform_factory(ax.transData, ax.transAxes)
-    for group, x in zip(groups, at, strict=True):
-        colour = colours[group[-1]]
-        ax.plot([ends[group[0]], x], [1, 1.05], color=colour, linewidth=0.6, transform=place, clip_on=False)
-        ax.text(
-            x, 1.06, ", ".join(group), transform=place, color=colour, rotation=55, ha="left", va="bottom",
-            rotation_mode="anchor", fontsize=7,
-        )
+def name_ends(ax: "Axes", lines: dict[str, tuple[list[theory.Critical], str]]) -> None:
+    """Names above the upper ends of the lines, pushed apart."""
+    ends = [line[-1].sigma_w for line, _ in lines.values()]
+    place = ax.get_xaxis_transform()
+    for name, end, x in zip(lines, ends, spread(ends, 0.1), strict=True):
+        colour = lines[name][1]
+        ax.plot([end, x], [1, 1.05], color=colour, linewidth=0.6, transform=place, clip_on=False)
+        ax.text(x, 1.06, name, transform=place, color=colour, rotation=55, rotation_mode="anchor", fontsize=7)
 
 
 def spread(wanted: list[float], gap: float) -> list[float]:
@@ -177,18 +202,30 @@ def clusters_touch(left: list[float], right: list[float], gap: float) -> bool:
     return np.mean(right) - np.mean(left) < gap * (len(left) + len(right)) / 2
 
 
-def name_unstable(ax: "Axes", diagram: Diagram, colours: dict[str, str]) -> None:
-    """Names on the dashed lines themselves, each at a height of its own, the outermost line highest."""
+def name_dashes(ax: "Axes", lines: dict[str, tuple[list[theory.Critical], str]]) -> None:
+    """Names written along the dashed lines, each at a height of its own, the outermost line highest."""
     from matplotlib.patheffects import withStroke
 
-    dashed = {name: [c for c in diagram.lines[name] if not c.is_edge] for name in colours}
-    apart = {name: line for name, line in dashed.items() if line and not name.endswith("_tanh")}
-    middle = {name: np.interp(0.25, [c.sigma_b for c in line], [c.sigma_w for c in line]) for name, line in apart.items()}
-    heights = np.linspace(0.1, 0.4, len(apart))
-    for name, height in zip(sorted(apart, key=middle.__getitem__), heights, strict=True):
-        x = np.interp(height, [c.sigma_b for c in apart[name]], [c.sigma_w for c in apart[name]])
-        halo = [withStroke(linewidth=2.2, foreground="white")]
-        ax.text(x, height, name, color=colours[name], fontsize=7, ha="center", va="center", path_effects=halo)
+    dashed = {
+        name: np.array([(c.sigma_b, c.sigma_w) for c in line if not c.is_edge]) for name, (line, _) in lines.items()
+    }
+    curves = {name: curve.T for name, curve in dashed.items() if len(curve)}
+    order = sorted(curves, key=lambda name: np.interp(0.25 * TOP, *curves[name]))
+    for name, height in zip(order, np.linspace(0.08, 0.34, len(order)) * TOP, strict=True):
+        low, x, high = np.interp([height - 0.02, height, height + 0.02], *curves[name])
+        ax.text(
+            x,
+            height,
+            name.split(",")[0],
+            color=lines[name][1],
+            fontsize=6.5,
+            ha="center",
+            va="center",
+            rotation=np.degrees(np.arctan2(-0.04, low - high)),
+            transform_rotates_text=True,
+            rotation_mode="anchor",
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
 
 
 def draw_points(ax: "Axes", points: dict[str, float]) -> None:
@@ -196,19 +233,19 @@ def draw_points(ax: "Axes", points: dict[str, float]) -> None:
     for x in sorted({round(x, 3) for x in points.values()}):
         names = [name for name, at in points.items() if round(at, 3) == x]
         ax.plot(x, 0, **POINT)
-        ax.annotate(", ".join(names), (x, 0), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+        ax.annotate(",\n".join(names), (x, 0), (0, 5), textcoords="offset points", ha="center", fontsize=7)
 
 
 def words(diagram: Diagram) -> str:
     """The activations without a line, with the reason."""
-    alone = [name for name in diagram.reasons if name not in diagram.points]
-    parts = [("only at $\\sigma_b = 0$", [*diagram.points]), ("nowhere", alone)]
-    reasons = {name: reason.replace("chi", r"$\chi$") for name, reason in diagram.reasons.items()}
     lines = ["no line:"]
-    for where, names in parts:
-        for reason in dict.fromkeys(reasons[name] for name in names):
-            lines += [", ".join(n for n in names if reasons[n] == reason) + ":", f"critical {where};", f"else {reason}"]
-    return "\n".join(lines)
+    for at_zero in (True, False):
+        names = [name for name in diagram.reasons if (name in diagram.points) == at_zero]
+        for reason in dict.fromkeys(diagram.reasons[name] for name in names):
+            lines.append("\n" + ", ".join(name for name in names if diagram.reasons[name] == reason))
+            lines += ["(at σ_b = 0 a point;"] if at_zero else []
+            lines += textwrap.wrap(("else " if at_zero else "(") + reason + ")", 25)
+    return "\n".join(lines).replace("chi", r"$\chi$").replace("σ_b", r"$\sigma_b$")
 
 
 def break_axis(left: "Axes", right: "Axes") -> None:
@@ -225,7 +262,7 @@ def legend(diagram: Diagram) -> list["Line2D"]:
 
     return [
         Line2D([], [], color="k", linestyle=STABLE, label="edge of chaos, theory"),
-        Line2D([], [], color="k", linestyle=UNSTABLE, label="$\\chi = 1$, but signals never reach it (unstable)"),
+        Line2D([], [], color="k", linestyle=UNSTABLE, label=r"$\chi = 1$, but signals never reach it (unstable)"),
         Line2D([], [], color="k", label=f"edge, measured\n({diagram.what})", **DOT),
     ]
 

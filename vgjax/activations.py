@@ -29,7 +29,7 @@ class Activation:
         phi: elementwise, traceable by JAX, same shape and dtype out as in.
         slope: phi', where differentiating ``phi`` automatically would cancel (tanh' as 1 - tanh^2 is exactly 0 in
             float32 from h = 9 on); None differentiates ``phi``.
-        kinks: points where phi' jumps; quadratures split there.
+        kinks: points where phi' is not smooth; quadratures split there.
         homogeneous: phi(a h) = a phi(h) for every a > 0.
     """
 
@@ -225,9 +225,9 @@ _REGISTRY = {
         Activation("erf", jax.scipy.special.erf),
         Activation("hard_tanh", lambda h: jnp.clip(h, -1, 1), _hard_tanh_slope, kinks=(-1.0, 1.0)),
         Activation("softplus", jax.nn.softplus, jax.nn.sigmoid),
-        Activation("softsign", jax.nn.soft_sign, lambda h: 1 / (1 + jnp.abs(h)) ** 2),
+        Activation("softsign", jax.nn.soft_sign, lambda h: 1 / (1 + jnp.abs(h)) ** 2, kinks=(0.0,)),
         Activation("selu", jax.nn.selu, _selu_slope, kinks=(0.0,)),
-        Activation("elu", jax.nn.elu, _elu_slope),
+        Activation("elu", jax.nn.elu, _elu_slope, kinks=(0.0,)),
         Activation("gelu", lambda h: h * _normal_cdf(h), _gelu_slope),
         Activation("gelu_tanh", _gelu_tanh),
         Activation("silu", jax.nn.silu),

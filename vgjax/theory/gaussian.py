@@ -390,6 +390,8 @@ def _bisect(
     # Odd numbers, not symmetric: a kink that fell on an edge would not be noticed.
     start = np.array([0.2537, 0.5171, 1.0391, 2.0193, 4.0717, 8.1131, 65.317, 1031.7, 33013.0])
     start = np.array([*(-1.0171 * start), 0.0173, *start])
+    for kink in kinks:  # an edge beside a kink would leave a sliver between them
+        start = start[np.abs(start - kink) > 0.2 * np.maximum(1, np.abs(start))]
     edges = np.unique(np.concatenate([start[np.abs(start) < reach], kinks, [-reach, reach]]))
     low, high, before = edges[:-1], edges[1:], np.full((2, len(edges) - 1), np.inf)
     done: list[tuple[float, float]] = []

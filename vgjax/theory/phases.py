@@ -353,7 +353,7 @@ def _at(table: OnePoint, q: Array, level: Array) -> tuple[Array, Array]:
     moments = table(jnp.clip(q, table.low, table.high))
     inside = (q > 0) & jnp.isfinite(q)
     ratio = jnp.where(inside, moments.growth, moments.square) / jnp.clip(q, table.low, table.high)
-    return level * moments.slope_square, level * ratio
+    return jnp.where(level == 0, 0, level * moments.slope_square), level * ratio
 
 
 def _constant(value: np.ndarray | Array, level: ArrayLike) -> Array:

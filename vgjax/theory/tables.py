@@ -8,7 +8,6 @@ serves every scale, map and trajectory.
 
 import dataclasses
 import functools
-import itertools
 import math
 from typing import NamedTuple
 
@@ -46,15 +45,18 @@ class OnePoint(NamedTuple):
     Attributes:
         of_log_q: the curves over ln q.
         low, high: the q between which they hold.
+        jumps: whether phi does; the curve of E phi'^2 is then meaningless.
     """
 
     of_log_q: Curve
     low: Array
     high: Array
+    jumps: Array
 
     def __call__(self, q: Array) -> Moments:
         """At one q; beyond the ends as at the ends."""
-        return Moments(*self.of_log_q(jnp.log(q)))
+        square, slope_square, growth = self.of_log_q(jnp.log(q))
+        return Moments(square, jnp.where(self.jumps, jnp.inf, slope_square), growth)
 
 
 class TwoPoint(NamedTuple):
@@ -107,7 +109,8 @@ def one_point(phi: Activation) -> OnePoint:
         segments = int(np.argmax(steep)) if steep.any() else len(parts)
         along = along._replace(segments=segments)
         table = curve(along, values[:segments].reshape(-1, 3))
-        return OnePoint(table, *(jnp.asarray(math.exp(t), float) for t in (along.low, along.high)))
+        ends = (jnp.asarray(math.exp(t), float) for t in (along.low, along.high))
+        return OnePoint(table, *ends, jnp.asarray(bool(found.jumps)))
 
 
 def _within(found: Pieces, q: float) -> Pieces:
@@ -124,7 +127,7 @@ def _moments(phi: Activation, found: Pieces, q: Array) -> Array:
         value, slope = phi(u), phi.derivative(u)
         square = jnp.sum(weights * value**2)
         if found.jumps:  # by parts: E (z^2 - 1) phi^2 / 2 needs no slope
-            return jnp.stack([square, jnp.inf, jnp.sum(weights * (z * z - 1) * value**2) / 2])
+            return jnp.stack([square, jnp.zeros_like(q), jnp.sum(weights * (z * z - 1) * value**2) / 2])
         return jnp.stack([square, jnp.sum(weights * slope**2), jnp.sum(weights * u * value * slope)])
 
     return jax.lax.map(at, q, batch_size=max(1, 2**15 // len(found.edges)))
@@ -140,7 +143,7 @@ def two_point(phi: Activation, low: float, high: float) -> TwoPoint:
     """
     with jax.enable_x64(True):
         found = _within(pieces(phi, phi.kinks), high)
-        narrowest = min(b - a for a, b in itertools.pairwise(found.edges) if b - a > 1e-6)
+        narrowest = _narrowest(found)
         root, shift = min(math.sqrt(low), narrowest) / 4, low / 20
         along_s = axis(math.log(root), math.log(math.sqrt(high) + root), 1.0)
         along_v = axis(math.log(shift), math.log(high + shift), 2.0)
@@ -159,11 +162,19 @@ def two_point(phi: Activation, low: float, high: float) -> TwoPoint:
         return TwoPoint(ratios, slopes, *(jnp.asarray(number) for number in (root, shift, bool(found.jumps))))
 
 
+def _narrowest(found: Pieces) -> float:
+    """Width of the narrowest piece: the finest scale of phi, kinks apart (they may leave slivers beside them)."""
+    low, high = np.array(found.edges[:-1]), np.array(found.edges[1:])
+    kinks = np.array([*found.kinks, np.inf])
+    apart = np.abs((low + high)[:, None] / 2 - kinks).min(axis=1) > 2e-3
+    return float((high - low)[apart].min())
+
+
 def _shared(found: Pieces, narrowest_v: float, narrowest_s: float, widest: float) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights in m that serve every v at once, graded towards 0 and towards the kinks."""
     outermost = 10 * widest
-    graded = narrowest_v / 2 * 2.0 ** np.arange(0, math.log2(2 * outermost / narrowest_v))
-    near = narrowest_s / 2 * 2.0 ** np.arange(0, math.log2(2 * outermost / narrowest_s))
+    graded = narrowest_v * 3.0 ** np.arange(0, math.log(outermost / narrowest_v, 3))
+    near = narrowest_s * 3.0 ** np.arange(0, math.log(outermost / narrowest_s, 3))
     edges = [np.array(found.edges), graded, -graded, np.array([0, outermost, -outermost])]
     edges += [kink + side * near for kink in found.kinks for side in (-1, 1)]
     breaks = np.unique(np.clip(np.concatenate(edges), -outermost, outermost))

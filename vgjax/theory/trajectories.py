@@ -123,10 +123,10 @@ def _norms(table: OnePoint, levels: Array, biases: Array, start: Array) -> tuple
         inside = jnp.clip(q, table.low, table.high)
         square, slope_square, growth = table(inside)
         power = growth / square  # d ln E phi^2 / d ln q
-        beyond = jnp.log(jnp.maximum(q, 1e-300) / inside)
-        return jnp.where(q > 1e-300, square * jnp.exp(power * beyond), 0), slope_square * jnp.exp(
-            jnp.where(power > 0.5, power - 1, 0) * beyond
-        )
+        beyond = jnp.log(jnp.clip(q, 1e-300, 1e300) / inside)
+        slopes = slope_square * jnp.exp(jnp.where(power > 0.5, power - 1, 0) * beyond)
+        size = jnp.where(q > 1e-300, square * jnp.exp(power * beyond), 0)
+        return jnp.where((q > 1e300) & (power > 0.5), jnp.inf, size), slopes
 
     def layer(q: Array, scales: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
         level, bias = scales

@@ -1,0 +1,202 @@
+"""Depth iterates two maps, of the variance and of the correlation: wide networks follow both, in every phase."""
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import SMALL, render
+from jax import Array
+
+import vgjax as vg
+from vgjax import plots, theory
+from vgjax.flow import visited_states
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACTIVATION, SIGMA_B = "tanh", 0.3
+SHARES = {"ordered": 0.6, "critical": 1.0, "chaotic": 2.0}  # of the critical sigma_w
+COLOURS = {"ordered": plots.VANISHING, "critical": plots.CRITICAL, "chaotic": plots.EXPLODING}
+Q_STARTS, C_STARTS = (0.1, 1.9), (0.05, 0.95)  # of q*; as they are
+WIDTH, DEPTH, DRAWS = (64, 4, 1) if SMALL else (1000, 12, 4)
+
+
+class Map(NamedTuple):
+    """One map with its orbits.
+
+    Attributes:
+        curve: (before, after) in theory.
+        fixed: where the orbits end.
+        slope: of the map there.
+        orbits: in theory, shape ``(starts, layers + 1)``.
+        measured: shape ``(starts, draws, layers + 1)``.
+    """
+
+    curve: tuple[np.ndarray, np.ndarray]
+    fixed: float
+    slope: float
+    orbits: np.ndarray
+    measured: np.ndarray
+
+
+class Phase(NamedTuple):
+    """The q map, the c map at q*, chi and the weight scale."""
+
+    q: Map
+    c: Map
+    chi: float
+    sigma_w: float
+
+
+def compute() -> dict[str, Phase]:
+    """Pairs of states through 12 layers of networks of width 1000, 4 draws, at three weight scales."""
+    network = without_stem(ACTIVATION, WIDTH, DEPTH)
+    draws = [vg.init(key, network) for key in jax.random.split(jax.random.key(0), DRAWS)]
+    edge = theory.critical_sigma_w(ACTIVATION, SIGMA_B).sigma_w
+    return {name: phase(draws, share * edge) for name, share in SHARES.items()}
+
+
+def phase(draws: list[vg.Parameters], sigma_w: float) -> Phase:
+    """Both maps at one weight scale, correlations followed at q*."""
+    field = theory.mean_field(ACTIVATION, sigma_w, SIGMA_B)
+    q_star = float(field.q_star)
+    scales = vg.Scales(sigma_w=sigma_w, sigma_b=SIGMA_B)
+
+    def q_orbit(start: float, depth: int = DEPTH) -> np.ndarray:
+        return theory.trajectory(ACTIVATION, sigma_w, SIGMA_B, depth, q0=start).q
+
+    def c_orbit(start: float, depth: int = DEPTH) -> np.ndarray:
+        return theory.trajectory(ACTIVATION, sigma_w, SIGMA_B, depth, q0=q_star, c0=start).c
+
+    q_starts = [share * q_star for share in Q_STARTS]
+    before_q, before_c = np.linspace(1e-3, 2, 60) * q_star, np.linspace(0, 1, 41)
+    q_map = Map(
+        (before_q, np.array([q_orbit(start, 1)[1] for start in before_q])),
+        q_star,
+        float(field.q_slope),
+        np.array([q_orbit(start) for start in q_starts]),
+        np.array([[measured(p, scales, start, 0.0)[0] for p in draws] for start in q_starts]),
+    )
+    c_map = Map(
+        (before_c, np.array([c_orbit(start, 1)[1] for start in before_c])),
+        float(field.c_star),
+        float(field.c_slope),
+        np.array([c_orbit(start) for start in C_STARTS]),
+        np.array([[1 - measured(p, scales, q_star, 1 - start)[1] for p in draws] for start in C_STARTS]),
+    )
+    return Phase(q_map, c_map, float(field.chi), sigma_w)
+
+
+# --- two states through one network -----------------------------------------------------------------------------------
+
+
+def without_stem(activation: str, width: int, depth: int) -> vg.Network:
+    """A plain network whose input is the first preactivation, so that its variance and correlation can be set."""
+    return replace(vg.mlp(width=width, depth=depth, activation=activation, inputs=1), stem=None, input_shape=(width,))
+
+
+def measured(parameters: vg.Parameters, scales: vg.Scales, q0: float, apart: float) -> tuple[np.ndarray, np.ndarray]:
+    """q of the first of two states and 1 - correlation of both at every layer, each of shape ``(depth + 1,)``."""
+    (width,) = parameters.network.input_shape
+    states = jax.vmap(visited_states, (None, None, 0))(parameters, scales, pair(jax.random.key(1), width, q0, apart))
+    q = jnp.mean(states.value[0] ** 2, axis=-1) * jnp.exp(2 * math.log(2) * states.exponent[0])
+    return np.asarray(q), np.asarray(one_minus_cosine(*states.value))
+
+
+def pair(key: Array, width: int, q0: float | Array, apart: float | Array) -> Array:
+    """Two random states of mean square q0 and correlation 1 - ``apart``, shape ``(2, width)``."""
+    a, b = jnp.linalg.qr(jax.random.normal(key, (width, 2)))[0].T
+    return jnp.sqrt(q0 * width) * jnp.stack([a, (1 - apart) * a + jnp.sqrt(apart * (2 - apart)) * b])
+
+
+def one_minus_cosine(a: Array, b: Array) -> Array:
+    """1 - correlation over the last axis: half the squared distance of the directions, so that nothing cancels."""
+    a, b = (v / jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (a, b))
+    return jnp.sum((a - b) ** 2, axis=-1) / 2
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def draw(phases: dict[str, Phase]) -> "Figure":
+    """A column for each phase: q map above, c map below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 5.3), layout="constrained")
+    axes = figure.subplots(2, len(phases))
+    for (name, phase), (above, below) in zip(phases.items(), axes.T, strict=True):
+        colour = COLOURS[name]
+        draw_map(above, phase.q, colour, 2 * phase.q.fixed)
+        draw_map(below, phase.c, colour, 1.0)
+        above.set(xlabel=r"$q^l$", title=rf"{name}, $\sigma_w$ = {phase.sigma_w:.2f}")
+        above.title.set_color(colour)
+        note(above, rf"$q^*$ = {phase.q.fixed:.2f}", rf"slope there {phase.q.slope:.2f}")
+        below.set(xlabel=r"$c^l$")
+        at_one = rf"slope at 1 is $\chi$ = {phase.chi:.2f}"
+        note(below, rf"$c^*$ = {phase.c.fixed:.2f}", *([at_one] if name != "chaotic" else [at_one, "(1 repels)"]))
+        if name == "chaotic":
+            below.plot(1, 1, "o", color=colour, markerfacecolor="white", markersize=6, clip_on=False, zorder=5)
+    axes[0, 0].set_ylabel(r"variance of the next layer $q^{l+1}$")
+    axes[1, 0].set_ylabel(r"correlation in the next layer $c^{l+1}$")
+    figure.suptitle(rf"{ACTIVATION}, $\sigma_b$ = {SIGMA_B}", fontsize=8.5)
+    figure.legend(handles=legend(), loc="outside lower center", ncols=4, handlelength=2)
+    return figure
+
+
+def draw_map(ax: "Axes", of: Map, colour: str, top: float) -> None:
+    """The diagonal, the map, the cobwebs of its orbits, the measured pairs, the fixed point."""
+    ax.plot([0, top], [0, top], **DIAGONAL)
+    ax.plot(*of.curve, color=colour)
+    for orbit in of.orbits:
+        ax.plot(*cobweb(orbit), **WEB)
+    for orbits in of.measured:
+        ax.plot(orbits[:, :-1].ravel(), orbits[:, 1:].ravel(), **DOT)
+    ax.plot(of.fixed, of.fixed, "o", color=colour, markeredgecolor="k", markersize=6, clip_on=False, zorder=5)
+    ax.set(xlim=(0, top), ylim=(0, top), aspect="equal")
+
+
+def cobweb(orbit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From the diagonal to the map, across to the diagonal, and so on."""
+    x, y = np.repeat(orbit[:-1], 2), np.repeat(orbit[1:], 2)
+    return np.append(x, orbit[-1]), np.append(orbit[0], y)
+
+
+def note(ax: "Axes", *lines: str) -> None:
+    """Words in the empty corner below the diagonal."""
+    ax.text(0.98, 0.04, "\n".join(lines), transform=ax.transAxes, ha="right", va="bottom", fontsize=7)
+
+
+DIAGONAL: dict[str, Any] = {"color": "0.6", "linewidth": 0.7, "linestyle": "--"}
+WEB: dict[str, Any] = {"color": "k", "linewidth": 0.6}
+DOT: dict[str, Any] = {
+    "marker": "o",
+    "color": plots.THEORY,
+    "linestyle": "",
+    "markersize": 3.4,
+    "markeredgecolor": "k",
+    "markeredgewidth": 0.4,
+    "zorder": 4,
+    "clip_on": False,
+}
+
+
+def legend() -> list[Any]:
+    """What the lines and dots are."""
+    from matplotlib.lines import Line2D
+
+    what = f"measured, each of {DRAWS} draws (width {WIDTH})"
+    return [
+        Line2D([], [], color="0.3", label="the map, theory"),
+        Line2D([], [], label="its orbit from two starts", **WEB),
+        Line2D([], [], label="next layer = this layer", **DIAGONAL),
+        Line2D([], [], label=what, **DOT),
+    ]
+
+
+if __name__ == "__main__":
+    render("maps", compute, draw)
