@@ -15,6 +15,12 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"checks", "exponents"},
     {"activations", "initializers", "data", "chunks"},
+    {"theory.chebyshev", "theory.gaussian"},
+    {"theory.tables", "theory.spectra", "theory.shaping", "theory.residual"},
+    {"theory.correlation", "theory.normalization", "theory.recurrent", "theory.attention"},
+    {"theory.phases"},
+    {"theory.critical", "theory.trajectories", "theory.finite_width"},
+    {"theory"},
     {"blocks", "results"},
     {"networks"},
     {"layers"},
@@ -22,17 +28,23 @@ FLOORS = (
     {"losses"},
     {"gradients"},
     {"sweeps"},
+    {"comparison"},
     {"plots"},
     {"cli"},
     {"__main__"},
 )
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
-MODULES = sorted(path.stem for path in (ROOT / "vgjax").glob("*.py") if path.stem != "__init__")
+PATHS = {
+    ".".join(path.relative_to(ROOT / "vgjax").with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "vgjax").rglob("*.py")
+    if path != ROOT / "vgjax" / "__init__.py"
+}
+MODULES = sorted(PATHS)
 
 
 def imports(module: str, *, top_level: bool) -> set[str]:
     """Full dotted names that a module imports: at its top only, or anywhere."""
-    tree = ast.parse((ROOT / "vgjax" / f"{module}.py").read_text())
+    tree = ast.parse(PATHS[module].read_text())
     found = set()
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -42,15 +54,25 @@ def imports(module: str, *, top_level: bool) -> set[str]:
     return found
 
 
+def ours(module: str) -> set[str]:
+    """Modules of the library that a module imports at its top."""
+    names = (name.removeprefix("vgjax.") for name in imports(module, top_level=True) if name.startswith("vgjax."))
+    return {next(own for own in (name, name.rpartition(".")[0]) if own in FLOOR) for name in names}
+
+
 def test_every_module_has_a_floor():
     assert set(MODULES) == set(FLOOR)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
-    ours = {name.split(".")[1] for name in imports(module, top_level=True) if name.startswith("vgjax.")}
-    for name in ours & set(FLOOR):
+    for name in ours(module):
         assert FLOOR[name] < FLOOR[module], f"{module} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("theory")])
+def test_theory_borrows_nothing_from_the_simulator(module):
+    assert {name for name in ours(module) if not name.startswith("theory")} <= {"checks", "activations", "initializers"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -40,7 +40,9 @@ def by_mpmath(f, q: float, points) -> float:
     """E f(sqrt(q) z) by mpmath's quadrature, split at the points (in u)."""
     with mp.workdps(25):
         root = mp.sqrt(mp.mpf(q))
-        ends = sorted({mp.mpf(x) for x in (-14, -7, -3, 0, 3, 7, 14)} | {p / root for p in points if abs(p / root) < 14})
+        ends = sorted(
+            {mp.mpf(x) for x in (-14, -7, -3, 0, 3, 7, 14)} | {p / root for p in points if abs(p / root) < 14}
+        )
         return float(mp.quad(lambda z: f(root * z) * mp.npdf(z), ends))
 
 
@@ -70,7 +72,9 @@ def test_single_precision(q):
 @pytest.mark.parametrize("q", (1e-4, 0.04, 1.0, 400.0))
 def test_a_users_own_jumps_steps_and_kinks_are_found(q):
     root = math.sqrt(q)
-    assert float(expectation(step, q)) == pytest.approx(0.5 * math.erfc(0.3 / root / math.sqrt(2)), rel=1e-11, abs=1e-14)
+    assert float(expectation(step, q)) == pytest.approx(
+        0.5 * math.erfc(0.3 / root / math.sqrt(2)), rel=1e-11, abs=1e-14
+    )
     ends = [0.2 + x for x in np.linspace(-0.05, 0.05, 11)]
     exact = by_mpmath(lambda u: mp.tanh(300 * (u - mp.mpf("0.2"))), q, ends)
     assert float(expectation(steep, q)) == pytest.approx(exact, abs=1e-11)
@@ -174,7 +178,9 @@ def test_bad_input_is_one_clear_sentence():
         expectation(lambda u: u * 1j, 1.0)
     with pytest.raises(ValueError, match="must not return NaN"):
         expectation(jnp.log, 1.0)
-    with pytest.raises(ValueError, match=r"must have a second moment under every Gaussian, .*infinite from q = 0.25 on"):
+    with pytest.raises(
+        ValueError, match=r"must have a second moment under every Gaussian, .*infinite from q = 0.25 on"
+    ):
         expectation(lambda u: jnp.exp(u * u), 0.1)
     with pytest.raises(ValueError, match="q must be at most .* oscillates or grows too fast"):
         expectation(lambda u: jnp.sin(100 * u), 1e4)

@@ -62,7 +62,9 @@ def test_published_points_of_tanh():
         assert (found.xi_c, abs(found.xi_grad)) == pytest.approx(tuple(expected[3:]), abs=6e-7)
     # Poole et al. 2016: sigma_w = 2.5, sigma_b = .3.
     found = mean_field("tanh", 2.5, 0.3)
-    assert (found.q_star, found.chi, found.c_star) == pytest.approx((4.0791238753, 1.5852247650, 0.1221037473), abs=6e-11)
+    assert (found.q_star, found.chi, found.c_star) == pytest.approx(
+        (4.0791238753, 1.5852247650, 0.1221037473), abs=6e-11
+    )
 
 
 def test_phases_and_statuses_are_named():
@@ -90,7 +92,9 @@ def test_phases_and_statuses_are_named():
 def test_start_decides_between_several_fixed_points():
     low, high = fixed_points("gelu", math.sqrt(2), math.sqrt(0.05))
     assert (low.stable, high.stable) == (True, False)
-    assert mean_field("gelu", math.sqrt(2), math.sqrt(0.05), start=high.q * 0.9).q_star == pytest.approx(low.q, rel=1e-9)
+    assert mean_field("gelu", math.sqrt(2), math.sqrt(0.05), start=high.q * 0.9).q_star == pytest.approx(
+        low.q, rel=1e-9
+    )
     assert mean_field("gelu", math.sqrt(2), math.sqrt(0.05), start=high.q * 1.1).status == "grows without bound"
 
 

@@ -1,0 +1,132 @@
+"""Shaped activations keep two inputs of a deep network as far apart as they were; plain ones send all pairs to one
+correlation."""
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import SMALL, render
+from correlation_decay import layer, one_minus_c, pairs
+
+import vgjax as vg
+from vgjax import plots, theory
+from vgjax.theory.shaping import deep_kernel_shaping, local_slope, tailored_leaky_relu
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DEPTHS = (1, 3, 10) if SMALL else (1, 5, 15, 50)
+WIDTH, DRAWS, PAIRS = (64, 1, 2) if SMALL else (1000, 4, 2)
+STARTS = np.linspace(-0.9, 0.9, 7)
+CURVE = np.linspace(-1, 1, 21 if SMALL else 81)
+LOOKS = (("0.6", "-"), (plots.VANISHING, (0, (5, 1.5))), ("#1b7837", (0, (3, 1, 1, 1))), (plots.EXPLODING, "-"))
+
+
+@dataclass(frozen=True)
+class Maps:
+    """C^l of one activation for every l of ``DEPTHS``.
+
+    Attributes:
+        name: above the panel.
+        predicted: at the correlations of ``CURVE``, shape ``(depths, curve)``.
+        measured: at those of ``STARTS``, mean over draws, shape ``(depths, starts)``.
+        spread: standard deviation over draws and pairs, same shape.
+    """
+
+    name: str
+    predicted: np.ndarray
+    measured: np.ndarray
+    spread: np.ndarray
+
+
+def compute() -> list[Maps]:
+    """Three activations as they are, at the sigma_w that keeps q = 1, then the same three shaped for 50 layers."""
+    depth = DEPTHS[-1]
+    slope, tailored = local_slope(depth), tailored_leaky_relu(depth)
+    phis = {
+        "tanh": vg.activations.get("tanh"),
+        "softplus": vg.activations.get("softplus"),
+        "ReLU": vg.activations.get("relu"),
+        "tanh, Deep Kernel Shaping": deep_kernel_shaping("tanh", slope).activation,
+        "softplus, Deep Kernel Shaping": deep_kernel_shaping("softplus", slope).activation,
+        f"leaky ReLU ({slope_of(tailored):.2f}), tailored": tailored.activation,
+    }
+    sigma_w = {name: float(theory.expectation(squared(phi), 1.0) ** -0.5) for name, phi in phis.items()}
+    measured = measure(phis, sigma_w)
+    return [
+        Maps(name, iterated(phi, sigma_w[name]), found.mean(axis=(0, 2)).T, found.std(axis=(0, 2)).T)
+        for (name, phi), found in zip(phis.items(), measured, strict=True)
+    ]
+
+
+def slope_of(shaped: theory.shaping.Shaped) -> float:
+    """The slope of a leaky ReLU on the left, as it stands in its name, whatever scales it."""
+    return float(-shaped.base(jnp.float32(-1)))
+
+
+@functools.cache
+def squared(phi: vg.Activation) -> vg.activations.Elementwise:
+    """phi^2."""
+    return lambda h: phi(h) ** 2
+
+
+def iterated(phi: vg.Activation, sigma_w: float) -> np.ndarray:
+    """C^l from q = 1 for every l of ``DEPTHS``; shape ``(depths, curve)``."""
+    ends = [theory.trajectory(phi, sigma_w, 0.0, DEPTHS[-1], 1.0, float(c)).c for c in CURVE]
+    return np.stack(ends)[:, list(DEPTHS)].T
+
+
+def measure(phis: dict[str, vg.Activation], sigma_w: dict[str, float]) -> list[np.ndarray]:
+    """Cosines behind the layers of ``DEPTHS``, one array a phi, shape ``(draws, starts, pairs, depths)``; all
+    activations in the same draws."""
+    blocks = tuple(layer(phi, WIDTH) for phi in phis.values())
+    scales = tuple(vg.Scales(sigma_w=s, sigma_b=0.0) for s in sigma_w.values())
+    found = []
+    for key in jax.random.split(jax.random.key(0), DRAWS):
+        inputs, layers = jax.random.split(key)
+        states = jnp.concatenate(
+            [pairs(jax.random.fold_in(inputs, i), PAIRS, WIDTH, 1.0, c) for i, c in enumerate(STARTS)]
+        )
+        found.append(one_minus_c(blocks, scales, (states,) * len(blocks), layers, DEPTHS[-1]))
+    return [
+        1 - np.stack(each).reshape(DRAWS, len(STARTS), PAIRS, -1)[..., list(DEPTHS)]
+        for each in zip(*found, strict=True)
+    ]
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def draw(maps: list[Maps]) -> "Figure":
+    """Above: as they are. Below: shaped."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 5.1), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True, sharey=True)
+    for ax, found in zip(axes.flat, maps, strict=True):
+        draw_maps(ax, found)
+    for ax, word in zip(axes[:, 0], ("as they are", "shaped"), strict=True):
+        ax.set_ylabel(f"{word}\n" + r"correlation $c_l$ behind layer $l$")
+    for ax in axes[1]:
+        ax.set_xlabel("correlation $c_0$ of two inputs")
+    axes[0, 0].legend(loc="upper left", title=f"theory; dots: width {WIDTH}", alignment="left", borderaxespad=0.1)
+    return figure
+
+
+def draw_maps(ax: "Axes", found: Maps) -> None:
+    """C^l as lines, one a depth; measured means as dots with bars of one standard deviation of a pair."""
+    for depth, (colour, style), curve, mean, spread in zip(
+        DEPTHS, LOOKS, found.predicted, found.measured, found.spread, strict=False
+    ):
+        ax.plot(CURVE, curve, color=colour, linestyle=style, linewidth=1.2, label=f"$l$ = {depth}")
+        ax.errorbar(STARTS, mean, spread, fmt="o", color=colour, markersize=3, elinewidth=0.6, mec="w", mew=0.4)
+    ax.set(xlim=(-1, 1.02), ylim=(-1, 1.05), aspect="equal", title=found.name)
+
+
+if __name__ == "__main__":
+    render("shaping", compute, draw)
