@@ -112,8 +112,12 @@ def correlations(
     """
     weights, of_states = jax.random.split(key)
     parameters = vg.init(weights, network, stream=True)
-    keys = jax.random.split(of_states, PAIRS)
+    points = (jnp.asarray(a, jnp.float32) for a in (sigma_w, q_star, starts))
+    return np.asarray(_correlations(parameters, jax.random.split(of_states, PAIRS), *points))
 
+
+@jax.jit
+def _correlations(parameters: vg.Parameters, keys: Array, sigma_w: Array, q_star: Array, starts: Array) -> Array:
     def one(key: Array, sigma_w: Array, q: Array, start: Array) -> Array:
         scales = vg.Scales(sigma_w=sigma_w, sigma_b=SIGMA_B)
         states = jax.vmap(visited_states, (None, None, 0))(parameters, scales, pair(key, WIDTH, q, start))
@@ -121,7 +125,7 @@ def correlations(
 
     points = jax.vmap(one, (None, 0, 0, 0))
     every = jax.vmap(jax.vmap(points, (None, None, None, 0)), (0, None, None, None))
-    return np.asarray(every(keys, *(jnp.asarray(a, jnp.float32) for a in (sigma_w, q_star, starts))).mean(axis=0))
+    return every(keys, sigma_w, q_star, starts).mean(axis=0)
 
 
 def above_floor(distance: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import pytest
 import vgjax as vg
 from vgjax import theory
 
-# (sigma_w^2, sigma_b^2): ordered, near the edge, chaotic; for activations whose q grows without bound, where it settles.
+# (sigma_w^2, sigma_b^2): ordered, near the edge, chaotic; for those whose q grows without bound, where it settles.
 POINTS = {
     "tanh": ((1.0, 0.05), (1.76, 0.05), (2.5, 0.05)),
     "relu": ((1.0, 0.1), (2.0, 0.0), (2.4, 0.0)),
@@ -37,7 +37,7 @@ def measured(name: str, variance_w: float, variance_b: float, width: int) -> vg.
 
 
 @pytest.mark.parametrize(("name", "variance_w", "variance_b"), CASES)
-@pytest.mark.parametrize("width", (64, 192))
+@pytest.mark.parametrize("width", [64, 192])
 def test_the_band_covers_the_measured_gain(name, variance_w, variance_b, width):
     found = vg.compare(measured(name, variance_w, variance_b, width))
     # The band is right to 1 / n; a term 40 l / n^2 was measured for GELU, whose q scatters by itself, and less than a
@@ -52,7 +52,7 @@ def test_the_band_covers_the_measured_gain(name, variance_w, variance_b, width):
 
 
 @pytest.mark.parametrize(("name", "variance_w", "variance_b"), CASES)
-@pytest.mark.parametrize("width", (64, 192))
+@pytest.mark.parametrize("width", [64, 192])
 def test_the_state_settles_at_q_star(name, variance_w, variance_b, width):
     sweep = measured(name, variance_w, variance_b, width)
     start = np.exp(sweep.log_mean_square[:, 0, 0, 0].astype(float))
@@ -99,7 +99,7 @@ def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
     assert np.all(np.abs(c.mean(axis=0) - predicted) <= 4 * error + 20 / width)
 
 
-@pytest.mark.parametrize("name", ("tanh", "hard_tanh", "erf"))
+@pytest.mark.parametrize("name", ["tanh", "hard_tanh", "erf"])
 def test_the_measured_edge_is_the_critical_line(name):
     errors = []
     for width in (48, 192):
@@ -157,7 +157,7 @@ def test_compare_says_so_when_theory_is_wrong():
 def test_compare_refuses_what_theory_does_not_cover():
     sweep = measured("tanh", 1.0, 0.05, 64)
     by_hand = vg.Sweep(sweep.axes, sweep.log_gain, sweep.log_mean_square, sweep.left_range, 64)
-    with pytest.raises(ValueError, match="compare needs a sweep of vgjax.mlp, got one of an unknown network"):
+    with pytest.raises(ValueError, match=r"compare needs a sweep of vgjax\.mlp, got one of an unknown network"):
         vg.compare(by_hand)
     network = vg.mlp(width=8, depth=2, inputs=3)
     several = vg.sweep(network, jnp.ones(3), key=jax.random.key(0), seeds=2, tangents=2, progress=False, sigma_w=[1.0])

@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from vgjax.theory import attention, normalization, recurrent, residual
+from vgjax.theory import attention, lines, normalization, recurrent, residual
 
 EXACT = 1e-9  # closed forms and printed references: what `batch_norm_rate` promises; most agree to 1e-14
 
@@ -270,12 +270,12 @@ def test_moments_beyond_the_quadrature() -> None:
     def mean(f: Callable) -> float:
         return float(mpmath.quad(lambda z: f(root * z) * mpmath.npdf(z), splits))
 
-    square, slope = residual.moments("gelu", 1e12)
+    square, slope = lines.moments("gelu", 1e12)
     assert square == pytest.approx(mean(lambda u: (u * mpmath.ncdf(u)) ** 2), rel=1e-9)
     assert slope == pytest.approx(mean(lambda u: (mpmath.ncdf(u) + u * mpmath.npdf(u)) ** 2), rel=1e-9)
-    assert residual.moments("relu", math.inf) == (math.inf, pytest.approx(0.5, rel=1e-13))
+    assert lines.moments("relu", math.inf) == (math.inf, pytest.approx(0.5, rel=1e-13))
     # tanh saturates: E sech^4 -> (4/3) / sqrt(2 pi q)
-    assert residual.moments("tanh", 1e12)[1] == pytest.approx(4 / 3 / math.sqrt(2e12 * math.pi), rel=1e-6)
+    assert lines.moments("tanh", 1e12)[1] == pytest.approx(4 / 3 / math.sqrt(2e12 * math.pi), rel=1e-6)
 
 
 def test_residual_of_finite_networks() -> None:
@@ -311,7 +311,7 @@ def test_bad_residual() -> None:
     with pytest.raises(ValueError, match="layers must be at least 2"):
         residual.fixup_scale(10, 1)
     with pytest.raises(ValueError, match=r"q must be at most .* neither bounded nor asymptotically linear"):
-        residual.moments(jnp.square, 1e12)
+        lines.moments(jnp.square, 1e12)
 
 
 # --- recurrent ------------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_scaling_identity():
             assert getattr(scaled, name) == pytest.approx(getattr(plain, name), rel=1e-9), name
 
 
-@pytest.mark.parametrize("name", ("tanh", "gelu"))
+@pytest.mark.parametrize("name", ["tanh", "gelu"])
 def test_a_map_is_its_points_and_has_no_nan(name):
     sigma_w, sigma_b = np.linspace(0.5, 3, 9), np.array([0.0, 0.3, 0.7])
     grid = mean_field_map(name, sigma_w, sigma_b)
@@ -122,7 +122,7 @@ def test_a_map_is_its_points_and_has_no_nan(name):
             assert getattr(grid, field)[i, j] == pytest.approx(getattr(point, field), rel=1e-9, abs=1e-12), field
 
 
-@pytest.mark.parametrize("name", ("tanh", "silu", "sigmoid"))
+@pytest.mark.parametrize("name", ["tanh", "silu", "sigmoid"])
 def test_the_fixed_point_is_where_iteration_ends(name):
     found = mean_field(name, 1.3, 0.4)
     q = theory.trajectory(name, 1.3, 0.4, 3000).q[-1]

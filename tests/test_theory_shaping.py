@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import brentq
 
 from vgjax import activations
-from vgjax.theory import gaussian, shaping
+from vgjax.theory import gaussian, lines, shaping
 
 # Gauss-Hermite: right to 1e-12 for functions as smooth as a transformed tanh or softplus; not what the library uses.
 Z, WEIGHTS = np.polynomial.hermite_e.hermegauss(150)
@@ -140,10 +140,10 @@ def test_shifted_line() -> None:
     # E (m + s z)_+ = m Phi(m/s) + s N(m/s); E phi' = Phi(m/s)
     m, s = -0.7, 1.3
     cdf, pdf = math.erfc(-m / s / math.sqrt(2)) / 2, math.exp(-((m / s) ** 2) / 2) / math.sqrt(2 * math.pi)
-    at = shaping.shifted_line("relu", s, m)
+    at = lines.shifted_line("relu", s, m)
     assert at.mean(at.phi) == pytest.approx(m * cdf + s * pdf, rel=1e-13)
     assert at.mean(at.slope) == pytest.approx(cdf, rel=1e-13)
-    at = shaping.shifted_line("tanh", 0.0, 0.4)
+    at = lines.shifted_line("tanh", 0.0, 0.4)
     assert at.mean(at.phi) == pytest.approx(math.tanh(0.4), rel=1e-14)
 
 
@@ -166,4 +166,4 @@ def test_bad_shaping() -> None:
     with pytest.raises(ValueError, match=r"correlation must lie in \(0, 1\), got 1"):
         shaping.tailored_leaky_relu(3, 1)
     with pytest.raises(ValueError, match="scale must be finite and not negative, got -1"):
-        shaping.shifted_line("tanh", -1, 0)
+        lines.shifted_line("tanh", -1, 0)

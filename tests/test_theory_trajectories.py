@@ -49,7 +49,7 @@ def test_critical_tanh_without_bias():
     assert q == pytest.approx(published, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ("tanh", "gelu", "hard_tanh"))
+@pytest.mark.parametrize("name", ["tanh", "gelu", "hard_tanh"])
 def test_two_inputs_of_unequal_norms(name):
     sigma_w, sigma_b, q, c = 1.6, 0.3, np.array([0.4, 2.5]), -0.4
     found = trajectory(name, sigma_w, sigma_b, 6, q0=q, c0=c)

@@ -14,8 +14,7 @@ import numpy as np
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import not_negative, positive_integer
-from vgjax.theory.residual import moments
-from vgjax.theory.shaping import shifted_line
+from vgjax.theory.lines import moments, shifted_line
 
 
 class Lyapunov(NamedTuple):

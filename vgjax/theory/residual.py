@@ -12,20 +12,16 @@ constant: (1 + sigma_v^2 sigma_w^2 / (2 depth))^depth for ReLU. At branch = 0, s
 every layer is the identity and the log growth is exactly 0.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import not_negative, positive_integer
-from vgjax.theory.gaussian import Pieces, nodes, pieces
+from vgjax.theory.lines import moments, times
 
 
 class Trajectory(NamedTuple):
@@ -82,9 +78,9 @@ def trajectory(
     p[0] = p0
     with np.errstate(over="ignore", under="ignore"):
         for l, (b2, s2) in enumerate(zip(branches**2, skips**2, strict=True)):
-            q[l] = _times(sigma_w**2, p[l]) + sigma_b**2
+            q[l] = times(sigma_w**2, p[l]) + sigma_b**2
             square, slope = moments(phi, float(q[l]))
-            p[l + 1] = _times(s2, p[l]) + b2 * sigma_a**2 + _times(b2 * sigma_v**2, square)
+            p[l + 1] = times(s2, p[l]) + b2 * sigma_a**2 + times(b2 * sigma_v**2, square)
             factors[l] = s2 + b2 * sigma_v**2 * sigma_w**2 * slope
     with np.errstate(divide="ignore"):
         return Trajectory(p, q, np.concatenate([[0.0], np.cumsum(np.log(factors))]))
@@ -123,62 +119,3 @@ def per_layer(name: str, scale: ArrayLike, depth: int) -> np.ndarray:
     if values.shape not in ((), (depth,)):
         raise ValueError(f"{name} must be a number or have shape {(depth,)}, one per layer, got shape {values.shape}")
     return np.broadcast_to(values, (depth,))
-
-
-def _times(factor: float, value: float) -> float:
-    """The product, with 0 times infinity = 0: what is not connected does not overflow."""
-    return factor * value if factor else 0.0
-
-
-# --- moments at any variance ----------------------------------------------------------------------------------------
-
-
-def moments(activation: str | Activation | Elementwise, q: float) -> tuple[float, float]:
-    """E phi^2 and E phi'^2 at variance q, infinity included.
-
-    Beyond what the quadrature resolves (q ~ 1e10) phi is bounded or linear on both sides, and what happens near 0 is a
-    correction in 1 / sqrt(q); two resolved variances give it, to 1e-9.
-
-    Raises:
-        ValueError: a negative q, or one beyond what the quadrature resolves of a phi that is neither.
-    """
-    if q != math.inf:
-        not_negative("q", q)
-    phi = activations.get(activation)
-    everywhere = pieces(phi, phi.kinks)
-    largest = everywhere.largest_variance
-    if q <= largest:
-        reach = 2.0 ** math.ceil(math.log2(12 * math.sqrt(q) + 1))  # few sizes, since each is compiled for
-        return _moments(phi, everywhere.within(reach), q)
-    if not (phi.facts.bounded or phi.facts.above):
-        raise ValueError(
-            f"q must be at most {largest:.3g} for activation {phi.name!r}, which is neither bounded nor asymptotically "
-            f"linear, got {q:.3g}"
-        )
-    (limit, correction), (slope_limit, slope_correction) = _far(phi)
-    size = 1.0 if phi.facts.bounded else q  # an infinite q times a vanishing limit is 0
-    return _times(limit + correction / math.sqrt(q), size), slope_limit + slope_correction / math.sqrt(q)
-
-
-@functools.cache
-def _far(phi: Activation) -> tuple[tuple[float, float], tuple[float, float]]:
-    """a and b of a + b / sqrt(q) for E phi^2 (over q, if phi is not bounded) and for E phi'^2."""
-    everywhere = pieces(phi, phi.kinks)
-    qs = np.array([1.0, 0.25]) * everywhere.largest_variance
-    values = np.array([_moments(phi, everywhere, q) for q in qs])
-    if not phi.facts.bounded:
-        values[:, 0] /= qs
-    a, b = np.linalg.solve(np.stack([np.ones(2), qs**-0.5], axis=1), values)
-    return (float(a[0]), float(b[0])), (float(a[1]), float(b[1]))
-
-
-def _moments(phi: Activation, found: Pieces, q: float) -> tuple[float, float]:
-    with jax.enable_x64(True):
-        square, slope = _compiled_moments(phi, found, jnp.asarray(q, float))
-    return float(square), float(slope)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled_moments(phi: Activation, found: Pieces, q: Array) -> tuple[Array, Array]:
-    u, _, weights = nodes(found, q)
-    return jnp.sum(weights * phi(u) ** 2), jnp.sum(weights * phi.derivative(u) ** 2)

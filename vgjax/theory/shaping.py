@@ -19,8 +19,9 @@ from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
-from vgjax.checks import not_negative, positive_integer
-from vgjax.theory.gaussian import NODES, WEIGHTS, Z_EDGES, Z_EDGES_OF_EXPONENTIALS, Line, correlated_expectation, pieces
+from vgjax.checks import positive_integer
+from vgjax.theory.gaussian import Line, correlated_expectation, pieces
+from vgjax.theory.lines import shifted_line
 
 
 class Shaped(NamedTuple):
@@ -201,44 +202,6 @@ def leaky_relu_c_map(c: float, slope: float) -> float:
     c = min(c, 1.0)
     bend = math.sqrt((1 - c) * (1 + c)) - c * math.acos(c)
     return c + (1 - slope) ** 2 / (math.pi * (1 + slope**2)) * bend
-
-
-# --- the line of a shifted Gaussian ---------------------------------------------------------------------------------
-
-
-def shifted_line(activation: str | Activation | Elementwise, scale: float, shift: float) -> Line:
-    """phi and phi' at the nodes of E f(scale z + shift): `gaussian.line` for a Gaussian of any mean.
-
-    Args:
-        activation: a name, an `Activation` or a callable.
-        scale: standard deviation, at least 0.
-        shift: mean.
-
-    Raises:
-        ValueError: a negative or non-finite scale, or a Gaussian that reaches farther than phi is resolved.
-    """
-    not_negative("scale", scale)
-    not_negative("|shift|", abs(shift))
-    phi = activations.get(activation)
-    found, reach = pieces(phi, phi.kinks), abs(shift) + 12 * scale
-    if reach > found.reach:
-        raise ValueError(f"|shift| + 12 scale must be at most {found.reach:.3g} for {phi.name!r}, got {reach:.3g}")
-    own = Z_EDGES_OF_EXPONENTIALS if found.overflows else Z_EDGES
-    edges = np.array(found.within(2.0 ** math.ceil(math.log2(reach + 1))).edges)
-    images = np.clip((edges - shift) / max(scale, 1e-300), own[0], own[-1])
-    breaks = np.sort(np.concatenate([own, images]))
-    half, middle = np.diff(breaks)[:, None] / 2, (breaks[1:] + breaks[:-1])[:, None] / 2
-    z = (middle + half * NODES).ravel()
-    weights = (half * WEIGHTS).ravel() * np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    u = scale * z + shift
-    with jax.enable_x64(True):
-        values, slopes = (np.asarray(a) for a in _compiled_values(phi, jnp.asarray(u)))
-    return Line(z, u, values, slopes, weights)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled_values(phi: Activation, u: Array) -> tuple[Array, Array]:
-    return phi(u), phi.derivative(u)
 
 
 def _curvatures(phi: Activation, u: np.ndarray) -> np.ndarray:

@@ -109,8 +109,8 @@ def one_point(phi: Activation) -> OnePoint:
         segments = int(np.argmax(steep)) if steep.any() else len(parts)
         along = along._replace(segments=segments)
         table = curve(along, values[:segments].reshape(-1, 3))
-        ends = (jnp.asarray(math.exp(t), float) for t in (along.low, along.high))
-        return OnePoint(table, *ends, jnp.asarray(bool(found.jumps)))
+        low, high = (jnp.asarray(math.exp(t), float) for t in (along.low, along.high))
+        return OnePoint(table, low, high, jnp.asarray(bool(found.jumps)))
 
 
 def _within(found: Pieces, q: float) -> Pieces:
