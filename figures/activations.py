@@ -1,4 +1,6 @@
-"""The same map for twelve activations: the edge between vanishing and exploding is the activation's own."""
+"""The same map for twelve activations: the edge between vanishing and exploding is the activation's own.
+
+Black: measured; dashed: the edge of chaos of infinite width, where there is one that signals reach."""
 
 from typing import TYPE_CHECKING
 
@@ -50,6 +52,8 @@ def draw(sweeps: dict[str, vg.Sweep]) -> "Figure":
     axes = figure.subplots(-(-len(sweeps) // 4), min(4, len(sweeps)), sharex=True, sharey=True, squeeze=False)
     for ax, (activation, sweep) in zip(axes.flat, sweeps.items(), strict=True):
         mesh = plots.draw_rate(ax, *sweep.axes.values(), sweep.rate(), reach=REACH)
+        sigma_b = np.linspace(0, 1, 101)
+        plots.draw_critical_line(ax, vg.theory.critical_line(activation, sigma_b), sigma_b)
         ax.set_title(activation)
     figure.supxlabel(plots.label("sigma_w"), fontsize=8.5)
     figure.supylabel(plots.label("sigma_b"), fontsize=8.5)

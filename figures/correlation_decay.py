@@ -168,7 +168,7 @@ def draw(data: tuple[dict[str, Decay], Measured]) -> "Figure":
         right.plot([], [], "o", color="0.4", markersize=2 + 1.5 * size, label=f"width {width}")
     right.axhline(1, color="k", linewidth=0.8)
     right.set(yscale="log", xlabel="layer $l$ / width", ylabel="measured $1 - c_l$ / theory, geometric mean")
-    right.set_title("at finite width the typical pair is closer")
+    right.set_title("finite width: they meet sooner")
     right.text(1.5, 1.04, "infinite width", ha="right", va="bottom", fontsize=7.5)
     ticks = [2.0**-k for k in range(5)]
     right.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
@@ -199,7 +199,7 @@ def draw_dots(ax: "Axes", name: str, measured: np.ndarray) -> None:
 
 
 def draw_departure(ax: "Axes", name: str, found: Decay, width: int, measured: np.ndarray, size: float) -> None:
-    """Measured over predicted against layer / width, geometric mean with bars of one standard error; activations beside each other."""
+    """Measured over predicted against layer / width, geometric mean with bars of one standard error."""
     colour, marker = LOOKS[name]
     depth = measured.shape[-1] - 1
     mean, error = log_mean(measured / found.predicted[: depth + 1])

@@ -1,5 +1,5 @@
-"""With dropout no point is critical: the depth to which two inputs can be told apart stays finite at every sigma_w, and
-even a network's two copies of one input come apart."""
+"""With dropout no point is critical: the correlation of two inputs settles within a finite depth at every sigma_w, and
+below 1, even that of two copies of one input."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +24,8 @@ LOOKS = dict(
 )
 CURVE = np.linspace(1, 4, 61 if SMALL else 601)  # sigma_w^2
 DOTS = np.linspace(1.25, 3.75, 2 if SMALL else 6)
-WIDTH, DEPTH, PAIRS, DRAWS = (64, 10, 4, 1) if SMALL else (1000, 24, 24, 2)
+APART = 0.15  # of two starting correlations, to either side of c*
+WIDTH, DEPTH, PAIRS, DRAWS = (64, 10, 4, 1) if SMALL else (1000, 16, 24, 3)
 MEASURED = (0.99, 0.9)
 
 
@@ -34,7 +35,7 @@ class Dropout:
 
     Attributes:
         xi_c, c_star: shape of ``CURVE``.
-        measured_xi_c, measured_c_star: shape of ``DOTS``; None if not measured.
+        measured_xi_c, measured_c_star: values and standard errors, shape ``(2, dots)``; None if not measured.
     """
 
     xi_c: np.ndarray
@@ -55,36 +56,37 @@ def dropout(keep: float) -> Dropout:
     if keep not in MEASURED:
         return Dropout(*curves)
     points = [measure(level, keep, jax.random.key(i)) for i, level in enumerate(DOTS)]
-    xi_c, c_star = np.array(points).T
+    xi_c, c_star = np.array(points).transpose(1, 2, 0)
     return Dropout(*curves, xi_c, c_star)
 
 
-# --- measuring: two starts approach the same correlation, at the rate 1 / xi_c ---------------------------------------
+# --- measuring: the line c -> c' through what single layers do to correlations on both sides of c* --------------------
 
 
-def measure(level: float, keep: float, key: Array) -> tuple[float, float]:
-    """xi_c and c* at one sigma_w^2: where the mean correlations of pairs that start orthogonal and of pairs that start
-    equal meet, and the rate at which they approach each other in the layers before."""
-    start = theory.mean_field(ACTIVATION, float(np.sqrt(level)), VARIANCE_B**0.5, dropout=1 - keep).q_star
-    keys = jax.random.split(key, DRAWS)
-    c = np.mean([correlations(jnp.float32(level), jnp.float32(keep), jnp.float32(start), k) for k in keys], axis=0)
-    gap = c[1] - c[0]
-    layers = np.arange(len(gap))
-    told = (layers >= 2) & (np.cumsum(gap < 0.05) == 0)
-    slope = np.polyfit(layers[told], np.log(gap[told]), 1)[0] if told.sum() > 2 else np.nan
-    return -1 / slope, c[:, -3:].mean()
+def measure(level: float, keep: float, key: Array) -> tuple[tuple[float, float], tuple[float, float]]:
+    """xi_c = -1 / ln(slope) and c* with standard errors, of a line through correlations before and behind each layer."""
+    field = theory.mean_field(ACTIVATION, float(np.sqrt(level)), VARIANCE_B**0.5, dropout=1 - keep)
+    starts = jnp.clip(jnp.array([field.c_star - APART, field.c_star + APART], jnp.float32), 0, 1)
+    numbers = (jnp.float32(x) for x in (level, keep, field.q_star))
+    c = jax.vmap(correlations, (None, None, None, None, 0))(*numbers, starts, jax.random.split(key, DRAWS))
+    before, behind = np.asarray(c[..., :-1], float).ravel(), np.asarray(c[..., 1:], float).ravel()
+    (slope, offset), covariance = np.polyfit(before, behind, 1, cov=True)
+    xi_c, c_star = -1 / np.log(slope), offset / (1 - slope)
+    to_c_star = np.array([c_star, 1]) / (1 - slope)
+    return (xi_c, xi_c**2 / slope * covariance[0, 0] ** 0.5), (c_star, (to_c_star @ covariance @ to_c_star) ** 0.5)
 
 
 @jax.jit
-def correlations(level: Array, keep: Array, q: Array, key: Array) -> Array:
-    """Mean cosine of the pairs at every layer, from cosine 0 and from cosine 1, shape ``(2, DEPTH + 1)``.
+def correlations(level: Array, keep: Array, q: Array, starts: Array, key: Array) -> Array:
+    """Mean cosine of the pairs at every layer, from two starting values, shape ``(2, DEPTH + 1)``.
 
     h' = W (mask phi(h) / keep) + b; all inputs share W and b, every one has its own masks.
     """
     phi = vg.activations.get(ACTIVATION)
     first, layers = jax.random.split(key)
-    x = jnp.sqrt(q) * vg.data.sphere(first, 2 * PAIRS, WIDTH).reshape(PAIRS, 2, WIDTH)
-    states = jnp.stack([x, jnp.repeat(x[:, :1], 2, axis=1)])
+    x = vg.data.sphere(first, 2 * PAIRS, WIDTH).reshape(2, PAIRS, WIDTH)
+    tilted = [c * x[0] + jnp.sqrt(1 - c**2) * x[1] for c in starts]
+    states = jnp.sqrt(q) * jnp.stack([jnp.stack([x[0], other], axis=1) for other in tilted])
 
     def step(states: Array, key: Array) -> tuple[Array, Array]:
         of_weights, of_biases, of_masks = jax.random.split(key, 3)
@@ -118,25 +120,24 @@ def draw(found: dict[float, Dropout]) -> "Figure":
         draw_curve(left, keep, curves.xi_c, curves.measured_xi_c)
         draw_curve(right, keep, curves.c_star, curves.measured_c_star)
     edge = theory.critical_sigma_w(ACTIVATION, VARIANCE_B**0.5).sigma_w ** 2
-    left.set(yscale="log", ylim=(0.6, 600), ylabel=r"depth scale $\xi_c$ of the correlation, in layers")
-    left.annotate(
-        "diverges only\nwithout dropout", (edge, 300), xytext=(18, -4), textcoords="offset points", fontsize=7.5
-    )
+    left.set(yscale="log", ylim=(1, 500), ylabel=r"depth scale $\xi_c$ (layers)")
+    left.text(edge + 0.1, 300, "diverges only without dropout", fontsize=7.5, va="center")
     right.set(ylim=(0, 1.03), ylabel=r"correlation $c^*$ that two inputs approach")
     for ax in (left, right):
-        ax.axvline(edge, color="0.6", linewidth=0.6, zorder=0)
+        ax.axvline(edge, color="0.7", linewidth=0.6, zorder=0)
         ax.set(xlim=(CURVE[0], CURVE[-1]), xlabel=r"weight variance $\sigma_w^2$")
-    left.plot([], [], "o", color="0.4", markersize=3.5, label=f"measured, width {WIDTH}")
-    left.legend(loc="lower right", title=rf"{ACTIVATION}, $\sigma_b^2$ = {VARIANCE_B}", alignment="left")
+    left.yaxis.set_major_formatter("{x:g}")
+    right.plot([], [], "o", color="0.4", markersize=3.5, label=f"measured, width {WIDTH}")
+    right.legend(loc="upper right", title=rf"{ACTIVATION}, $\sigma_b^2$ = {VARIANCE_B}; units kept:", alignment="left")
     return figure
 
 
 def draw_curve(ax: "Axes", keep: float, curve: np.ndarray, measured: np.ndarray | None) -> None:
-    """One share of kept units: its colour and line style, dots where it was measured."""
+    """One share of kept units: its colour and line style, dots with bars of one standard error where measured."""
     colour, style = LOOKS[keep]
-    ax.plot(CURVE, curve, color=colour, linestyle=style, label="no dropout" if keep == 1 else f"keep {keep}")
+    ax.plot(CURVE, curve, color=colour, linestyle=style, label="all (no dropout)" if keep == 1 else f"{keep:.0%}")
     if measured is not None:
-        ax.plot(DOTS, measured, "o", color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.5)
+        ax.errorbar(DOTS, *measured, fmt="o", color=colour, markersize=4, mec="white", mew=0.5, elinewidth=0.8)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The gradient gain of one ReLU draw is log-normal, and its depth and widths enter only through beta = 5 sum 1/n."""
+"""The gradient gain of one ReLU draw is log-normal, and depth and widths enter only through beta = 5 sum 1/n."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 HE = 2**0.5
 INPUTS = 16
-DRAWS = 100 if SMALL else 2000
-RATIOS = [(24, 3), (48, 6), (24, 12), (48, 24), (24, 36), (48, 72)]  # width, depth: three ratios, two widths each
-EQUAL = [[width] * (depth + 1) for width, depth in RATIOS]
-UNEQUAL = [[64] * 6 + [16] * 6, [16] * 12 + [64] * 12, [64] * 6 + [16] * 16 + [32] * 8]
+DRAWS = 100 if SMALL else 2500
+RATIOS = (0.125, 0.5, 1.5)  # depth / width
+STACKS = ((24,) * 37, (48,) * 73, (64,) * 8 + (16,) * 8 + (32,) * 9)
 COLOURS = [plots.VANISHING, plots.CRITICAL, plots.EXPLODING]
 
 SIGMA_B, ORDERED, CHAOTIC = 0.3, 1.0, 2.5
@@ -30,41 +29,44 @@ TANH_WIDTH, TANH_DEPTH, TANH_DRAWS = (16, 10, 10) if SMALL else (64, 100, 400)
 
 @dataclass(frozen=True)
 class LogGains:
-    """Measured ln(||J u||^2 n_0 / n_L) of many draws of one ReLU network.
+    """Measured ln(||J_{l<-0} u||^2 n_0 / n_l) of many draws of one ReLU network, at every depth l.
 
     Attributes:
         widths: sizes of the states.
-        values: shape ``(draws,)``.
+        values: of the draws in which no layer is dead, shape ``(draws, depth + 1)``.
+        exact: mean and variance at that width, shape ``(2, depth + 1)``.
     """
 
     widths: tuple[int, ...]
     values: np.ndarray
+    exact: np.ndarray
 
-    @property
-    def beta(self) -> float:
+    def beta(self, depth: int) -> float:
         """Of the limit law N(-beta/2, beta)."""
-        return theory.log_normal_beta(self.widths, "relu")
+        return theory.log_normal_beta(self.widths[: depth + 1], "relu")
 
 
 def compute() -> tuple[list[LogGains], vg.Sweep, theory.Band]:
-    """2000 draws of each of 9 ReLU networks; 400 draws of tanh networks at three sigma_w with their predicted bands."""
-    stacks = [*EQUAL[:2], UNEQUAL[0]] if SMALL else [*EQUAL, *UNEQUAL]
-    return [log_gains(tuple(widths), DRAWS) for widths in stacks], *tanh_spread()
+    """2500 draws of each of 3 ReLU networks; 400 draws of tanh networks at three sigma_w with their predicted bands."""
+    gains = [log_gains(widths, jax.random.key(i)) for i, widths in enumerate(STACKS)]
+    return gains, *tanh_spread()
 
 
-def log_gains(widths: tuple[int, ...], draws: int) -> LogGains:
-    """Every draw has its own weights and its own direction u."""
+def log_gains(widths: tuple[int, ...], key: Array) -> LogGains:
+    """Every draw has its own weights and its own direction u; the first l layers are a network of depth l."""
     network = vg.mlp(widths=widths, activation="relu", inputs=INPUTS, bias_law="zero")
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
 
     def one(key: Array) -> Array:
         weights, direction = jax.random.split(key)
-        push = vg.push_forward(network, vg.init(weights, network), vg.Scales(sigma_w=HE), x, key=direction)
-        return push.log_gain[-1]
+        return vg.push_forward(network, vg.init(weights, network), vg.Scales(sigma_w=HE), x, key=direction).log_gain
 
-    keys = jax.random.split(jax.random.key(0), draws)
-    gains = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20))(keys)
-    return LogGains(widths, 2 * np.asarray(gains, float) + np.log(widths[0] / widths[-1]))
+    log_gain = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20))(jax.random.split(key, DRAWS))
+    size = np.log(np.array(widths) / widths[0])
+    values = 2 * np.asarray(log_gain, float) - size
+    band = theory.band("relu", widths, HE)
+    exact = np.stack([2 * band.mean - size, 4 * band.deviation**2])
+    return LogGains(widths, values[np.isfinite(values[:, -1])], exact)
 
 
 def tanh_spread() -> tuple[vg.Sweep, theory.Band]:
@@ -88,58 +90,75 @@ def draw(data: tuple[list[LogGains], vg.Sweep, theory.Band]) -> "Figure":
     relu, sweep, band = data
     figure = Figure(figsize=(7.2, 2.75), layout="constrained")
     law, collapse, spread = figure.subplots(1, 3)
-    draw_histograms(law, [found for found in relu if len(set(found.widths)) == 1])
+    draw_histograms(law, relu[:2])
     draw_moments(collapse, relu)
     draw_spread(spread, sweep, band)
     return figure
 
 
 def draw_histograms(ax: "Axes", gains: Sequence[LogGains]) -> None:
-    """Densities over draws as markers, filled for the wider network of each depth / width, and the law as a line."""
-    for i, found in enumerate(gains):
-        colour, beta, wide = COLOURS[i // 2], found.beta, i % 2
-        reach = 3.4 * np.sqrt(beta)
-        density, edges = np.histogram(found.values, bins=np.linspace(-reach, reach, 22) - beta / 2, density=True)
-        fill = colour if wide else "white"
-        ax.plot((edges[1:] + edges[:-1]) / 2, density, "so"[wide], color=colour, mfc=fill, markersize=3, mew=0.7)
-        if not wide:
-            x = np.linspace(-20, 8, 800)
-            law = np.exp(-((x + beta / 2) ** 2) / 2 / beta) / np.sqrt(2 * np.pi * beta)
-            ax.plot(x, law, color=colour, zorder=0)
-            at = -beta / 2 - 1.1 * np.sqrt(beta), np.exp(-0.6) / np.sqrt(2 * np.pi * beta)
-            text = rf"$L/n$ = {(len(found.widths) - 1) / found.widths[0]:.3g}" + "\n" + rf"$\beta$ = {beta:.3g}"
-            ax.annotate(text, at, xytext=(-5, 2), textcoords="offset points", ha="right", color=colour, fontsize=7)
-    for i, found in enumerate(gains[:2]):
-        ax.plot([], [], "so"[i], color="0.3", mfc=["white", "0.3"][i], markersize=3, label=f"$n$ = {found.widths[0]}")
+    """Densities over draws as markers, filled for the wider network, and the limit law of each depth / width."""
+    x = np.linspace(-20, 8, 800)
+    for ratio, colour, side in zip(RATIOS, COLOURS, (1.2, 0.6, 0.6), strict=True):
+        for found, marker, fill in zip(gains, "so", ("white", colour), strict=True):
+            depth = round(ratio * found.widths[0])
+            beta = found.beta(depth)
+            edges = np.linspace(-3.4, 3.4, 22) * np.sqrt(beta) - beta / 2
+            density, _ = np.histogram(found.values[:, depth], bins=edges)
+            density = density / len(found.values) / np.diff(edges)
+            ax.plot((edges[1:] + edges[:-1]) / 2, density, marker, color=colour, mfc=fill, markersize=3, mew=0.7)
+        ax.plot(x, normal(x, beta), color=colour, zorder=0)
+        at = -beta / 2 - side * np.sqrt(beta)
+        text = f"$L/n$ = {ratio}\n" + rf"$\beta$ = {beta:.3g}"
+        place = {"textcoords": "offset points", "xytext": (-6, 2), "ha": "right", "color": colour, "fontsize": 7}
+        ax.annotate(text, (at, normal(at, beta)), **place)
+    for found, marker, fill in zip(gains, "so", ("white", "0.3"), strict=True):
+        ax.plot([], [], marker, color="0.3", mfc=fill, markersize=3, label=f"$n$ = {found.widths[0]}")
     ax.plot([], [], color="0.3", label=r"$N(-\beta/2, \beta)$")
-    ax.legend(loc="upper left", handlelength=1.2)
-    ax.set(xlabel=r"$\ln \|J u\|^2$", ylabel="density over draws", ylim=(0, None), xlim=(-14, 5), title="ReLU, one law")
+    ax.legend(loc="upper left", handlelength=1.2, borderaxespad=0.1)
+    ax.set(xlabel=r"$\ln \|J u\|^2$", ylabel="density over draws", ylim=(0, None), xlim=(-14, 5))
+    ax.set_title(f"ReLU, {DRAWS} draws each")
+
+
+def normal(x: "float | np.ndarray", beta: float) -> np.ndarray:
+    """Density of N(-beta/2, beta)."""
+    return np.exp(-((x + beta / 2) ** 2) / 2 / beta) / np.sqrt(2 * np.pi * beta)
 
 
 def draw_moments(ax: "Axes", gains: Sequence[LogGains]) -> None:
-    """Variance and minus twice the mean against beta, with bars of two standard errors, over the identity."""
-    for found in gains:
-        several = len(set(found.widths)) > 1
-        count, mean, variance = len(found.values), found.values.mean(), found.values.var(ddof=1)
-        fourth = ((found.values - mean) ** 4).mean()
-        bars = 2 * np.sqrt((fourth - variance**2) / count), 4 * np.sqrt(variance / count)
-        for value, bar, marker, colour in zip(
-            (variance, -2 * mean), bars, "o^", (plots.EXPLODING, plots.VANISHING), strict=True
-        ):
-            fill = colour if several else "white"
-            ax.errorbar(
-                found.beta, value, bar, fmt=marker, color=colour, mfc=fill, markersize=4, elinewidth=0.7, mew=0.8
-            )
-    ends = np.array([0.4, 12])
-    ax.plot(ends, ends, color="k", linewidth=0.9, zorder=0)
-    ax.plot([], [], "o", color=plots.EXPLODING, markersize=4, label="variance")
-    ax.plot([], [], "^", color=plots.VANISHING, markersize=4, label="$-2$ mean")
-    ax.plot([], [], "o", color="0.4", mfc="white", markersize=4, label="equal widths")
-    ax.plot([], [], "o", color="0.4", markersize=4, label="unequal widths")
-    ax.legend(loc="upper left", handletextpad=0.3, borderaxespad=0.2)
-    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title="moments: widths enter through one sum")
-    ax.set(xlabel=r"$\beta$ = 5 $\Sigma_l\, 1/n_l$ (and its ends)", ylabel=r"moment of $\ln \|J u\|^2$ over draws")
-    ticks = [0.5, 1, 2, 5, 10]
+    """Variance and minus twice the mean against beta, with bars of two standard errors; the limit as a thick line, the
+    exact moments of each network as thin ones."""
+    ends = np.array([0.2, 13])
+    ax.plot(ends, ends, color="0.75", linewidth=2.6, zorder=0, label="limit law")
+    for found, marker, style in zip(gains, "so^", ("-", "--", ":"), strict=True):
+        layers = np.arange(1, len(found.widths))
+        beta = np.array([found.beta(layer) for layer in layers])
+        at = np.unique(np.searchsorted(beta, np.geomspace(0.3, 0.99 * beta[-1], 7)))
+        count, mean, variance = len(found.values), found.values.mean(axis=0), found.values.var(axis=0)
+        fourth = ((found.values - mean) ** 4).mean(axis=0)
+        moments = [
+            (
+                plots.EXPLODING,
+                plots.EXPLODING,
+                variance,
+                np.sqrt(np.maximum(fourth - variance**2, 0) / count),
+                found.exact[1],
+            ),
+            (plots.VANISHING, "white", -2 * mean, 2 * np.sqrt(variance / count), -2 * found.exact[0]),
+        ]
+        for colour, fill, value, error, exact in moments:
+            ax.plot(beta, exact[1:], color=colour, linestyle=style, linewidth=0.7)
+            bars = {"fmt": marker, "markersize": 3.4, "elinewidth": 0.7, "mew": 0.7, "mfc": fill}
+            ax.errorbar(beta[at], value[layers[at]], 2 * error[layers[at]], color=colour, **bars)
+        name = "$n_l$ = " + ", ".join(f"{n}" for n in dict.fromkeys(found.widths))
+        ax.plot([], [], marker, linestyle=style, linewidth=0.7, color="0.3", markersize=3.4, label=name)
+    words = {"variance (filled)": 0.62, "$-2$ mean (open)": 0.42, "thin lines: exact at that width": 0.28}
+    for (word, y), colour in zip(words.items(), (plots.EXPLODING, plots.VANISHING, "0.3"), strict=True):
+        ax.text(11, y, word, color=colour, fontsize=7, ha="right")
+    ax.legend(loc="upper left", handlelength=1.8, borderaxespad=0.1, fontsize=7)
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, title="unequal widths too: one sum")
+    ax.set(xlabel=r"$\beta = 5 \Sigma_{l<L} 1/n_l + 2/n_L - 2/n_0$", ylabel=r"moments of $\ln(\|J u\|^2 n_0/n_L)$")
+    ticks = [0.2, 0.5, 1, 2, 5, 10]
     ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
     ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
     ax.minorticks_off()

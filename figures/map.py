@@ -1,6 +1,7 @@
 """The phase map of tanh.
 
-Where gradients vanish, where they explode, and the depth at which float32 stops seeing either.
+Where gradients vanish, where they explode, the edge of chaos of theory over the measured one, and the depth at which
+float32 stops seeing either.
 """
 
 import jax
@@ -25,4 +26,4 @@ def compute() -> vg.Sweep:
 
 
 if __name__ == "__main__":
-    render("map", compute, vg.plots.phase_map)
+    render("map", compute, lambda sweep: vg.plots.phase_map(sweep, theory=vg.compare(sweep)))

@@ -1,5 +1,5 @@
-"""Shaped activations keep two inputs of a deep network as far apart as they were; plain ones send all pairs to one
-correlation."""
+"""Deep Kernel Shaping keeps two inputs of a deep network about as far apart as they were, and tailoring slows their
+drift; plain activations send all pairs to one correlation."""
 
 import functools
 from dataclasses import dataclass
@@ -10,19 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from common import SMALL, render
 from correlation_decay import layer, one_minus_c, pairs
+from scipy.interpolate import CubicSpline
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.theory.shaping import deep_kernel_shaping, local_slope, tailored_leaky_relu
+from vgjax.theory.shaping import Shaped, c_map, deep_kernel_shaping, local_slope, tailored_leaky_relu
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DEPTHS = (1, 3, 10) if SMALL else (1, 5, 15, 50)
-WIDTH, DRAWS, PAIRS = (64, 1, 2) if SMALL else (1000, 4, 2)
+WIDTH, DRAWS, PAIRS = (64, 1, 2) if SMALL else (1000, 4, 3)
 STARTS = np.linspace(-0.9, 0.9, 7)
-CURVE = np.linspace(-1, 1, 21 if SMALL else 81)
+NODES = np.linspace(0, np.pi, 9 if SMALL else 41)  # arccos c, in which maps are smooth, kinks of phi or not
+CURVE = np.cos(np.linspace(np.pi, 0, 201))
 LOOKS = (("0.6", "-"), (plots.VANISHING, (0, (5, 1.5))), ("#1b7837", (0, (3, 1, 1, 1))), (plots.EXPLODING, "-"))
 
 
@@ -58,12 +60,12 @@ def compute() -> list[Maps]:
     sigma_w = {name: float(theory.expectation(squared(phi), 1.0) ** -0.5) for name, phi in phis.items()}
     measured = measure(phis, sigma_w)
     return [
-        Maps(name, iterated(phi, sigma_w[name]), found.mean(axis=(0, 2)).T, found.std(axis=(0, 2)).T)
+        Maps(name, iterated(phi), found.mean(axis=(0, 2)).T, found.std(axis=(0, 2)).T)
         for (name, phi), found in zip(phis.items(), measured, strict=True)
     ]
 
 
-def slope_of(shaped: theory.shaping.Shaped) -> float:
+def slope_of(shaped: Shaped) -> float:
     """The slope of a leaky ReLU on the left, as it stands in its name, whatever scales it."""
     return float(-shaped.base(jnp.float32(-1)))
 
@@ -74,10 +76,13 @@ def squared(phi: vg.Activation) -> vg.activations.Elementwise:
     return lambda h: phi(h) ** 2
 
 
-def iterated(phi: vg.Activation, sigma_w: float) -> np.ndarray:
-    """C^l from q = 1 for every l of ``DEPTHS``; shape ``(depths, curve)``."""
-    ends = [theory.trajectory(phi, sigma_w, 0.0, DEPTHS[-1], 1.0, float(c)).c for c in CURVE]
-    return np.stack(ends)[:, list(DEPTHS)].T
+def iterated(phi: vg.Activation) -> np.ndarray:
+    """C^l for every l of ``DEPTHS``, interpolated between exact values of C; shape ``(depths, curve)``."""
+    map_of_angle = CubicSpline(NODES, c_map(phi, np.cos(NODES)), bc_type=((1, 0.0), (2, 0.0)))
+    c = [CURVE]
+    for _ in range(DEPTHS[-1]):
+        c.append(map_of_angle(np.arccos(np.clip(c[-1], -1, 1))))
+    return np.stack(c)[list(DEPTHS)]
 
 
 def measure(phis: dict[str, vg.Activation], sigma_w: dict[str, float]) -> list[np.ndarray]:
@@ -110,11 +115,16 @@ def draw(maps: list[Maps]) -> "Figure":
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for ax, found in zip(axes.flat, maps, strict=True):
         draw_maps(ax, found)
-    for ax, word in zip(axes[:, 0], ("as they are", "shaped"), strict=True):
+    for ax, word in zip(axes[:, 0], (r"plain, $\sigma_w$ such that $q$ = 1", r"shaped, $\sigma_w$ = 1"), strict=True):
         ax.set_ylabel(f"{word}\n" + r"correlation $c_l$ behind layer $l$")
     for ax in axes[1]:
         ax.set_xlabel("correlation $c_0$ of two inputs")
-    axes[0, 0].legend(loc="upper left", title=f"theory; dots: width {WIDTH}", alignment="left", borderaxespad=0.1)
+    axes[0, 0].legend(loc="upper left", alignment="left", borderaxespad=0.1)
+    axes[0, 1].plot([], [], color="0.3", linewidth=1.2, label="theory")
+    (dots,) = axes[0, 1].plot(
+        [], [], "o", color="0.3", markersize=3, label=f"measured, width {WIDTH}\n(bars: 1 s.d. of a pair)"
+    )
+    axes[0, 1].legend(handles=[axes[0, 1].lines[-2], dots], loc="lower right")
     return figure
 
 

@@ -101,8 +101,8 @@ def phase_map(
         x, y = sweep.axes.values()
         mesh = draw_rate(axes[0], x, y, sweep.rate())
         name_phases(axes[0], x, y, sweep.rate())
-        if theory is not None:
-            draw_critical_line(axes[0], *theory.critical)
+        if theory is not None and np.isfinite(theory.critical[0]).any():
+            name_edges(axes[0], draw_critical_line(axes[0], *theory.critical))
         axes[0].set(xlabel=label(names[0]), ylabel=label(names[1]))
         reach = mesh.norm.halfrange
         colour_bar(figure, axes[0], mesh, "factor on the gradient norm, per layer", factor_ticks(reach), factor)
@@ -134,26 +134,33 @@ def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, rea
     return mesh
 
 
-def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> None:
-    """The edge of chaos at infinite width over the measured one, both named in a legend.
+def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> Any:
+    """The edge of chaos at infinite width over the measured one.
 
     Args:
         ax: where; its limits stay.
         sigma_w, sigma_b: along the line, shape ``(points,)``; NaN where there is none.
+
+    Returns:
+        The line.
     """
-    from matplotlib.lines import Line2D
     from matplotlib.patheffects import withStroke
 
-    if not np.isfinite(sigma_w).any():
-        return
     limits = ax.get_xlim(), ax.get_ylim()
     halo = [withStroke(linewidth=2.4, foreground="k")]
     (line,) = ax.plot(sigma_w, sigma_b, color=THEORY, linestyle=(0, (4, 2)), linewidth=1.2, path_effects=halo)
     ax.set(xlim=limits[0], ylim=limits[1])
+    return line
+
+
+def name_edges(ax: "Axes", theory: Any) -> None:
+    """A legend for the measured edge and, given its line, the one of theory."""
+    from matplotlib.lines import Line2D
+
     measured = Line2D([], [], color="k", linewidth=1.3, label="edge, measured")
-    line.set_label("edge of chaos, theory")
+    theory.set_label("edge of chaos, theory")
     ax.legend(
-        handles=[measured, line], loc="lower right", frameon=True, framealpha=0.85, edgecolor="none", fontsize=6.5
+        handles=[measured, theory], loc="lower right", frameon=True, framealpha=0.85, edgecolor="none", fontsize=6.5
     )
 
 

@@ -18,14 +18,9 @@ _LEAST = 1e-13  # a fixed point nearer to c = 1 than that is not told from it
 
 
 def table(phi: Activation, low: float, high: float) -> TwoPoint:
-    """The table of two inputs for q between two ends, widened to powers of 100 so that neighbours share it."""
-    decades = math.floor(math.log(max(low, 1e-12), 100)), math.ceil(math.log(min(high, 1e8), 100) + 1e-9)
-    return two_point(phi, *(100.0**d for d in decades))
-
-
-def apart(pair: TwoPoint, q: Array, level: Array, epsilon: Array) -> Array:
-    """1 - c of the next layer from 1 - c of this one, at the fixed point q of the q map; level is sigma_w^2."""
-    return level * pair.ratio(epsilon * q, (1 - epsilon) * q) * epsilon
+    """The table of two inputs for q between two ends: .01 to 100, where q settles as a rule, or wider if need be."""
+    first, last = math.floor(math.log(max(low, 1e-12), 100)), math.ceil(math.log(min(high, 1e8), 100))
+    return two_point(phi, 100.0 ** min(first, -1), 100.0 ** max(last, 1))
 
 
 @jax.jit
