@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIGMA_B = {"tanh": 0.3, "sin": 1.0, "relu": 0.0}
+SIGMA_B = {"tanh": 0.3, "relu": 0.0} if SMALL else {"tanh": 0.3, "sin": 1.0, "relu": 0.0}
 LOOKS = {"tanh": (plots.VANISHING, "s"), "sin": ("#1b7837", "^"), "relu": (plots.EXPLODING, "o")}
 DEPTH = 10**4 if SMALL else 10**5
 DRAWS = {16: (2, 20), 64: (2, 20)} if SMALL else {60: (40, 90), 250: (12, 200), 1000: (4, 200)}  # and layers, by width
@@ -159,7 +159,7 @@ def draw(data: tuple[dict[str, Decay], Measured]) -> "Figure":
     left.plot([], [], "o", color="0.4", markersize=3.5, label=f"measured, width {widest}, {DRAWS[widest][0]} draws")
     left.plot([], [], color="0.4", label="theory, infinite width")
     left.plot(
-        [], [], color="0.4", linestyle="--", linewidth=0.7, label=r"leading term; $\beta = 2/\sigma_w^2 q\, E \phi''^2$"
+        [], [], color="0.4", linestyle="--", linewidth=0.7, label=r"leading: $\beta/l$, $\beta = 2/(\sigma_w^2 q\, E \phi''^2)$")
     )
     left.set(xscale="log", yscale="log", xlim=(1, DEPTH), ylim=(DEPTH**-1.8, 2), xlabel="layer $l$")
     left.set_ylabel(r"$1 - c_l$, two inputs, $c_0 = 0$")
@@ -168,7 +168,7 @@ def draw(data: tuple[dict[str, Decay], Measured]) -> "Figure":
         right.plot([], [], "o", color="0.4", markersize=2 + 1.5 * size, label=f"width {width}")
     right.axhline(1, color="k", linewidth=0.8)
     right.set(yscale="log", xlabel="layer $l$ / width", ylabel="measured $1 - c_l$ / theory, geometric mean")
-    right.set_title("finite width: they meet sooner")
+    right.set_title("finite width: pairs meet sooner")
     right.text(1.5, 1.04, "infinite width", ha="right", va="bottom", fontsize=7.5)
     ticks = [2.0**-k for k in range(5)]
     right.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])

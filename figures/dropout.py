@@ -64,7 +64,7 @@ def dropout(keep: float) -> Dropout:
 
 
 def measure(level: float, keep: float, key: Array) -> tuple[tuple[float, float], tuple[float, float]]:
-    """xi_c = -1 / ln(slope) and c* with standard errors, of a line through correlations before and behind each layer."""
+    """xi_c = -1 / ln(slope) and c* with standard errors, of a line through correlations before and behind a layer."""
     field = theory.mean_field(ACTIVATION, float(np.sqrt(level)), VARIANCE_B**0.5, dropout=1 - keep)
     starts = jnp.clip(jnp.array([field.c_star - APART, field.c_star + APART], jnp.float32), 0, 1)
     numbers = (jnp.float32(x) for x in (level, keep, field.q_star))

@@ -20,7 +20,7 @@ HE = 2**0.5
 INPUTS = 16
 DRAWS = 100 if SMALL else 2500
 RATIOS = (0.125, 0.5, 1.5)  # depth / width
-STACKS = ((24,) * 37, (48,) * 73, (64,) * 8 + (16,) * 8 + (32,) * 9)
+STACKS = ((8,) * 13, (16,) * 25) if SMALL else ((24,) * 37, (48,) * 73, (64,) * 8 + (16,) * 8 + (32,) * 9)
 COLOURS = [plots.VANISHING, plots.CRITICAL, plots.EXPLODING]
 
 SIGMA_B, ORDERED, CHAOTIC = 0.3, 1.0, 2.5
@@ -99,7 +99,7 @@ def draw(data: tuple[list[LogGains], vg.Sweep, theory.Band]) -> "Figure":
 def draw_histograms(ax: "Axes", gains: Sequence[LogGains]) -> None:
     """Densities over draws as markers, filled for the wider network, and the limit law of each depth / width."""
     x = np.linspace(-20, 8, 800)
-    for ratio, colour, side in zip(RATIOS, COLOURS, (1.2, 0.6, 0.6), strict=True):
+    for ratio, colour, side in zip(RATIOS, COLOURS, (-0.7, 0.6, 0.6), strict=True):
         for found, marker, fill in zip(gains, "so", ("white", colour), strict=True):
             depth = round(ratio * found.widths[0])
             beta = found.beta(depth)
@@ -110,13 +110,13 @@ def draw_histograms(ax: "Axes", gains: Sequence[LogGains]) -> None:
         ax.plot(x, normal(x, beta), color=colour, zorder=0)
         at = -beta / 2 - side * np.sqrt(beta)
         text = f"$L/n$ = {ratio}\n" + rf"$\beta$ = {beta:.3g}"
-        place = {"textcoords": "offset points", "xytext": (-6, 2), "ha": "right", "color": colour, "fontsize": 7}
-        ax.annotate(text, (at, normal(at, beta)), **place)
+        place = {"xytext": (-6 * np.sign(side), 2), "textcoords": "offset points", "ha": "right" if side > 0 else "left"}
+                ax.annotate(text, (at, normal(at, beta)), color=colour, fontsize=7, **place)
     for found, marker, fill in zip(gains, "so", ("white", "0.3"), strict=True):
         ax.plot([], [], marker, color="0.3", mfc=fill, markersize=3, label=f"$n$ = {found.widths[0]}")
     ax.plot([], [], color="0.3", label=r"$N(-\beta/2, \beta)$")
     ax.legend(loc="upper left", handlelength=1.2, borderaxespad=0.1)
-    ax.set(xlabel=r"$\ln \|J u\|^2$", ylabel="density over draws", ylim=(0, None), xlim=(-14, 5))
+    ax.set(xlabel=r"$\ln \|J u\|^2$", ylabel="density over draws", ylim=(0, None), xlim=(-14, 7))
     ax.set_title(f"ReLU, {DRAWS} draws each")
 
 
@@ -130,7 +130,7 @@ def draw_moments(ax: "Axes", gains: Sequence[LogGains]) -> None:
     exact moments of each network as thin ones."""
     ends = np.array([0.2, 13])
     ax.plot(ends, ends, color="0.75", linewidth=2.6, zorder=0, label="limit law")
-    for found, marker, style in zip(gains, "so^", ("-", "--", ":"), strict=True):
+    for found, marker, style in zip(gains, "so^", ("-", "--", ":"), strict=False):
         layers = np.arange(1, len(found.widths))
         beta = np.array([found.beta(layer) for layer in layers])
         at = np.unique(np.searchsorted(beta, np.geomspace(0.3, 0.99 * beta[-1], 7)))
@@ -152,7 +152,7 @@ def draw_moments(ax: "Axes", gains: Sequence[LogGains]) -> None:
             ax.errorbar(beta[at], value[layers[at]], 2 * error[layers[at]], color=colour, **bars)
         name = "$n_l$ = " + ", ".join(f"{n}" for n in dict.fromkeys(found.widths))
         ax.plot([], [], marker, linestyle=style, linewidth=0.7, color="0.3", markersize=3.4, label=name)
-    words = {"variance (filled)": 0.62, "$-2$ mean (open)": 0.42, "thin lines: exact at that width": 0.28}
+    words = {"variance (filled)": 0.62, "$-2$ mean (open)": 0.42, "thin lines: exact": 0.28}
     for (word, y), colour in zip(words.items(), (plots.EXPLODING, plots.VANISHING, "0.3"), strict=True):
         ax.text(11, y, word, color=colour, fontsize=7, ha="right")
     ax.legend(loc="upper left", handlelength=1.8, borderaxespad=0.1, fontsize=7)

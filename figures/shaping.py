@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DEPTHS = (1, 3, 10) if SMALL else (1, 5, 15, 50)
+DEPTHS = (1, 5, 20) if SMALL else (1, 5, 15, 50)
 WIDTH, DRAWS, PAIRS = (64, 1, 2) if SMALL else (1000, 4, 3)
 STARTS = np.linspace(-0.9, 0.9, 7)
 NODES = np.linspace(0, np.pi, 9 if SMALL else 41)  # arccos c, in which maps are smooth, kinks of phi or not
