@@ -158,9 +158,8 @@ def draw(data: tuple[dict[str, Decay], Measured]) -> "Figure":
     widest = max(measured)
     left.plot([], [], "o", color="0.4", markersize=3.5, label=f"measured, width {widest}, {DRAWS[widest][0]} draws")
     left.plot([], [], color="0.4", label="theory, infinite width")
-    left.plot(
-        [], [], color="0.4", linestyle="--", linewidth=0.7, label=r"leading: $\beta/l$, $\beta = 2/(\sigma_w^2 q\, E \phi''^2)$")
-    )
+    leading = r"leading: $\beta/l$, $\beta = 2/(\sigma_w^2 q\, E \phi''^2)$"
+    left.plot([], [], color="0.4", linestyle="--", linewidth=0.7, label=leading)
     left.set(xscale="log", yscale="log", xlim=(1, DEPTH), ylim=(DEPTH**-1.8, 2), xlabel="layer $l$")
     left.set_ylabel(r"$1 - c_l$, two inputs, $c_0 = 0$")
     left.legend(loc="lower left")

@@ -110,8 +110,8 @@ def draw_histograms(ax: "Axes", gains: Sequence[LogGains]) -> None:
         ax.plot(x, normal(x, beta), color=colour, zorder=0)
         at = -beta / 2 - side * np.sqrt(beta)
         text = f"$L/n$ = {ratio}\n" + rf"$\beta$ = {beta:.3g}"
-        place = {"xytext": (-6 * np.sign(side), 2), "textcoords": "offset points", "ha": "right" if side > 0 else "left"}
-                ax.annotate(text, (at, normal(at, beta)), color=colour, fontsize=7, **place)
+        place = {"textcoords": "offset points", "ha": "right" if side > 0 else "left", "color": colour, "fontsize": 7}
+        ax.annotate(text, (at, normal(at, beta)), xytext=(-6 * np.sign(side), 2), **place)
     for found, marker, fill in zip(gains, "so", ("white", "0.3"), strict=True):
         ax.plot([], [], marker, color="0.3", mfc=fill, markersize=3, label=f"$n$ = {found.widths[0]}")
     ax.plot([], [], color="0.3", label=r"$N(-\beta/2, \beta)$")

@@ -341,7 +341,7 @@ def _root(table: OnePoint, knots: _Knots, piece: Array, level: Array, bias: Arra
 
     a, b = jax.lax.fori_loop(0, 20, halve, (low, high))
     t = (a + b) / 2
-    for _ in range(3):
+    for _ in range(2):
         square, _, growth = table.of_log_q(t)
         q_next = level * square + bias
         t = jnp.clip(t - (jnp.log(q_next) - t) / (level * growth / q_next - 1), low, high)
