@@ -17,10 +17,18 @@ from vgjax.theory.tables import TwoPoint, two_point
 _LEAST = 1e-13  # a fixed point nearer to c = 1 than that is not told from it
 
 
+_reach: dict[Activation, tuple[float, float]] = {}
+
+
 def table(phi: Activation, low: float, high: float) -> TwoPoint:
-    """The table of two inputs for q between two ends: .01 to 100, where q settles as a rule, or wider if need be."""
-    first, last = math.floor(math.log(max(low, 1e-12), 100)), math.ceil(math.log(min(high, 1e8), 100))
-    return two_point(phi, 100.0 ** min(first, -1), 100.0 ** max(last, 1))
+    """The table of two inputs for q between two ends: .01 to 100, where q settles as a rule, or wider if need be.
+
+    One table an activation: the widest that was asked for serves all.
+    """
+    ends = 10.0 ** math.floor(math.log10(max(low, 1e-12))), 10.0 ** math.ceil(math.log10(min(high, 1e8)))
+    known = _reach.get(phi, (1e-2, 1e2))
+    _reach[phi] = min(ends[0], known[0]), max(ends[1], known[1])
+    return two_point(phi, *_reach[phi])
 
 
 @jax.jit
