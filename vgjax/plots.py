@@ -281,7 +281,7 @@ def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, 
         ax.plot(layers[last], mean[last], "X", color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.6)
 
 
-_BAND_LINE: dict[str, Any] = {"color": "k", "linestyle": (0, (4, 2)), "linewidth": 0.9}
+_BAND_LINE: dict[str, Any] = {"color": "k", "linestyle": (0, (2, 4)), "linewidth": 0.9}  # the curve shows through
 
 
 def draw_band(ax: "Axes", band: "Band") -> None:
@@ -290,7 +290,7 @@ def draw_band(ax: "Axes", band: "Band") -> None:
     shown = np.where(np.isfinite(band.mean), band.mean, np.nan)
     ax.plot(layers, shown, **_BAND_LINE)
     for side in (-1, 1):
-        ax.plot(layers, shown + side * band.deviation, color="k", linewidth=0.5)
+        ax.plot(layers, shown + side * band.deviation, color="k", linewidth=0.3)
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
