@@ -9,7 +9,9 @@ serves every scale, map and trajectory.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -153,13 +155,21 @@ def two_point(phi: Activation, low: float, high: float) -> TwoPoint:
         few = dataclasses.replace(found, edges=found.kinks)
         small = np.sqrt(s) < narrowest / 8
         given = np.empty((2, len(s), len(m)))
-        for where, split in ((small, few), (~small, found)):
-            given[:, where] = _given_shared(phi, split, s[where], m)
+        parts = [(small, few), (~small, found)]
+        with ThreadPoolExecutor() as pool:  # two programs, compiled and run side by side
+            found_parts = pool.map(lambda part: _in_float64(_given_shared, phi, part[1], s[part[0]], m), parts)
+            for (where, _), values in zip(parts, found_parts, strict=True):
+                given[:, where] = values
         if found.jumps:
             given *= np.sqrt(s)[:, None]
         density = np.exp(-(m[:, None] ** 2) / (2 * v)) * weights[:, None] / np.sqrt(2 * math.pi * v)
         ratios, slopes = (surface(along_s, along_v, part @ density) for part in given)
         return TwoPoint(ratios, slopes, *(jnp.asarray(number) for number in (root, shift, bool(found.jumps))))
+
+
+def _in_float64(f: Callable[..., Array], *arguments: Any) -> np.ndarray:
+    with jax.enable_x64(True):  # holds for one thread
+        return np.asarray(f(*arguments))
 
 
 def _narrowest(found: Pieces) -> float:
