@@ -106,7 +106,7 @@ def test_bad_input_is_one_clear_sentence():
     with pytest.raises(ValueError, match="got both"):
         trajectory("tanh", 1.0, 0.0, 3, c0=0.5, one_minus_c0=0.5)
     with pytest.raises(
-        ValueError, match=r"sigma_w must be a number or one value per layer, shape \(3,\), got shape \(2,\)"
+        ValueError, match=r"sigma_w must be a number or have shape \(3,\), one per layer, got shape \(2,\)"
     ):
         trajectory("tanh", np.ones(2), 0.0, 3)
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):

@@ -357,8 +357,8 @@ def _at(table: OnePoint, q: Array, level: Array) -> tuple[Array, Array]:
 
 
 def _constant(value: np.ndarray | Array, level: ArrayLike) -> Array:
-    """Every q is a fixed point: F is the level everywhere."""
-    return jnp.max(jnp.abs(value - level), axis=-1) <= 1e-11 * level
+    """Every q is a fixed point: F is the level everywhere. From its extremes, once for all levels."""
+    return jnp.maximum(jnp.max(value) - level, level - jnp.min(value)) <= 1e-11 * level
 
 
 def _crossings(value: np.ndarray, level: float) -> np.ndarray:
@@ -403,7 +403,7 @@ def _map(table: OnePoint, t: Array, origin: int, levels: Array, biases: Array) -
         last = len(knots.value) - 2
         piece = jnp.clip(jnp.where(up, here + climb - 1, here - fall), 0, last)
         q = jax.vmap(lambda piece, level: _root(table, knots, piece, level, bias))(piece, levels)
-        constant = jax.vmap(lambda level: _constant(knots.value, level))(levels)
+        constant = _constant(knots.value, levels)
         lower, upper = jnp.minimum(knots.value[1:], knots.value[:-1]), jnp.maximum(knots.value[1:], knots.value[:-1])
         count = jnp.searchsorted(jnp.sort(lower), levels * (1 - _NOISE))
         count -= jnp.searchsorted(jnp.sort(upper), levels * (1 + _NOISE))

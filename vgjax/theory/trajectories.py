@@ -12,10 +12,11 @@ from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import positive_integer
 from vgjax.theory import correlation
 from vgjax.theory.gaussian import Pieces, check_correlation, pair, pieces
 from vgjax.theory.phases import check_dropout
+from vgjax.theory.residual import per_layer
 from vgjax.theory.tables import OnePoint, TwoPoint, one_point
 
 _ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
@@ -76,8 +77,6 @@ def trajectory(
             below 1, or an activation as `mean_field` refuses it.
     """
     phi, depth = activations.get(activation), positive_integer("depth", depth)
-    not_negative("sigma_w", sigma_w)
-    not_negative("sigma_b", sigma_b)
     check_dropout(dropout)
     start = np.atleast_1d(np.asarray(q0, float))
     if start.shape not in ((1,), (2,)) or not np.all(np.isfinite(start) & (start > 0)):
@@ -92,7 +91,8 @@ def trajectory(
     elif len(start) == 2:
         raise ValueError(f"two inputs need c0, their correlation at the start, got q0 = {q0} alone")
     with jax.enable_x64(True):
-        weights, biases = (_per_layer(name, s, depth) for name, s in (("sigma_w", sigma_w), ("sigma_b", sigma_b)))
+        scales = (per_layer(name, s, depth) for name, s in (("sigma_w", sigma_w), ("sigma_b", sigma_b)))
+        weights, biases = (jnp.asarray(scale) ** 2 for scale in scales)
         keep = jnp.asarray(1 - dropout)
         q, log_chi = (np.asarray(a) for a in _norms(one_point(phi), weights / keep, biases, jnp.asarray(start)))
         apart = None
@@ -102,14 +102,6 @@ def trajectory(
     if len(start) == 1:
         q, log_chi = q[0], log_chi[0]
     return Trajectory(q, log_chi, apart)
-
-
-def _per_layer(name: str, scale: ArrayLike, depth: int) -> Array:
-    """The squared scale of every layer, shape ``(depth,)``."""
-    values = np.asarray(scale, float)
-    if values.shape not in ((), (depth,)):
-        raise ValueError(f"{name} must be a number or one value per layer, shape ({depth},), got shape {values.shape}")
-    return jnp.broadcast_to(values**2, (depth,))
 
 
 @jax.jit
