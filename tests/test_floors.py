@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"checks", "exponents"},
     {"activations", "initializers", "data", "chunks"},
-    {"theory.chebyshev", "theory.gaussian"},
+    {"theory.chebyshev", "theory.gaussian", "theory.roots"},
     {"theory.tables", "theory.lines", "theory.spectra"},
     {"theory.correlation", "theory.residual", "theory.shaping", "theory.normalization", "theory.recurrent"},
     {"theory.phases", "theory.attention"},

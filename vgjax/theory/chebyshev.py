@@ -1,7 +1,13 @@
-"""Piecewise Chebyshev interpolants in one and two dimensions: what makes theory on a whole map cheap."""
+"""Piecewise Chebyshev interpolants in one and two dimensions: what makes theory on a whole map cheap.
 
+They read JAX arrays one point at a time, for use under `jit` and in scans over layers, and numpy arrays many points at
+once, sorted by segment: a whole map then needs no compilation.
+"""
+
+import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -46,37 +52,48 @@ class Curve(NamedTuple):
         coefficients: shape ``(segments, rows, DEGREE)``.
     """
 
-    low: Array
-    step: Array
-    coefficients: Array
+    low: np.ndarray
+    step: np.ndarray
+    coefficients: np.ndarray
 
-    def __call__(self, t: Array) -> Array:
-        """Values of all rows at one t, shape ``(rows,)``; t is held within the ends."""
-        segment, basis = _locate(t, self.low, self.step, self.coefficients.shape[0])
-        return self.coefficients[segment] @ basis
+    def __call__(self, t: Any) -> Any:
+        """Values of all rows, shape ``(rows, *t.shape)``; t is held within the ends."""
+        segment, x = _locate(t, self.low, self.step, self.coefficients.shape[0])
+        if isinstance(t, Array):
+            return jnp.asarray(self.coefficients)[segment] @ _polynomials(x)
+        segment, x = segment.ravel(), x.ravel()
+        values = np.empty((self.coefficients.shape[1], t.size))
+        for here, points in _groups(segment):
+            values[:, points] = self.coefficients[here] @ _polynomials(x[points])
+        return values.reshape(len(values), *t.shape)
 
 
 class Surface(NamedTuple):
     """A function of two numbers; attributes as for `Curve`, coefficients of shape ``(segments, segments, DEGREE,
     DEGREE)``."""
 
-    low: Array
-    step: Array
-    coefficients: Array
+    low: np.ndarray
+    step: np.ndarray
+    coefficients: np.ndarray
 
-    def __call__(self, x: Array, y: Array) -> Array:
-        """Value at one point; each number is held within its ends."""
-        rows, columns = self.coefficients.shape[:2]
-        i, along_x = _locate(x, self.low[0], self.step[0], rows)
-        j, along_y = _locate(y, self.low[1], self.step[1], columns)
-        return along_x @ (self.coefficients[i, j] @ along_y)
+    def __call__(self, x: Any, y: Any) -> Any:
+        """Values, shape of x and of y, ``(points,)``; each number is held within its ends."""
+        sizes = self.coefficients.shape[:2]
+        (i, along_x), (j, along_y) = (_locate(*axis) for axis in zip((x, y), self.low, self.step, sizes, strict=True))
+        if isinstance(x, Array):
+            return _polynomials(along_x) @ (jnp.asarray(self.coefficients)[i, j] @ _polynomials(along_y))
+        values, columns = np.empty(x.size), self.coefficients.shape[1]
+        for here, points in _groups(i * columns + j):
+            rows = self.coefficients[divmod(here, columns)] @ _polynomials(along_y[points])
+            values[points] = np.einsum("kp,kp->p", _polynomials(along_x[points]), rows)
+        return values
 
 
 def curve(along: Axis, values: np.ndarray) -> Curve:
     """Through samples at the axis's nodes, shape ``(nodes, rows)``."""
     blocks = values.reshape(along.segments, DEGREE, -1)
     coefficients = np.einsum("kn,snr->srk", _TO_COEFFICIENTS, blocks)
-    return Curve(*(jnp.asarray(a, float) for a in (along.low, along.step, coefficients)))
+    return Curve(np.asarray(along.low), np.asarray(along.step), np.ascontiguousarray(coefficients))
 
 
 def surface(along_x: Axis, along_y: Axis, values: np.ndarray) -> Surface:
@@ -84,16 +101,34 @@ def surface(along_x: Axis, along_y: Axis, values: np.ndarray) -> Surface:
     blocks = values.reshape(along_x.segments, DEGREE, along_y.segments, DEGREE)
     coefficients = np.einsum("kn,anbm,lm->abkl", _TO_COEFFICIENTS, blocks, _TO_COEFFICIENTS, optimize=True)
     low, step = np.array([along_x.low, along_y.low]), np.array([along_x.step, along_y.step])
-    return Surface(*(jnp.asarray(a, float) for a in (low, step, coefficients)))
+    return Surface(low, step, np.ascontiguousarray(coefficients))
 
 
-def _locate(t: Array, low: Array, step: Array, segments: int) -> tuple[Array, Array]:
-    """The segment of t and the Chebyshev polynomials there, shape ``(DEGREE,)``."""
+def _locate(t: Any, low: Any, step: Any, segments: int) -> tuple[Any, Any]:
+    """The segment of each t and the place in it, from -1 to 1; numpy or JAX, as t is."""
+    xp = t.__array_namespace__()
     place = (t - low) / step
-    segment = jnp.clip(jnp.floor(jnp.where(jnp.isnan(place), 0, place)), 0, segments - 1)
-    x = jnp.clip(2 * (place - segment) - 1, -1 - 1e-9, 1 + 1e-9)  # with its slope at the very ends
+    segment = xp.minimum(xp.maximum(xp.floor(xp.where(xp.isnan(place), 0, place)), 0), segments - 1)
+    return segment.astype(int), xp.minimum(xp.maximum(2 * (place - segment) - 1, -1), 1)
 
-    polynomials = [jnp.ones_like(x), x]
-    while len(polynomials) < DEGREE:
-        polynomials.append(2 * x * polynomials[-1] - polynomials[-2])
-    return segment.astype(int), jnp.stack(polynomials)
+
+def _polynomials(x: Any) -> Any:
+    """T_0 ... T_23, shape ``(DEGREE, *x.shape)``."""
+    if x.size < 32 and isinstance(x, np.ndarray):  # one call: what counts for a few points is the number of calls
+        return np.cos(np.multiply.outer(np.arange(DEGREE), np.arccos(x)))
+    xp = x.__array_namespace__()
+    known, top = xp.stack([xp.ones_like(x), x, 2 * x * x - 1]), x * (4 * x * x - 3)
+    while len(known) < DEGREE:  # T_{n+k} = 2 T_n T_k - T_{n-k}
+        mirrored = xp.concat([known[1:], top[None]])[::-1]
+        known, top = xp.concat([known, 2 * top * known - mirrored]), 2 * top * top - 1
+    return known
+
+
+def _groups(cell: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Which points lie in each cell, at most 2^12 at a time: they stay in the cache."""
+    order = np.argsort(cell, kind="stable")
+    ordered = cell[order]
+    new = np.flatnonzero(np.diff(ordered)) + 1
+    for first, last in itertools.pairwise([0, *new.tolist(), len(order)]):
+        for start in range(first, last, 1 << 12):
+            yield int(ordered[first]), order[start : min(start + (1 << 12), last)]

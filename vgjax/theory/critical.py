@@ -8,16 +8,14 @@ import functools
 import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import not_negative
 from vgjax.theory.gaussian import line, pieces
+from vgjax.theory.roots import falling_root
 from vgjax.theory.tables import OnePoint, one_point
 
 _PER_LOG = 32  # grid points of ln q to each unit
@@ -141,17 +139,12 @@ def _all(phi: Activation, sigma_b: np.ndarray) -> list[list[Critical]]:
     """All critical points for each sigma_b."""
     if pieces(phi, phi.kinks).jumps:
         return [[] for _ in sigma_b]
-    table = one_point(phi)
-    with jax.enable_x64(True):
-        t, bias, _ = _along(phi)
-        points, cells = np.nonzero(np.stack([_crossings(bias, np.exp(t), b**2) for b in sigma_b]))
-        found: list[list[Critical]] = [_at_zero(phi, b) for b in sigma_b]
-        if len(points):
-            padded = 1 << int(len(points) - 1).bit_length()  # few shapes, few compilations
-            which, cell = np.resize(points, padded), np.resize(cells, padded)
-            roots = _roots(table, *(jnp.asarray(a) for a in (t[cell], t[cell + 1], sigma_b[which] ** 2)))
-            for i, q, sigma_w, q_slope in zip(points, *(np.asarray(a).tolist() for a in roots), strict=False):
-                found[i].append(_named(sigma_w, float(sigma_b[i]), q, q_slope, False))
+    t, bias, _ = _along(phi)
+    points, cells = np.nonzero(np.stack([_crossings(bias, np.exp(t), b**2) for b in sigma_b]))
+    found: list[list[Critical]] = [_at_zero(phi, b) for b in sigma_b]
+    roots = _roots(one_point(phi), t[cells], t[cells + 1], sigma_b[points] ** 2)
+    for i, q, sigma_w, q_slope in zip(points, *(a.tolist() for a in roots), strict=True):
+        found[i].append(_named(sigma_w, float(sigma_b[i]), q, q_slope, False))
     return found
 
 
@@ -159,17 +152,11 @@ def _all(phi: Activation, sigma_b: np.ndarray) -> list[list[Critical]]:
 def _along(phi: Activation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ln q, q - E phi^2 / E phi'^2 and E phi'^2 over the whole table."""
     table = one_point(phi)
-    low, high = (math.log(float(end)) for end in (table.low, table.high))
+    low, high = math.log(table.low), math.log(table.high)
     t = np.linspace(low, high, math.ceil((high - low) * _PER_LOG))
-    moments = np.asarray(_moments(table, jnp.asarray(t)))
+    square, slope_square, _ = table.of_log_q(t)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return t, np.exp(t) - moments[:, 0] / moments[:, 1], moments[:, 1]
-
-
-@jax.jit
-def _moments(table: OnePoint, t: Array) -> Array:
-    """E phi^2, E phi'^2 and q d/dq E phi^2 at many ln q, shape ``(len(t), 3)``."""
-    return jax.vmap(lambda t: table.of_log_q(t))(t)
+        return t, np.exp(t) - square / slope_square, slope_square
 
 
 def _crossings(bias: np.ndarray, q: np.ndarray, level: float) -> np.ndarray:
@@ -201,27 +188,17 @@ def _at_zero(phi: Activation, sigma_b: float) -> list[Critical]:
     return [Critical(sigma_w, 0.0, 0.0, 1.0, "stable" if falls else "unstable", reason)]
 
 
-@jax.jit
-def _roots(table: OnePoint, low: Array, high: Array, bias: Array) -> tuple[Array, Array, Array]:
-    """q, sigma_w and the slope of the q map where q - E phi^2 / E phi'^2 = bias, by bisection of each cell."""
+def _roots(table: OnePoint, low: np.ndarray, high: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, ...]:
+    """q, sigma_w and the slope of the q map where q - E phi^2 / E phi'^2 = bias, one for each cell of ln q."""
 
-    def excess(t: Array, bias: Array) -> Array:
+    def excess(t: np.ndarray, which: np.ndarray) -> np.ndarray:
         square, slope_square, _ = table.of_log_q(t)
-        return jnp.exp(t) - square / slope_square - bias
+        return np.exp(t) - square / slope_square - bias[which]
 
-    def root(low: Array, high: Array, bias: Array) -> Array:
-        rising = excess(high, bias) > 0
-
-        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-            middle = (ends[0] + ends[1]) / 2
-            above = (excess(middle, bias) > 0) == rising
-            return jnp.where(above, ends[0], middle), jnp.where(above, middle, ends[1])
-
-        return sum(jax.lax.fori_loop(0, 52, halve, (low, high))) / 2
-
-    t = jax.lax.map(lambda cell: root(*cell), (low, high, bias), batch_size=256)
-    _, slope_square, growth = _moments(table, t).T
-    return jnp.exp(t), 1 / jnp.sqrt(slope_square), growth / jnp.exp(t) / slope_square
+    falling = np.where(excess(low, np.arange(len(low))) > 0, 1, -1)
+    t = falling_root(lambda t, which: falling[which] * excess(t, which), low, high)
+    _, slope_square, growth = table.of_log_q(t)
+    return np.exp(t), 1 / np.sqrt(slope_square), growth / np.exp(t) / slope_square
 
 
 def _why_none(phi: Activation, sigma_b: float) -> str:

@@ -12,10 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax import activations
@@ -161,7 +158,7 @@ def mean_field(
         if np.ndim(value):
             raise ValueError(f"{name} must be a number, got shape {np.shape(value)}; mean_field_map takes grids")
     found = mean_field_map(activation, np.array([sigma_w]), np.array([sigma_b]), start=start, dropout=dropout)
-    numbers = {name: getattr(found, name).reshape(())[()] for name in ("q_star", "chi", "q_slope", "status")}
+    numbers = {name: getattr(found, name)[0, 0] for name in ("q_star", "chi", "q_slope", "status")}
     return MeanField(
         found.activation,
         np.array(sigma_w, float),
@@ -202,12 +199,7 @@ def mean_field_map(
     if not (np.isfinite(start) and start > 0):
         raise ValueError(f"start must be positive and finite, got {start}")
     check_dropout(dropout)
-    table = one_point(phi)
-    with jax.enable_x64(True):
-        levels, biases = jnp.asarray(axes[0]) ** 2 / (1 - dropout), jnp.asarray(axes[1]) ** 2
-        grid = _grid(table, start)
-        found = _map(table, grid, int(np.searchsorted(grid, math.log(start))), levels, biases)
-        q_star, chi, q_slope, status = (np.asarray(a) for a in found)
+    q_star, chi, q_slope, status = _map(phi, float(start), axes[0] ** 2 / (1 - dropout), axes[1] ** 2)
     return MeanField(phi, axes[0], axes[1], q_star, chi, q_slope, np.array(STATUSES)[status], dropout)
 
 
@@ -228,14 +220,13 @@ def fixed_points(activation: str | Activation | Elementwise, sigma_w: float, sig
     phi = activations.get(activation)
     table = one_point(phi)
     level, bias = float(sigma_w) ** 2, float(sigma_b) ** 2
-    with jax.enable_x64(True):
-        knots = jax.tree.map(np.asarray, _knots_at(table, _grid(table, 1.0), bias))
-        if _constant(knots.value, level):
-            return ()
-        crossed = np.flatnonzero(_crossings(knots.value, level))[:_MOST_ROOTS]
-        padded = np.resize(crossed, _MOST_ROOTS) if crossed.size else np.zeros(_MOST_ROOTS, int)
-        roots = [np.asarray(a)[: crossed.size].tolist() for a in _roots_at(table, knots, padded, level, bias)]
-    return tuple(FixedPoint(q, chi, slope, abs(slope) < 1) for q, chi, slope in zip(*roots, strict=True))
+    knots = _knots(_samples(phi, 1.0), bias)
+    if _constant(knots.value, level):
+        return ()
+    crossed = np.flatnonzero(_crossings(knots.value, level))[:_MOST_ROOTS]
+    q = _roots(table, _brackets(knots, crossed), knots.step, np.full(crossed.shape, level), bias)
+    found = (a.tolist() for a in (q, *_at(table, q, np.full(crossed.shape, level))))
+    return tuple(FixedPoint(q, chi, slope, abs(slope) < 1) for q, chi, slope in zip(*found, strict=True))
 
 
 def _correlation(field: MeanField) -> tuple[np.ndarray, np.ndarray]:
@@ -245,28 +236,19 @@ def _correlation(field: MeanField) -> tuple[np.ndarray, np.ndarray]:
     values = (field.q_star, field.chi * keep, columns**2, field.sigma_b)
     q, slope, level, sigma_b = (np.array(np.broadcast_to(a, shape)).ravel() for a in values)
     one = one_point(field.activation)
-    low, high = float(one.low), float(one.high)
-    with jax.enable_x64(True):
-        # Where q runs to an end the scales no longer matter: what is left is the correlation of phi / sqrt(E phi^2).
-        for end, near in ((0, max(1e-6, low)), (np.inf, min(1e6, high))):
-            square, slope_square, _ = (float(a) for a in _table_at(one, near))
-            there = q == end
-            q[there], level[there], sigma_b[there] = near, near / max(square, 1e-280) * keep, 0
-            slope[there] = 1 if abs(slope_square / square * near - 1) < 1e-3 else near / square * slope_square
-        c_star, gap = np.ones_like(q), field.dropout * (1 - sigma_b**2 / q)
-        apart = (slope > 1 + _CRITICAL) | (gap > 0)
-        if apart.any():
-            pair = correlation.table(field.activation, q[apart].min(), min(q[apart].max(), high))
-            padded = 1 << int(apart.sum() - 1).bit_length()  # few shapes, few compilations
-            points = (jnp.asarray(np.resize(a[apart], padded)) for a in (q, level, gap))
-            found = correlation.fixed_correlations(pair, *points)
-            c_star[apart], slope[apart] = (np.asarray(a)[: apart.sum()] for a in found)
+    # Where q runs to an end the scales no longer matter: what is left is the correlation of phi / sqrt(E phi^2).
+    for end, near in ((0, max(1e-6, one.low)), (np.inf, min(1e6, one.high))):
+        square, slope_square, _ = (float(a) for a in one(np.asarray(near)))
+        there = q == end
+        q[there], level[there], sigma_b[there] = near, near / max(square, 1e-280) * keep, 0
+        slope[there] = 1 if abs(slope_square / square * near - 1) < 1e-3 else near / square * slope_square
+    c_star, gap = np.ones_like(q), field.dropout * (1 - sigma_b**2 / q)
+    apart = (slope > 1 + _CRITICAL) | (gap > 0)
+    if apart.any():
+        pair = correlation.table(field.activation, q[apart].min(), min(q[apart].max(), one.high))
+        found = correlation.fixed_correlations(pair, q[apart], level[apart], gap[apart])
+        c_star[apart], slope[apart] = found
     return c_star.reshape(shape)[()], slope.reshape(shape)[()]
-
-
-@jax.jit
-def _table_at(table: OnePoint, q: ArrayLike) -> tuple[Array, ...]:
-    return table(jnp.asarray(q))
 
 
 # --- the level sets of F --------------------------------------------------------------------------------------------
@@ -286,79 +268,119 @@ class _Knots(NamedTuple):
         low, step: of the grid.
     """
 
-    t: Array
-    value: Array
-    cubic: Array
-    low: Array
-    step: Array
+    t: np.ndarray
+    value: np.ndarray
+    cubic: np.ndarray
+    low: float
+    step: float
 
 
-def _grid(table: OnePoint, start: float) -> np.ndarray:
-    """Grid of ln q over the table with ``start`` on it."""
-    first, low, high = math.log(start), float(jnp.log(table.low)), float(jnp.log(table.high))
+class _Brackets(NamedTuple):
+    """Pieces of F, one for each root that is looked for.
+
+    Attributes:
+        low, high: ends in ln q.
+        rising: whether F rises between them.
+        cubic: F as a cubic of its own coordinate, shape ``(..., 4)``.
+        left: ln q where that is 0.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    rising: np.ndarray
+    cubic: np.ndarray
+    left: np.ndarray
+
+
+class _Samples(NamedTuple):
+    """Moments along a grid of ln q with the start on it, each of shape ``(points,)``."""
+
+    t: np.ndarray
+    square: np.ndarray
+    growth: np.ndarray
+
+
+@functools.lru_cache(64)
+def _samples(phi: Activation, start: float) -> _Samples:
+    """Over the whole table."""
+    table = one_point(phi)
+    first, low, high = math.log(start), math.log(table.low), math.log(table.high)
     if not low < first < high:
         raise ValueError(f"start must lie between {math.exp(low):.2g} and {math.exp(high):.2g}, got {start}")
-    return first + np.arange(math.ceil((low - first) * _PER_LOG), math.floor((high - first) * _PER_LOG) + 1) / _PER_LOG
+    steps = np.arange(math.ceil((low - first) * _PER_LOG), math.floor((high - first) * _PER_LOG) + 1)
+    t = first + steps / _PER_LOG
+    square, _, growth = table.of_log_q(t)
+    return _Samples(t, np.maximum(square, 1e-280), growth)
 
 
-def _knots(t: Array, square: Array, growth: Array, bias: Array) -> _Knots:
-    """Hermite cubics of F from E phi^2 and its slope; unbatched in the bias variance."""
-    q = jnp.exp(t)
-    square = jnp.maximum(square, 1e-280)
-    value = (q - bias) / square
-    step = t[1] - t[0]
-    slope = (q / square - value * (growth / square)) * step
-    rise, first, last = value[1:] - value[:-1], slope[:-1], slope[1:]
-    cubic = jnp.stack([value[:-1], first, 3 * rise - 2 * first - last, first + last - 2 * rise], axis=-1)
-    _, a, b, c = cubic.T
-    root = b + jnp.where(b < 0, -1, 1) * jnp.sqrt(jnp.maximum(b * b - 3 * a * c, 0))
-    turns = jnp.stack([-root / (3 * jnp.where(c == 0, 1e-300, c)), -a / jnp.where(root == 0, 1e-300, root)])
-    turns = jnp.where((turns > 0) & (turns < 1) & (b * b > 3 * a * c), turns, 0)
-    x = jnp.concatenate([jnp.zeros_like(turns[:1]), jnp.sort(turns, axis=0)]).T  # (intervals, 3)
-    between = _polynomial(cubic[:, None], x)
+def _knots(samples: _Samples, bias: float) -> _Knots:
+    """Hermite cubics of F from E phi^2 and its slope, for one bias variance."""
+    t, square, growth = samples
+    q, step = np.exp(t), t[1] - t[0]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        value = (q - bias) / square
+        slope = (q / square - value * (growth / square)) * step
+        rise, first, last = value[1:] - value[:-1], slope[:-1], slope[1:]
+        a, b, c = first, 3 * rise - 2 * first - last, first + last - 2 * rise
+        inside = b * b - 3 * a * c
+        root = b + np.where(b < 0, -1, 1) * np.sqrt(np.maximum(inside, 0))
+        turns = np.stack([-root / (3 * c), -a / root])
+        turns = np.where((turns > 0) & (turns < 1) & (inside > 0), turns, 0)
+        x = np.stack([np.zeros_like(a), turns.min(axis=0), turns.max(axis=0)])
+        cubic = np.stack([value[:-1], a, b, c])
+        between = _polynomial(cubic[:, None], x)
     return _Knots(
-        jnp.append((t[:-1, None] + step * x).ravel(), t[-1]), jnp.append(between.ravel(), value[-1]), cubic, t[0], step
+        np.append((t[:-1] + step * x).T.ravel(), t[-1]), np.append(between.T.ravel(), value[-1]), cubic.T, t[0], step
     )
 
 
-def _polynomial(cubic: Array, x: Array) -> Array:
-    return cubic[..., 0] + x * (cubic[..., 1] + x * (cubic[..., 2] + x * cubic[..., 3]))
+def _polynomial(cubic: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Of coefficients along the first axis."""
+    return cubic[0] + x * (cubic[1] + x * (cubic[2] + x * cubic[3]))
 
 
-def _root(table: OnePoint, knots: _Knots, piece: Array, level: Array, bias: Array) -> Array:
-    """q where F crosses the level between knots ``piece`` and ``piece + 1``: by bisection of the cubic, then Newton's
-    steps on the table itself."""
-    low, high = knots.t[piece], knots.t[piece + 1]
-    interval = jnp.minimum(piece // 3, knots.cubic.shape[0] - 1)
-    cubic, left = knots.cubic[interval], knots.low + knots.step * interval
+def _brackets(knots: _Knots, piece: np.ndarray) -> _Brackets:
+    """Between knots ``piece`` and ``piece + 1``."""
+    interval = np.minimum(piece // 3, len(knots.cubic) - 1)
     rising = knots.value[piece + 1] >= knots.value[piece]
+    left = knots.low + knots.step * interval
+    return _Brackets(knots.t[piece], knots.t[piece + 1], rising, knots.cubic[interval], left)
 
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        a, b = ends
+
+def _roots(
+    table: OnePoint, brackets: _Brackets, step: float, level: np.ndarray, bias: np.ndarray | float
+) -> np.ndarray:
+    """q where F crosses the level in each bracket: by bisection of the cubic, then Newton's steps on the table itself;
+    shape of the level."""
+    low, high, rising, cubic, left = brackets
+    cubic = np.ascontiguousarray(np.moveaxis(cubic, -1, 0))
+    cubic[0] -= level
+    a, b = (low - left) / step, (high - left) / step
+    for _ in range(20):
         middle = (a + b) / 2
-        above = (_polynomial(cubic, (middle - left) / knots.step) > level) == rising
-        return jnp.where(above, a, middle), jnp.where(above, middle, b)
-
-    a, b = jax.lax.fori_loop(0, 20, halve, (low, high))
-    t = (a + b) / 2
-    for _ in range(2):
-        square, _, growth = table.of_log_q(t)
-        q_next = level * square + bias
-        t = jnp.clip(t - (jnp.log(q_next) - t) / (level * growth / q_next - 1), low, high)
-    return jnp.exp(t)
-
-
-def _at(table: OnePoint, q: Array, level: Array) -> tuple[Array, Array]:
-    """chi and the slope of the q map at a fixed point; the limits for q = 0 and infinity."""
-    moments = table(jnp.clip(q, table.low, table.high))
-    inside = (q > 0) & jnp.isfinite(q)
-    ratio = jnp.where(inside, moments.growth, moments.square) / jnp.clip(q, table.low, table.high)
-    return jnp.where(level == 0, 0, level * moments.slope_square), level * ratio
+        above = (_polynomial(cubic, middle) > 0) == rising
+        a, b = np.where(above, a, middle), np.where(above, middle, b)
+    t = left + step * (a + b) / 2
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for _ in range(2):
+            square, _, growth = table.of_log_q(t)
+            q_next = level * square + bias
+            t = np.clip(t - (np.log(q_next) - t) / (level * growth / q_next - 1), low, high)
+    return np.exp(t)
 
 
-def _constant(value: np.ndarray | Array, level: ArrayLike) -> Array:
+def _at(table: OnePoint, q: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """chi and the slope of the q map at fixed points; the limits for q = 0 and infinity."""
+    held = np.clip(q, table.low, table.high)
+    moments = table(held)
+    ratio = np.where((q > 0) & np.isfinite(q), moments.growth, moments.square) / held
+    with np.errstate(invalid="ignore"):
+        return np.where(level == 0, 0, level * moments.slope_square), level * ratio
+
+
+def _constant(value: np.ndarray, level: ArrayLike) -> np.ndarray:
     """Every q is a fixed point: F is the level everywhere. From its extremes, once for all levels."""
-    return jnp.maximum(jnp.max(value) - level, level - jnp.min(value)) <= 1e-11 * level
+    return np.maximum(value.max() - level, level - value.min()) <= 1e-11 * np.asarray(level)
 
 
 def _crossings(value: np.ndarray, level: float) -> np.ndarray:
@@ -371,48 +393,47 @@ def _crossings(value: np.ndarray, level: float) -> np.ndarray:
     return np.diff(side[last_told]) != 0
 
 
-@jax.jit
-def _knots_at(table: OnePoint, t: Array, bias: Array) -> _Knots:
-    moments = jax.vmap(lambda t: table.of_log_q(t))(t)
-    return _knots(t, moments[:, 0], moments[:, 2], bias)
+def _runs(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends of the stretches on which F is monotone, each sorted."""
+    moves = np.flatnonzero(np.diff(value))
+    if not moves.size:
+        return value[:0], value[:0]
+    turns = moves[np.flatnonzero(np.diff(np.sign(np.diff(value)[moves])))] + 1
+    ends = value[[0, *turns, -1]]
+    return np.sort(np.minimum(ends[1:], ends[:-1])), np.sort(np.maximum(ends[1:], ends[:-1]))
 
 
-@jax.jit
-def _roots_at(table: OnePoint, knots: _Knots, pieces: Array, level: Array, bias: Array) -> tuple[Array, ...]:
-    q = jax.vmap(lambda piece: _root(table, knots, piece, level, bias))(pieces)
-    return q, *jax.vmap(lambda q: _at(table, q, level))(q)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _map(table: OnePoint, t: Array, origin: int, levels: Array, biases: Array) -> tuple[Array, ...]:
+def _map(phi: Activation, start: float, levels: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray, ...]:
     """q*, chi, slope and status of every (level, bias), shapes ``(levels, biases)``.
 
-    From the start, t[origin], iteration climbs to the next crossing above where the level exceeds F, or falls to the
-    next below: the first knot at which a running extremum of F passes the level. (Where E phi^2 falls with q, iteration
-    overshoots and may circle; the fixed point it circles, or settles in, is taken to be that one.)
+    From the start iteration climbs to the next crossing above where the level exceeds F, or falls to the next below:
+    the first knot at which a running extremum of F passes the level. (Where E phi^2 falls with q, iteration overshoots
+    and may circle; the fixed point it circles, or settles in, is taken to be that one.)
     """
-    moments = jax.vmap(lambda t: table.of_log_q(t))(t)
+    table, samples = one_point(phi), _samples(phi, start)
+    step, origin = samples.t[1] - samples.t[0], int(np.searchsorted(samples.t, math.log(start)))
     here = 3 * origin
+    less, more = levels * (1 - _NOISE), levels * (1 + _NOISE)
 
-    def row(bias: Array) -> tuple[Array, ...]:
-        knots = _knots(t, moments[:, 0], moments[:, 2], bias)
+    def row(bias: float) -> tuple[np.ndarray, ...]:
+        knots = _knots(samples, bias)
         above, below = knots.value[here:], knots.value[here::-1]
-        climb = jnp.searchsorted(jax.lax.cummax(above), levels * (1 + _NOISE))
-        fall = jnp.searchsorted(-jax.lax.cummin(below), -levels * (1 - _NOISE))
+        climb = np.searchsorted(np.maximum.accumulate(above), more)
+        fall = np.searchsorted(-np.minimum.accumulate(below), -less)
         up = levels > above[0]
-        last = len(knots.value) - 2
-        piece = jnp.clip(jnp.where(up, here + climb - 1, here - fall), 0, last)
-        q = jax.vmap(lambda piece, level: _root(table, knots, piece, level, bias))(piece, levels)
-        constant = _constant(knots.value, levels)
-        lower, upper = jnp.minimum(knots.value[1:], knots.value[:-1]), jnp.maximum(knots.value[1:], knots.value[:-1])
-        count = jnp.searchsorted(jnp.sort(lower), levels * (1 - _NOISE))
-        count -= jnp.searchsorted(jnp.sort(upper), levels * (1 + _NOISE))
-        q = jnp.where(up & (climb == len(above)), jnp.inf, jnp.where(~up & (fall == len(below)), 0, q))
-        q = jnp.where(constant, jnp.exp(t[origin]), q)
-        chi, slope = jax.vmap(lambda q, level: _at(table, q, level))(q, levels)
-        status = jnp.where(count > 1, SEVERAL, CONVERGED)
-        for code, holds in ((OSCILLATES, slope < -1), (UNBOUNDED, jnp.isinf(q)), (ZERO, q == 0), (EVERY, constant)):
-            status = jnp.where(holds, code, status)
-        return q, chi, slope, status
+        piece = np.clip(np.where(up, here + climb - 1, here - fall), 0, len(knots.value) - 2)
+        lower, upper = _runs(knots.value)
+        several = np.searchsorted(lower, less) - np.searchsorted(upper, more) > 1
+        ends = up & (climb == len(above)), ~up & (fall == len(below))
+        return *ends, _constant(knots.value, levels), several, *_brackets(knots, piece)
 
-    return jax.tree.map(jnp.transpose, jax.lax.map(row, biases))
+    columns = (np.stack(rows, axis=1) for rows in zip(*map(row, biases), strict=True))
+    grows, decays, constant, several, *brackets = columns
+    level = np.broadcast_to(levels[:, None], grows.shape)
+    q = _roots(table, _Brackets(*brackets), step, level, biases)
+    q = np.where(constant, start, np.where(grows, np.inf, np.where(decays, 0, q)))
+    chi, slope = _at(table, q, level)
+    status = np.where(several, SEVERAL, CONVERGED)
+    for code, holds in ((OSCILLATES, slope < -1), (UNBOUNDED, np.isinf(q)), (ZERO, q == 0), (EVERY, constant)):
+        status[holds] = code
+    return q, chi, slope, status

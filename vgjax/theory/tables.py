@@ -9,7 +9,6 @@ serves every scale, map and trajectory.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -36,9 +35,9 @@ class Moments(NamedTuple):
         growth: dV / d ln q = q V'(q).
     """
 
-    square: Array
-    slope_square: Array
-    growth: Array
+    square: Any
+    slope_square: Any
+    growth: Any
 
 
 class OnePoint(NamedTuple):
@@ -51,14 +50,15 @@ class OnePoint(NamedTuple):
     """
 
     of_log_q: Curve
-    low: Array
-    high: Array
-    jumps: Array
+    low: float
+    high: float
+    jumps: bool
 
-    def __call__(self, q: Array) -> Moments:
-        """At one q; beyond the ends as at the ends."""
-        square, slope_square, growth = self.of_log_q(jnp.log(q))
-        return Moments(square, jnp.where(self.jumps, jnp.inf, slope_square), growth)
+    def __call__(self, q: Any) -> Moments:
+        """At one q (JAX) or many (numpy); beyond the ends as at the ends."""
+        xp = q.__array_namespace__()
+        square, slope_square, growth = self.of_log_q(xp.log(q))
+        return Moments(square, xp.where(self.jumps, xp.inf, slope_square), growth)
 
 
 class TwoPoint(NamedTuple):
@@ -77,21 +77,22 @@ class TwoPoint(NamedTuple):
 
     ratios: Surface
     slopes: Surface
-    root: Array
-    shift: Array
-    jumps: Array
+    root: float
+    shift: float
+    jumps: bool
 
-    def ratio(self, s: Array, v: Array) -> Array:
-        """E (phi(u1) - phi(u2))^2 / 2 s for one pair; s > 0 if phi jumps."""
+    def ratio(self, s: Any, v: Any) -> Any:
+        """E (phi(u1) - phi(u2))^2 / 2 s for one pair (JAX) or many (numpy); s > 0 if phi jumps."""
         return self._read(self.ratios, s, v)
 
-    def slope(self, s: Array, v: Array) -> Array:
-        """E phi'(u1) phi'(u2) for one pair; s > 0 if phi jumps."""
+    def slope(self, s: Any, v: Any) -> Any:
+        """E phi'(u1) phi'(u2) likewise."""
         return self._read(self.slopes, s, v)
 
-    def _read(self, surface: Surface, s: Array, v: Array) -> Array:
-        value = surface(jnp.log(jnp.sqrt(s) + self.root), jnp.log(v + self.shift))
-        return jnp.where(self.jumps, value / jnp.sqrt(s), value)
+    def _read(self, surface: Surface, s: Any, v: Any) -> Any:
+        xp = s.__array_namespace__()
+        value = surface(xp.log(xp.sqrt(s) + self.root), xp.log(v + self.shift))
+        return xp.where(self.jumps, value / xp.sqrt(s), value)
 
 
 @functools.cache
@@ -111,13 +112,12 @@ def one_point(phi: Activation) -> OnePoint:
         segments = int(np.argmax(steep)) if steep.any() else len(parts)
         along = along._replace(segments=segments)
         table = curve(along, values[:segments].reshape(-1, 3))
-        low, high = (jnp.asarray(math.exp(t), float) for t in (along.low, along.high))
-        return OnePoint(table, low, high, jnp.asarray(bool(found.jumps)))
+        return OnePoint(table, math.exp(along.low), math.exp(along.high), bool(found.jumps))
 
 
 def _within(found: Pieces, q: float) -> Pieces:
     """Pieces up to 12 standard deviations, in a few sizes only, for each is compiled."""
-    return found.within(12 * 4.0 ** math.ceil(math.log(q, 16)))
+    return found.within(12 * 16.0 ** math.ceil(math.log(q, 256)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -144,7 +144,7 @@ def two_point(phi: Activation, low: float, high: float) -> TwoPoint:
     then their averages over m ~ N(0, v) for every v, as one matrix product.
     """
     with jax.enable_x64(True):
-        found = _within(pieces(phi, phi.kinks), high)
+        found = pieces(phi, phi.kinks).within(12 * math.sqrt(high))  # s + v <= high: all that matters lies there
         narrowest = _narrowest(found)
         root, shift = min(math.sqrt(low), narrowest) / 4, low / 20
         along_s = axis(math.log(root), math.log(math.sqrt(high) + root), 1.0)
@@ -157,19 +157,15 @@ def two_point(phi: Activation, low: float, high: float) -> TwoPoint:
         given = np.empty((2, len(s), len(m)))
         parts = [(small, few), (~small, found)]
         with ThreadPoolExecutor() as pool:  # two programs, compiled and run side by side
-            found_parts = pool.map(lambda part: _in_float64(_given_shared, phi, part[1], s[part[0]], m), parts)
-            for (where, _), values in zip(parts, found_parts, strict=True):
+            for (where, _), values in zip(
+                parts, pool.map(lambda part: _given_shared(phi, part[1], s[part[0]], m), parts), strict=True
+            ):
                 given[:, where] = values
         if found.jumps:
             given *= np.sqrt(s)[:, None]
         density = np.exp(-(m[:, None] ** 2) / (2 * v)) * weights[:, None] / np.sqrt(2 * math.pi * v)
         ratios, slopes = (surface(along_s, along_v, part @ density) for part in given)
-        return TwoPoint(ratios, slopes, *(jnp.asarray(number) for number in (root, shift, bool(found.jumps))))
-
-
-def _in_float64(f: Callable[..., Array], *arguments: Any) -> np.ndarray:
-    with jax.enable_x64(True):  # holds for one thread
-        return np.asarray(f(*arguments))
+        return TwoPoint(ratios, slopes, root, shift, bool(found.jumps))
 
 
 def _narrowest(found: Pieces) -> float:
@@ -193,10 +189,26 @@ def _shared(found: Pieces, narrowest_v: float, narrowest_s: float, widest: float
     return (middle[:, None] + half[:, None] * x).ravel(), (half[:, None] * w).ravel()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _given_shared(phi: Activation, found: Pieces, s: Array, m: Array) -> Array:
-    """Var phi(m + sqrt(s) z) / s and (E phi')^2 for every s and m, shape ``(2, len(s), len(m))``."""
+def _given_shared(phi: Activation, found: Pieces, s: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Var phi(m + sqrt(s) z) / s and (E phi')^2 for every s and m, shape ``(2, len(s), len(m))``.
 
+    One program, run on both halves of s side by side: XLA on a CPU would use one core.
+    """
+    size = (len(s) + 1) // 2
+    halves = s[:size], s[len(s) - size :]
+
+    def run(part: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(True):  # holds for one thread
+            return np.asarray(program(part, m))
+
+    with jax.enable_x64(True), ThreadPoolExecutor() as pool:
+        program = _given_shared_jit.lower(phi, found, halves[0], m).compile()
+        first, last = pool.map(run, halves)
+    return np.concatenate([first, last[:, 2 * size - len(s) :]], axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _given_shared_jit(phi: Activation, found: Pieces, s: Array, m: Array) -> Array:
     def at(s: Array, m: Array) -> Array:
         root = jnp.sqrt(s)
         z, weights = between(breaks(found, (jnp.asarray(found.edges) - m) / root, s))
