@@ -8,19 +8,32 @@ from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales, scheme
 from vgjax.layers import Parameters, forward, init, scaled
 from vgjax.networks import Network, Spec, mlp, stack
-from vgjax.results import Sweep, load
+from vgjax.results import Spectrum, SpectrumSweep, Sweep, load
+from vgjax.spectrum import (
+    Frobenius,
+    Lyapunov,
+    layer_singular_values,
+    log_determinant,
+    log_frobenius,
+    log_singular_values,
+    lyapunov_exponents,
+)
 from vgjax.sweeps import profile, sweep
 
 __all__ = [
     "Activation",
     "Comparison",
+    "Frobenius",
     "GradientFlow",
+    "Lyapunov",
     "Network",
     "Parameters",
     "Pull",
     "Push",
     "Scales",
     "Spec",
+    "Spectrum",
+    "SpectrumSweep",
     "Sweep",
     "activations",
     "compare",
@@ -29,7 +42,12 @@ __all__ = [
     "gain_matrix",
     "gradient_flow",
     "init",
+    "layer_singular_values",
     "load",
+    "log_determinant",
+    "log_frobenius",
+    "log_singular_values",
+    "lyapunov_exponents",
     "mlp",
     "plots",
     "predicted_profile",

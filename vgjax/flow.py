@@ -8,6 +8,7 @@ any depth. All logarithms are natural and all norms Euclidean. A true zero is -i
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,8 @@ from jax.typing import ArrayLike
 
 from vgjax.exponents import LN2, ZERO, Scaled, clipped, normalize, plain, window
 from vgjax.initializers import Scales
-from vgjax.layers import Layer, Parameters, init, parameter_dtype, scan_layers, stem_layer
-from vgjax.networks import Network, check_input, check_scales
+from vgjax.layers import Layer, Parameters, init, parameter_dtype, per_layer, scan_layers, stem_layer
+from vgjax.networks import Network, Stage, check_input, check_scales
 
 
 class Push(NamedTuple):
@@ -99,7 +100,7 @@ def push(parameters: Parameters, scales: Scales, x: Array, u: Array) -> Push:
         ju = jax.jvp(layer, (clipped(state),), (u.value,))[1]
         return (layer.step(state), Scaled(ju, u.exponent)), (log_state, log_u)
 
-    carry = (_first_state(parameters, scales, x), plain(u.astype(parameter_dtype(parameters))))
+    carry = (first_state(parameters, scales, x), plain(u.astype(parameter_dtype(parameters))))
     (state, ju), logs = scan_layers(parameters, scales, carry, visit)
     log_states, log_us = joined([*logs, (normalize(state)[1][None], normalize(ju)[1][None])])
     return Push(*states_reading(parameters.network, log_states), log_us)
@@ -189,7 +190,7 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     ``seed`` is the cotangent itself, shape ``(1, *state)``, or a key to draw each with.
     """
     dtype = parameter_dtype(parameters)
-    states, last, log_states = states_before(parameters, scales, x)
+    states, last, log_states = states_before(parameters, scales, first_state(parameters, scales, x))
     at = jnp.asarray(depths)
 
     def fresh(shape: tuple[int, ...]) -> Array:
@@ -223,14 +224,17 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     return Pull(*states_reading(parameters.network, log_states), jnp.where(exists, log_gain, jnp.nan))
 
 
-def states_before(parameters: Parameters, scales: Scales, x: Array) -> tuple[list[Scaled], Scaled, Array]:
-    """Normalized states before every block (one a stage, leading layer axis), the last one, ln of all L + 1 norms."""
+def states_before(parameters: Parameters, scales: Scales, state: Scaled) -> tuple[list[Scaled], Scaled, Array]:
+    """Normalized states before every block (one a stage, leading layer axis), the last one, ln of all L + 1 norms.
+
+    ``state`` is the first one, not normalized.
+    """
 
     def visit(layer: Layer, state: Scaled, _: None) -> tuple[Scaled, tuple[Scaled, Array]]:
         state, log_norm = normalize(state)
         return layer.step(state), (state, log_norm)
 
-    last, outputs = scan_layers(parameters, scales, _first_state(parameters, scales, x), visit)
+    last, outputs = scan_layers(parameters, scales, state, visit)
     last, log_last = normalize(last)
     return [states for states, _ in outputs], last, joined([*(logs for _, logs in outputs), log_last[None]])
 
@@ -241,11 +245,12 @@ def visited_states(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
 
     For networks whose states all have one shape.
     """
-    stages, last, _ = states_before(parameters, scales, x)
+    stages, last, _ = states_before(parameters, scales, first_state(parameters, scales, x))
     return joined([*stages, jax.tree.map(lambda a: a[None], last)])
 
 
-def _first_state(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
+def first_state(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
+    """s_0, not normalized."""
     stem = stem_layer(parameters, scales)
     x = x.astype(parameter_dtype(parameters))
     return stem.step(normalize(plain(x))[0]) if stem else plain(x)
@@ -261,10 +266,28 @@ def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     def run(key: Array) -> list[Array]:
         parameters = init(key, network, stream=True)
         x = jnp.zeros(network.input_shape)
-        states, last, _ = states_before(parameters, Scales(), x)
+        states, last, _ = states_before(parameters, Scales(), first_state(parameters, Scales(), x))
         return [*(s.value[0] for s in states), last.value]
 
     return tuple(s.shape for s in jax.eval_shape(run, jax.random.key(0)))
+
+
+def section(parameters: Parameters, scales: Scales, start: int, stop: int) -> tuple[Parameters, Scales]:
+    """Blocks ``start`` to ``stop`` as a network of their own, without stem and head, and their scales."""
+    network, shapes = parameters.network, state_shapes(parameters.network)
+    stages: list[Stage] = []
+    owns: list[Any] = []
+    shape, first = shapes[-1], 0
+    for stage, own, before in zip(network.stages, parameters.stages, shapes, strict=False):
+        low, high = max(start - first, 0), min(stop - first, stage.depth)
+        first += stage.depth
+        if low < high:
+            shape = shape if stages else before
+            stages.append(replace(stage, depth=high - low))
+            owns.append(jax.tree.map(lambda a, low=low, high=high: a[low:high], own))
+    along = jax.tree.map(lambda s: s[start:stop], per_layer(parameters, scales))
+    alone = replace(network, stem=None, stages=tuple(stages), head=None, input_shape=shape)
+    return Parameters({}, tuple(owns), {}, alone), along
 
 
 def _given_directions(given: ArrayLike | None, key: Array | None, shape: tuple[int, ...], name: str) -> Array:

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from vgjax import losses
 from vgjax.checks import known, untraced
 from vgjax.exponents import ZERO, Scaled, clipped, normalize, plain, power_of_two, window
-from vgjax.flow import joined, states_before, states_reading
+from vgjax.flow import first_state, joined, states_before, states_reading
 from vgjax.initializers import Scales
 from vgjax.layers import Layer, Parameters, draw, head_layer, scan_layers, stem_layer, unit_scales
 from vgjax.networks import Network, Spec, check_input, check_scales
@@ -107,7 +107,9 @@ def _first_example(flow: GradientFlow) -> GradientFlow:
 def _gradient_flow(
     parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, naive: tuple[str, ...]
 ) -> GradientFlow:
-    states, last, log_states = jax.vmap(lambda x: states_before(parameters, scales, x), out_axes=(1, 0, 0))(xs)
+    states, last, log_states = jax.vmap(
+        lambda x: states_before(parameters, scales, first_state(parameters, scales, x)), out_axes=(1, 0, 0)
+    )(xs)
     stem, head = stem_layer(parameters, scales), head_layer(parameters)
     parameter_logs: dict[str, Any] = {}
 

@@ -176,7 +176,7 @@ class Layer:
 def stem_layer(parameters: Parameters, scales: Scales) -> Layer | None:
     """The stem, with the scales of the first block."""
     spec = parameters.network.stem
-    return Layer(spec, parameters.stem, jax.tree.map(lambda s: s[0], _per_layer(parameters, scales))) if spec else None
+    return Layer(spec, parameters.stem, jax.tree.map(lambda s: s[0], per_layer(parameters, scales))) if spec else None
 
 
 def head_layer(parameters: Parameters) -> Layer | None:
@@ -212,13 +212,13 @@ def scan_layers(
         The last carry, and one output a stage with a leading layer axis, in the order of the stages.
     """
     network = parameters.network
-    per_layer = _per_layer(parameters, scales)
+    along = per_layer(parameters, scales)
     starts = np.cumsum([0, *(stage.depth for stage in network.stages)])
     outputs: list[Any] = [None] * len(network.stages)
     order = range(len(network.stages))
     for i in reversed(order) if reverse else order:
         stage, own = network.stages[i], parameters.stages[i]
-        here = jax.tree.map(lambda s, a=int(starts[i]), b=int(starts[i + 1]): s[a:b], per_layer)
+        here = jax.tree.map(lambda s, a=int(starts[i]), b=int(starts[i + 1]): s[a:b], along)
 
         def body(carry: Any, xs: Any, spec: Spec = stage.spec) -> tuple[Any, Any]:
             own, scales, extra = xs
@@ -234,7 +234,7 @@ def scan_layers(
     return carry, outputs
 
 
-def _per_layer(parameters: Parameters, scales: Scales) -> Scales:
+def per_layer(parameters: Parameters, scales: Scales) -> Scales:
     """Every declared scale as one value per layer, shape ``(depth,)``, in the parameters' dtype."""
     network, dtype = parameters.network, parameter_dtype(parameters)
     full = {**network.scales, **scales}

@@ -6,9 +6,9 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -22,8 +22,105 @@ _EXPONENTS = {"float32": (-126, 128), "bfloat16": (-126, 128), "float16": (-14, 
 """Exponents of the smallest normal number and of the first power of two beyond the largest."""
 
 
+class Result:
+    """What saves and loads: a dataclass with ``axes`` (swept scales in order, name -> values), ``fixed``,
+    ``provenance`` and arrays whose leading dimensions are the seed and the axes."""
+
+    trailing: ClassVar[dict[str, tuple[str, ...]]]
+    """Its arrays, and what their dimensions behind the seed and the axes are called."""
+
+    axes: dict[str, np.ndarray]
+    fixed: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """Values along the trailing dimensions."""
+        raise NotImplementedError
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """A labelled `xarray.Dataset` over seed, swept scales and what is behind, with the provenance in its
+        attributes.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        xr = _xarray()
+        variables, lead = {}, ("seed", *self.axes)
+        for name, behind in self.trailing.items():
+            values = getattr(self, name)
+            about = {"units": "natural logarithm"} if name.startswith("log_") else {}
+            variables[name] = ((*lead, *behind), values, about)
+        return xr.Dataset(
+            variables,
+            coords={"seed": np.arange(len(values)), **self.axes, **self.coordinates},
+            attrs={"kind": type(self).__name__, **{name: json.dumps(value) for name, value in self._about().items()}},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the whole result to ``path``, or nothing: ``.npz``, or ``.nc`` (netCDF, needs xarray and netcdf4).
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: the path cannot be written.
+        """
+        path = _with_known_suffix(path)
+        with whole_file(path) as temporary:
+            if path.suffix == ".nc":
+                self.to_xarray().to_netcdf(temporary)
+            else:
+                about = json.dumps({"kind": type(self).__name__, "axes": [*self.axes], **self._about()})
+                arrays: dict[str, Any] = {f"axis_{name}": values for name, values in self.axes.items()}
+                arrays |= {name: getattr(self, name) for name in self.trailing} | self._stored_coordinates()
+                np.savez_compressed(temporary, about=np.array(about), **arrays)
+        return path
+
+    def _about(self) -> dict[str, Any]:
+        """All that is no array, as plain JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._arrays()}  # type: ignore
+
+    def _stored_coordinates(self) -> dict[str, np.ndarray]:
+        """Those coordinates that are fields."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in self.coordinates}  # type: ignore
+
+    def _arrays(self) -> set[str]:
+        return {"axes", *self.trailing, *self.coordinates}
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read back what `Sweep.save` or `SpectrumSweep.save` wrote.
+
+    Raises:
+        ValueError: a suffix other than ``.npz`` and ``.nc``, or a file that holds no result.
+        FileNotFoundError: there is no such file.
+    """
+    path = _with_known_suffix(path)
+    if path.suffix == ".nc":
+        with _xarray().open_dataset(path) as dataset:
+            data = dataset.load()
+        if "kind" not in data.attrs:
+            raise ValueError(f"path must hold a saved result, got {path}")
+        kind = KINDS[data.attrs.pop("kind")]
+        names = [*data[next(iter(kind.trailing))].dims]
+        about = {name: json.loads(value) for name, value in data.attrs.items()}
+        axes = {str(n): data[n].values for n in names[1 : len(names) - len(next(iter(kind.trailing.values())))]}
+        arrays = {f.name: data[f.name].values for f in fields(kind) if f.name in data and f.name not in axes}
+        return kind(axes=axes, **arrays, **about)
+    with np.load(path) as file:
+        if "about" not in file:
+            raise ValueError(f"path must hold a saved result, got {path}")
+        about = json.loads(str(file["about"]))
+        kind = KINDS[about.pop("kind")]
+        axes = {name: file[f"axis_{name}"] for name in about.pop("axes")}
+        arrays = {f.name: file[f.name] for f in fields(kind) if f.name in file}
+        return kind(axes=axes, **arrays, **about)
+
+
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Result):
     """What `vgjax.sweep` measured. All logarithms are natural; -inf is a true zero.
 
     Attributes:
@@ -37,6 +134,12 @@ class Sweep:
         provenance: network, key, versions, dtype, device, chunk size: plain JSON values.
     """
 
+    trailing: ClassVar[dict[str, tuple[str, ...]]] = {
+        "log_gain": ("depth",),
+        "log_mean_square": ("depth",),
+        "left_range": (),
+    }
+
     axes: dict[str, np.ndarray]
     log_gain: np.ndarray
     log_mean_square: np.ndarray
@@ -44,6 +147,11 @@ class Sweep:
     state_size: int
     fixed: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """Every depth."""
+        return {"depth": np.arange(self.depth + 1)}
 
     @property
     def depth(self) -> int:
@@ -129,70 +237,93 @@ class Sweep:
         infinite = square > highest * np.log(2)
         return zero | infinite | (self.log_mean_square > 2 * highest * np.log(2))
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """A labelled `xarray.Dataset` over (seed, swept scales, depth), with the provenance in its attributes.
 
-        Raises:
-            ImportError: xarray is not installed.
-        """
-        xr = _xarray()
-        names = [*self.axes]
-        dims = ("seed", *names, "depth")
-        attributes = {"units": "natural logarithm"}
-        return xr.Dataset(
-            {
-                "log_gain": (dims, self.log_gain, attributes),
-                "log_mean_square": (dims, self.log_mean_square, attributes),
-                "left_range": (dims[:-1], self.left_range),
-            },
-            coords={"seed": np.arange(self.seeds), **self.axes, "depth": np.arange(self.depth + 1)},
-            attrs={
-                "state_size": self.state_size,
-                "fixed": json.dumps(self.fixed),
-                "provenance": json.dumps(self.provenance),
-            },
-        )
+class Reading:
+    """What can be read off log singular values, shape ``(..., n)`` along the last axis; all logarithms natural."""
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the whole result to ``path``, or nothing: ``.npz``, or ``.nc`` (netCDF, needs xarray and netcdf4).
+    log_singular_values: np.ndarray
 
-        Returns:
-            The path.
+    @property
+    def rank(self) -> np.ndarray:
+        """How many directions are not lost, shape ``(...)``."""
+        return np.isfinite(self.log_singular_values).sum(axis=-1)
 
-        Raises:
-            ValueError: another suffix.
-            OSError: the path cannot be written.
-        """
-        path = _with_known_suffix(path)
-        with whole_file(path) as temporary:
-            if path.suffix == ".nc":
-                self.to_xarray().to_netcdf(temporary)
-            else:
-                _save_npz(self, temporary)
-        return path
+    @property
+    def log_frobenius(self) -> np.ndarray:
+        """ln of the Frobenius norm: half of ln of the sum of s^2."""
+        return np.logaddexp.reduce(2 * self.log_singular_values, axis=-1) / 2
+
+    @property
+    def log_condition(self) -> np.ndarray:
+        """ln of the largest over the smallest; inf where a direction is lost."""
+        values = self.log_singular_values
+        return np.where(np.isneginf(values[..., -1]), np.inf, values[..., 0] - np.nan_to_num(values[..., -1]))
+
+    @property
+    def log_det(self) -> np.ndarray:
+        """Their sum: ln |det J| where J is square; -inf where a direction is lost."""
+        return self.log_singular_values.sum(axis=-1)
+
+    @property
+    def participation(self) -> np.ndarray:
+        """(sum s^2)^2 / sum s^4: about how many directions carry the signal, from 1 to n; NaN where all are lost."""
+        with np.errstate(invalid="ignore"):
+            return np.exp(4 * self.log_frobenius - np.logaddexp.reduce(4 * self.log_singular_values, axis=-1))
 
 
-def load(path: str | os.PathLike[str]) -> Sweep:
-    """Read back what `Sweep.save` wrote.
+@dataclass(frozen=True)
+class Spectrum(Reading):
+    """Singular values of the Jacobian of one network, at a set of depths.
 
-    Raises:
-        ValueError: a suffix other than ``.npz`` and ``.nc``, or a file that holds no sweep.
-        FileNotFoundError: there is no such file.
+    Attributes:
+        depths: the m of J_{m<-l}, shape ``(depths,)``.
+        log_singular_values: ln s, descending, shape ``(depths, n)``; -inf for a direction that is lost.
+        condition: about the largest condition number of a single layer, unequal sizes of its columns apart: ln s is
+            right to about this many roundings of the dtype.
+        left_range: as for `Push`.
     """
-    path = _with_known_suffix(path)
-    if path.suffix == ".nc":
-        with _xarray().open_dataset(path) as dataset:
-            data = dataset.load()
-        axes = {str(name): data[name].values for name in data["log_gain"].dims if name not in ("seed", "depth")}
-        about = {name: json.loads(data.attrs[name]) for name in ("fixed", "provenance")}
-        arrays = {name: data[name].values for name in ("log_gain", "log_mean_square", "left_range")}
-        return Sweep(axes, **arrays, state_size=int(data.attrs["state_size"]), **about)
-    with np.load(path) as file:
-        if "about" not in file:
-            raise ValueError(f"path must hold a saved sweep, got {path}")
-        about = json.loads(str(file["about"]))
-        axes = {name: file[f"axis_{name}"] for name in about.pop("axes")}
-        return Sweep(axes, file["log_gain"], file["log_mean_square"], file["left_range"], **about)
+
+    depths: np.ndarray
+    log_singular_values: np.ndarray
+    condition: float
+    left_range: int
+
+
+@dataclass(frozen=True)
+class SpectrumSweep(Reading, Result):
+    """What `vgjax.spectrum_sweep` measured. All logarithms are natural; -inf is a direction that is lost.
+
+    Attributes:
+        axes: the swept scales, in order: name -> values, shape ``(points,)``.
+        depths: the m of J_{m<-l}, shape ``(depths,)``.
+        log_singular_values: ln s, descending, shape ``(seed, *axes, depths, n)``.
+        condition, left_range: as for `Spectrum`, shape ``(seed, *axes)``.
+        fixed: the scales that were not swept: name -> value.
+        provenance: network, key, versions, dtype, device: plain JSON values.
+    """
+
+    trailing: ClassVar[dict[str, tuple[str, ...]]] = {
+        "log_singular_values": ("depths", "index"),
+        "condition": (),
+        "left_range": (),
+    }
+
+    axes: dict[str, np.ndarray]
+    depths: np.ndarray
+    log_singular_values: np.ndarray
+    condition: np.ndarray
+    left_range: np.ndarray
+    fixed: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """The depths."""
+        return {"depths": self.depths}
+
+
+KINDS: dict[str, Any] = {"Sweep": Sweep, "SpectrumSweep": SpectrumSweep}
+"""Results that save and load, by name."""
 
 
 def nearest(values: np.ndarray, value: float) -> float:
@@ -253,19 +384,6 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "device": f"{device.platform}: {device.device_kind}",
     }
-
-
-def _save_npz(sweep: Sweep, path: Path) -> None:
-    about = json.dumps(
-        {"axes": [*sweep.axes], "state_size": sweep.state_size, "fixed": sweep.fixed, "provenance": sweep.provenance}
-    )
-    arrays: dict[str, Any] = {f"axis_{name}": values for name, values in sweep.axes.items()}
-    arrays |= {
-        "log_gain": sweep.log_gain,
-        "log_mean_square": sweep.log_mean_square,
-        "left_range": sweep.left_range,
-    }
-    np.savez_compressed(path, about=np.array(about), **arrays)
 
 
 def _with_known_suffix(path: str | os.PathLike[str]) -> Path:
