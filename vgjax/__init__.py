@@ -18,7 +18,7 @@ from vgjax.spectrum import (
     log_singular_values,
     lyapunov_exponents,
 )
-from vgjax.sweeps import profile, sweep
+from vgjax.sweeps import profile, spectrum_sweep, sweep
 
 __all__ = [
     "Activation",
@@ -56,6 +56,7 @@ __all__ = [
     "push_forward",
     "scaled",
     "scheme",
+    "spectrum_sweep",
     "stack",
     "sweep",
     "theory",

@@ -83,7 +83,7 @@ def log_singular_values(
     with _from(network, parameters, scales, x, dtype, start, from_input) as origin:
         if top is None or positive_integer("top", top) >= origin.size:
             check_memory(network, origin.size, len(wanted), origin.state.value.dtype, memory)
-            found = finished(_products(*origin, tuple(m - start for m in wanted)))
+            found = finished(kept_products(*origin, tuple(m - start for m in wanted)))
         else:
             if wanted[0] == start:
                 raise ValueError(f"depths must lie beyond the start, {start}, for the top {top}, got {wanted[0]}")
@@ -147,7 +147,7 @@ class Kept(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("depths",))
-def _products(
+def kept_products(
     parameters: Parameters, scales: Scales, state: Scaled, stem: tuple[Layer, Array] | None, depths: tuple[int, ...]
 ) -> Kept:
     """The product at each depth, from one pass; unbatched, for `vmap` or `lax.map` over scales."""
@@ -529,10 +529,16 @@ def checked_depths(network: Network, depths: Sequence[int] | None, start: int, f
     return sorted(int(m) for m in wanted)
 
 
+def bytes_needed(network: Network, size: int, depths: int, dtype: Any) -> int:
+    """About what the dense Jacobians of one network take: a few at a time, and what is kept at each depth."""
+    largest = max(size, *(int(np.prod(shape)) for shape in state_shapes(network)))
+    return np.dtype(dtype).itemsize * (8 * largest * largest + depths * size * size)
+
+
 def check_memory(network: Network, size: int, depths: int, dtype: Any, memory: int) -> None:
     """Raise ValueError if dense Jacobians would take more than that many bytes."""
     largest = max(size, *(int(np.prod(shape)) for shape in state_shapes(network)))
-    needed = jnp.dtype(dtype).itemsize * (8 * largest * largest + depths * size * size)
+    needed = bytes_needed(network, size, depths, dtype)
     if needed > memory:
         raise ValueError(
             f"dense Jacobians must fit into memory = {memory / 2**30:.3g} GiB, got a state of {largest} numbers, for "

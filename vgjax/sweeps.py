@@ -1,22 +1,23 @@
 """Sweeps: one draw, every point of a grid of scales, all depths in one pass."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
-from vgjax import chunks
+from vgjax import chunks, spectrum
 from vgjax.checks import known, not_negative, positive_integer
 from vgjax.flow import Push, directions, push, push_all, state_shapes
 from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales
-from vgjax.layers import Parameters, init
+from vgjax.layers import Parameters, init, parameter_dtype
 from vgjax.networks import Network, check_input, check_scales
-from vgjax.results import Sweep, machine
+from vgjax.results import SpectrumSweep, Sweep, machine
 
 
 def sweep(
@@ -64,10 +65,7 @@ def sweep(
     if not network.prefix_closed:
         raise ValueError("network must be prefix-closed to be swept over depth: some block depends on layers behind it")
 
-    shape = tuple(len(values) for values in grid.values())
-    points = {
-        name: values.ravel() for name, values in zip(grid, np.meshgrid(*grid.values(), indexing="ij"), strict=True)
-    }
+    shape, points = _points(grid)
     count = int(np.prod(shape))
     size = chunks.chunk_size(count, _bytes_per_point(network, tangents), memory)
 
@@ -93,6 +91,109 @@ def sweep(
         {name: np.asarray(value).tolist() for name, value in fixed.items()},
         _provenance(network, key, seeds=seeds, tangents=tangents, chunk_size=size, stream=stream),
     )
+
+
+def spectrum_sweep(
+    network: Network,
+    x: ArrayLike,
+    *,
+    key: Array,
+    seeds: int = 8,
+    depths: Sequence[int] | None = None,
+    scales: Scales | None = None,
+    from_input: bool = False,
+    dtype: str | None = None,
+    memory: int = chunks.MEMORY,
+    progress: bool | None = None,
+    **axes: ArrayLike,
+) -> SpectrumSweep:
+    """`log_singular_values` of many networks: every seed at every point of a grid of scales, at a set of depths.
+
+    Seed s draws its weights from ``fold_in(key, s)``, as `sweep` does, and shares them over the whole grid; one
+    compilation serves all.
+
+    Args:
+        network, x, key, seeds, scales, progress, **axes: as for `sweep`; without axes, seeds alone.
+        depths, from_input, dtype: as for `log_singular_values`.
+        memory: budget in bytes for one chunk of the grid.
+
+    Returns:
+        `vgjax.results.SpectrumSweep`, values with axes (seed, *axes, depths, n).
+
+    Raises:
+        ValueError: as `sweep` and `log_singular_values`; a layer whose Jacobian is not finite is named with its seed.
+    """
+    seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
+    grid, fixed = _grid(network, scales if scales is not None else Scales(), axes, least=0)
+    inputs = _inputs(network, x, seeds)
+    wanted = spectrum.checked_depths(network, depths, 0, from_input)
+    shape, points = _points(grid)
+    count, directions = (
+        int(np.prod(shape)),
+        int(np.prod(network.input_shape if from_input else state_shapes(network)[0])),
+    )
+    drawn = jax.eval_shape(functools.partial(init, network=network), key)
+    computed_in = np.dtype(dtype or parameter_dtype(drawn)).name
+    spectrum.check_memory(network, directions, len(wanted), computed_in, spectrum.DENSE)
+    per_point = spectrum.bytes_needed(network, directions, len(wanted), computed_in)
+    size = chunks.chunk_size(count, per_point, memory)
+
+    def work() -> Iterator[list[spectrum.Found]]:
+        for seed in range(seeds):
+            parameters = init(jax.random.split(jax.random.fold_in(key, seed))[0], network, stream=False)
+            with spectrum.computing(parameters, dtype) as kind:
+                for taken, new in chunks.chunks(count, size):
+                    swept = Scales(**{name: values[taken] for name, values in points.items()})
+                    kept = measure_spectra(
+                        parameters,
+                        Scales(**fixed),
+                        swept,
+                        inputs[seed],
+                        np.asarray(taken),
+                        tuple(wanted),
+                        from_input,
+                        kind,
+                    )
+                    kept = jax.tree.map(np.asarray, kept)
+                    found = [spectrum.finished(jax.tree.map(lambda a, i=i: a[i], kept)) for i in range(new)]
+                    for one in found:
+                        if one.first_infinite <= network.depth:
+                            raise ValueError(
+                                f"the Jacobian of every layer must be finite, got a NaN or an infinity at layer "
+                                f"{one.first_infinite} of seed {seed}"
+                            )
+                    yield found
+
+    pieces = list(chunks.progress(work(), seeds * -(-count // size), "spectra", progress))
+    found = jax.tree.map(lambda *values: np.stack(values), *(one for piece in pieces for one in piece))
+    values, condition, left_range = (a.reshape(seeds, *shape, *a.shape[1:]) for a in found[:3])
+    about = _provenance(network, key, seeds=seeds, chunk_size=size, from_input=from_input, dtype=computed_in)
+    named = {name: np.asarray(value).tolist() for name, value in fixed.items()}
+    return SpectrumSweep(grid, np.asarray(wanted), values, condition, left_range, named, about)
+
+
+@functools.partial(jax.jit, static_argnames=("depths", "from_input", "dtype"))
+def measure_spectra(
+    parameters: Parameters,
+    fixed: Scales,
+    swept: Scales,
+    x: Array,
+    index: Array,
+    depths: tuple[int, ...],
+    from_input: bool,
+    dtype: Any,
+) -> spectrum.Kept:
+    """One draw's products at many points, with a leading axis of points.
+
+    On a CPU one after the other: its decompositions are, and a condition then decides for one point alone.
+    """
+
+    def at(point: tuple[Scales, Array]) -> spectrum.Kept:
+        start = spectrum.origin(parameters, Scales(**{**fixed, **point[0]}), x, 0, from_input, dtype)
+        return spectrum.kept_products(*start, depths)
+
+    together = 1 if jax.default_backend() == "cpu" else len(index)
+    return lax.map(at, (swept, index), batch_size=together)
 
 
 def profile(
@@ -161,7 +262,15 @@ def measure(parameters: Parameters, fixed: Scales, swept: Scales, x: Array, tang
     return jax.vmap(at)(swept)
 
 
-def _grid(network: Network, scales: Scales, axes: dict[str, ArrayLike]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _points(grid: dict[str, np.ndarray]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
+    """The shape of a grid, and the scales at each of its points."""
+    every = np.meshgrid(*grid.values(), indexing="ij")
+    return tuple(len(v) for v in grid.values()), {n: v.ravel() for n, v in zip(grid, every, strict=True)}
+
+
+def _grid(
+    network: Network, scales: Scales, axes: dict[str, ArrayLike], least: int = 1
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Swept axes as numpy arrays in the order given, and the fixed scales."""
     grid: dict[str, np.ndarray] = {}
     fixed: dict[str, Any] = dict(scales)
@@ -175,7 +284,7 @@ def _grid(network: Network, scales: Scales, axes: dict[str, ArrayLike]) -> tuple
             raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {np.shape(values)}")
         fixed.pop(name, None)
         grid[name] = np.asarray(values)
-    if not grid:
+    if len(grid) < least:
         raise ValueError(
             f"a sweep needs at least one axis, an array of values for one of {', '.join(network.scales)}, got none"
         )
