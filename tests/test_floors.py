@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     {"checks", "exponents"},
-    {"activations", "initializers", "data", "chunks"},
+    {"activations", "initializers", "data", "chunks", "products"},
     {"theory.chebyshev", "theory.gaussian", "theory.roots"},
     {"theory.tables", "theory.lines", "theory.spectra"},
     {"theory.correlation", "theory.residual", "theory.shaping", "theory.normalization", "theory.recurrent"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"layers"},
     {"flow"},
     {"losses"},
-    {"gradients"},
+    {"gradients", "spectrum"},
     {"sweeps"},
     {"comparison"},
     {"plots"},

@@ -1,69 +1,406 @@
-"""Jacobian spectra against arbitrary precision, and everything around them against plain numpy and autodiff."""
+"""Jacobian spectra of networks of every kind against dense Jacobians, closed forms and arbitrary precision."""
 
-import functools
-import json
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
+import oracles
 import pytest
-import spectrum_cases
+import scipy.special
 from flax import nnx
 
 import vgjax as vg
-from vgjax import blocks, products, spectrum
+from vgjax import products
+from vgjax.layers import scan_layers
 
-KEY = jax.random.key(3)
-REFERENCE = json.loads((Path(__file__).parent / "spectrum_reference.json").read_text())["cases"]
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
-
-
-class Residual(nnx.Module):
-    """h + sigma_w tanh(h) Z + sigma_b z: a block that the library does not know."""
-
-    scales: ClassVar = {"sigma_w": 1.0, "sigma_b": 0.0}
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width, width)) / math.sqrt(width))
-        self.bias = nnx.Param(jax.random.normal(rngs.params(), (width,)))
-
-    def __call__(self, h: Any, scales: vg.Scales) -> Any:
-        branch = jnp.dot(jnp.tanh(h), self.kernel[...], precision="highest")
-        return h + scales.sigma_w * branch + scales.sigma_b * self.bias[...]
+KEY = jax.random.key(11)
+SCALES = vg.Scales(sigma_w=1.3, sigma_b=0.4)
 
 
-def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.Parameters, vg.Scales, Any]:
-    """One of the cases as a network of the library, with its parameters, scales and input."""
-    case = spectrum_cases.case(kind, width)
-    name = {"identity": "linear"}.get(case.activation, case.activation)
-    scales = vg.Scales(sigma_w=case.sigma_w, sigma_b=case.sigma_b)
-    weights = {"kernel": jnp.asarray(case.kernels), "bias": jnp.asarray(case.biases)}
-    if case.residual:
-        network = vg.stack(Residual, width, depth=spectrum_cases.DEPTH, input_shape=width)
-        return network, vg.Parameters({}, (weights,), {}, network), scales, case.first
-    inputs = len(case.first)
-    network = vg.mlp(width=width, depth=spectrum_cases.DEPTH, activation=name, inputs=inputs)
-    if case.stem is not None:  # sigma_w is 1 there, and the stem has no bias
-        stem = {"kernel": jnp.asarray(case.stem), "bias": jnp.zeros(width)}
-        return network, vg.Parameters(stem, (weights,), {}, network), scales, case.first
-    plain = vg.Network(None, network.stages, None, (width,))
-    return plain, vg.Parameters({}, (weights,), {}, plain), scales, case.first
+def by_numpy(matrix: Any) -> np.ndarray:
+    """ln of the singular values of a small dense matrix, one for every column."""
+    values = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    with np.errstate(divide="ignore"):
+        return np.concatenate([np.log(values), np.full(np.shape(matrix)[1] - len(values), -np.inf)])
 
 
-@pytest.mark.parametrize("name", list(REFERENCE))
-def test_every_singular_value_against_arbitrary_precision(name: str) -> None:
-    kind, width = name.split("/")
-    network, parameters, scales, x = reference_network(kind, int(width))
-    known = {int(m): np.array([-np.inf if s is None else s for s in row]) for m, row in REFERENCE[name].items()}
-    exact = np.stack(list(known.values()))
-    lost = np.isneginf(exact)
-    for dtype, least in (("float64", 1e-8), ("float32", 2e-3)):
-        found = vg.log_singular_values(
-            network, parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
+def by_mpmath(matrix: mpmath.matrix) -> np.ndarray:
+    """The same in arbitrary precision."""
+    return np.array([float(mpmath.log(s)) if s else -np.inf for s in mpmath.svd_r(matrix, compute_uv=False)])
+
+
+# --- any network ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("widths", "activation"), [((7, 4, 4, 6), "tanh"), ((3, 8, 8), "gelu")])
+def test_products_of_unequal_widths_against_dense_jacobians(widths: tuple[int, ...], activation: str) -> None:
+    net = vg.mlp(widths=widths, activation=activation, inputs=6)
+    parameters = oracles.drawn(net, (6, *widths, 1))
+    x = np.linspace(-1, 1, 6).astype(np.float32)
+    phi, weights = oracles.ACTIVATIONS[activation], oracles.weights(parameters, 1.3, 0.4)
+    depth = net.depth
+
+    def run(h: Any, first: int, last: int) -> Any:
+        for kernel, bias in weights[first + 1 : last + 1]:
+            h = phi(h) @ kernel + bias
+        return h
+
+    with jax.enable_x64(True):
+        stem = weights[0]
+        h0 = np.asarray(x, np.float64) @ stem[0] + stem[1]
+        dense = {m: jax.jacfwd(lambda h, m=m: run(h, 0, m))(h0) for m in range(1, depth + 1)}
+        whole = dense[depth] @ stem[0].T
+        middle = run(h0, 0, depth - 1)
+        last = jax.jacfwd(lambda h: run(h, depth - 1, depth))(middle)
+    # Where the rank is below n, dense arithmetic leaves rounding in place of zeros.
+    ranks = np.minimum.accumulate(widths)
+    found = vg.log_singular_values(net, parameters, SCALES, x, range(depth + 1), dtype="float64")
+    np.testing.assert_array_equal(found.rank, ranks)
+    np.testing.assert_allclose(found.log_singular_values[0], 0, atol=1e-14)
+    for m in range(1, depth + 1):
+        rank = ranks[m]
+        np.testing.assert_allclose(found.log_singular_values[m, :rank], by_numpy(dense[m])[:rank], atol=1e-9)
+    from_input = vg.log_singular_values(net, parameters, SCALES, x, from_input=True, dtype="float64")
+    rank = min(6, *widths)
+    np.testing.assert_allclose(from_input.log_singular_values[0, :rank], by_numpy(whole)[:rank], atol=1e-9)
+    assert from_input.rank == [rank]
+    started = vg.log_singular_values(net, parameters, SCALES, x, start=depth - 1, dtype="float64")
+    np.testing.assert_allclose(started.log_singular_values[0], by_numpy(last), atol=1e-9)
+    assert not jax.config.jax_enable_x64
+
+
+class Fixed(nnx.Module):
+    """A block around one of the functions below."""
+
+    scales: ClassVar = {}
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.size = size
+
+
+class Pairs(Fixed):
+    """Means over pairs of neighbours: identical columns, half of all directions lost."""
+
+    def __call__(self, h: Any) -> Any:
+        return jnp.repeat(h.reshape(-1, 2).mean(axis=1), 2)
+
+
+class Broken(nnx.Module):
+    """Its slope at 0 is infinite."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.gain = nnx.Param(jnp.ones(()))
+
+    def __call__(self, h: Any) -> Any:
+        return self.gain[...] * jnp.sqrt(h)
+
+
+class Normed(nnx.Module):
+    """A dense layer of the normalized state: LayerNorm takes away two directions."""
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.norm = nnx.LayerNorm(size, epsilon=0.0, rngs=rngs)
+        self.linear = nnx.Linear(size, size, rngs=rngs, precision="highest")
+
+    def __call__(self, h: Any) -> Any:
+        return self.linear(self.norm(h))
+
+
+class BatchNormed(nnx.Module):
+    """The state is a batch, which batch norm couples: two directions less for every unit."""
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.norm = nnx.BatchNorm(size, epsilon=0.0, use_running_average=False, rngs=rngs)
+        self.linear = nnx.Linear(size, size, rngs=rngs, precision="highest")
+
+    def __call__(self, h: Any) -> Any:
+        return self.linear(jnp.tanh(self.norm(h)))
+
+
+class Convolution(nnx.Module):
+    """A circular convolution over positions with a residual branch."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(channels, channels, (3,), padding="CIRCULAR", rngs=rngs, precision="highest")
+
+    def __call__(self, h: Any) -> Any:
+        return h + jnp.tanh(self.conv(h))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("block", "argument", "shape", "rank"),
+    [(Pairs, 10, (10,), 5), (Normed, 9, (9,), 7), (BatchNormed, 3, (5, 3), 9), (Convolution, 2, (6, 2), 12)],
+)
+def test_blocks_of_every_kind_and_what_they_lose(block: Any, argument: int, shape: Any, rank: int, dtype: str) -> None:
+    depth = 6
+    net = vg.stack(block, argument, depth=depth, input_shape=shape)
+    parameters = vg.init(KEY, net)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = vg.log_singular_values(net, parameters, vg.Scales(), x, [1, depth], dtype=dtype)
+    np.testing.assert_array_equal(found.rank, [rank, rank])
+
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: a.astype(float) if a.dtype == np.float32 else a, parameters)
+
+        def first_layers(h: Any, count: int) -> Any:
+            def visit(layer: Any, carry: Any, _: None) -> Any:
+                h, i = carry
+                return (jnp.where(i < count, layer(h), h), i + 1), None
+
+            return scan_layers(wide, vg.Scales(), (h, 0), visit)[0][0]
+
+        dense = [
+            np.asarray(jax.jacfwd(lambda h, m=m: first_layers(h, m))(x.astype(float))).reshape(x.size, x.size)
+            for m in (1, depth)
+        ]
+    for row, matrix in zip(found.log_singular_values, dense, strict=True):
+        tolerance = 1e-9 if dtype == "float64" else 5e-4
+        np.testing.assert_allclose(row[:rank], by_numpy(matrix)[:rank], atol=tolerance)
+
+
+def test_the_linear_orthogonal_network_is_exact() -> None:
+    with jax.enable_x64(True):
+        net = vg.mlp(width=20, depth=300, activation="linear", inputs=3, law="orthogonal", dtype="float64")
+        parameters = vg.init(KEY, net)
+        sigma_w = np.linspace(0.1, 3, 300)
+        found = vg.log_singular_values(net, parameters, vg.Scales(sigma_w=sigma_w), np.ones(3), [1, 300])
+    expected = np.log(sigma_w).cumsum()[[0, 299], None]
+    np.testing.assert_allclose(found.log_singular_values, np.broadcast_to(expected, (2, 20)), atol=1e-11)
+    assert found.condition < 1.1
+
+
+def test_saturated_units_are_kept_where_dense_arithmetic_loses_them() -> None:
+    """Slopes of tanh from 1 to 1e-60: every singular value of three layers to 1e-9."""
+    sizes, depth = (6,) * 4, 3
+    net = vg.mlp(widths=sizes, activation="tanh", inputs=2)
+    parameters = oracles.drawn(net, (2, *sizes, 1), seed=4)
+    scales = vg.Scales(sigma_w=40.0, sigma_b=1.0)
+    x = np.array([1.0, -0.3], np.float32)
+    found = vg.log_singular_values(net, parameters, scales, x, dtype="float64").log_singular_values[0]
+    with mpmath.workdps(200):
+        stem, *layers, _ = (
+            (mpmath.matrix(kernel.T.tolist()), mpmath.matrix(bias.tolist()))
+            for kernel, bias in oracles.weights(parameters, 40.0, 1.0)
         )
-        assert np.array_equal(np.isneginf(found.log_singular_values), lost), dtype
-        error = np.abs(np.where(lost, 0, found.log_singular_values) - np.where(lost, 0, exact)).max()
-        assert error <= max(least, EPS[dtype] * found.condition)
+        h = stem[0] * mpmath.matrix(x.astype(float).tolist()) + stem[1]
+        product = mpmath.eye(6)
+        smallest = mpmath.mpf(1)
+        for kernel, bias in layers:
+            slopes = [mpmath.sech(u) ** 2 for u in h]
+            smallest = min(smallest, *slopes)
+            product = kernel * mpmath.diag(slopes) * product
+            h = kernel * h.apply(mpmath.tanh) + bias
+        exact = by_mpmath(product)
+    assert smallest < 1e-40
+    assert len(layers) == depth
+    np.testing.assert_allclose(found, exact, atol=1e-9)
+
+
+# --- the finish -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", [50, 700, 5000])
+def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(span)
+    exponents = np.sort(rng.integers(-span, 1, 14))[::-1].astype(np.int32)
+    rows = rng.normal(size=(14, 17))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    with mpmath.workdps(80 + 2 * int(span * 0.31)):
+        graded = mpmath.matrix(rows.T.tolist()) * mpmath.diag([mpmath.mpf(2) ** int(k) for k in exponents])
+        exact = by_mpmath(graded)
+    found = products.log_singular_values(exponents, rows)
+    np.testing.assert_allclose(found[:14], exact, rtol=1e-14, atol=1e-12)
+    assert np.all(np.isneginf(found[14:]))
+    order = rng.permutation(14)
+    np.testing.assert_allclose(
+        products.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
+    )
+    monkeypatch.setattr(products, "_SPAN", 250)  # short windows: the same numbers
+    np.testing.assert_allclose(products.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
+
+
+def test_a_product_of_nothing_but_zeros_has_no_direction_left() -> None:
+    net = vg.mlp(width=4, depth=3, activation="relu", inputs=2)
+    found = vg.log_singular_values(net, vg.init(KEY, net), vg.Scales(sigma_w=0.0), np.ones(2), [0, 2, 3])
+    np.testing.assert_array_equal(found.rank, [4, 0, 0])
+    np.testing.assert_array_equal(found.log_det, [found.log_det[0], -np.inf, -np.inf])
+
+
+# --- determinants, norms, single layers, exponents ------------------------------------------------------------------
+
+
+def test_the_sum_of_logs_is_the_log_determinant_at_ten_thousand_layers() -> None:
+    net = vg.mlp(width=9, depth=10_000, activation="tanh", inputs=4)
+    parameters, x = vg.init(KEY, net), np.ones(4, np.float32)
+    found = vg.log_singular_values(net, parameters, SCALES, x, [100, 10_000], dtype="float64")
+    exact = vg.log_determinant(net, parameters, SCALES, x, dtype="float64")
+    assert exact.shape == (10_001,)
+    assert exact[0] == 0
+    np.testing.assert_allclose(found.log_det, exact[[100, 10_000]], rtol=1e-9)
+    assert found.log_condition[1] > 1e4
+    single = vg.layer_singular_values(net, parameters, SCALES, x, dtype="float64")
+    np.testing.assert_allclose(single.sum(axis=1).cumsum(), exact[1:], rtol=1e-9)
+
+
+def test_norms_and_single_layers_agree_with_the_spectrum() -> None:
+    net = vg.mlp(width=11, depth=8, activation="tanh", inputs=4)
+    parameters, x = vg.init(KEY, net), np.ones(4, np.float32)
+    found = vg.log_singular_values(net, parameters, SCALES, x, range(9), dtype="float64")
+    exact = vg.log_frobenius(net, parameters, SCALES, x)
+    np.testing.assert_allclose(exact.log_norm, found.log_frobenius, atol=1e-5)
+    assert not exact.standard_error.any()
+    estimate = vg.log_frobenius(net, parameters, SCALES, x, probes=400, key=KEY)
+    assert np.all(estimate.standard_error[1:] > 0)
+    assert np.all(np.abs(estimate.log_norm - found.log_frobenius)[1:] < 4 * estimate.standard_error[1:])
+    single = vg.layer_singular_values(net, parameters, SCALES, x, dtype="float64")
+    np.testing.assert_allclose(single[0], found.log_singular_values[1], atol=1e-9)
+    some = vg.log_singular_values(net, parameters, SCALES, x, [3, 8], top=2, dtype="float64")
+    np.testing.assert_allclose(some.log_singular_values, found.log_singular_values[[3, 8], :2], atol=1e-5)
+    stem = vg.log_singular_values(net, parameters, SCALES, x, [8], top=2, from_input=True, dtype="float64")
+    whole = vg.log_singular_values(net, parameters, SCALES, x, [8], from_input=True, dtype="float64")
+    np.testing.assert_allclose(stem.log_singular_values, whole.log_singular_values[:, :2], atol=1e-5)
+
+
+def test_lyapunov_exponents_of_gaussian_layers_are_those_of_newman() -> None:
+    """lambda_i = (ln(2/n) + digamma((n - i + 1) / 2)) / 2 (Newman 1986, Commun. Math. Phys. 103)."""
+    n = 6
+    net = vg.mlp(width=n, depth=4000, activation="linear", inputs=1)
+    found = vg.lyapunov_exponents(net, vg.init(KEY, net, stream=True), vg.Scales(), np.ones(1))
+    expected = (np.log(2 / n) + scipy.special.digamma((n - np.arange(n)) / 2)) / 2
+    assert np.all(found.standard_error < 0.03)
+    assert np.all(np.abs(found.exponents - expected) < 4 * found.standard_error)
+    assert found.log_stretch.shape == (4000, n)
+    np.testing.assert_allclose(found.running[-1], found.exponents, rtol=1e-9)
+    first = vg.lyapunov_exponents(net, vg.init(KEY, net, stream=True), vg.Scales(), np.ones(1), 2, discard=0)
+    assert first.log_stretch.shape == (4000, 2)
+    # Whatever columns one starts with, the flag is soon the same.
+    np.testing.assert_allclose(first.log_stretch[500:], found.log_stretch[500:, :2], atol=1e-3)
+
+
+def test_lyapunov_exponents_of_orthogonal_layers_are_the_log_of_their_gain() -> None:
+    net = vg.mlp(width=7, depth=30, activation="linear", inputs=1, law="orthogonal")
+    found = vg.lyapunov_exponents(net, vg.init(KEY, net), vg.Scales(sigma_w=0.7), np.ones(1))
+    np.testing.assert_allclose(found.exponents, np.log(0.7), atol=1e-6)
+    assert found.discarded == 3
+
+
+def test_readings_of_known_values() -> None:
+    found = vg.Spectrum(np.array([1, 2]), np.log([[4.0, 2.0, 1.0], [3.0, 3.0, 3.0]]), 1.0, 3)
+    np.testing.assert_allclose(found.log_frobenius, np.log([21, 27]) / 2)
+    np.testing.assert_allclose(found.log_condition, [np.log(4), 0], atol=1e-15)
+    np.testing.assert_allclose(found.log_det, np.log([8, 27]))
+    np.testing.assert_allclose(found.participation, [21**2 / (256 + 16 + 1), 3])
+    lost = vg.Spectrum(np.array([1]), np.array([[1.0, -np.inf]]), 1.0, 2)
+    assert (lost.rank, lost.log_condition, lost.log_det) == (1, np.inf, -np.inf)
+
+
+# --- many networks --------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_of_spectra_is_the_loop_over_its_points(tmp_path: Path) -> None:
+    net = vg.mlp(width=6, depth=5, activation="relu", inputs=3)
+    x, axes = np.array([0.5, -1.0, 2.0], np.float32), {"sigma_w": np.array([0.7, 1.4, 2.0])}
+    whole = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[2, 5], sigma_b=0.3, **axes)
+    assert whole.log_singular_values.shape == (2, 3, 2, 6)
+    assert whole.rank.shape == (2, 3, 2)
+    for seed in range(2):
+        parameters = vg.init(jax.random.split(jax.random.fold_in(KEY, seed))[0], net)
+        for i, sigma_w in enumerate(axes["sigma_w"]):
+            one = vg.log_singular_values(net, parameters, vg.Scales(sigma_w=sigma_w, sigma_b=0.3), x, [2, 5])
+            np.testing.assert_array_equal(one.rank, whole.rank[seed, i])
+            alive = np.isfinite(one.log_singular_values)
+            np.testing.assert_allclose(
+                whole.log_singular_values[seed, i][alive], one.log_singular_values[alive], atol=1e-5
+            )
+            assert whole.left_range[seed, i] == one.left_range == 6
+    small = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[2, 5], sigma_b=0.3, memory=1, **axes)
+    assert small.provenance["chunk_size"] == 1
+    np.testing.assert_allclose(small.log_frobenius, whole.log_frobenius, atol=1e-5)
+    for name in ("spectra.npz", "spectra.nc"):
+        back = vg.load(whole.save(tmp_path / name))
+        assert isinstance(back, vg.SpectrumSweep)
+        assert list(back.axes) == ["sigma_w"]
+        for array in ("log_singular_values", "depths", "condition", "left_range"):
+            np.testing.assert_array_equal(getattr(back, array), getattr(whole, array))
+        assert (back.fixed, back.provenance) == (whole.fixed, whole.provenance)
+    alone = vg.spectrum_sweep(net, x, key=KEY, seeds=2, dtype="float64", from_input=True)
+    assert alone.log_singular_values.shape == (2, 1, 3)
+    assert alone.provenance["dtype"] == "float64"
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+NET = vg.mlp(width=5, depth=4, activation="tanh", inputs=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"depths": [5]}, "depths must be whole numbers from 0 to 4, got 5"),
+        ({"depths": [1.5]}, "depths must be whole numbers from 0 to 4, got 1.5"),
+        ({"depths": [2], "start": 3}, "depths must be whole numbers from 3 to 4, got 2"),
+        ({"depths": []}, "depths must hold at least one depth, and none twice"),
+        ({"depths": [2, 2]}, r"none twice, got \[2, 2\]"),
+        ({"start": 4}, "start must be a whole number from 0 to 3, got 4"),
+        ({"start": 1, "from_input": True}, "a product begins at the input or at a state"),
+        ({"top": 0}, "top must be at least 1, got 0"),
+        ({"top": 2, "depths": [0]}, "depths must lie beyond the start, 0, for the top 2, got 0"),
+        ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
+        ({"memory": 100}, r"must fit into memory = .* got a state of 5 numbers, .* take the largest .*top="),
+        ({"scales": vg.Scales(sigma=1.0)}, "scale must be one of sigma_w, sigma_b"),
+        ({"x": np.ones(3)}, r"x must have shape \(2,\)"),
+    ],
+)
+def test_bad_input_is_one_sentence(call: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"scales": SCALES, "x": np.ones(2), **call}
+    scales, x = arguments.pop("scales"), arguments.pop("x")
+    with pytest.raises(ValueError, match=message):
+        vg.log_singular_values(NET, vg.init(KEY, NET), scales, x, **arguments)
+
+
+def test_a_jacobian_that_is_not_finite_is_named_by_its_layer() -> None:
+    parameters = vg.init(KEY, NET)
+    stage = parameters.stages[0]
+    broken = vg.Parameters(
+        parameters.stem, ({**stage, "kernel": stage["kernel"].at[2, 0, 0].set(jnp.nan)},), parameters.head, NET
+    )
+    for more in ({}, {"top": 2}):
+        with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 3"):
+            vg.log_singular_values(NET, broken, SCALES, np.ones(2), **more)
+    vg.log_singular_values(NET, broken, SCALES, np.ones(2), [2])
+
+
+def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() -> None:
+    class Wide(Fixed):
+        def __call__(self, h: Any) -> Any:
+            return h * jnp.linspace(0.5, 2, self.size) ** 2
+
+    net = vg.stack(Wide, 50_000, depth=3, input_shape=50_000)
+    parameters, x = vg.init(KEY, net), np.ones(50_000, np.float32)
+    with pytest.raises(ValueError, match=r"must fit into memory = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"):
+        vg.log_singular_values(net, parameters, vg.Scales(), x)
+    found = vg.log_singular_values(net, parameters, vg.Scales(), x, top=3)
+    np.testing.assert_allclose(found.log_singular_values[0], 3 * np.log(4), atol=0.02)
+
+
+def test_other_bad_input() -> None:
+    x = np.ones(2)
+    stream = vg.init(KEY, NET, stream=True)
+    with pytest.raises(ValueError, match="streamed parameters must be computed in their own dtype, got float64"):
+        vg.log_singular_values(NET, stream, SCALES, x, dtype="float64")
+    with pytest.raises(ValueError, match="discard must be a whole number from 0 to 3, got 4"):
+        vg.lyapunov_exponents(NET, stream, SCALES, x, discard=4)
+    narrow = vg.mlp(widths=(5, 4, 5), inputs=2)
+    for f in (vg.lyapunov_exponents, vg.log_determinant, vg.layer_singular_values):
+        with pytest.raises(ValueError, match=r"all states must have one shape, got \[\(4,\), \(5,\)\]"):
+            f(narrow, vg.init(KEY, narrow), SCALES, x)
+    with pytest.raises(ValueError, match="probes must be at least 2, got 1"):
+        vg.log_frobenius(NET, stream, SCALES, x, probes=1)
+    bad = vg.stack(Broken, depth=2, input_shape=3)
+    with pytest.raises(ValueError, match="got a NaN or an infinity at layer 1 of seed 0"):
+        vg.spectrum_sweep(bad, np.zeros(3), key=KEY, seeds=1)

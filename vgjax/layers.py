@@ -230,7 +230,7 @@ def scan_layers(
             carry, output = body(carry, jax.tree.map(lambda a: a[0], xs))
             outputs[i] = jax.tree.map(lambda a: a[None], output)
         else:
-            carry, outputs[i] = lax.scan(body, carry, xs, reverse=reverse)
+            carry, outputs[i] = lax.scan(body, carry, xs, length=stage.depth, reverse=reverse)
     return carry, outputs
 
 

@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 from scipy.linalg import lapack
 
 from vgjax.exponents import LN2, ZERO, exponent_of, power_of_two
 
 _UNEVEN = 6  # columns of a factor that differ by more powers of two than this are taken out as a factor of their own
-_NOISE = 8  # roundings up to which a direction that a factor leaves counts as lost
+# Share of a factor's largest column up to which a direction that it leaves counts as lost: above what rounding leaves
+# in place of zeros, and as rarely as can be above a Gaussian matrix's own (.8 sqrt(n) times that, in one of so many).
+_NOISE = {"float32": 2.0**-18, "float64": 2.0**-40}
 _SPAN = 800  # powers of two that one Jacobi iteration may span: half the exponents of float64, with room
 _APART = 64  # powers of two beyond which rows no longer see each other, 2^-128
 
@@ -44,8 +47,13 @@ def identity(size: int, dtype: jnp.dtype) -> Product:
     Its basis is a random rotation: the leading columns are then in general position to whatever follows, so that a
     factor of rank r leaves the first r of them independent, and rank can be read off a QR without pivoting.
     """
-    basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, size), dtype))[0]
+    basis = orthonormal(size, size, dtype)
     return Product(basis, jnp.zeros(size, jnp.int32), basis.T)
+
+
+def orthonormal(size: int, count: int, dtype: jnp.dtype) -> Array:
+    """Random orthonormal columns, always the same ones, shape ``(size, count)``."""
+    return jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, count), dtype))[0]
 
 
 def start(columns: Array) -> Product:
@@ -61,30 +69,37 @@ def times(matrix: Array, product: Product) -> tuple[Product, Array]:
     first taken out as a diagonal factor, whose graded rows a QR decomposition keeps if they are sorted (Cox & Higham
     1998).
     """
-    largest = jnp.max(jnp.abs(matrix), axis=0)
+    outputs, inputs = matrix.shape
+    rank, size = min(outputs, len(product.exponents)), max(outputs, inputs)
+    square = jnp.pad(matrix, ((0, size - outputs), (0, size - inputs)))  # both factors then have one shape
+    largest = jnp.max(jnp.abs(square), axis=0)
     sizes = jnp.where(largest > 0, exponent_of(jnp.where(largest > 0, largest, 1)), ZERO)
     top = jnp.max(sizes)
-    uneven = top - jnp.min(sizes) > _UNEVEN
+    uneven = (top - jnp.min(sizes[:inputs]) > _UNEVEN) & (top > ZERO)
+    diagonal = power_of_two(sizes, matrix.dtype)[:, None]
+    even = jnp.where(uneven, square * power_of_two(-sizes, matrix.dtype), square)
+    by_size = jnp.argsort(-sizes)
 
-    def apart(product: Product) -> tuple[Array, Product]:
-        diagonal = power_of_two(sizes, matrix.dtype)
-        even = matrix * power_of_two(-sizes, matrix.dtype)
-        # Rows in order of size: only then is each of them kept to rounding of its own.
-        rows = jnp.argsort(-sizes)
-        sorted_rows = restored(product, (diagonal[:, None] * product.basis)[rows], noise=0)[0]
-        return even, sorted_rows._replace(basis=jnp.zeros_like(product.basis).at[rows].set(sorted_rows.basis))
+    def factor(i: Array, carry: tuple[Product, Array]) -> tuple[Product, Array]:
+        product, first = carry[0], i == 0
+        rows = jnp.where(first, by_size, jnp.arange(size))
+        moved = lax.cond(first, lambda b: diagonal * b, lambda b: _dot(even, b), product.basis)
+        product, condition = restored(product, moved[rows], jnp.where(first, 0, _NOISE[matrix.dtype.name]))
+        return product._replace(basis=jnp.zeros_like(moved).at[rows].set(product.basis)), condition
 
-    matrix, product = lax.cond(uneven & (top > ZERO), apart, lambda product: (matrix, product), product)
-    return restored(product, jnp.dot(matrix, product.basis, precision=lax.Precision.HIGHEST))
+    padded = product._replace(basis=jnp.pad(product.basis, ((0, size - inputs), (0, 0))))
+    start = jnp.where(uneven, 0, 1)
+    (basis, exponents, mixing), condition = lax.fori_loop(start, 2, factor, (padded, jnp.ones((), matrix.dtype)))
+    return Product(basis[:outputs, :rank], exponents[:rank], mixing[:rank]), condition
 
 
-def restored(product: Product, moved: Array, noise: float = _NOISE) -> tuple[Product, Array]:
+def restored(product: Product, moved: Array, noise: ArrayLike | None = None) -> tuple[Product, Array]:
     """``A @ product`` from ``moved = A @ product.basis``: its columns are made orthonormal again.
 
     Args:
         product: as it was.
         moved: shape ``(outputs, rank)``.
-        noise: rows of R within that many roundings of the largest column are zero.
+        noise: rows of R within that share of the largest column are zero; left out, what rounding may leave.
 
     Returns:
         The product, of rank ``min(outputs, rank)``, and the largest column over the smallest row of R that is kept.
@@ -99,14 +114,18 @@ def restored(product: Product, moved: Array, noise: float = _NOISE) -> tuple[Pro
     # Row i of R diag(2^exponents), as a power of two times a row of ordinary size.
     size = jnp.where(alive, jnp.abs(r), 0)
     widest = jnp.max(jnp.where(alive, norms[order], 0))
-    kept = jnp.max(size, axis=1) > noise * jnp.finfo(r.dtype).eps * widest
+    kept = jnp.max(size, axis=1) > (_NOISE[r.dtype.name] if noise is None else noise) * widest
     places = jnp.where(size > 0, exponent_of(jnp.where(size > 0, size, 1)) + exponents, ZERO)
     place = jnp.max(places, axis=1)
     graded = jnp.where(alive, r * power_of_two(exponents - place[:, None], r.dtype), 0)
-    mixing = jnp.dot(jnp.where(kept[:, None], graded, 0), mixing, precision=lax.Precision.HIGHEST)
+    mixing = _dot(jnp.where(kept[:, None], graded, 0), mixing)
     length = exponent_of(jnp.where(kept, jnp.sqrt(jnp.sum(mixing * mixing, axis=1)), 1))
     result = Product(basis, jnp.where(kept, place + length, ZERO), mixing * power_of_two(-length, r.dtype)[:, None])
     return result, widest / jnp.min(jnp.where(kept, jnp.max(size, axis=1), jnp.inf))
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
 
 
 def log_singular_values(exponents: np.ndarray, mixing: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def log_singular_values(
     Returns:
         `Spectrum`, values of shape ``(depths, n)`` or ``(depths, top)``, descending: one for each of the n directions
         at the start, -inf where it is lost (dead units, a narrower layer, what normalization removes). What a layer's
-        Jacobian shrinks to within rounding of its largest column counts as lost.
+        Jacobian, its columns taken at equal size, shrinks to 2^-40 of its largest (float32: 2^-18) counts as lost.
 
     Raises:
         ValueError: unknown scales, an input of the wrong shape, depths out of range, Jacobians larger than ``memory``,
@@ -80,7 +80,7 @@ def log_singular_values(
     fermions"; Demmel & Veselic 1992, "Jacobi's method is more accurate than QR".
     """
     wanted = checked_depths(network, depths, start, from_input)
-    with _from(network, parameters, scales, x, dtype, start, from_input) as origin:
+    with _from(network, parameters, scales, x, dtype, start, from_input, wanted[-1]) as origin:
         if top is None or positive_integer("top", top) >= origin.size:
             check_memory(network, origin.size, len(wanted), origin.state.value.dtype, memory)
             found = finished(kept_products(*origin, tuple(m - start for m in wanted)))
@@ -88,7 +88,7 @@ def log_singular_values(
             if wanted[0] == start:
                 raise ValueError(f"depths must lie beyond the start, {start}, for the top {top}, got {wanted[0]}")
             found = _leading(origin, [m - start for m in wanted], top)
-    if found.first_infinite + start <= network.depth:
+    if found.first_infinite + start <= wanted[-1]:
         layer = found.first_infinite + start
         raise ValueError(f"the Jacobian of every layer must be finite, got a NaN or an infinity at layer {layer}")
     values, condition, left_range, _ = found
@@ -226,7 +226,7 @@ def _leading(origin: Origin, depths: list[int], top: int) -> Found:
     for depth in depths:
         parameters, scales = section(origin.parameters, origin.scales, 0, depth)
         to = origin._replace(parameters=parameters, scales=scales)
-        basis = products.identity(origin.size, origin.state.value.dtype).basis[:, : top + _MORE]
+        basis = products.orthonormal(origin.size, min(top + _MORE, origin.size), origin.state.value.dtype)
         before = np.full(top, np.nan)
         for _ in range(_MOST_ROUNDS):
             there, condition, first, bad = _there(*to, basis)
@@ -378,7 +378,7 @@ def _stretches(parameters: Parameters, scales: Scales, state: Scaled, count: int
         basis, r = jnp.linalg.qr(moved)
         return (layer.step(state), basis), jnp.log(jnp.abs(jnp.diagonal(r)))
 
-    basis = products.identity(state.value.size, state.value.dtype).basis[:, :count]
+    basis = products.orthonormal(state.value.size, count, state.value.dtype)
     return joined(scan_layers(parameters, scales, (state, basis), visit)[1])
 
 
@@ -399,7 +399,7 @@ def log_determinant(
     _check_one_shape(network)
     with _from(network, parameters, scales, x, dtype) as origin:
         check_memory(network, origin.size, 1, origin.state.value.dtype, DENSE)
-        single = np.asarray(_of_layers(*origin[:3], _log_det), float)
+        single = np.asarray(_log_dets(*origin[:3]), float)
     return np.concatenate([[0.0], np.cumsum(single)])
 
 
@@ -420,18 +420,25 @@ def layer_singular_values(
     _check_one_shape(network)
     with _from(network, parameters, scales, x, dtype) as origin:
         check_memory(network, origin.size, 1, origin.state.value.dtype, DENSE)
-        return np.asarray(_of_layers(*origin[:3], _log_values), float)
+        return np.asarray(_log_values(*origin[:3]), float)
 
 
-def _log_det(matrix: Array) -> Array:
-    return jnp.linalg.slogdet(matrix)[1]
+@jax.jit
+def layer_jacobians(parameters: Parameters, scales: Scales, state: Scaled) -> Array:
+    """The Jacobians of all layers, shape ``(depth, n, n)``."""
+    return _of_layers(parameters, scales, state, lambda matrix: matrix)
 
 
-def _log_values(matrix: Array) -> Array:
-    return jnp.log(jnp.linalg.svd(matrix, compute_uv=False))
+@jax.jit
+def _log_dets(parameters: Parameters, scales: Scales, state: Scaled) -> Array:
+    return _of_layers(parameters, scales, state, lambda matrix: jnp.linalg.slogdet(matrix)[1])
 
 
-@functools.partial(jax.jit, static_argnames=("f",))
+@jax.jit
+def _log_values(parameters: Parameters, scales: Scales, state: Scaled) -> Array:
+    return _of_layers(parameters, scales, state, lambda matrix: jnp.log(jnp.linalg.svd(matrix, compute_uv=False)))
+
+
 def _of_layers(parameters: Parameters, scales: Scales, state: Scaled, f: Callable[[Array], Array]) -> Array:
     """f of every layer's Jacobian, with a leading layer axis."""
 
@@ -582,20 +589,26 @@ def _from(
     dtype: str | None,
     start: int = 0,
     from_input: bool = False,
+    stop: int | None = None,
 ) -> Iterator[Origin]:
     """Where the product begins, in the dtype that is switched on for what is done inside."""
     check_scales(network, scales)
     check_input(network, x)
     with computing(parameters, dtype) as kind:
-        yield origin(parameters, scales, jnp.asarray(x), start, from_input, kind)
+        yield origin(parameters, scales, jnp.asarray(x), (start, stop or network.depth), from_input, kind)
 
 
-@functools.partial(jax.jit, static_argnames=("start", "from_input", "dtype"))
-def origin(parameters: Parameters, scales: Scales, x: Array, start: int, from_input: bool, dtype: Any) -> Origin:
-    """Where the product begins: at a state, or at the input, if there is a stem."""
+@functools.partial(jax.jit, static_argnames=("part", "from_input", "dtype"))
+def origin(
+    parameters: Parameters, scales: Scales, x: Array, part: tuple[int, int], from_input: bool, dtype: Any
+) -> Origin:
+    """Where a product begins, at a state or at the input (if there is a stem), and the blocks it runs through."""
+    start, stop = part
     parameters = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, parameters)
-    state, stem = first_state(parameters, scales, x), stem_layer(parameters, scales)
+    stem = stem_layer(parameters, scales)
+    state = first_state(parameters, scales, x)
+    state = state._replace(value=state.value.astype(dtype))
     before_stem = (stem, x.astype(dtype)) if stem and from_input else None
     if start:
         state = states_before(*section(parameters, scales, 0, start), state)[1]
-    return Origin(*section(parameters, scales, start, parameters.network.depth), state, before_stem)
+    return Origin(*section(parameters, scales, start, stop), state, before_stem)

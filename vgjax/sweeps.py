@@ -157,7 +157,7 @@ def spectrum_sweep(
                     kept = jax.tree.map(np.asarray, kept)
                     found = [spectrum.finished(jax.tree.map(lambda a, i=i: a[i], kept)) for i in range(new)]
                     for one in found:
-                        if one.first_infinite <= network.depth:
+                        if one.first_infinite <= wanted[-1]:
                             raise ValueError(
                                 f"the Jacobian of every layer must be finite, got a NaN or an infinity at layer "
                                 f"{one.first_infinite} of seed {seed}"
@@ -189,7 +189,7 @@ def measure_spectra(
     """
 
     def at(point: tuple[Scales, Array]) -> spectrum.Kept:
-        start = spectrum.origin(parameters, Scales(**{**fixed, **point[0]}), x, 0, from_input, dtype)
+        start = spectrum.origin(parameters, Scales(**{**fixed, **point[0]}), x, (0, depths[-1]), from_input, dtype)
         return spectrum.kept_products(*start, depths)
 
     together = 1 if jax.default_backend() == "cpu" else len(index)
