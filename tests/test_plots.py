@@ -111,3 +111,13 @@ def test_the_reading_derived_from_logs_agrees_with_the_plain_pass():
         flow = vg.profile(network, x, key=jax.random.key(1), seeds=16, scales=scales, naive=("float32",))
         crossed = (~flow.naive["float32"]).sum(axis=1)  # layers that plain float32 still reads, from the last one back
         assert abs(crossed.mean() - derived[:, i].mean()) <= 2
+
+
+def test_a_spectrum_is_drawn_as_it_is_with_what_is_lost_in_the_legend():
+    values = np.array([[0.0, -1.0, -2.0], [-10.0, -3000.0, -np.inf]])
+    figure = plots.spectrum(vg.Spectrum(np.array([1, 50]), values, 1.0, 51), title="two depths")
+    drawn = [line.get_ydata() for line in figure.axes[0].lines[:2]]
+    np.testing.assert_array_equal(drawn[0], values[0])
+    np.testing.assert_array_equal(drawn[1], values[1, :2])
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == ["1 layer", "50 layers, 1 of 3 lost"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from vgjax.results import Sweep, whole_file
+from vgjax.results import Spectrum, Sweep, whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -291,6 +291,36 @@ def draw_band(ax: "Axes", band: "Band") -> None:
     ax.plot(layers, shown, **_BAND_LINE)
     for side in (-1, 1):
         ax.plot(layers, shown + side * band.deviation, color="k", linewidth=0.3)
+
+
+# --- the spectrum ---------------------------------------------------------------------------------------------------
+
+
+@styled
+def spectrum(found: Spectrum, *, title: str | None = None) -> "Figure":
+    """Singular values of the Jacobian, largest first, one curve a depth; what is lost is told in the legend.
+
+    Args:
+        found: of `vgjax.log_singular_values`.
+        title: above the axes.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+    ax = figure.subplots()
+    shades = mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(found.depths)))
+    for depth, values, rank, colour in zip(found.depths, found.log_singular_values, found.rank, shades, strict=True):
+        lost = len(values) - rank
+        name = f"{depth} layer{'s' if depth != 1 else ''}" + (f", {lost} of {len(values)} lost" if lost else "")
+        ax.plot(np.arange(1, rank + 1), values[:rank], color=colour, label=name)
+    ax.axhline(0, color="0.8", linewidth=0.6, zorder=-1)
+    ax.set(xlabel="singular value, largest first", ylabel=r"$s_i$ of the Jacobian", title=title or "")
+    ax.margins(x=0.01)
+    ax.set_yticks(powers_of_ten(*ax.get_ylim()))
+    ax.yaxis.set_major_formatter(power_of_ten)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
