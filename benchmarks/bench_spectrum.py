@@ -176,7 +176,7 @@ def against_depth() -> list[dict[str, Any]]:
         work = functools.partial(vg.log_singular_values, network, parameters, scales, x)
         seconds = best_of(3, {"s": work})["s"]
         start = spectrum.origin(parameters, scales, x, (0, depth), False, np.dtype("float32"))
-        memory = spectrum.kept_products.lower(*start, (depth,)).compile().memory_analysis()
+        memory = spectrum.kept_products.lower(*start, start.rotation(), (depth,)).compile().memory_analysis()
         rows.append(
             {
                 "depth": depth,

@@ -35,8 +35,8 @@ def by_mpmath(matrix: mpmath.matrix) -> np.ndarray:
 # --- any network ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("widths", "activation"), [((7, 4, 4, 6), "tanh"), ((3, 8, 8), "gelu")])
-def test_products_of_unequal_widths_against_dense_jacobians(widths: tuple[int, ...], activation: str) -> None:
+def test_products_of_unequal_widths_against_dense_jacobians() -> None:
+    widths, activation = (7, 4, 4, 6), "tanh"
     net = vg.mlp(widths=widths, activation=activation, inputs=6)
     parameters = oracles.drawn(net, (6, *widths, 1))
     x = np.linspace(-1, 1, 6).astype(np.float32)
@@ -258,11 +258,9 @@ def test_norms_and_single_layers_agree_with_the_spectrum() -> None:
     assert np.all(np.abs(estimate.log_norm - found.log_frobenius)[1:] < 4 * estimate.standard_error[1:])
     single = vg.layer_singular_values(net, parameters, SCALES, x, dtype="float64")
     np.testing.assert_allclose(single[0], found.log_singular_values[1], atol=1e-9)
-    some = vg.log_singular_values(net, parameters, SCALES, x, [3, 8], top=2, dtype="float64")
-    np.testing.assert_allclose(some.log_singular_values, found.log_singular_values[[3, 8], :2], atol=1e-5)
-    stem = vg.log_singular_values(net, parameters, SCALES, x, [8], top=2, from_input=True, dtype="float64")
-    whole = vg.log_singular_values(net, parameters, SCALES, x, [8], from_input=True, dtype="float64")
-    np.testing.assert_allclose(stem.log_singular_values, whole.log_singular_values[:, :2], atol=1e-5)
+    whole = vg.log_singular_values(net, parameters, SCALES, x, [4, 8], from_input=True, dtype="float64")
+    some = vg.log_singular_values(net, parameters, SCALES, x, [4, 8], from_input=True, top=2, dtype="float64")
+    np.testing.assert_allclose(some.log_singular_values, whole.log_singular_values[:, :2], atol=1e-5)
 
 
 def test_lyapunov_exponents_of_gaussian_layers_are_those_of_newman() -> None:

@@ -8,7 +8,8 @@ Only powers of two are taken out, so nothing drifts. At the end ``diag(2^exponen
 Jacobi rotations, which are right to rounding for every singular value of a graded matrix (Demmel & Veselic 1992).
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +42,17 @@ class Product(NamedTuple):
     mixing: Array
 
 
-def identity(size: int, dtype: jnp.dtype) -> Product:
-    """The empty product.
+def identity(rotation: Array) -> Product:
+    """The empty product, with a random rotation (`orthonormal`) as its basis.
 
-    Its basis is a random rotation: the leading columns are then in general position to whatever follows, so that a
-    factor of rank r leaves the first r of them independent, and rank can be read off a QR without pivoting.
+    The leading columns are then in general position to whatever follows: a factor of rank r leaves the first r of them
+    independent, and rank can be read off a QR decomposition without pivoting.
     """
-    basis = orthonormal(size, size, dtype)
-    return Product(basis, jnp.zeros(size, jnp.int32), basis.T)
+    return Product(rotation, jnp.zeros(len(rotation), jnp.int32), rotation.T)
 
 
-def orthonormal(size: int, count: int, dtype: jnp.dtype) -> Array:
+@functools.partial(jax.jit, static_argnames=("size", "count", "dtype"))
+def orthonormal(size: int, count: int, dtype: Any) -> Array:
     """Random orthonormal columns, always the same ones, shape ``(size, count)``."""
     return jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, count), dtype))[0]
 

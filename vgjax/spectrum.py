@@ -80,19 +80,18 @@ def log_singular_values(
     fermions"; Demmel & Veselic 1992, "Jacobi's method is more accurate than QR".
     """
     wanted = checked_depths(network, depths, start, from_input)
-    with _from(network, parameters, scales, x, dtype, start, from_input, wanted[-1]) as origin:
+    stop = max(wanted[-1], start + 1)
+    with _from(network, parameters, scales, x, dtype, (start, stop), from_input) as origin:
         if top is None or positive_integer("top", top) >= origin.size:
             check_memory(network, origin.size, len(wanted), origin.state.value.dtype, memory)
-            found = finished(kept_products(*origin, tuple(m - start for m in wanted)))
+            found = finished(kept_products(*origin, origin.rotation(), tuple(m - start for m in wanted)))
         else:
             if wanted[0] == start:
                 raise ValueError(f"depths must lie beyond the start, {start}, for the top {top}, got {wanted[0]}")
             found = _leading(origin, [m - start for m in wanted], top)
-    if found.first_infinite + start <= wanted[-1]:
-        layer = found.first_infinite + start
-        raise ValueError(f"the Jacobian of every layer must be finite, got a NaN or an infinity at layer {layer}")
-    values, condition, left_range, _ = found
-    return Spectrum(np.asarray(wanted), values, condition, left_range + start)
+    checked(found._replace(first_infinite=found.first_infinite + start), stop)
+    left = found.left_range + start if found.left_range <= stop - start else network.depth + 1
+    return Spectrum(np.asarray(wanted), found.log_singular_values, found.condition, left)
 
 
 class Found(NamedTuple):
@@ -130,6 +129,10 @@ class Origin(NamedTuple):
         """Directions at the start."""
         return self.stem[1].size if self.stem else self.state.value.size
 
+    def rotation(self, count: int | None = None) -> Array:
+        """Random orthonormal columns there, shape ``(size, count)``."""
+        return products.orthonormal(self.size, count or self.size, self.state.value.dtype)
+
 
 class Kept(NamedTuple):
     """What is left of the products at the depths that were asked for.
@@ -148,12 +151,17 @@ class Kept(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("depths",))
 def kept_products(
-    parameters: Parameters, scales: Scales, state: Scaled, stem: tuple[Layer, Array] | None, depths: tuple[int, ...]
+    parameters: Parameters,
+    scales: Scales,
+    state: Scaled,
+    stem: tuple[Layer, Array] | None,
+    rotation: Array,
+    depths: tuple[int, ...],
 ) -> Kept:
     """The product at each depth, from one pass; unbatched, for `vmap` or `lax.map` over scales."""
     network, dtype = parameters.network, state.value.dtype
-    size = Origin(parameters, scales, state, stem).size
-    product, worst = products.identity(size, dtype), jnp.ones((), dtype)
+    size = len(rotation)
+    product, worst = products.identity(rotation), jnp.ones((), dtype)
     if stem:
         product, worst = products.times(jacobian(*stem), product)
     nowhere = len(depths)
@@ -196,6 +204,16 @@ def finished(kept: Kept) -> Found:
     return Found(values, float(kept.condition), int(kept.left_range), int(kept.first_infinite))
 
 
+def checked(found: Found, last: int, whose: str = "") -> Found:
+    """The same, if every Jacobian up to the last layer is finite; else the layer is named."""
+    if found.first_infinite <= last:
+        raise ValueError(
+            f"the Jacobian of every layer must be finite, got a NaN or an infinity at layer "
+            f"{found.first_infinite}{whose}"
+        )
+    return found
+
+
 def jacobian(layer: Layer, h: Array) -> Array:
     """The Jacobian of a layer at a state, both flattened, shape ``(outputs, inputs)``; column by column in chunks."""
     push = jax.linearize(layer, h)[1]
@@ -226,7 +244,7 @@ def _leading(origin: Origin, depths: list[int], top: int) -> Found:
     for depth in depths:
         parameters, scales = section(origin.parameters, origin.scales, 0, depth)
         to = origin._replace(parameters=parameters, scales=scales)
-        basis = products.orthonormal(origin.size, min(top + _MORE, origin.size), origin.state.value.dtype)
+        basis = origin.rotation(min(top + _MORE, origin.size))
         before = np.full(top, np.nan)
         for _ in range(_MOST_ROUNDS):
             there, condition, first, bad = _there(*to, basis)
@@ -364,11 +382,11 @@ def lyapunov_exponents(
     _check_one_shape(network)
     with _from(network, parameters, scales, x, dtype) as origin:
         size = origin.size if count is None else min(positive_integer("count", count), origin.size)
-        return Lyapunov(np.asarray(_stretches(*origin[:3], size), float), int(discard))
+        return Lyapunov(np.asarray(_stretches(*origin[:3], origin.rotation(size)), float), int(discard))
 
 
-@functools.partial(jax.jit, static_argnames=("count",))
-def _stretches(parameters: Parameters, scales: Scales, state: Scaled, count: int) -> Array:
+@jax.jit
+def _stretches(parameters: Parameters, scales: Scales, state: Scaled, basis: Array) -> Array:
     """ln |R_ii| of every layer, shape ``(depth, count)``."""
 
     def visit(layer: Layer, carry: tuple[Scaled, Array], _: None) -> tuple[tuple[Scaled, Array], Array]:
@@ -378,7 +396,6 @@ def _stretches(parameters: Parameters, scales: Scales, state: Scaled, count: int
         basis, r = jnp.linalg.qr(moved)
         return (layer.step(state), basis), jnp.log(jnp.abs(jnp.diagonal(r)))
 
-    basis = products.orthonormal(state.value.size, count, state.value.dtype)
     return joined(scan_layers(parameters, scales, (state, basis), visit)[1])
 
 
@@ -489,30 +506,29 @@ def log_frobenius(
     check_input(network, x)
     shape = state_shapes(network)[0]
     size = int(np.prod(shape))
-    if probes is None:
-        u = jnp.eye(size).reshape(size, *shape)
-    elif positive_integer("probes", probes) < 2:
+    if probes is not None and positive_integer("probes", probes) < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
-    else:
-        keys = jax.random.split(jax.random.key(0) if key is None else key, probes)
-        u = jax.vmap(lambda k: direction(k, shape, jnp.float32))(keys) * np.sqrt(size)  # E u u^T = 1
-    chunk = chunks.chunk_size(len(u), 32 * size, chunks.MEMORY)
-    logs = [_gains(parameters, scales, jnp.asarray(x), u[taken], new) for taken, new in _taken(len(u), chunk)]
+    key = jax.random.key(0) if key is None else key
+
+    def directions(taken: Array) -> Array:  # E u u^T = 1, as for the unit vectors together
+        if probes is None:
+            return jax.nn.one_hot(taken, size).reshape(-1, *shape)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(taken)
+        return jax.vmap(lambda k: direction(k, shape, jnp.float32))(keys) * np.sqrt(size)
+
+    count, x = probes or size, jnp.asarray(x)
+    logs = [
+        np.asarray(_push_all(parameters, scales, x, directions(jnp.asarray(taken))).log_gain, float)[:new]
+        for taken, new in chunks.chunks(count, chunks.chunk_size(count, 32 * size, chunks.MEMORY))
+    ]
     squares = 2 * np.concatenate(logs)
+    total = np.logaddexp.reduce(squares)
     if probes is None:
-        return Frobenius(np.logaddexp.reduce(squares) / 2, np.zeros(network.depth + 1))
-    total = np.logaddexp.reduce(squares) - np.log(probes)
+        return Frobenius(total / 2, np.zeros(network.depth + 1))
+    total -= np.log(probes)
     with np.errstate(invalid="ignore"):
         spread = np.exp(squares - total).std(axis=0, ddof=1) / np.sqrt(probes)
     return Frobenius(total / 2, np.nan_to_num(spread) / 2)
-
-
-def _taken(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    return ((np.asarray(taken), new) for taken, new in chunks.chunks(count, size))
-
-
-def _gains(parameters: Parameters, scales: Scales, x: Array, u: Array, new: int) -> np.ndarray:
-    return np.asarray(_push_all(parameters, scales, x, u).log_gain, float)[:new]
 
 
 _push_all = jax.jit(push_all)
@@ -587,15 +603,14 @@ def _from(
     scales: Scales,
     x: ArrayLike,
     dtype: str | None,
-    start: int = 0,
+    part: tuple[int, int] | None = None,
     from_input: bool = False,
-    stop: int | None = None,
 ) -> Iterator[Origin]:
     """Where the product begins, in the dtype that is switched on for what is done inside."""
     check_scales(network, scales)
     check_input(network, x)
     with computing(parameters, dtype) as kind:
-        yield origin(parameters, scales, jnp.asarray(x), (start, stop or network.depth), from_input, kind)
+        yield origin(parameters, scales, jnp.asarray(x), part or (0, network.depth), from_input, kind)
 
 
 @functools.partial(jax.jit, static_argnames=("part", "from_input", "dtype"))

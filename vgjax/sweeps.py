@@ -17,6 +17,7 @@ from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales
 from vgjax.layers import Parameters, init, parameter_dtype
 from vgjax.networks import Network, check_input, check_scales
+from vgjax.products import orthonormal
 from vgjax.results import SpectrumSweep, Sweep, machine
 
 
@@ -128,10 +129,8 @@ def spectrum_sweep(
     inputs = _inputs(network, x, seeds)
     wanted = spectrum.checked_depths(network, depths, 0, from_input)
     shape, points = _points(grid)
-    count, directions = (
-        int(np.prod(shape)),
-        int(np.prod(network.input_shape if from_input else state_shapes(network)[0])),
-    )
+    count = int(np.prod(shape))
+    directions = int(np.prod(network.input_shape if from_input else state_shapes(network)[0]))
     drawn = jax.eval_shape(functools.partial(init, network=network), key)
     computed_in = np.dtype(dtype or parameter_dtype(drawn)).name
     spectrum.check_memory(network, directions, len(wanted), computed_in, spectrum.DENSE)
@@ -144,29 +143,19 @@ def spectrum_sweep(
             with spectrum.computing(parameters, dtype) as kind:
                 for taken, new in chunks.chunks(count, size):
                     swept = Scales(**{name: values[taken] for name, values in points.items()})
-                    kept = measure_spectra(
-                        parameters,
-                        Scales(**fixed),
-                        swept,
-                        inputs[seed],
-                        np.asarray(taken),
-                        tuple(wanted),
-                        from_input,
-                        kind,
-                    )
+                    rotation = orthonormal(directions, directions, kind)
+                    about = (np.asarray(taken), rotation, tuple(wanted), from_input, kind)
+                    kept = measure_spectra(parameters, Scales(**fixed), swept, inputs[seed], *about)
                     kept = jax.tree.map(np.asarray, kept)
-                    found = [spectrum.finished(jax.tree.map(lambda a, i=i: a[i], kept)) for i in range(new)]
-                    for one in found:
-                        if one.first_infinite <= wanted[-1]:
-                            raise ValueError(
-                                f"the Jacobian of every layer must be finite, got a NaN or an infinity at layer "
-                                f"{one.first_infinite} of seed {seed}"
-                            )
-                    yield found
+                    each = (spectrum.finished(jax.tree.map(lambda a, i=i: a[i], kept)) for i in range(new))
+                    yield [spectrum.checked(one, wanted[-1], f" of seed {seed}") for one in each]
 
     pieces = list(chunks.progress(work(), seeds * -(-count // size), "spectra", progress))
     found = jax.tree.map(lambda *values: np.stack(values), *(one for piece in pieces for one in piece))
-    values, condition, left_range = (a.reshape(seeds, *shape, *a.shape[1:]) for a in found[:3])
+    left = np.where(found.left_range > wanted[-1], network.depth + 1, found.left_range)
+    values, condition, left_range = (
+        a.reshape(seeds, *shape, *a.shape[1:]) for a in (found.log_singular_values, found.condition, left)
+    )
     about = _provenance(network, key, seeds=seeds, chunk_size=size, from_input=from_input, dtype=computed_in)
     named = {name: np.asarray(value).tolist() for name, value in fixed.items()}
     return SpectrumSweep(grid, np.asarray(wanted), values, condition, left_range, named, about)
@@ -179,6 +168,7 @@ def measure_spectra(
     swept: Scales,
     x: Array,
     index: Array,
+    rotation: Array,
     depths: tuple[int, ...],
     from_input: bool,
     dtype: Any,
@@ -189,8 +179,10 @@ def measure_spectra(
     """
 
     def at(point: tuple[Scales, Array]) -> spectrum.Kept:
-        start = spectrum.origin(parameters, Scales(**{**fixed, **point[0]}), x, (0, depths[-1]), from_input, dtype)
-        return spectrum.kept_products(*start, depths)
+        start = spectrum.origin(
+            parameters, Scales(**{**fixed, **point[0]}), x, (0, max(depths[-1], 1)), from_input, dtype
+        )
+        return spectrum.kept_products(*start, rotation, depths)
 
     together = 1 if jax.default_backend() == "cpu" else len(index)
     return lax.map(at, (swept, index), batch_size=together)
