@@ -13,7 +13,7 @@ import scipy.special
 from flax import nnx
 
 import vgjax as vg
-from vgjax import products
+from vgjax import chunks, products
 from vgjax.layers import scan_layers
 
 KEY = jax.random.key(11)
@@ -402,3 +402,13 @@ def test_other_bad_input() -> None:
     bad = vg.stack(Broken, depth=2, input_shape=3)
     with pytest.raises(ValueError, match="got a NaN or an infinity at layer 1 of seed 0"):
         vg.spectrum_sweep(bad, np.zeros(3), key=KEY, seeds=1)
+
+
+def test_jacobians_formed_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = vg.mlp(width=5, depth=3, activation="tanh", inputs=2)
+    parameters = vg.init(KEY, net)
+    whole = vg.log_singular_values(net, parameters, SCALES, np.ones(2))
+    monkeypatch.setattr(chunks, "MEMORY", 1)  # one column at a time
+    jax.clear_caches()
+    chunked = vg.log_singular_values(net, parameters, SCALES, np.ones(2))
+    np.testing.assert_allclose(chunked.log_singular_values, whole.log_singular_values, atol=1e-5)
