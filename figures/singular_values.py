@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH, DEPTHS, DRAWS = (48, (2, 8), 2) if SMALL else (256, (2, 8, 32, 128), 5)
 LAWS = ("gaussian", "orthogonal")
+SATURATING = ("hard_tanh",) if SMALL else ("hard_tanh", "tanh")
 Q_STAR = 0.25
 SAME = 1e-5  # ln s^(1/L) closer than this are one value that many singular values take (kernels are float32)
 BINS = 40
@@ -65,11 +66,15 @@ def compute() -> list[Densities]:
 
 def cases() -> list[Case]:
     """Linear and ReLU layers without biases, hard tanh and tanh where ``Q_STAR`` is the critical fixed point."""
-    found = [
-        Case("linear", 1.0, 0.0, 1.0, "linear\n" + r"$\sigma_w^2$ = 1"),
-        Case("relu", 2**0.5, 0.0, 1.0, "ReLU\n" + r"$\sigma_w^2$ = 2"),
-    ]
-    for name in ("hard_tanh", "tanh"):
+    found = (
+        []
+        if SMALL
+        else [
+            Case("linear", 1.0, 0.0, 1.0, "linear\n" + r"$\sigma_w^2$ = 1"),
+            Case("relu", 2**0.5, 0.0, 1.0, "ReLU\n" + r"$\sigma_w^2$ = 2"),
+        ]
+    )
+    for name in SATURATING:
         point = theory.critical_point(name, Q_STAR)
         scales = rf"$\sigma_w^2$ = {point.sigma_w**2:.4g}, $\sigma_b^2$ = {point.sigma_b**2:.2g}"
         title = f"{name.replace('_', ' ')}, $q^*$ = {Q_STAR}\n{scales}"
@@ -109,7 +114,7 @@ def draw(found: list[Densities]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 5.8), layout="constrained")
-    axes = figure.subplots(len(LAWS), len(found) // len(LAWS), sharex="row", sharey=True)
+    axes = figure.subplots(len(LAWS), len(found) // len(LAWS), sharex="row", sharey=True, squeeze=False)
     for ax, one in zip(axes.flat, found, strict=True):
         for i in range(len(DEPTHS)):
             draw_depth(ax, one, i)
@@ -119,11 +124,14 @@ def draw(found: list[Densities]) -> "Figure":
     for ax, one in zip(axes[0], found, strict=False):
         ax.set_title(one.case.title)
     for row, law, end in zip(axes, LAWS, (1.95, 1.5), strict=True):
-        row[0].set(ylabel=f"{law.capitalize()} kernels: density of $s^{{1/L}}$", xlim=(-0.35, end))
+        row[0].set(
+            ylabel=f"{law.capitalize()} kernels\ndensity of $s^{{1/L}}$, each to its own scale", xlim=(-0.35, end)
+        )
         row[0].set_yticks(range(len(DEPTHS)), [f"$L$ = {depth}" for depth in DEPTHS[::-1]], va="bottom")
         row[0].set_xticks([0, 0.5, 1, 1.5], ["0", "0.5", "1", "1.5"])
         row[0].set_ylim(-0.03, len(DEPTHS))
-    name_own_direction(axes[-1, -1])
+    if "tanh" in SATURATING:
+        name_own_direction(axes[-1, -1])
     name_marks(figure)
     return figure
 
@@ -138,18 +146,21 @@ def draw_depth(ax: "Axes", found: Densities, i: int) -> None:
     for value in shared:
         rest = rest[np.abs(rest - np.log(value or 1e-300)) > SAME]
     if len(rest) and len(predicted.log_singular_values):
-        ends = bins(np.exp(rest))
-        measured = np.histogram(np.exp(rest), bins=ends)[0] / len(rates) / np.diff(ends)
         s = np.exp(predicted.log_singular_values / depth)
-        density = depth * predicted.density_of_logs / s
+        factors = np.exp(rest)
+        outside = factors < 0.98 * s[0]
+        ends = bins(factors[~outside])
+        measured = np.histogram(factors, bins=ends)[0] / len(rates) / np.diff(ends)
         scale = HEIGHT / measured.max()
+        density = depth * predicted.density_of_logs / s
         ax.stairs(base + scale * measured, ends, baseline=base, fill=True, color=shade, alpha=0.85, linewidth=0)
         ax.plot(s, base + np.minimum(scale * density, 0.97), **LINE)
+        ax.vlines(factors[outside], base, base + 0.12, color=shade, linewidth=0.6)
     for value, share in shared.items():
         ax.bar(value, HEIGHT * share, BAR, bottom=base, color=plots.EXPLODING, linewidth=0, zorder=2)
         side = -1 if value == 0 else 1
         place = {"ha": "right" if side < 0 else "left", "va": "bottom", "color": plots.EXPLODING, "fontsize": 6.5}
-        ax.text(value + 0.06 * side, base + max(HEIGHT * share - 0.15, 0.02), f"{share:.2g}", **place)
+        ax.text(value + 0.06 * side, base + max(HEIGHT * share - 0.15, 0.02), f"{share:.2f}", **place)
     for value, share in expected.items():
         ax.plot(value + BAR * np.array([-0.9, 0.9]), [base + HEIGHT * share] * 2, **LINE, zorder=3)
     if not max(expected, default=0) > 0:  # else an atom is the edge
@@ -157,9 +168,9 @@ def draw_depth(ax: "Axes", found: Densities, i: int) -> None:
 
 
 def bins(values: np.ndarray) -> np.ndarray:
-    """Of equal width, as narrow as the bulk allows, down to the last straggler."""
+    """Ends of bins of equal width, as narrow as the bulk allows, down to the last straggler."""
     top = values.max()
-    width = (top - np.quantile(values, 0.02)) / min(BINS, 3 + len(values) // 8)
+    width = (top - np.quantile(values, 0.02)) / min(BINS, 4 + len(values) // 25)
     return top - width * np.arange(np.ceil((top - values.min()) / width) + 1)[::-1]
 
 
@@ -169,7 +180,9 @@ def name_own_direction(ax: "Axes") -> None:
     E[h phi / phi'] / q, which is exp(2 q) for tanh."""
     text = "one value\na draw, at\n" + r"$e^{-2q^*}$"
     arrow = {"arrowstyle": "-", "color": "k", "linewidth": 0.5, "shrinkB": 1}
-    ax.annotate(text, (np.exp(-2 * Q_STAR), 0.04), (0.2, 0.1), fontsize=6.5, ha="center", va="bottom", arrowprops=arrow)
+    ax.annotate(
+        text, (np.exp(-2 * Q_STAR), 0.13), (0.17, 0.2), fontsize=6.5, ha="center", va="bottom", arrowprops=arrow
+    )
 
 
 def shares(rates: np.ndarray) -> dict[float, float]:
@@ -200,13 +213,13 @@ def name_marks(figure: "Figure") -> None:
 
     tick = {"marker": "|", "linestyle": "", "color": "k"}
     marks = {
-        f"{DRAWS} draws of width {WIDTH}": Patch(color=SHADES[1], linewidth=0),
+        f"measured, {DRAWS} draws of width {WIDTH}": Patch(color=SHADES[1], linewidth=0),
+        "share of one value (at 0: of $s$ = 0)": Patch(color=plots.EXPLODING, linewidth=0),
         "theory, infinite width": Line2D([], [], **LINE),
+        "its theory (at 0: at this width)": Line2D([], [], markersize=7, markeredgewidth=0.7, **tick | {"marker": "_"}),
         "its largest $s$": Line2D([], [], markersize=6, markeredgewidth=1.4, **tick),
-        "share of one value (at 0: $s$ = 0)": Patch(color=plots.EXPLODING, linewidth=0),
-        "its theory (of $s$ = 0: at this width)": Line2D([], [], marker="_", linestyle="", color="k", markersize=7, markeredgewidth=0.7),
     }
-    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=5, handlelength=1.2, fontsize=7)
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, handlelength=1.2, fontsize=7)
 
 
 if __name__ == "__main__":

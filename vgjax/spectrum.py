@@ -327,12 +327,13 @@ class Lyapunov(NamedTuple):
 
     @property
     def exponents(self) -> np.ndarray:
-        """Mean over the layers behind the transient, shape ``(count,)``."""
+        """Mean over the layers behind the transient, shape ``(count,)``; descending, as far as they have converged."""
         return self.log_stretch[self.discarded :].mean(axis=0)
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Of the exponents, from ten stretches of layers (successive layers are not independent); NaN below 20."""
+        """Of the exponents, from ten stretches of layers (successive layers are not independent): itself right to a
+        quarter or so; NaN below 20 layers."""
         rest = self.log_stretch[self.discarded :]
         if len(rest) < 20:
             return np.full(rest.shape[1], np.nan)
@@ -360,11 +361,12 @@ def lyapunov_exponents(
     """Lyapunov exponents: the rates lim (1/L) ln s at which directions grow, by a running QR decomposition.
 
     Where `log_singular_values` gives the spectrum of one finite product, these are its limit per layer: at a finite
-    depth a different number (off by several nats at 300 layers).
+    depth a different number (off by several nats at 300 layers). An exponent further below the largest than the digits
+    of the dtype (16 nats in float32, 36 in float64) is rounding.
 
     Args:
         network, parameters, scales, x, dtype: as for `log_singular_values`; all states of one shape.
-        count: how many, the largest first (left out: all).
+        count: how many of the largest (left out: all).
         discard: layers at the start that count as transient (left out: a tenth).
 
     Returns:
