@@ -217,7 +217,7 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path
 
 def test_files_that_hold_no_sweep_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(ValueError, match="path must hold a saved sweep"):
+    with pytest.raises(ValueError, match="path must hold a saved result"):
         vg.load(tmp_path / "other.npz")
     with pytest.raises(ValueError, match="path must end in"):
         vg.load(tmp_path / "other.txt")

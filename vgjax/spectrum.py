@@ -64,13 +64,14 @@ def log_singular_values(
         top: only so many of the largest, for states too large for dense Jacobians: by block power iteration, forward
             and back, until none of them moves by more than 1e-6 (float32: 1e-4); slow where the spectrum is flat.
         dtype: ``"float32"`` or ``"float64"``: what layers and products are computed in (left out: the parameters'
-            own). float64 is switched on for this call only.
+            own), for this call only. The network stays the one that was drawn, in float32 or not.
         memory: bytes that dense Jacobians may take.
 
     Returns:
         `Spectrum`, values of shape ``(depths, n)`` or ``(depths, top)``, descending: one for each of the n directions
         at the start, -inf where it is lost (dead units, a narrower layer, what normalization removes). What a layer's
-        Jacobian, its columns taken at equal size, shrinks to 2^-40 of its largest (float32: 2^-18) counts as lost.
+        Jacobian, its columns taken at equal size, shrinks to 2^-40 of its largest (float32: 2^-18, which a Gaussian
+        layer does by chance once in 3e5 / sqrt(n) layers) counts as lost.
 
     Raises:
         ValueError: unknown scales, an input of the wrong shape, depths out of range, Jacobians larger than ``memory``,
