@@ -57,7 +57,8 @@ def test_every_singular_value_against_arbitrary_precision(name: str) -> None:
     known = {int(m): np.array([-np.inf if s is None else s for s in row]) for m, row in REFERENCE[name].items()}
     exact = np.stack(list(known.values()))
     lost = np.isneginf(exact)
-    for dtype, least in (("float64", 1e-8), ("float32", 2e-3)):
+    # float32 at the narrowest and the widest: `benchmarks/bench_spectrum.py` has all of them.
+    for dtype, least in (("float64", 1e-8), ("float32", 2e-3))[: 1 if width == "16" else 2]:
         found = vg.log_singular_values(
             network, parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
         )
