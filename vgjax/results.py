@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,7 +23,7 @@ _EXPONENTS = {"float32": (-126, 128), "bfloat16": (-126, 128), "float16": (-14, 
 """Exponents of the smallest normal number and of the first power of two beyond the largest."""
 
 
-class Result:
+class Result(ABC):
     """What saves and loads: a dataclass with ``axes`` (swept scales in order, name -> values), ``fixed``,
     ``provenance`` and arrays whose leading dimensions are the seed and the axes."""
 
@@ -34,9 +35,9 @@ class Result:
     provenance: dict[str, Any]
 
     @property
+    @abstractmethod
     def coordinates(self) -> dict[str, np.ndarray]:
         """Values along the trailing dimensions."""
-        raise NotImplementedError
 
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled `xarray.Dataset` over seed, swept scales and what is behind, with the provenance in its

@@ -416,11 +416,7 @@ def log_determinant(
     Raises:
         ValueError: as `lyapunov_exponents`.
     """
-    _check_one_shape(network)
-    with _from(network, parameters, scales, x, dtype) as origin:
-        check_memory(network, origin.size, 1, origin.state.value.dtype, DENSE)
-        single = np.asarray(_log_dets(*origin[:3]), float)
-    return np.concatenate([[0.0], np.cumsum(single)])
+    return np.concatenate([[0.0], np.cumsum(_single_layers(network, parameters, scales, x, dtype, _log_dets))])
 
 
 def layer_singular_values(
@@ -437,10 +433,22 @@ def layer_singular_values(
     Raises:
         ValueError: as `lyapunov_exponents`.
     """
+    return _single_layers(network, parameters, scales, x, dtype, _log_values)
+
+
+def _single_layers(
+    network: Network,
+    parameters: Parameters,
+    scales: Scales,
+    x: ArrayLike,
+    dtype: str | None,
+    f: Callable[[Parameters, Scales, Scaled], Array],
+) -> np.ndarray:
+    """One of the functions below, of every layer of a checked network."""
     _check_one_shape(network)
     with _from(network, parameters, scales, x, dtype) as origin:
         check_memory(network, origin.size, 1, origin.state.value.dtype, DENSE)
-        return np.asarray(_log_values(*origin[:3]), float)
+        return np.asarray(f(*origin[:3]), float)
 
 
 @jax.jit

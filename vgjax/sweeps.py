@@ -141,9 +141,9 @@ def spectrum_sweep(
         for seed in range(seeds):
             parameters = init(jax.random.split(jax.random.fold_in(key, seed))[0], network, stream=False)
             with spectrum.computing(parameters, dtype) as kind:
+                rotation = orthonormal(directions, directions, kind)
                 for taken, new in chunks.chunks(count, size):
                     swept = Scales(**{name: values[taken] for name, values in points.items()})
-                    rotation = orthonormal(directions, directions, kind)
                     about = (np.asarray(taken), rotation, tuple(wanted), from_input, kind)
                     kept = measure_spectra(parameters, Scales(**fixed), swept, inputs[seed], *about)
                     kept = jax.tree.map(np.asarray, kept)
