@@ -1,13 +1,15 @@
 """vgjax maps where gradients vanish or explode in deep networks: before training, at any depth, exactly."""
 
-from vgjax import activations, data, plots, theory
+from vgjax import activations, blocks, data, plots, theory
 from vgjax.activations import Activation
+from vgjax.blocks import Spec, spec
+from vgjax.builders import cnn, gru, lstm, mlp, resnet, rnn, stack, transformer
 from vgjax.comparison import Comparison, compare, predicted_profile
 from vgjax.flow import Pull, Push, gain_matrix, pull_back, push_forward
 from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales, scheme
 from vgjax.layers import Parameters, forward, init, scaled
-from vgjax.networks import Network, Spec, mlp, stack
+from vgjax.networks import Network
 from vgjax.results import Spectrum, SpectrumSweep, Sweep, load
 from vgjax.spectrum import (
     Frobenius,
@@ -36,17 +38,21 @@ __all__ = [
     "SpectrumSweep",
     "Sweep",
     "activations",
+    "blocks",
+    "cnn",
     "compare",
     "data",
     "forward",
     "gain_matrix",
     "gradient_flow",
+    "gru",
     "init",
     "layer_singular_values",
     "load",
     "log_determinant",
     "log_frobenius",
     "log_singular_values",
+    "lstm",
     "lyapunov_exponents",
     "mlp",
     "plots",
@@ -54,12 +60,16 @@ __all__ = [
     "profile",
     "pull_back",
     "push_forward",
+    "resnet",
+    "rnn",
     "scaled",
     "scheme",
+    "spec",
     "spectrum_sweep",
     "stack",
     "sweep",
     "theory",
+    "transformer",
 ]
 
 __version__ = "0.1.0"

@@ -33,13 +33,20 @@ def positive_integer(name: str, value: Any) -> int:
 
 
 def not_negative(name: str, value: Any) -> None:
-    """Pass numbers that are finite and not negative; traced ones cannot be looked at and pass too."""
+    """Pass numbers that are finite and not negative."""
+    finite(name, value, "not negative", lambda v: v >= 0)
+
+
+def finite(
+    name: str, value: Any, rule: str | None = None, holds: Callable[[np.ndarray], np.ndarray] | None = None
+) -> None:
+    """Pass finite numbers for which a rule holds; traced ones cannot be looked at and pass too."""
     if is_traced(value):
         return
     numbers = np.asarray(value, dtype=float)
-    bad = numbers[~(np.isfinite(numbers) & (numbers >= 0))]
+    bad = numbers[~(np.isfinite(numbers) & (holds(numbers) if holds else True))]
     if bad.size:
-        raise ValueError(f"{name} must be finite and not negative, got {bad.flat[0]:g}")
+        raise ValueError(f"{name} must be finite{f' and {rule}' if rule else ''}, got {bad.flat[0]:g}")
 
 
 def is_traced(value: Any) -> bool:

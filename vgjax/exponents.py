@@ -103,6 +103,12 @@ def clipped(number: Scaled) -> Array:
     return value * power_of_two(jnp.clip(exponent, -w, w), value.dtype)
 
 
+def excess(number: Scaled) -> Array:
+    """The powers of two that `clipped` leaves out, int32, shape ``()``; 0 for an exact zero."""
+    w = window(number.value.dtype)
+    return jnp.where(number.exponent == ZERO, 0, number.exponent - jnp.clip(number.exponent, -w, w))
+
+
 def settled(number: Scaled) -> Scaled:
     """The same number, with the exponent `ZERO` if it is exactly zero, so that it has no say in a sum."""
     return number._replace(exponent=jnp.where(_is_zero(number.value.reshape(-1)), ZERO, number.exponent))
@@ -123,22 +129,25 @@ def add(*numbers: Scaled) -> Scaled:
     return Scaled(functools.reduce(jnp.add, terms), largest)
 
 
-def euler(f: Callable[[Array], Array], number: Scaled) -> Scaled:
-    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1, or tends to
+def euler(f: Callable[[Array], Array], number: Scaled, degree: tuple[int, int] = (0, 0)) -> Scaled:
+    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1 or 0, or tends to
     f(0) or to a constant.
 
     f(2^e u) inside the float range; f(0) + 2^e J u below it; 2^e J u above it, or f itself where that is exactly zero
-    (all units dead). J is taken at `clipped` (Euler's theorem). One tangent product more than f itself.
+    (all units dead) or where f depends on the direction alone. J is taken at `clipped` (Euler's theorem). One tangent
+    product more than f itself.
 
     Args:
         f: array -> array, of any shapes.
         number: normalized (`normalize`).
+        degree: of f's Jacobian (below, above) the float range: 0, or -1 for the direction alone.
     """
     value, exponent = number
     x = clipped(number)
     y, linear = jax.jvp(f, (x,), (value,))
     below = add(settled(Scaled(linear, exponent)), settled(plain(f(jnp.zeros_like(x)))))
-    inside = (exponent == 0) | ((exponent > 0) & _is_zero(linear.reshape(-1)))
+    inside = (exponent == 0) | ((exponent > 0) & ((degree[1] < 0) | _is_zero(linear.reshape(-1))))
+    inside |= (exponent < 0) & (degree[0] < 0)
     return Scaled(
         jnp.where(inside, y, jnp.where(exponent < 0, below.value, linear)),
         jnp.where(inside, 0, jnp.where(exponent < 0, below.exponent, exponent)),

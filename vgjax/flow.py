@@ -6,7 +6,6 @@ any depth. All logarithms are natural and all norms Euclidean. A true zero is -i
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -17,9 +16,19 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from vgjax.exponents import LN2, ZERO, Scaled, clipped, normalize, plain, window
+from vgjax.exponents import LN2, ZERO, Scaled, normalize, plain, window
 from vgjax.initializers import Scales
-from vgjax.layers import Layer, Parameters, init, parameter_dtype, per_layer, scan_layers, stem_layer
+from vgjax.layers import (
+    Layer,
+    Parameters,
+    by_stage,
+    fed,
+    init,
+    parameter_dtype,
+    per_layer,
+    scan_layers,
+    stem_layer,
+)
 from vgjax.networks import Network, Stage, check_input, check_scales
 
 
@@ -97,11 +106,10 @@ def push(parameters: Parameters, scales: Scales, x: Array, u: Array) -> Push:
 
     def visit(layer: Layer, carry: tuple[Scaled, Scaled], _: None) -> tuple[tuple[Scaled, Scaled], tuple[Array, Array]]:
         (state, log_state), (u, log_u) = normalize(carry[0]), normalize(carry[1])
-        ju = jax.jvp(layer, (clipped(state),), (u.value,))[1]
-        return (layer.step(state), Scaled(ju, u.exponent)), (log_state, log_u)
+        return (layer.step(state), layer.push(state, u)), (log_state, log_u)
 
     carry = (first_state(parameters, scales, x), plain(u.astype(parameter_dtype(parameters))))
-    (state, ju), logs = scan_layers(parameters, scales, carry, visit)
+    (state, ju), logs = scan_layers(fed(parameters, x), scales, carry, visit)
     log_states, log_us = joined([*logs, (normalize(state)[1][None], normalize(ju)[1][None])])
     return Push(*states_reading(parameters.network, log_states), log_us)
 
@@ -190,7 +198,8 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     ``seed`` is the cotangent itself, shape ``(1, *state)``, or a key to draw each with.
     """
     dtype = parameter_dtype(parameters)
-    states, last, log_states = states_before(parameters, scales, first_state(parameters, scales, x))
+    start, parameters = first_state(parameters, scales, x), fed(parameters, x)
+    states, last, log_states = states_before(parameters, scales, start)
     at = jnp.asarray(depths)
 
     def fresh(shape: tuple[int, ...]) -> Array:
@@ -209,12 +218,10 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     def visit(layer: Layer, rows: Scaled, extra: tuple[Scaled, Array]) -> tuple[Scaled, Array]:
         state, behind = extra
         rows, log_rows = jax.vmap(normalize)(injected(rows, behind))
-        pulled = jax.vjp(layer, clipped(state))[1]
-        return Scaled(jax.vmap(lambda v: pulled(v)[0])(rows.value), rows.exponent), log_rows
+        return jax.vmap(functools.partial(layer.pull, state))(rows), log_rows
 
     nothing = Scaled(jnp.zeros((len(depths), *last.value.shape), dtype), jnp.full(len(depths), ZERO, jnp.int32))
-    starts = np.cumsum([0, *(stage.depth for stage in parameters.network.stages)])
-    behind = [jnp.arange(a, b) + 1 for a, b in itertools.pairwise(starts)]
+    behind = by_stage(parameters.network, jnp.arange(parameters.network.depth) + 1)
     rows, logs = scan_layers(
         parameters, scales, nothing, visit, extras=list(zip(states, behind, strict=True)), reverse=True
     )
@@ -227,7 +234,7 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
 def states_before(parameters: Parameters, scales: Scales, state: Scaled) -> tuple[list[Scaled], Scaled, Array]:
     """Normalized states before every block (one a stage, leading layer axis), the last one, ln of all L + 1 norms.
 
-    ``state`` is the first one, not normalized.
+    ``state`` is the first one, not normalized; the parameters of a fed network are `fed`.
     """
 
     def visit(layer: Layer, state: Scaled, _: None) -> tuple[Scaled, tuple[Scaled, Array]]:
@@ -245,7 +252,7 @@ def visited_states(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
 
     For networks whose states all have one shape.
     """
-    stages, last, _ = states_before(parameters, scales, first_state(parameters, scales, x))
+    stages, last, _ = states_before(fed(parameters, x), scales, first_state(parameters, scales, x))
     return joined([*stages, jax.tree.map(lambda a: a[None], last)])
 
 
@@ -266,7 +273,7 @@ def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     def run(key: Array) -> list[Array]:
         parameters = init(key, network, stream=True)
         x = jnp.zeros(network.input_shape)
-        states, last, _ = states_before(parameters, Scales(), first_state(parameters, Scales(), x))
+        states, last, _ = states_before(fed(parameters, x), Scales(), first_state(parameters, Scales(), x))
         return [*(s.value[0] for s in states), last.value]
 
     return tuple(s.shape for s in jax.eval_shape(run, jax.random.key(0)))
@@ -284,10 +291,10 @@ def section(parameters: Parameters, scales: Scales, start: int, stop: int) -> tu
         if low < high:
             shape = shape if stages else before
             stages.append(replace(stage, depth=high - low))
-            owns.append(jax.tree.map(lambda a, low=low, high=high: a[low:high], own))
-    along = jax.tree.map(lambda s: s[start:stop], per_layer(parameters, scales))
+            owns.append(own if stage.tied else jax.tree.map(lambda a, low=low, high=high: a[low:high], own))
+    along, inputs = jax.tree.map(lambda s: s[start:stop], (per_layer(parameters, scales), parameters.inputs))
     alone = replace(network, stem=None, stages=tuple(stages), head=None, input_shape=shape)
-    return Parameters({}, tuple(owns), {}, alone), along
+    return Parameters({}, tuple(owns), {}, alone, inputs), along
 
 
 def _given_directions(given: ArrayLike | None, key: Array | None, shape: tuple[int, ...], name: str) -> Array:

@@ -1,7 +1,8 @@
 """Gradients: where the gradient of a loss goes, layer by layer and parameter by parameter."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax import losses
+from vgjax.blocks import Spec
 from vgjax.checks import known, untraced
-from vgjax.exponents import ZERO, Scaled, clipped, normalize, plain, power_of_two, window
+from vgjax.exponents import ZERO, Scaled, add, clipped, excess, normalize, plain, power_of_two, settled, window
 from vgjax.flow import first_state, joined, states_before, states_reading
 from vgjax.initializers import Scales
-from vgjax.layers import Layer, Parameters, draw, head_layer, scan_layers, stem_layer, unit_scales
-from vgjax.networks import Network, Spec, check_input, check_scales
+from vgjax.layers import Layer, Parameters, by_stage, fed, head_layer, scan_layers, stem_layer, trial_layer
+from vgjax.networks import Network, about, check_input, check_scales
 
 NAIVE_DTYPES = ("float32", "bfloat16", "float16")
 FLAT = 0.05
@@ -33,7 +35,13 @@ class GradientFlow(NamedTuple):
         log_gradient: ln ||dL/ds_l||, shape ``(*batch, depth + 1)``; L is the loss of that example alone.
         log_parameter_gradient: by Flax path, ln of the norm of the gradient of the *summed* loss of the batch: shape
             ``(depth,)`` for the blocks (``"kernel"``, ``"bias"``), ``()`` for ``"stem/..."`` and ``"head/..."``. NaN
-            in layers without that parameter.
+            in layers without that parameter. Of tied parameters, what each layer (each step of a recurrence)
+            contributes.
+        log_tied_gradient: by Flax path, ln of the norm of the whole gradient of tied parameters, the sum of those
+            contributions, shape ``()``; empty if there are none.
+        log_gradient_parts: by name, ln of the norm of a part of dL/ds_l, where states have parts (an LSTM's ``h`` and
+            ``c``), shape ``(*batch, depth + 1)``.
+        readings: by name, what blocks report of themselves (the mean of a gate), shape ``(*batch, depth)``.
         mean_square_slope: mean of phi'^2 over a block's units, shape ``(*batch, depth)``; NaN where not reported.
         saturation: share of a block's units on a flat end (`FLAT`), shape ``(*batch, depth)``; NaN where not reported.
         naive: by dtype, True where a plain backward pass in that dtype reads ||dL/ds_l|| as 0 or not finite, shape
@@ -46,6 +54,9 @@ class GradientFlow(NamedTuple):
     log_mean_square: Array
     log_gradient: Array
     log_parameter_gradient: dict[str, Array]
+    log_tied_gradient: dict[str, Array]
+    log_gradient_parts: dict[str, Array]
+    readings: dict[str, Array]
     mean_square_slope: Array
     saturation: Array
     naive: dict[str, Array]
@@ -99,46 +110,59 @@ def gradient_flow(
 
 
 def _first_example(flow: GradientFlow) -> GradientFlow:
-    first = jax.tree.map(lambda a: a[0], flow._replace(log_parameter_gradient={}))
-    return first._replace(log_parameter_gradient=flow.log_parameter_gradient)
+    of_batch: Any = {name: getattr(flow, name) for name in ("log_parameter_gradient", "log_tied_gradient")}
+    without: Any = {name: {} for name in of_batch}
+    return jax.tree.map(lambda a: a[0], flow._replace(**without))._replace(**of_batch)
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "naive"))
 def _gradient_flow(
     parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, naive: tuple[str, ...]
 ) -> GradientFlow:
+    network = parameters.network
     states, last, log_states = jax.vmap(
-        lambda x: states_before(parameters, scales, first_state(parameters, scales, x)), out_axes=(1, 0, 0)
+        lambda x: states_before(fed(parameters, x), scales, first_state(parameters, scales, x)), out_axes=(1, 0, 0)
     )(xs)
-    stem, head = stem_layer(parameters, scales), head_layer(parameters)
-    parameter_logs: dict[str, Any] = {}
+    seeds, parameter_logs, saturated = _loss_cotangents(parameters, states, last, ys, loss)
+    running = fed(parameters, jnp.moveaxis(xs, 0, 1)) if network.fed else parameters
 
-    outputs = jax.vmap(lambda s: normalize(head.step(s) if head else s)[0])(last)
-    deltas, saturated = jax.vmap(functools.partial(losses.cotangent, loss))(
-        outputs, ys.astype(outputs.value.dtype) if loss != "cross_entropy" else ys
-    )
-    if head:
-        deltas, logs, _ = _back(head, last, deltas)
-        parameter_logs |= {f"head/{path}": log for path, log in logs.items()}
+    names = _part_names(network)
 
-    def visit(layer: Layer, deltas: Scaled, states: Scaled) -> tuple[Scaled, Any]:
-        before, parameter_logs, log_deltas = _back(layer.ordinary(), states, deltas)
-        return before, (parameter_logs, log_deltas, *_slope_statistics(layer, states))
+    def visit(layer: Layer, carry: Any, extra: tuple[Scaled, Scaled | None]) -> tuple[Any, Any]:
+        (deltas, totals), (states, seed) = carry, extra
+        before, gradients, log_deltas, parts = _back(layer.ordinary(), states, deltas, names)
+        totals = {path: add(settled(total), settled(gradients[path])) for path, total in totals.items()} or totals
+        named = _logs(gradients), _over(layer, Layer.readings, jax.vmap(clipped)(states))
+        series = log_deltas, *_slope_statistics(layer, states)
+        return (before if seed is None else _sum(before, seed), totals), (named, parts, series)
 
-    deltas, outs = scan_layers(parameters, scales, deltas, visit, extras=states, reverse=True)
+    carry = jax.tree.map(lambda a: a[-1], seeds), _zeros(network, parameters)
+    extras = list(zip(states, _seeds_before(network, seeds), strict=True))
+    (deltas, totals), outs = scan_layers(running, scales, carry, visit, extras=extras, reverse=True)
     first, log_first = jax.vmap(normalize)(deltas)
+    stem = stem_layer(parameters, scales)
     if stem:
-        _, logs, _ = _back(
-            stem.ordinary(), jax.vmap(lambda x: normalize(plain(x))[0])(xs.astype(first.value.dtype)), first
-        )
+        before_stem = jax.vmap(lambda x: normalize(plain(x))[0])(xs.astype(first.value.dtype))
+        logs = _logs(_back(stem.ordinary(), before_stem, first)[1])
         parameter_logs |= {f"stem/{path}": log for path, log in logs.items()}
-    parameter_logs |= _by_path([logs for logs, *_ in outs], [stage.depth for stage in parameters.network.stages])
-    log_deltas, mean_square_slope, saturation = (joined([out[i] for out in outs]).T for i in (1, 2, 3))
-    log_mean_square, left_range = jax.vmap(functools.partial(states_reading, parameters.network))(log_states)
+
+    depths = [stage.depth for stage in network.stages]
+    parameter_logs |= _by_path([named[0] for named, *_ in outs], depths)
+    readings = {name: a.T for name, a in _by_path([named[1] for named, *_ in outs], depths).items()}
+    log_deltas, mean_square_slope, saturation = (joined([series[i] for *_, series in outs]).T for i in range(3))
+    parts = jax.tree.map(
+        lambda first, series: jnp.concatenate([first[:, None], series.T], axis=1),
+        _part_logs(first, names),
+        joined([parts for _, parts, _ in outs]),
+    )
+    log_mean_square, left_range = jax.vmap(functools.partial(states_reading, network))(log_states)
     return GradientFlow(
         log_mean_square,
         jnp.concatenate([log_first[:, None], log_deltas], axis=1),
         parameter_logs,
+        _logs(totals),
+        parts,
+        readings,
         mean_square_slope,
         saturation,
         {dtype: _naive_reading(parameters, scales, xs, ys, loss, dtype) for dtype in naive},
@@ -147,45 +171,116 @@ def _gradient_flow(
     )
 
 
-def _back(layer: Layer, states: Scaled, deltas: Scaled) -> tuple[Scaled, dict[str, Array], Array]:
-    """One layer back, for a batch: the cotangents before it (not normalized), ln of its summed parameter gradients,
-    ln of the cotangents behind it."""
+# --- where the loss enters ------------------------------------------------------------------------------------------
+
+
+def _loss_cotangents(
+    parameters: Parameters, states: list[Scaled], last: Scaled, ys: Array, loss: str
+) -> tuple[Scaled, dict[str, Array], Array]:
+    """dL/ds of every state that the head reads, with leading axes (states read, batch); ln of the head's parameter
+    gradients; which examples are saturated."""
+    network, head = parameters.network, head_layer(parameters)
+    read = jax.tree.map(lambda a: a[None], last)
+    read, ys = (joined([*states, read]), jnp.moveaxis(ys, 1, 0)) if network.every_step else (read, ys[None])
+    read = jax.tree.map(lambda a: a[-len(ys) :], read)
+    outputs = jax.vmap(jax.vmap(lambda s: normalize(head.step(s) if head else s)[0]))(read)
+    ys = ys if loss == "cross_entropy" else ys.astype(outputs.value.dtype)
+    deltas, saturated = jax.vmap(jax.vmap(functools.partial(losses.cotangent, loss)))(outputs, ys)
+    if head is None:
+        return deltas, {}, jnp.any(saturated, axis=0)
+    lead = deltas.exponent.shape
+    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas))
+    before, gradients, *_ = _back(head, *flat)
+    logs = {f"head/{path}": log for path, log in _logs(gradients).items()}
+    return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), before), logs, jnp.any(saturated, axis=0)
+
+
+def _seeds_before(network: Network, seeds: Any) -> list[Any]:
+    """By stage, what the loss adds to the cotangent before each layer; None where it reads the last state alone.
+
+    The first state is not read, and what the last one adds is where the reverse pass begins.
+    """
+    if not network.every_step:
+        return [None] * len(network.stages)
+    return by_stage(network, jax.tree.map(lambda a: jnp.concatenate([0 * a[:1], a[:-1]]), seeds))
+
+
+def _sum(a: Scaled, b: Scaled) -> Scaled:
+    return jax.vmap(lambda a, b: add(settled(a), settled(b)))(a, b)
+
+
+# --- one layer back -------------------------------------------------------------------------------------------------
+
+
+def _over(layer: Layer, f: Callable[..., Any], *rows: Any) -> Any:
+    """f(layer, row) for a batch of rows; the layer's own input, if it has one, has that leading axis too."""
+    of_input = None if layer.input is None else 0
+    return jax.vmap(lambda x, *row: f(replace(layer, input=x), *row), (of_input, *[0] * len(rows)))(layer.input, *rows)
+
+
+def _back(
+    layer: Layer, states: Scaled, deltas: Scaled, names: tuple[str, ...] = ()
+) -> tuple[Scaled, dict[str, Scaled], Array, dict[str, Array]]:
+    """One layer back, for a batch: the cotangents before it (not normalized), its summed parameter gradients, ln of the
+    cotangents behind it, and of their parts."""
     deltas, log_deltas = jax.vmap(normalize)(deltas)
-    h = jax.vmap(clipped)(states)
-    before = jax.vmap(lambda h, v: jax.vjp(layer, h)[1](v)[0])(h, deltas.value)
-    return Scaled(before, deltas.exponent), _parameter_logs(layer, states, h, deltas), log_deltas
+    before = _over(layer, Layer.pull, states, deltas)
+    gradients = _parameter_gradients(layer, states, jax.vmap(clipped)(states), deltas)
+    return before, gradients, log_deltas, _part_logs(deltas, names)
 
 
-def _parameter_logs(layer: Layer, states: Scaled, h: Array, deltas: Scaled) -> dict[str, Array]:
-    """ln of the norm of sum_b dL_b/d(parameter), by path.
+def _logs(gradients: dict[str, Scaled]) -> dict[str, Array]:
+    return {path: normalize(gradient)[1] for path, gradient in gradients.items()}
+
+
+def _part_names(network: Network) -> tuple[str, ...]:
+    """The parts of its states, if all have the same."""
+    names = {about(stage.spec).parts for stage in network.stages}
+    return names.pop() if len(names) == 1 else ()
+
+
+def _part_logs(deltas: Scaled, names: tuple[str, ...]) -> dict[str, Array]:
+    def part(i: int) -> Array:
+        return jax.vmap(lambda delta: normalize(delta._replace(value=delta.value[i]))[1])(deltas)
+
+    return {name: part(i) for i, name in enumerate(names)}
+
+
+def _zeros(network: Network, parameters: Parameters) -> dict[str, Scaled]:
+    """Where the sums of the gradients of tied parameters begin, by path."""
+    tied = [(stage, own) for stage, own in zip(network.stages, parameters.stages, strict=True) if stage.tied]
+    leaves = (Layer(stage.spec, own, Scales()).trainable() for stage, own in tied)  # type: ignore[arg-type]
+    return {path: Scaled(jnp.zeros_like(leaf), jnp.asarray(ZERO)) for found in leaves for path, leaf in found.items()}
+
+
+def _parameter_gradients(layer: Layer, states: Scaled, h: Array, deltas: Scaled) -> dict[str, Scaled]:
+    """sum_b dL_b/d(parameter), not normalized, by path.
 
     The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each
     parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`_degrees`).
     """
-    excess = states.exponent - jnp.clip(states.exponent, -window(h.dtype), window(h.dtype))
-    degrees = _degrees(layer.spec, h.shape[1:], h.dtype.name)
+    beyond = jax.vmap(excess)(states)
+    read = None if layer.input is None else layer.input.shape[1:]
+    degrees = _degrees(layer.spec, h.shape[1:], h.dtype.name, read)
 
     def gradient(below: int, above: int) -> tuple[dict[str, Array], Array]:
-        exponent = deltas.exponent + excess * jnp.where(excess < 0, below, above)
-        exponent = jnp.where(states.exponent == ZERO, deltas.exponent, exponent)
+        exponent = deltas.exponent + beyond * jnp.where(beyond < 0, below, above)
         common = jnp.max(exponent)
         weights = jax.vmap(lambda e: power_of_two(e - common, h.dtype))(exponent)
         v = deltas.value * weights.reshape(-1, *(1,) * (deltas.value.ndim - 1))
-        at = lambda p: jax.vmap(layer.with_parameters(p))(h)  # noqa: E731
+        at = lambda p: _over(layer.with_parameters(p), Layer.__call__, h)  # noqa: E731
         return jax.vjp(at, layer.trainable())[1](v)[0], common
 
     # One product per kind of parameter; what a kind does not use is never computed (XLA drops it).
     by_kind = {kind: gradient(*kind) for kind in set(degrees.values())}
-    logs = {}
-    for path, kind in degrees.items():
-        gradients, common = by_kind[kind]
-        logs[path] = normalize(Scaled(gradients[path], common))[1]
-    return logs
+    return {path: Scaled(by_kind[kind][0][path], by_kind[kind][1]) for path, kind in degrees.items()}
 
 
 @functools.cache
 @untraced
-def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str) -> dict[str, tuple[int, int]]:
+def _degrees(
+    spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None
+) -> dict[str, tuple[int, int]]:
     """How a block's parameter gradients grow with its state, (below, above) the float range, by path: 2^k when the
     state doubles.
 
@@ -196,8 +291,8 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str) -> dict[str, tuple[
 
     @jax.jit
     def log_norms() -> list[dict[str, Array]]:
-        key, key_h, key_v = jax.random.split(jax.random.key(0), 3)
-        layer = Layer(spec, draw(spec, key), unit_scales(spec, dtype))
+        key, key_h, key_v, key_x = jax.random.split(jax.random.key(0), 4)
+        layer = trial_layer(spec, key, dtype, None if read is None else jax.random.normal(key_x, read, dtype))
         h = jax.random.normal(key_h, shape, dtype)
 
         def at(size: float) -> dict[str, Array]:
@@ -218,7 +313,8 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str) -> dict[str, tuple[
 
 
 def _slope_statistics(layer: Layer, states: Scaled) -> tuple[Array, Array]:
-    slopes, largest = jax.vmap(layer.slopes, out_axes=(0, None))(jax.vmap(clipped)(states))
+    slopes, largest = _over(layer, Layer.slopes, jax.vmap(clipped)(states))
+    largest = jnp.broadcast_to(largest, len(slopes))[:, None]
     slopes = slopes.reshape(len(slopes), -1)
     flat = jnp.where(jnp.isnan(slopes), jnp.nan, (jnp.abs(slopes) < FLAT * largest).astype(slopes.dtype))
     return jnp.mean(slopes**2, axis=1), jnp.mean(flat, axis=1)
@@ -237,20 +333,26 @@ def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
         norm = jnp.sqrt(jnp.sum(g * g))
         return (norm == 0) | ~jnp.isfinite(norm)
 
+    network = parameters.network
     stem, head = stem_layer(parameters, scales), head_layer(parameters)
 
+    def seed(h: Array, y: Array) -> Array:
+        return jax.grad(lambda h: losses.value(loss, cast(head)(h) if head else h, cast(y)))(h)
+
     def one(x: Array, y: Array) -> Array:
+        running = fed(parameters, x)
         h = cast(stem)(cast(x)) if stem else cast(x)
-        last, states = scan_layers(parameters, scales, h, lambda layer, h, _: (cast(layer)(h), h))
-        g = jax.grad(lambda h: losses.value(loss, cast(head)(h) if head else h, cast(y)))(last)
-        first, logs = scan_layers(
-            parameters,
-            scales,
-            g,
-            lambda layer, g, h: (jax.vjp(cast(layer), h)[1](g)[0], lost(g)),
-            extras=states,
-            reverse=True,
-        )
+        last, states = scan_layers(running, scales, h, lambda layer, h, _: (cast(layer)(h), h))
+        read = joined([*states, last[None]])[1:] if network.every_step else last[None]
+        seeds = jax.vmap(seed)(read, y if network.every_step else y[None])
+
+        def visit(layer: Layer, g: Array, extra: tuple[Array, Array | None]) -> tuple[Array, Array]:
+            h, seed = extra
+            before = jax.vjp(cast(layer), h)[1](g)[0]
+            return before if seed is None else before + seed, lost(g)
+
+        extras = list(zip(states, _seeds_before(network, seeds), strict=True))
+        first, logs = scan_layers(running, scales, seeds[-1], visit, extras=extras, reverse=True)
         return joined([lost(first)[None], *logs])
 
     return jax.vmap(one)(xs, ys)
@@ -258,10 +360,13 @@ def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
 
 def _by_path(stages: list[dict[str, Array]], depths: list[int]) -> dict[str, Array]:
     """One series over all layers for every path that occurs in some stage; NaN in the layers that lack it."""
-    paths = {path: log.dtype for logs in stages for path, log in logs.items()}
+    some = {path: log for logs in stages for path, log in logs.items()}
     return {
         path: jnp.concatenate(
-            [logs.get(path, jnp.full(depth, jnp.nan, dtype)) for logs, depth in zip(stages, depths, strict=True)]
+            [
+                logs.get(path, jnp.full((depth, *like.shape[1:]), jnp.nan, like.dtype))
+                for logs, depth in zip(stages, depths, strict=True)
+            ]
         )
-        for path, dtype in paths.items()
+        for path, like in some.items()
     }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vgjax.checks import known, not_negative, positive_integer
+from vgjax.checks import finite, known, not_negative, positive_integer
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -28,14 +28,14 @@ class Scales(Mapping[str, Array]):
             takes the first.
 
     Raises:
-        ValueError: a negative or non-finite value.
+        ValueError: a value that is not finite, or out of range (`check_scale`).
     """
 
     _scales: dict[str, Array]
 
     def __init__(self, **scales: ArrayLike):
         for name, value in scales.items():
-            not_negative(name, value)
+            check_scale(name, value)
         self._scales = {name: jnp.asarray(value) for name, value in scales.items()}
 
     @classmethod
@@ -74,6 +74,19 @@ class Scales(Mapping[str, Array]):
         return cls._of(dict(zip(names, values, strict=True)))
 
 
+def check_scale(name: str, value: ArrayLike) -> None:
+    """Raise ValueError unless a scale's values are finite, ``sigma_...`` not negative, ``temperature`` positive and
+    ``dropout`` a rate below 1."""
+    if name.startswith("sigma"):
+        not_negative(name, value)
+    elif name == "temperature":
+        finite(name, value, "positive", lambda v: v > 0)
+    elif name == "dropout":
+        finite(name, value, "at least 0 and below 1", lambda v: (v >= 0) & (v < 1))
+    else:
+        finite(name, value)
+
+
 # --- laws -----------------------------------------------------------------------------------------------------------
 
 Law = Callable[[Array, tuple[int, int], jnp.dtype], Array]
@@ -102,6 +115,11 @@ def orthogonal(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
     return jax.nn.initializers.orthogonal(math.sqrt(max(1.0, fan_out / fan_in)))(key, shape, dtype)
 
 
+def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+    """The identity, cut or padded by zeros (an identity RNN: Le, Jaitly and Hinton 2015); nothing is random."""
+    return jnp.eye(*shape, dtype=dtype)
+
+
 def zeros(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
     """All zero: the bias of most libraries."""
     return jnp.zeros(shape, dtype)
@@ -112,6 +130,7 @@ LAWS: dict[str, Law] = {
     "truncated": truncated,
     "uniform": uniform,
     "orthogonal": orthogonal,
+    "identity": identity,
 }
 BIAS_LAWS: dict[str, Law] = {
     "gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
@@ -126,6 +145,41 @@ def law(name: str, laws: Mapping[str, Law] = LAWS) -> Law:
         ValueError: an unknown name; the nearest known one is named.
     """
     return laws[known("law", name, laws)]
+
+
+PADDINGS = {"circular": "CIRCULAR", "zero": "SAME"}
+"""Paddings of convolutions, and what Flax calls them."""
+
+CONVOLUTION_LAWS = ("gaussian", "truncated", "uniform", "orthogonal", "delta_orthogonal")
+
+
+def convolution(
+    name: str, kernel_size: tuple[int, ...], channels_in: int, channels_out: int
+) -> Callable[[Array, jnp.dtype], Array]:
+    """The unit-gain draw of a convolution's kernel, shape ``(*kernel_size, channels_in, channels_out)``.
+
+    fan_in is channels_in times the window, so an image keeps its mean square. ``orthogonal`` draws the kernel as one
+    matrix of fan_in rows. ``delta_orthogonal`` is orthogonal at the centre of the window and 0 elsewhere: under
+    circular padding the whole convolution then keeps every norm.
+
+    Raises:
+        ValueError: an unknown name, an even kernel (whose window has no centre), or delta_orthogonal with channels_in
+            > channels_out.
+
+    Source: Xiao et al. 2018, "Dynamical isometry and a mean field theory of CNNs", algorithm 1.
+    """
+    known("law", name, CONVOLUTION_LAWS)
+    if any(size % 2 == 0 for size in kernel_size):
+        raise ValueError(f"kernel_size must be odd to keep the image's size, got {kernel_size}")
+    fan_in, shape = math.prod(kernel_size) * channels_in, (*kernel_size, channels_in, channels_out)
+    if name != "delta_orthogonal":
+        return lambda key, dtype: LAWS[name](key, (fan_in, channels_out), dtype).reshape(shape)
+    if channels_in > channels_out:
+        raise ValueError(f"delta_orthogonal needs channels_in <= channels_out, got {channels_in} and {channels_out}")
+    centre = tuple(size // 2 for size in kernel_size)
+    return lambda key, dtype: (
+        jnp.zeros(shape, dtype).at[centre].set(orthogonal(key, (channels_in, channels_out), dtype))
+    )
 
 
 class Scheme(NamedTuple):

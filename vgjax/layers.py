@@ -5,6 +5,7 @@ Everything that runs through the depth of a network (`forward`, and all of `vgja
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,30 +16,36 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from vgjax import blocks
-from vgjax.exponents import Scaled, euler
+from vgjax.blocks import Spec, protocol
+from vgjax.checks import untraced
+from vgjax.exponents import Scaled, clipped, excess, window
 from vgjax.initializers import Scales
-from vgjax.networks import Network, Spec, check_input, check_scales
+from vgjax.networks import Network, Stage, about, check_input, check_scales, path_name
 
 Tree = dict[str, Any]
 """Parameters of one block, or of a stage with a leading layer axis: nested plain dicts of arrays."""
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head"], meta_fields=["network"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head", "inputs"], meta_fields=["network"]
+)
 @dataclass(frozen=True)
 class Parameters:
     """A network's draws at unit gain (`init`), or its ordinary parameters (`scaled`): a pytree of plain arrays.
 
     Attributes:
         stem, head: parameters of one block, by Flax path; empty if there is none.
-        stages: one a stage: the parameters of its blocks stacked along a leading layer axis, or a `Stream`.
+        stages: one a stage: the parameters of its blocks stacked along a leading layer axis, or a `Stream`; of a tied
+            stage, one block's.
         network: what they belong to (static).
+        inputs: what the blocks of a fed network read, shape ``(depth, ...)``, while it runs (`fed`); else None.
     """
 
     stem: Tree
     stages: tuple["Tree | Stream", ...]
     head: Tree
     network: Network
+    inputs: Array | None = None
 
 
 class Stream(NamedTuple):
@@ -71,8 +78,11 @@ def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
     start = 0
     for stage in network.stages:
         keys = layer_keys[start : start + stage.depth]
-        # One layer after the other: the same bits as `vmap`, which needs temporaries of three times the weights.
-        stages.append(Stream(keys) if stream else lax.map(functools.partial(draw, stage.spec), keys))
+        if stage.tied:
+            stages.append(draw(stage.spec, keys[0]))
+        else:
+            # One layer after the other: the same bits as `vmap`, which needs temporaries of three times the weights.
+            stages.append(Stream(keys) if stream else lax.map(functools.partial(draw, stage.spec), keys))
         start += stage.depth
     return Parameters(
         draw(network.stem, stem_key) if network.stem else {},
@@ -87,90 +97,126 @@ def draw(spec: Spec, key: Array) -> Tree:
     return nnx.to_pure_dict(nnx.split(spec.build(nnx.Rngs(key)))[1])
 
 
-@functools.cache
-def graph(spec: Spec) -> nnx.GraphDef:
-    """The static part of a block; `nnx.merge` with a dict of its arrays gives the module back."""
-    found: list[nnx.GraphDef] = []
-
-    def build() -> None:
-        found.append(nnx.split(spec.build(nnx.Rngs(0)))[0])
-
-    jax.eval_shape(build)
-    return found[0]
-
-
-@functools.cache
-def _trainable_paths(spec: Spec) -> frozenset[str]:
-    found: list[frozenset[str]] = []
-
-    def build() -> None:
-        parameters = nnx.to_pure_dict(nnx.state(spec.build(nnx.Rngs(0)), nnx.Param))
-        found.append(frozenset(_leaves(parameters)))
-
-    jax.eval_shape(build)
-    return found[0]
-
-
-def _leaves(tree: Tree) -> dict[str, Array]:
-    return {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _path(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 # --- a layer: a block with its numbers ------------------------------------------------------------------------------
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["parameters", "scales"], meta_fields=["spec"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["parameters", "scales", "input"], meta_fields=["spec"]
+)
 @dataclass(frozen=True)
 class Layer:
-    """A block together with its parameters and scales: state -> state.
+    """A block together with its parameters, its scales and its own input: state -> state.
 
     Attributes:
         spec: how the block is built (static).
         parameters: nested dicts of arrays, no layer axis.
         scales: one number each.
+        input: what the block reads beside its state, if its stage is fed.
     """
 
     spec: Spec
     parameters: Tree
     scales: Scales
+    input: Array | None = None
 
     def __call__(self, h: Array) -> Array:
         """The next state of a plain one."""
         # The module is made inside the call: it may change its own state only in the trace that made it.
-        return blocks.call(self._module(), h, self.scales)
+        return protocol.call(self._module(), h, self.scales, self.input)
 
     def step(self, state: Scaled) -> Scaled:
         """The next state of a normalized scaled one, not normalized."""
-        if hasattr(self.spec.block, "step"):
-            return self.spec.block.step(self._module(), state, self.scales)
-        return euler(self, state)
+        return protocol.step(self._module(), state, self.scales, self.input, self._degree(state))
+
+    def push(self, state: Scaled, u: Scaled) -> Scaled:
+        """J u, J being the Jacobian at a normalized state."""
+        moved = jax.jvp(self, (clipped(state),), (u.value,))[1]
+        return Scaled(moved, u.exponent + self.lift(state))
+
+    def pull(self, state: Scaled, v: Scaled) -> Scaled:
+        """J^T v, J being the Jacobian at a normalized state."""
+        moved = jax.vjp(self, clipped(state))[1](v.value)[0]
+        return Scaled(moved, v.exponent + self.lift(state))
+
+    def lift(self, state: Scaled) -> Array:
+        """The power of two by which the Jacobian at a state beyond the float range differs from that at `clipped`."""
+        below, above = self._degree(state)
+        if not below and not above:
+            return jnp.zeros((), jnp.int32)
+        beyond = excess(state)
+        return beyond * jnp.where(beyond < 0, below, above)
 
     def slopes(self, h: Array) -> tuple[Array, float]:
         """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
-        block = self._module()
-        return block.slopes(h) if hasattr(block, "slopes") else (jnp.full(h.shape, jnp.nan, h.dtype), 1.0)
+        block: Any = self._module()
+        if not hasattr(block, "slopes"):
+            return jnp.full(h.shape, jnp.nan, h.dtype), 1.0
+        return block.slopes(h, *protocol.arguments(block, self.scales, self.input))
+
+    def readings(self, h: Array) -> dict[str, Array]:
+        """Named numbers that the block reports of itself at a state."""
+        block: Any = self._module()
+        arguments = protocol.arguments(block, self.scales, self.input)
+        return block.readings(h, *arguments) if hasattr(block, "readings") else {}
 
     def trainable(self) -> dict[str, Array]:
         """The `nnx.Param` leaves (no batch statistics, no random state), by path "linear/kernel"."""
-        return {path: leaf for path, leaf in _leaves(self.parameters).items() if path in _trainable_paths(self.spec)}
+        paths = about(self.spec).trainable
+        leaves = ((path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(self.parameters))
+        return {path: leaf for path, leaf in leaves if path in paths}
 
     def with_parameters(self, leaves: dict[str, Array]) -> "Layer":
         """The same layer with some leaves replaced, by path."""
-        replaced = jax.tree_util.tree_map_with_path(lambda path, old: leaves.get(_path(path), old), self.parameters)
+        replaced = jax.tree_util.tree_map_with_path(lambda path, old: leaves.get(path_name(path), old), self.parameters)
         return replace(self, parameters=replaced)
 
     def ordinary(self) -> "Layer":
         """The same map with its scales inside its parameters (W = sigma_w Z), as far as the block can."""
-        if not hasattr(self.spec.block, "scaled"):
-            return self
-        parameters = self.spec.block.scaled(self.parameters, self.scales)
-        return replace(self, parameters=parameters, scales=jax.tree.map(jnp.ones_like, self.scales))
+        block = self._module()
+        absorbed = protocol.absorb(block, self.scales)
+        scales = {name: jnp.ones_like(s) if name in absorbed else s for name, s in self.scales.items()}
+        return replace(self, parameters=nnx.to_pure_dict(nnx.split(block)[1]), scales=Scales._of(scales))
+
+    def _degree(self, state: Scaled) -> tuple[int, int]:
+        said = about(self.spec).degree
+        if said is not None:
+            return said
+        read = None if self.input is None else self.input.shape
+        return _measured_degree(self.spec, state.value.shape, state.value.dtype.name, read)
 
     def _module(self) -> nnx.Module:
-        return nnx.merge(graph(self.spec), self.parameters, copy=True)
+        return nnx.merge(about(self.spec).graph, self.parameters, copy=True)
+
+
+@functools.cache
+@untraced
+def _measured_degree(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None) -> tuple[int, int]:
+    """How a block's Jacobian grows when its state doubles, (below, above) the float range: 0, or -1 for a block that
+    depends on the direction alone.
+
+    Measured on one draw, so that it holds for any block. Any other growth is not covered, and counts as 0.
+    """
+    far = 2.0 ** window(np.dtype(dtype))
+
+    @jax.jit
+    def log_sizes() -> list[Array]:
+        key, *keys = jax.random.split(jax.random.key(0), 4)
+        h, u = (jax.random.normal(k, shape, dtype) for k in keys[:2])
+        layer = trial_layer(spec, key, dtype, None if read is None else jax.random.normal(keys[2], read, dtype))
+        moved = (jax.jvp(layer, (size * h,), (u,))[1] for size in (1 / far, 2 / far, far, 2 * far))
+        return [jnp.log2(jnp.linalg.norm(ju.reshape(-1))) for ju in moved]
+
+    with jax.enable_x64(dtype == "float64"), np.errstate(invalid="ignore"):
+        logs = np.array([float(log) for log in log_sizes()])
+        growth = logs[1::2] - logs[::2]
+    below, above = (-1 if abs(g + 1) < 0.1 else 0 for g in growth)
+    return below, above
+
+
+def trial_layer(spec: Spec, key: Array, dtype: Any, x: Array | None = None) -> Layer:
+    """A freshly drawn layer at unit gain, to measure something on."""
+    drawn = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, draw(spec, key))
+    return Layer(spec, drawn, unit_scales(spec, dtype), x)
 
 
 def stem_layer(parameters: Parameters, scales: Scales) -> Layer | None:
@@ -186,8 +232,9 @@ def head_layer(parameters: Parameters) -> Layer | None:
 
 
 def unit_scales(spec: Spec, dtype: Any) -> Scales:
-    """Every scale that a block declares, at 1."""
-    return Scales._of({name: jnp.ones((), dtype) for name in blocks.declared_scales(spec.block)})
+    """Every scale that a block declares: those of parameters at 1, the others at their default."""
+    declared = about(spec).scales.items()
+    return Scales._of({n: jnp.asarray(1 if n.startswith("sigma") else value, dtype) for n, value in declared})
 
 
 def scan_layers(
@@ -212,26 +259,35 @@ def scan_layers(
         The last carry, and one output a stage with a leading layer axis, in the order of the stages.
     """
     network = parameters.network
-    along = per_layer(parameters, scales)
-    starts = np.cumsum([0, *(stage.depth for stage in network.stages)])
+    here = by_stage(network, (per_layer(parameters, scales), parameters.inputs))
     outputs: list[Any] = [None] * len(network.stages)
     order = range(len(network.stages))
     for i in reversed(order) if reverse else order:
         stage, own = network.stages[i], parameters.stages[i]
-        here = jax.tree.map(lambda s, a=int(starts[i]), b=int(starts[i + 1]): s[a:b], along)
 
-        def body(carry: Any, xs: Any, spec: Spec = stage.spec) -> tuple[Any, Any]:
-            own, scales, extra = xs
-            drawn = draw(spec, own.keys) if isinstance(own, Stream) else own
-            return visit(Layer(spec, drawn, scales), carry, extra)
+        def body(carry: Any, xs: Any, stage: Stage = stage, own: Tree | Stream = own) -> tuple[Any, Any]:
+            stacked, (scales, x), extra = xs
+            drawn: Any = own if stage.tied else draw(stage.spec, stacked.keys) if isinstance(own, Stream) else stacked
+            return visit(Layer(stage.spec, drawn, scales, x if stage.fed else None), carry, extra)
 
-        xs = (own, here, extras[i] if extras is not None else None)
+        xs = (None if stage.tied else own, here[i], extras[i] if extras is not None else None)
         if stage.depth == 1:  # a transition may change the shape of the carry
             carry, output = body(carry, jax.tree.map(lambda a: a[0], xs))
             outputs[i] = jax.tree.map(lambda a: a[None], output)
         else:
             carry, outputs[i] = lax.scan(body, carry, xs, length=stage.depth, reverse=reverse)
     return carry, outputs
+
+
+def by_stage(network: Network, along: Any) -> list[Any]:
+    """A tree of arrays along the layers as one a stage."""
+    starts = np.cumsum([0, *(stage.depth for stage in network.stages)])
+    return [jax.tree.map(lambda a, i=i, j=j: a[i:j], along) for i, j in itertools.pairwise(starts.tolist())]
+
+
+def fed(parameters: Parameters, x: Array) -> Parameters:
+    """The parameters of a network whose blocks read x layer by layer; of any other network, as they are."""
+    return replace(parameters, inputs=x.astype(parameter_dtype(parameters))) if parameters.network.fed else parameters
 
 
 def per_layer(parameters: Parameters, scales: Scales) -> Scales:
@@ -262,7 +318,7 @@ def forward(network: Network, parameters: Parameters, scales: Scales, x: Array) 
         x: one input, shape ``network.input_shape``; batches by `vmap`.
 
     Returns:
-        The head's output, shape ``(outputs,)``.
+        The head's output, shape ``(outputs,)``; with ``every_step``, ``(depth, outputs)``.
 
     Raises:
         ValueError: unknown scales, or an input of the wrong shape.
@@ -277,16 +333,22 @@ def _forward(parameters: Parameters, scales: Scales, x: Array) -> Array:
     stem, head = stem_layer(parameters, scales), head_layer(parameters)
     h = x.astype(parameter_dtype(parameters))
     h = stem(h) if stem else h
-    h, _ = scan_layers(parameters, scales, h, lambda layer, h, _: (layer(h), None))
-    return head(h) if head else h
+    every = parameters.network.every_step
+
+    def visit(layer: Layer, h: Array, _: None) -> tuple[Array, Array | None]:
+        h = layer(h)
+        return h, (head(h) if head else h) if every else None
+
+    h, outputs = scan_layers(fed(parameters, x), scales, h, visit)
+    return jnp.concatenate(outputs) if every else head(h) if head else h
 
 
 def scaled(parameters: Parameters, scales: Scales) -> Parameters:
     """The ordinary Flax parameters that a user's optimizer would see: W = sigma_w Z, b = sigma_b z.
 
     Z is the stored draw at unit gain, so W has standard deviation sigma_w / sqrt(fan_in). They compute the same
-    network at unit scales: ``forward(net, scaled(params, scales), Scales(sigma_w=1, sigma_b=1), x)``. The head is at
-    unit gain already.
+    network where those scales are 1: ``forward(net, scaled(params, scales), Scales(sigma_w=1, sigma_b=1), x)``; scales
+    that multiply no parameters (skip, temperature, dropout) stay what they were. The head is at unit gain already.
 
     Args:
         parameters: draws at unit gain (`init`).
@@ -299,5 +361,9 @@ def scaled(parameters: Parameters, scales: Scales) -> Parameters:
     if any(isinstance(own, Stream) for own in parameters.stages):
         raise ValueError("parameters must be stored to be scaled; draw them with init(..., stream=False)")
     _, stages = scan_layers(parameters, scales, None, lambda layer, _, __: (None, layer.ordinary().parameters))
+    kept = (
+        jax.tree.map(lambda a: a[0], own) if stage.tied else own
+        for stage, own in zip(parameters.network.stages, stages, strict=True)
+    )
     stem = stem_layer(parameters, scales)
-    return replace(parameters, stem=stem.ordinary().parameters if stem else {}, stages=tuple(stages))
+    return replace(parameters, stem=stem.ordinary().parameters if stem else {}, stages=tuple(kept))

@@ -33,14 +33,13 @@ def targets(
     whole = jnp.issubdtype(ys.dtype, jnp.integer)
     loss = loss or ("cross_entropy" if whole else "squared_error")
     if loss == "cross_entropy":
-        if not whole or ys.shape != (batch,):
-            raise ValueError(
-                f"y must be one integer label an example for cross_entropy, got shape {np.shape(y)} of {ys.dtype}"
-            )
+        if not whole or ys.shape != (batch, *shape[:-1]):
+            each = f"integer labels of shape {shape[:-1]}" if shape[:-1] else "one integer label"
+            raise ValueError(f"y must be {each} an example for cross_entropy, got shape {np.shape(y)} of {ys.dtype}")
         if not is_traced(ys):
-            bad = np.asarray(ys)[(np.asarray(ys) < 0) | (np.asarray(ys) >= shape[0])]
+            bad = np.asarray(ys)[(np.asarray(ys) < 0) | (np.asarray(ys) >= shape[-1])]
             if bad.size:
-                raise ValueError(f"labels must lie in 0 .. {shape[0] - 1}, got {bad[0]}")
+                raise ValueError(f"labels must lie in 0 .. {shape[-1] - 1}, got {bad[0]}")
     elif ys.shape != (batch, *shape):
         raise ValueError(f"y must have the output's shape {shape} an example for {loss}, got {np.shape(y)}")
     elif not is_traced(ys) and not np.all(np.isfinite(np.asarray(ys))):
@@ -49,12 +48,12 @@ def targets(
 
 
 def value(loss: str, output: Array, y: Array) -> Array:
-    """The loss of one example in ordinary floats."""
+    """The loss of one example in ordinary floats; a sum over what its output has beside classes (steps, a batch)."""
     if loss == "cotangent":
         return jnp.sum(output * y)
     if loss == "squared_error":
         return jnp.sum((output - y) ** 2) / 2
-    return -jax.nn.log_softmax(output)[y]
+    return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(output), y[..., None], axis=-1))
 
 
 def cotangent(loss: str, output: Scaled, y: Array) -> tuple[Scaled, Array]:
@@ -63,7 +62,13 @@ def cotangent(loss: str, output: Scaled, y: Array) -> tuple[Scaled, Array]:
         return plain(y), jnp.zeros((), bool)
     if loss == "squared_error":
         return add(settled(output), settled(plain(-y))), jnp.zeros((), bool)
-    return _cross_entropy_cotangent(output, y)
+    if y.ndim == 0:
+        return _cross_entropy_cotangent(output, y)
+    # Examples of a batch that is one state: each has an exponent of its own, until they are one number again.
+    rows = Scaled(output.value, jnp.broadcast_to(output.exponent, y.shape))
+    (value, exponent), saturated = jax.vmap(_cross_entropy_cotangent)(rows, y)
+    top = jnp.max(exponent)
+    return Scaled(value * power_of_two(exponent - top, value.dtype)[:, None], top), jnp.any(saturated)
 
 
 def _cross_entropy_cotangent(output: Scaled, label: Array) -> tuple[Scaled, Array]:
@@ -94,6 +99,7 @@ def _output_shape(network: Network) -> tuple[int, ...]:
     def run(key: Array) -> Array:
         head = head_layer(init(key, network, stream=True))
         last = jnp.zeros(state_shapes(network)[-1])
-        return head(last) if head else last
+        output = head(last) if head else last
+        return jnp.broadcast_to(output, (network.depth, *output.shape)) if network.every_step else output
 
     return jax.eval_shape(run, jax.random.key(0)).shape

@@ -42,6 +42,12 @@ class Product(NamedTuple):
     mixing: Array
 
 
+def lifted(product: Product, exponent: Array) -> Product:
+    """The product times ``2**exponent``; what is lost stays lost."""
+    moved = jnp.where(product.exponents == ZERO, ZERO, product.exponents + exponent)
+    return product._replace(exponents=moved)
+
+
 def identity(rotation: Array) -> Product:
     """The empty product, with a random rotation (`orthonormal`) as its basis.
 

@@ -21,10 +21,10 @@ from threadpoolctl import threadpool_limits
 
 from vgjax import chunks, products
 from vgjax.checks import known, positive_integer
-from vgjax.exponents import ZERO, Scaled, clipped, normalize
+from vgjax.exponents import LN2, ZERO, Scaled, clipped, normalize
 from vgjax.flow import direction, first_state, joined, push_all, section, state_shapes, states_before, states_reading
 from vgjax.initializers import Scales
-from vgjax.layers import Layer, Parameters, Stream, parameter_dtype, scan_layers, stem_layer
+from vgjax.layers import Layer, Parameters, Stream, by_stage, fed, parameter_dtype, scan_layers, stem_layer
 from vgjax.networks import Network, check_input, check_scales
 from vgjax.products import Product
 from vgjax.results import Spectrum
@@ -183,6 +183,7 @@ def kept_products(
         bad = ~jnp.all(jnp.isfinite(matrix))
         infinite = jnp.where(bad, jnp.minimum(infinite, number), infinite)
         product, condition = products.times(jnp.where(bad, 0, matrix), product)
+        product = products.lifted(product, layer.lift(state))
         return (
             layer.step(state),
             product,
@@ -191,7 +192,7 @@ def kept_products(
             infinite,
         ), log_norm
 
-    extras = by_stage(network, (np.arange(1, network.depth + 1), slots[1:]))
+    extras = by_stage(network, (jnp.arange(1, network.depth + 1), jnp.asarray(slots[1:])))
     carry = (state, product, keep(kept, product, jnp.asarray(slots[0])), worst, jnp.asarray(network.depth + 1))
     (state, _, kept, worst, infinite), logs = scan_layers(parameters, scales, carry, visit, extras=extras)
     left_range = states_reading(network, joined([*logs, normalize(state)[1][None]]))[1]
@@ -275,6 +276,7 @@ def _there(
         state, product, worst, infinite = carry
         state, log_norm = normalize(state)
         after, condition = pushed(layer, clipped(state), product)
+        after = products.lifted(after, layer.lift(state))
         infinite = jnp.where(jnp.all(jnp.isfinite(after.basis)), infinite, jnp.minimum(infinite, number))
         return (layer.step(state), after, jnp.maximum(worst, condition), infinite), log_norm
 
@@ -287,7 +289,7 @@ def _there(
         scales,
         carry,
         visit,
-        extras=by_stage(parameters.network, np.arange(1, parameters.network.depth + 1)),
+        extras=by_stage(parameters.network, jnp.arange(1, parameters.network.depth + 1)),
     )
     left_range = states_reading(parameters.network, joined([*logs, normalize(carry[0])[1][None]]))[1]
     return carry[1], carry[2], left_range, carry[3]
@@ -397,7 +399,7 @@ def _stretches(parameters: Parameters, scales: Scales, state: Scaled, basis: Arr
         h = clipped(state)
         moved = _columns(jax.linearize(layer, h)[1], basis.T.reshape(-1, *h.shape))
         basis, r = jnp.linalg.qr(moved)
-        return (layer.step(state), basis), jnp.log(jnp.abs(jnp.diagonal(r)))
+        return (layer.step(state), basis), jnp.log(jnp.abs(jnp.diagonal(r))) + LN2 * layer.lift(state)
 
     return joined(scan_layers(parameters, scales, (state, basis), visit)[1])
 
@@ -454,25 +456,30 @@ def _single_layers(
 @jax.jit
 def layer_jacobians(parameters: Parameters, scales: Scales, state: Scaled) -> Array:
     """The Jacobians of all layers, shape ``(depth, n, n)``."""
-    return _of_layers(parameters, scales, state, lambda matrix: matrix)
+    return _of_layers(parameters, scales, state, lambda matrix, _: matrix)
 
 
 @jax.jit
 def _log_dets(parameters: Parameters, scales: Scales, state: Scaled) -> Array:
-    return _of_layers(parameters, scales, state, lambda matrix: jnp.linalg.slogdet(matrix)[1])
+    return _of_layers(
+        parameters, scales, state, lambda matrix, lift: jnp.linalg.slogdet(matrix)[1] + len(matrix) * lift
+    )
 
 
 @jax.jit
 def _log_values(parameters: Parameters, scales: Scales, state: Scaled) -> Array:
-    return _of_layers(parameters, scales, state, lambda matrix: jnp.log(jnp.linalg.svd(matrix, compute_uv=False)))
+    def log_values(matrix: Array, lift: Array) -> Array:
+        return jnp.log(jnp.linalg.svd(matrix, compute_uv=False)) + lift
+
+    return _of_layers(parameters, scales, state, log_values)
 
 
-def _of_layers(parameters: Parameters, scales: Scales, state: Scaled, f: Callable[[Array], Array]) -> Array:
-    """f of every layer's Jacobian, with a leading layer axis."""
+def _of_layers(parameters: Parameters, scales: Scales, state: Scaled, f: Callable[[Array, Array], Array]) -> Array:
+    """f of every layer's Jacobian and of ln of what is left to multiply it by, with a leading layer axis."""
 
     def visit(layer: Layer, state: Scaled, _: None) -> tuple[Scaled, Array]:
         state = normalize(state)[0]
-        return layer.step(state), f(jacobian(layer, clipped(state)))
+        return layer.step(state), f(jacobian(layer, clipped(state)), LN2 * layer.lift(state))
 
     return joined(scan_layers(parameters, scales, state, visit)[1])
 
@@ -581,14 +588,6 @@ def check_memory(network: Network, size: int, depths: int, dtype: Any, memory: i
         )
 
 
-def by_stage(network: Network, along: Any) -> list[Any]:
-    """Arrays along the layers as the extras of `scan_layers`."""
-    starts = np.cumsum([0, *(stage.depth for stage in network.stages)])
-    return [
-        jax.tree.map(lambda a, i=i: jnp.asarray(a[starts[i] : starts[i + 1]]), along) for i in range(len(starts) - 1)
-    ]
-
-
 def _check_one_shape(network: Network) -> None:
     if len(set(state_shapes(network))) > 1:
         raise ValueError(f"all states must have one shape, got {sorted(set(state_shapes(network)))}")
@@ -632,7 +631,7 @@ def origin(
     start, stop = part
     parameters = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, parameters)
     stem = stem_layer(parameters, scales)
-    state = first_state(parameters, scales, x)
+    state, parameters = first_state(parameters, scales, x), fed(parameters, x)
     state = state._replace(value=state.value.astype(dtype))
     before_stem = (stem, x.astype(dtype)) if stem and from_input else None
     if start:

@@ -11,10 +11,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from vgjax import chunks, spectrum
-from vgjax.checks import known, not_negative, positive_integer
+from vgjax.checks import known, positive_integer
 from vgjax.flow import Push, directions, push, push_all, state_shapes
 from vgjax.gradients import GradientFlow, gradient_flow
-from vgjax.initializers import Scales
+from vgjax.initializers import Scales, check_scale
 from vgjax.layers import Parameters, init, parameter_dtype
 from vgjax.networks import Network, check_input, check_scales
 from vgjax.products import orthonormal
@@ -268,7 +268,7 @@ def _grid(
     fixed: dict[str, Any] = dict(scales)
     for name, values in axes.items():
         known("scale", name, network.scales)
-        not_negative(name, values)
+        check_scale(name, values)
         if np.ndim(values) == 0:
             fixed[name] = values
             continue

@@ -1,0 +1,32 @@
+"""Blocks: Flax NNX modules that map a state to the next state. What they may say about themselves: `protocol`."""
+
+from vgjax.blocks.attention import Attention
+from vgjax.blocks.composed import Chain, Residual
+from vgjax.blocks.dense import Conv, Dense
+from vgjax.blocks.noise import Dropout
+from vgjax.blocks.normalization import Norm
+from vgjax.blocks.protocol import Spec, call, spec, step
+from vgjax.blocks.reading import Activate, Part, Pool, Start
+from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
+
+__all__ = [
+    "Activate",
+    "Attention",
+    "Chain",
+    "Conv",
+    "Dense",
+    "Dropout",
+    "GRUCell",
+    "LSTMCell",
+    "MinimalCell",
+    "Norm",
+    "Part",
+    "Pool",
+    "RNNCell",
+    "Residual",
+    "Spec",
+    "Start",
+    "call",
+    "spec",
+    "step",
+]

@@ -1,0 +1,72 @@
+"""Self-attention over tokens, by Flax."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vgjax import initializers
+from vgjax.initializers import Scales
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, shapes ``(tokens, width)`` -> ``(tokens, width)``:
+
+    ``O softmax(Q K^T / (temperature sqrt(width / heads))) V``, with query and key kernels scaled by ``sigma_qk``, value
+    and output kernels by ``sigma_vo``; no biases.
+
+    Args:
+        width: of a token, a multiple of ``heads``.
+        heads: attention heads.
+        causal: a token looks at itself and those before it only.
+        law: unit-gain law of the kernels.
+        dtype: of the parameters.
+        rngs: where the draws come from.
+
+    Raises:
+        ValueError: heads that do not divide the width.
+
+    Source: Vaswani et al. 2017, "Attention is all you need".
+    """
+
+    scales: ClassVar[Mapping[str, float]] = {"sigma_qk": 1.0, "sigma_vo": 1.0, "temperature": 1.0}
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        law: str = "gaussian",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if width % heads:
+            raise ValueError(f"heads must divide the width {width}, got {heads}")
+        self.causal = causal
+        self.attention = nnx.MultiHeadAttention(
+            heads,
+            width,
+            use_bias=False,
+            decode=False,
+            deterministic=True,
+            kernel_init=initializers.law(law),
+            param_dtype=dtype,
+            keep_rngs=False,
+            rngs=rngs,
+        )
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Every token looks at every token (or those before it)."""
+        key, value = scales.sigma_qk * h, scales.sigma_vo * h
+        mask = jnp.tril(jnp.ones((1, len(h), len(h)), bool)) if self.causal else None
+        return scales.sigma_vo * self.attention(key / scales.temperature, key, value, mask=mask)
+
+    def absorb(self, scales: Scales) -> frozenset[str]:
+        """Each kernel takes its scale."""
+        a = self.attention
+        for part, sigma in ((a.query, "sigma_qk"), (a.key, "sigma_qk"), (a.value, "sigma_vo"), (a.out, "sigma_vo")):
+            part.kernel[...] = scales[sigma] * part.kernel[...]
+        return frozenset({"sigma_qk", "sigma_vo"})

@@ -1,0 +1,105 @@
+"""Blocks made of blocks: one behind the other, and around a skip connection."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vgjax.blocks import protocol
+from vgjax.blocks.protocol import Spec
+from vgjax.exponents import Scaled, add, normalize, settled
+from vgjax.initializers import Scales
+
+
+class Chain(nnx.Module):
+    """One block behind the other.
+
+    Args:
+        **parts: name -> `Spec`, in order; the names begin the Flax paths of their parameters.
+        rngs: where the draws come from.
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs, **parts: Spec):
+        self.order = tuple(parts)
+        for name, part in parts.items():
+            setattr(self, name, part.build(rngs))
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """Those of all parts."""
+        return {name: default for part in self._parts() for name, default in protocol.scales_of(part).items()}
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Through all parts."""
+        for part in self._parts():
+            h = protocol.call(part, h, scales)
+        return h
+
+    def step(self, state: Scaled, scales: Scales) -> Scaled:
+        """The same for a normalized state of any size."""
+        for i, part in enumerate(self._parts()):
+            state = protocol.step(part, normalize(state)[0] if i else state, scales)
+        return state
+
+    def absorb(self, scales: Scales) -> frozenset[str]:
+        """What its parts absorb."""
+        return frozenset().union(*(protocol.absorb(part, scales) for part in self._parts()))
+
+    def _parts(self) -> list[Any]:
+        return [getattr(self, name) for name in self.order]
+
+
+class Residual(nnx.Module):
+    """A skip connection: ``h' = skip shortcut(h) + branch F(h)``.
+
+    Args:
+        branch: F.
+        shortcut: what the skip carries where the state changes its shape; None for the state itself.
+        gate: give the branch a trainable factor of its own, drawn as 1 (ReZero, SkipInit: ``branch=0``).
+        dtype: of the gate.
+        rngs: where the draws come from.
+    """
+
+    def __init__(
+        self,
+        branch: Spec,
+        *,
+        shortcut: Spec | None = None,
+        gate: bool = False,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.branch = branch.build(rngs)
+        self.shortcut = shortcut.build(rngs) if shortcut else None
+        self.gate = nnx.Param(jnp.ones((), dtype)) if gate else None
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """Those of the branch and the shortcut, and the factors on both."""
+        inside = {**protocol.scales_of(self.branch), **protocol.scales_of(self.shortcut)}
+        return {**inside, "branch": 1.0, "skip": 1.0}
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Skip and branch."""
+        kept = protocol.call(self.shortcut, h, scales) if self.shortcut else h
+        return scales.skip * kept + self._factor(scales) * protocol.call(self.branch, h, scales)
+
+    def step(self, state: Scaled, scales: Scales) -> Scaled:
+        """The same for a normalized state of any size."""
+        kept = protocol.step(self.shortcut, state, scales) if self.shortcut else state
+        added = protocol.step(self.branch, state, scales)
+        terms = ((scales.skip, kept), (self._factor(scales), added))
+        return add(*(settled(Scaled(factor * term.value, term.exponent)) for factor, term in terms))
+
+    def absorb(self, scales: Scales) -> frozenset[str]:
+        """What its parts absorb; the gate takes the branch's scale."""
+        inside = protocol.absorb(self.branch, scales) | protocol.absorb(self.shortcut, scales)
+        if self.gate is None:
+            return inside
+        self.gate[...] = self._factor(scales)
+        return inside | {"branch"}
+
+    def _factor(self, scales: Scales) -> Array:
+        return scales.branch if self.gate is None else scales.branch * self.gate[...]

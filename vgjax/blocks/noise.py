@@ -1,0 +1,48 @@
+"""Noise of mean 1 on every unit, with its own draw."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vgjax.checks import known
+from vgjax.initializers import Scales
+
+
+class Mask(nnx.Variable):
+    """What noise was drawn: part of a network, but not of its trainable parameters."""
+
+
+class Dropout(nnx.Module):
+    """Units dropped at a rate and the others scaled up (``"bernoulli"``), or multiplied by Gaussian noise of the same
+    variance, ``rate / (1 - rate)`` (``"gaussian"``).
+
+    The noise is drawn once with the block: a network is then one function, and draws of networks are draws of noise. So
+    the rate is a scale like any other, ``dropout``, and can be swept.
+
+    Args:
+        shape: of the state.
+        law: ``"bernoulli"`` or ``"gaussian"``.
+        dtype: of the noise.
+        rngs: where the draws come from.
+
+    Source: Srivastava et al. 2014, "Dropout", for both laws.
+    """
+
+    scales: ClassVar[Mapping[str, float]] = {"dropout": 0.0}
+    linear = True
+
+    def __init__(self, shape: tuple[int, ...], *, law: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.law = known("dropout", law, ("bernoulli", "gaussian"))
+        draw = jax.random.uniform if law == "bernoulli" else jax.random.normal
+        self.noise = Mask(draw(rngs.params(), shape, dtype))
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Of the state's shape."""
+        rate, noise = scales.dropout, self.noise[...]
+        if self.law == "bernoulli":
+            return jnp.where(noise >= rate, h / (1 - rate), 0)
+        return h * (1 + jnp.sqrt(rate / (1 - rate)) * noise)

@@ -1,0 +1,70 @@
+"""Normalization layers, by Flax, with their epsilon explicit and their variances computed without cancellation."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vgjax.checks import known
+
+NORMS = ("layer", "rms", "group", "batch", "batch_running")
+"""``batch`` normalizes over the batch, which is then the state; ``batch_running`` by running statistics, those of the
+identity until they are calibrated."""
+
+
+class Norm(nnx.Module):
+    """``gamma (h - mean) / sqrt(variance + epsilon) + beta``, gamma and beta trainable, drawn as 1 and 0.
+
+    Args:
+        kind: one of `NORMS`.
+        features: size of the state's last axis.
+        epsilon: what is added to the variance; 0 in the theory.
+        groups: of the features, for ``"group"``.
+        dtype: of the parameters.
+        rngs: where the draws come from.
+
+    Raises:
+        ValueError: an unknown kind, or groups that do not divide the features.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        features: int,
+        *,
+        epsilon: float = 1e-6,
+        groups: int = 1,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.kind = known("norm", kind, NORMS)
+        about: dict[str, Any] = {
+            "epsilon": epsilon,
+            # The mean of squares less the square of the mean cancels where the mean is large.
+            "use_fast_variance": False,
+            "param_dtype": dtype,
+            "rngs": rngs,
+        }
+        if kind == "layer":
+            self.norm: Any = nnx.LayerNorm(features, **about)
+        elif kind == "rms":
+            self.norm = nnx.RMSNorm(features, **about)
+        elif kind == "group":
+            if features % groups:
+                raise ValueError(f"groups must divide the {features} features, got {groups}")
+            self.norm = nnx.GroupNorm(features, groups, **about)
+        else:
+            # A momentum of 0: one calibrating pass sets the running statistics.
+            self.norm = nnx.BatchNorm(features, use_running_average=kind == "batch_running", momentum=0.0, **about)
+
+    def __call__(self, h: Array) -> Array:
+        """Of the state's shape."""
+        return self.norm(h[None])[0] if self.kind == "group" else self.norm(h)
+
+    @property
+    def degree(self) -> tuple[int, int]:
+        """Of the direction alone; linear below the root of epsilon, and everywhere with running statistics."""
+        if self.kind == "batch_running":
+            return 0, 0
+        return (0 if self.norm.epsilon else -1), -1

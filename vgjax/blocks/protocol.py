@@ -1,0 +1,105 @@
+"""What a block is, and what it may say about itself.
+
+A block is any `nnx.Module` built with ``rngs=`` and called as ``block(h)`` on a plain array (one example, unbatched;
+batches are `vmap`). What it may say about itself, all of it optional, so that a user's own module stacks as it is:
+
+- ``scales``: class attribute or property, the names of the `Scales` it reads with their defaults; it is then called
+  ``block(h, scales)``. A name that begins with ``sigma_`` multiplies parameters and is never negative;
+- ``absorb(scales)``: multiply scales into its own parameters, in place, and return the names of those that then stand
+  at 1: what makes ordinary parameters of unit-gain draws;
+- ``step(state, scales)``: itself on a scaled number past the float range (default: Euler's rule, one tangent product
+  more);
+- ``linear``: class attribute, True if it is a linear map (so the exponent passes through);
+- ``degree``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0 for an
+  asymptotically linear map, -1 for what depends on the direction alone (default: measured on one draw);
+- ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
+- ``readings(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean of
+  a gate (default: none);
+- ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c);
+- ``prefix_closed``: class attribute, False if what leaves it depends on layers behind it.
+
+A block in a stage that is fed (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
+scales, x)``. What a call changes in the block's own state is forgotten: a random key gives the same numbers in every
+call, so that a network is a function. Derivatives are always those of the plain call; nothing else needs to be written
+for a new block.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+
+from vgjax.exponents import Scaled, euler
+from vgjax.initializers import Scales
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to build a block: its class and its static arguments.
+
+    Attributes:
+        block: an `nnx.Module` class; built as ``block(*arguments, **dict(options), rngs=rngs)``.
+        arguments, options: hashable.
+    """
+
+    block: type[nnx.Module]
+    arguments: tuple[Hashable, ...] = ()
+    options: tuple[tuple[str, Hashable], ...] = ()
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """A freshly drawn block."""
+        return self.block(*self.arguments, **dict(self.options), rngs=rngs)  # type: ignore[call-arg]
+
+    def nested(self) -> Iterator["Spec"]:
+        """This spec and those of the blocks it is made of."""
+        yield self
+        for value in (*self.arguments, *(value for _, value in self.options)):
+            if isinstance(value, Spec):
+                yield from value.nested()
+
+
+def spec(block: type[nnx.Module], *arguments: Hashable, **options: Hashable) -> Spec:
+    """The `Spec` of ``block(*arguments, **options, rngs=...)``."""
+    return Spec(block, arguments, tuple(options.items()))
+
+
+def scales_of(block: Any) -> Mapping[str, float]:
+    """The names and defaults of the scales that a block (or its class) declares."""
+    return getattr(block, "scales", {})
+
+
+def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, ...]:
+    """What a block is called with beside its state."""
+    return (*([scales] if scales_of(block) else []), *([x] if x is not None else []))
+
+
+def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
+    """The block on a plain array, with the scales it declares and its own input if it is fed."""
+    # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
+    with jax.default_matmul_precision("highest"):
+        return block(h, *arguments(block, scales, x))
+
+
+def step(
+    block: Any, state: Scaled, scales: Scales, x: Array | None = None, degree: tuple[int, int] | None = None
+) -> Scaled:
+    """The block on a normalized scaled number of any size; the result is not normalized.
+
+    ``degree`` as above, where the block does not declare it.
+    """
+    if getattr(block, "linear", False):
+        return Scaled(call(block, state.value, scales, x), state.exponent)
+    if hasattr(block, "step"):
+        with jax.default_matmul_precision("highest"):
+            return block.step(state, scales)
+    degree = getattr(block, "degree", degree) or (0, 0)
+    # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
+    return euler(lambda h: call(nnx.clone(block), h, scales, x), state, degree)
+
+
+def absorb(block: Any, scales: Scales) -> frozenset[str]:
+    """Let a block take scales into its parameters, if it can; the names of those that then stand at 1."""
+    return frozenset(block.absorb(scales)) if hasattr(block, "absorb") else frozenset()
