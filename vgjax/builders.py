@@ -419,8 +419,8 @@ def transformer(
         kind: layer or rms norm.
         epsilon: added to the variances of the norm (0 in the theory).
         causal: a token looks at itself and those before it only.
-        scheme: ``"deepnorm"`` (with ``norm="post"``): skip = (2L)^(1/4), sigma_vo and sigma_w at (8L)^(-1/4) (Wang et al.
-            2022); or those of `mlp` but ``"fixup"``. They set defaults; what is given in `Scales` wins.
+        scheme: ``"deepnorm"`` (with ``norm="post"``): skip = (2L)^(1/4), sigma_vo and sigma_w at (8L)^(-1/4) (Wang et
+            al. 2022); or those of `mlp` but ``"fixup"``. They set defaults; what is given in `Scales` wins.
         tied: all blocks share one draw.
         law, bias_law, dtype: as for `mlp`.
 

@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax import losses
-from vgjax.blocks import Spec
-from vgjax.checks import known, untraced
-from vgjax.exponents import ZERO, Scaled, add, clipped, excess, normalize, plain, power_of_two, settled, window
+from vgjax.checks import known
+from vgjax.exponents import ZERO, Scaled, add, clipped, excess, normalize, plain, power_of_two, settled
 from vgjax.flow import first_state, joined, states_before, states_reading
 from vgjax.initializers import Scales
-from vgjax.layers import Layer, Parameters, by_stage, fed, head_layer, scan_layers, stem_layer, trial_layer
+from vgjax.layers import Layer, Parameters, by_stage, fed, head_layer, scan_layers, stem_layer
 from vgjax.networks import Network, about, check_input, check_scales
 
 NAIVE_DTYPES = ("float32", "bfloat16", "float16")
@@ -257,11 +255,11 @@ def _parameter_gradients(layer: Layer, states: Scaled, h: Array, deltas: Scaled)
     """sum_b dL_b/d(parameter), not normalized, by path.
 
     The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each
-    parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`_degrees`).
+    parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`Layer.degrees`).
     """
     beyond = jax.vmap(excess)(states)
-    read = None if layer.input is None else layer.input.shape[1:]
-    degrees = _degrees(layer.spec, h.shape[1:], h.dtype.name, read)
+    one = replace(layer, input=None if layer.input is None else layer.input[0])
+    degrees = one.degrees(jax.tree.map(lambda a: a[0], states)).parameters
 
     def gradient(below: int, above: int) -> tuple[dict[str, Array], Array]:
         exponent = deltas.exponent + beyond * jnp.where(beyond < 0, below, above)
@@ -274,42 +272,6 @@ def _parameter_gradients(layer: Layer, states: Scaled, h: Array, deltas: Scaled)
     # One product per kind of parameter; what a kind does not use is never computed (XLA drops it).
     by_kind = {kind: gradient(*kind) for kind in set(degrees.values())}
     return {path: Scaled(by_kind[kind][0][path], by_kind[kind][1]) for path, kind in degrees.items()}
-
-
-@functools.cache
-@untraced
-def _degrees(
-    spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None
-) -> dict[str, tuple[int, int]]:
-    """How a block's parameter gradients grow with its state, (below, above) the float range, by path: 2^k when the
-    state doubles.
-
-    Measured on one draw, so that it holds for any block.
-    """
-    far = 2.0 ** window(np.dtype(dtype))
-    sizes = (1 / far, 2 / far, far, 2 * far)
-
-    @jax.jit
-    def log_norms() -> list[dict[str, Array]]:
-        key, key_h, key_v, key_x = jax.random.split(jax.random.key(0), 4)
-        layer = trial_layer(spec, key, dtype, None if read is None else jax.random.normal(key_x, read, dtype))
-        h = jax.random.normal(key_h, shape, dtype)
-
-        def at(size: float) -> dict[str, Array]:
-            out, back = jax.vjp(lambda p: layer.with_parameters(p)(size * h), layer.trainable())
-            gradient = back(jax.random.normal(key_v, out.shape, dtype))[0]
-            return {path: jnp.log2(jnp.linalg.norm(g.reshape(-1))) for path, g in gradient.items()}
-
-        return [at(size) for size in sizes]
-
-    with jax.enable_x64(dtype == "float64"):
-        logs = [{path: float(log) for path, log in at.items()} for at in log_norms()]
-
-    def degree(path: str, once: int) -> int:
-        growth = logs[once + 1][path] - logs[once][path]
-        return round(growth) if np.isfinite(growth) else 0
-
-    return {path: (degree(path, 0), degree(path, 2)) for path in logs[0]}
 
 
 def _slope_statistics(layer: Layer, states: Scaled) -> tuple[Array, Array]:

@@ -177,46 +177,73 @@ class Layer:
         scales = {name: jnp.ones_like(s) if name in absorbed else s for name, s in self.scales.items()}
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(block)[1]), scales=Scales._of(scales))
 
+    def degrees(self, state: Scaled) -> "Degrees":
+        """How the derivative of the block grows when its state doubles."""
+        read = None if self.input is None else self.input.shape
+        return _degrees(self.spec, state.value.shape, state.value.dtype.name, read)
+
     def _degree(self, state: Scaled) -> tuple[int, int]:
         said = about(self.spec).degree
-        if said is not None:
-            return said
-        read = None if self.input is None else self.input.shape
-        return _measured_degree(self.spec, state.value.shape, state.value.dtype.name, read)
+        return self.degrees(state).state if said is None else said
 
     def _module(self) -> nnx.Module:
         return nnx.merge(about(self.spec).graph, self.parameters, copy=True)
 
 
+class Degrees(NamedTuple):
+    """How the derivative of a block grows when its state doubles, as powers of two, (below, above) the float range.
+
+    Attributes:
+        state: of the Jacobian: 0, or -1 for a block that depends on the direction alone.
+        parameters: of the derivative by each parameter, by path.
+    """
+
+    state: tuple[int, int]
+    parameters: dict[str, tuple[int, int]]
+
+
 @functools.cache
 @untraced
-def _measured_degree(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None) -> tuple[int, int]:
-    """How a block's Jacobian grows when its state doubles, (below, above) the float range: 0, or -1 for a block that
-    depends on the direction alone.
-
-    Measured on one draw, so that it holds for any block. Any other growth is not covered, and counts as 0.
-    """
+def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None) -> Degrees:
+    """Measured on one draw, so that it holds for any block."""
     far = 2.0 ** window(np.dtype(dtype))
+    rng = np.random.default_rng(0)
 
-    @jax.jit
-    def log_sizes() -> list[Array]:
-        key, *keys = jax.random.split(jax.random.key(0), 4)
-        h, u = (jax.random.normal(k, shape, dtype) for k in keys[:2])
-        layer = trial_layer(spec, key, dtype, None if read is None else jax.random.normal(keys[2], read, dtype))
-        moved = (jax.jvp(layer, (size * h,), (u,))[1] for size in (1 / far, 2 / far, far, 2 * far))
-        return [jnp.log2(jnp.linalg.norm(ju.reshape(-1))) for ju in moved]
+    def normal(shape: tuple[int, ...]) -> Array:
+        return jnp.asarray(rng.normal(size=shape), dtype)
 
-    with jax.enable_x64(dtype == "float64"), np.errstate(invalid="ignore"):
-        logs = np.array([float(log) for log in log_sizes()])
-        growth = logs[1::2] - logs[::2]
-    below, above = (-1 if abs(g + 1) < 0.1 else 0 for g in growth)
-    return below, above
+    with jax.enable_x64(dtype == "float64"), np.errstate(divide="ignore", invalid="ignore"):
+        like = jax.eval_shape(functools.partial(draw, spec), jax.random.key(0))
+        drawn = jax.tree.map(lambda leaf: _stand_in(leaf, normal), like)
+        layer = Layer(spec, drawn, unit_scales(spec, dtype), None if read is None else normal(read))
+        h, v = normal(shape), normal(jax.eval_shape(layer, jnp.zeros(shape, dtype)).shape)
+
+        def log_sizes(size: Array) -> tuple[Array, dict[str, Array]]:
+            back = jax.vjp(lambda h, p: layer.with_parameters(p)(h), size * h, layer.trainable())[1]
+            return jax.tree.map(lambda g: jnp.log2(jnp.linalg.norm(g.reshape(-1))), back(v))
+
+        # A few numbers once: what counts is how long it compiles.
+        quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+        measured = jax.jit(log_sizes).lower(jnp.ones((), dtype)).compile(quick)
+        logs = [measured(jnp.asarray(size, dtype)) for size in (1 / far, 2 / far, far, 2 * far)]
+        growth = jax.tree.map(lambda a, b, c, d: (float(b - a), float(d - c)), *logs)
+
+    of_state, of_parameters = growth
+    # The Jacobian of any other growth (an activation that oscillates) is not covered, and counts as constant.
+    below, above = (-1 if abs(g + 1) < 0.1 else 0 for g in of_state)
+    rounded = {path: tuple(round(g) if np.isfinite(g) else 0 for g in ends) for path, ends in of_parameters.items()}
+    return Degrees((below, above), rounded)  # type: ignore[arg-type]
 
 
-def trial_layer(spec: Spec, key: Array, dtype: Any, x: Array | None = None) -> Layer:
-    """A freshly drawn layer at unit gain, to measure something on."""
-    drawn = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, draw(spec, key))
-    return Layer(spec, drawn, unit_scales(spec, dtype), x)
+def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Array]) -> Array:
+    """Some numbers in place of a draw: kernels of about unit gain, vectors of ones, keys."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), leaf.shape)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    if len(leaf.shape) < 2:
+        return jnp.ones(leaf.shape, leaf.dtype)
+    return (normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(leaf.dtype)
 
 
 def stem_layer(parameters: Parameters, scales: Scales) -> Layer | None:
