@@ -21,6 +21,7 @@ from vgjax.spectrum import (
     lyapunov_exponents,
 )
 from vgjax.sweeps import profile, spectrum_sweep, sweep
+from vgjax.tokens import token_correlation
 
 __all__ = [
     "Activation",
@@ -69,6 +70,7 @@ __all__ = [
     "stack",
     "sweep",
     "theory",
+    "token_correlation",
     "transformer",
 ]
 
