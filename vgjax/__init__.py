@@ -4,6 +4,7 @@ from vgjax import activations, blocks, data, plots, theory
 from vgjax.activations import Activation
 from vgjax.blocks import Spec, spec
 from vgjax.builders import cnn, gru, lstm, mlp, resnet, rnn, stack, transformer
+from vgjax.calibration import calibrate, lsuv
 from vgjax.comparison import Comparison, compare, predicted_profile
 from vgjax.flow import Pull, Push, gain_matrix, pull_back, push_forward
 from vgjax.gradients import GradientFlow, gradient_flow
@@ -40,6 +41,7 @@ __all__ = [
     "Sweep",
     "activations",
     "blocks",
+    "calibrate",
     "cnn",
     "compare",
     "data",
@@ -54,6 +56,7 @@ __all__ = [
     "log_frobenius",
     "log_singular_values",
     "lstm",
+    "lsuv",
     "lyapunov_exponents",
     "mlp",
     "plots",

@@ -122,11 +122,11 @@ class Layer:
     def __call__(self, h: Array) -> Array:
         """The next state of a plain one."""
         # The module is made inside the call: it may change its own state only in the trace that made it.
-        return protocol.call(self._module(), h, self.scales, self.input)
+        return protocol.call(self.module(), h, self.scales, self.input)
 
     def step(self, state: Scaled) -> Scaled:
         """The next state of a normalized scaled one, not normalized."""
-        return protocol.step(self._module(), state, self.scales, self.input, self._degree(state))
+        return protocol.step(self.module(), state, self.scales, self.input, self._degree(state))
 
     def push(self, state: Scaled, u: Scaled) -> Scaled:
         """J u, J being the Jacobian at a normalized state."""
@@ -148,14 +148,14 @@ class Layer:
 
     def slopes(self, h: Array) -> tuple[Array, float]:
         """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
-        block: Any = self._module()
+        block: Any = self.module()
         if not hasattr(block, "slopes"):
             return jnp.full(h.shape, jnp.nan, h.dtype), 1.0
         return block.slopes(h, *protocol.arguments(block, self.scales, self.input))
 
     def readings(self, h: Array) -> dict[str, Array]:
         """Named numbers that the block reports of itself at a state."""
-        block: Any = self._module()
+        block: Any = self.module()
         arguments = protocol.arguments(block, self.scales, self.input)
         return block.readings(h, *arguments) if hasattr(block, "readings") else {}
 
@@ -172,7 +172,7 @@ class Layer:
 
     def ordinary(self) -> "Layer":
         """The same map with its scales inside its parameters (W = sigma_w Z), as far as the block can."""
-        block = self._module()
+        block = self.module()
         absorbed = protocol.absorb(block, self.scales)
         scales = {name: jnp.ones_like(s) if name in absorbed else s for name, s in self.scales.items()}
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(block)[1]), scales=Scales._of(scales))
@@ -186,7 +186,8 @@ class Layer:
         said = about(self.spec).degree
         return self.degrees(state).state if said is None else said
 
-    def _module(self) -> nnx.Module:
+    def module(self) -> nnx.Module:
+        """The block as a Flax module that holds these parameters."""
         return nnx.merge(about(self.spec).graph, self.parameters, copy=True)
 
 
@@ -218,14 +219,14 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         layer = Layer(spec, drawn, unit_scales(spec, dtype), None if read is None else normal(read))
         h, v = normal(shape), normal(jax.eval_shape(layer, jnp.zeros(shape, dtype)).shape)
 
-        def log_sizes(size: Array) -> tuple[Array, dict[str, Array]]:
+        def log_sizes(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, dict[str, Array]]:
             back = jax.vjp(lambda h, p: layer.with_parameters(p)(h), size * h, layer.trainable())[1]
             return jax.tree.map(lambda g: jnp.log2(jnp.linalg.norm(g.reshape(-1))), back(v))
 
         # A few numbers once: what counts is how long it compiles.
         quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-        measured = jax.jit(log_sizes).lower(jnp.ones((), dtype)).compile(quick)
-        logs = [measured(jnp.asarray(size, dtype)) for size in (1 / far, 2 / far, far, 2 * far)]
+        measured = jax.jit(log_sizes).lower(layer, h, v, jnp.ones((), dtype)).compile(quick)
+        logs = [measured(layer, h, v, jnp.asarray(size, dtype)) for size in (1 / far, 2 / far, far, 2 * far)]
         growth = jax.tree.map(lambda a, b, c, d: (float(b - a), float(d - c)), *logs)
 
     of_state, of_parameters = growth

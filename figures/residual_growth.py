@@ -1,0 +1,102 @@
+"""A skip connection slows the growth of gradients but does not stop it: exp(sqrt(l)) for tanh, exp(l) for ReLU; branches
+of scale 1 / sqrt(L) do."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from common import SMALL, render
+
+import vgjax as vg
+from vgjax import plots, theory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, DEPTH, SEEDS, TANGENTS = (32, 16, 2, 2) if SMALL else (512, 100, 8, 4)
+ACTIVATIONS = ("tanh", "relu")
+STABLE = theory.residual.stable_scale(DEPTH)
+STACKS = {  # skip, branch; how they look
+    (1.0, 1.0): ("skip, branches of scale 1", plots.EXPLODING, "o"),
+    (1.0, STABLE): (r"skip, branches of scale $1/\sqrt{L}$", "#1b7837", "s"),
+    (0.0, 1.0): ("no skip", plots.VANISHING, "D"),
+}
+
+
+@dataclass(frozen=True)
+class Growth:
+    """ln of the factor on a gradient's norm after l layers, l = 0 ... L; roots of mean squares.
+
+    Attributes:
+        expected: at infinite width, shape ``(depth + 1,)``.
+        measured: over all draws, same shape.
+        spread: standard deviation of one draw, same shape.
+    """
+
+    expected: np.ndarray
+    measured: np.ndarray
+    spread: np.ndarray
+
+
+def compute() -> dict[str, dict[tuple[float, float], Growth]]:
+    """For two activations and every stack: x' = skip x + branch V phi(W x), sigma_w = sigma_v = 1."""
+    return {phi: growths(phi) for phi in ACTIVATIONS}
+
+
+def growths(phi: str) -> dict[tuple[float, float], Growth]:
+    """Theory and measurement; all stacks share the same draws."""
+    network = vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, residual="plain", bias_law="zero")
+    (x,) = vg.data.sphere(jax.random.key(1), 1, WIDTH)
+    about = {"key": jax.random.key(0), "seeds": SEEDS, "tangents": TANGENTS, "scales": vg.Scales(sigma_w=1.0)}
+    found = vg.sweep(network, x, skip=[1.0, 0.0], branch=[1.0, STABLE], **about)
+    growth = {}
+    for skip, branch in STACKS:
+        at = int(skip == 0), int(branch != 1)
+        expected = theory.residual.trajectory(phi, DEPTH, branch=branch, skip=skip).log_gradient / 2
+        spread = found.log_gain[:, *at].std(axis=0, ddof=1)
+        growth[skip, branch] = Growth(expected, found.log_mean_square_gain[at] / 2, spread)
+    return growth
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def draw(data: dict[str, dict[tuple[float, float], Growth]]) -> "Figure":
+    """tanh over the square root of depth, ReLU over depth: a skip makes both straight lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3.1), layout="constrained")
+    axes = dict(zip(ACTIVATIONS, figure.subplots(1, 2), strict=True))
+    for phi, ax in axes.items():
+        for stack, found in data[phi].items():
+            draw_stack(ax, stack, found)
+        ax.set_yticks(plots.powers_of_ten(*ax.get_ylim()))
+        ax.yaxis.set_major_formatter(plots.power_of_ten)
+    roots = {"functions": (lambda l: np.sqrt(np.maximum(l, 0)), np.square)}
+    axes["tanh"].set_xscale("function", **roots)
+    axes["tanh"].set_xticks([l for l in (0, 1, 4, 9, 16, 25, 36, 49, 64, 81, 100) if l <= DEPTH])
+    axes["tanh"].set(xlabel=r"layers crossed, $l$ (spaced as $\sqrt{l}$)", title=f"tanh, width {WIDTH}")
+    axes["relu"].set(xlabel="layers crossed, $l$", title=f"ReLU, width {WIDTH}")
+    axes["tanh"].set_ylabel("factor on the gradient norm")
+    axes["tanh"].plot([], [], "k", linewidth=0.8, label="theory")
+    axes["tanh"].legend(loc="upper left")
+    return figure
+
+
+def draw_stack(ax: "Axes", stack: tuple[float, float], found: Growth) -> None:
+    """Theory as a line; root mean square of all draws as dots, a draw's standard deviation as a band."""
+    text, colour, marker = STACKS[stack]
+    layers = np.arange(DEPTH + 1)
+    ax.plot(layers, found.expected, "k", linewidth=0.8)
+    low, high = found.measured - found.spread, found.measured + found.spread
+    ax.fill_between(layers, low, high, color=colour, alpha=0.25, linewidth=0)
+    dots = layers % (DEPTH // 10 or 1) == 0
+    dots[[1, 4]] = True
+    ax.plot(layers[dots], found.measured[dots], marker, color=colour, markersize=3.5, mec="white", mew=0.5, label=text)
+
+
+if __name__ == "__main__":
+    render("residual_growth", compute, draw)

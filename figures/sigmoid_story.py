@@ -1,0 +1,128 @@
+"""The textbook story, measured: sigmoid's slope is at most 1/4, so what reaches the first of 50 layers is 0.25^50."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from common import SMALL, render
+
+import vgjax as vg
+from vgjax import plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, SHALLOW, DEEP, SEEDS = (16, 3, 20, 2) if SMALL else (100, 5, 50, 8)
+SCALES = vg.Scales(sigma_w=1.0, sigma_b=0.0)
+LABELS = {SHALLOW: f"{SHALLOW} hidden layers", DEEP: f"{DEEP} hidden layers"}
+COLOURS = {SHALLOW: plots.EXPLODING, DEEP: plots.VANISHING}
+
+
+@dataclass(frozen=True)
+class Story:
+    """Gradients of sigmoid networks, by their number of hidden layers; logarithms, several draws.
+
+    Attributes:
+        states: ln of the norm of the gradient of each hidden layer's preactivations, shape ``(seeds, layers)``.
+        kernels: ln of that of the kernel that makes them, same shape.
+        zero: True in layers whose gradient most draws read as 0 in float32, shape ``(layers,)``.
+        expected: of the deepest network, what theory expects of ``states``.
+    """
+
+    states: dict[int, np.ndarray]
+    kernels: dict[int, np.ndarray]
+    zero: dict[int, np.ndarray]
+    expected: vg.theory.Band
+
+
+def compute() -> Story:
+    """A deep and a shallow network, 8 draws each, cross-entropy on images of digits."""
+    images = vg.data.digits()
+    states, kernels, zero = {}, {}, {}
+    for layers in (SHALLOW, DEEP):
+        network = vg.mlp(width=WIDTH, depth=layers - 1, activation="sigmoid", inputs=64, outputs=10)
+        data = images.inputs[:SEEDS], images.labels[:SEEDS]
+        flow = vg.profile(network, *data, key=jax.random.key(0), seeds=SEEDS, scales=SCALES)
+        of = flow.log_parameter_gradient
+        states[layers], zero[layers] = flow.log_gradient, flow.naive["float32"].mean(axis=0) > 0.5
+        kernels[layers] = np.concatenate([of["stem/kernel"][:, None], of["kernel"]], axis=1)
+    return Story(states, kernels, zero, vg.predicted_profile(network, flow, SCALES))
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def draw(story: Story) -> "Figure":
+    """The slope; the gradient of the states of the deep network; the gradients of the kernels of both."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    slope, chain, both = figure.subplots(1, 3, width_ratios=(0.9, 1.25, 1.15))
+    draw_sigmoid(slope)
+    draw_chain(chain, story)
+    draw_kernels(both, story)
+    return figure
+
+
+def draw_sigmoid(ax: "Axes") -> None:
+    """The function and its derivative."""
+    h = np.linspace(-6, 6, 241)
+    phi = vg.activations.get("sigmoid")
+    ax.plot(h, phi(h), color="0.3")
+    ax.plot(h, phi.derivative(h), color=plots.EXPLODING)
+    ax.axhline(0.25, color="0.7", linewidth=0.6, zorder=0)
+    ax.plot([0], [0.25], "o", color=plots.EXPLODING, markersize=4)
+    ax.text(0.8, 0.9, "sigmoid", color="0.3", ha="right")
+    ax.text(-5.8, 0.28, "slope: at most 1/4", color=plots.EXPLODING, fontsize=7.5)
+    ax.set(xlabel="$h$", xlim=(-6, 6), ylim=(0, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])
+    ax.set_title("one layer")
+
+
+def draw_chain(ax: "Axes", story: Story) -> None:
+    """The gradient against layer: measured, expected, and the product of slopes of 1/4."""
+    measured, layers = story.states[DEEP], np.arange(1, DEEP + 1)
+    mean = measured.mean(axis=0)
+    shade(ax, story)
+    ax.fill_between(layers, measured.min(axis=0), measured.max(axis=0), color=COLOURS[DEEP], alpha=0.25, linewidth=0)
+    every = layers % 2 == 0
+    ax.plot(layers[every], mean[every], "o", color=COLOURS[DEEP], markersize=2.8, label=f"mean of {SEEDS} draws")
+    ax.plot(layers, story.expected.mean, "k", linewidth=0.8, label="theory")
+    bound = mean[-1] + (DEEP - layers) * np.log(0.25)
+    ax.plot(layers, bound, color=plots.EXPLODING, linestyle="--", linewidth=1, label=r"$0.25^{\,50-l}$, slopes at best")
+    ax.set_title("gradient of the states, 50 hidden layers")
+    finish(ax, r"$\|\partial L / \partial h^l\|$")
+    ax.legend(loc="lower right", fontsize=7, handlelength=1.6)
+
+
+def draw_kernels(ax: "Axes", story: Story) -> None:
+    """What every layer has to learn from, of the shallow and of the deep network."""
+    shade(ax, story)
+    for depth, values in story.kernels.items():
+        style: dict[str, Any] = {"color": COLOURS[depth], "markersize": 2.8, "linewidth": 0.9}
+        layers, mean = np.arange(1, depth + 1), values.mean(axis=0)
+        ax.fill_between(layers, values.min(axis=0), values.max(axis=0), color=COLOURS[depth], alpha=0.25, linewidth=0)
+        ax.plot(layers, mean, "o-", label=LABELS[depth], **style)
+    ax.set_title("gradient of the weights")
+    finish(ax, r"$\|\partial L / \partial W^l\|$")
+    ax.legend(loc="lower right", fontsize=7, handlelength=1.6)
+
+
+def shade(ax: "Axes", story: Story) -> None:
+    """The layers whose gradient float32 reads as 0."""
+    last = int(np.flatnonzero(story.zero[DEEP]).max(initial=-1)) + 1
+    if last:
+        ax.axvspan(0, last + 0.5, color="0.92", linewidth=0, zorder=-2, label="float32 reads 0")
+
+
+def finish(ax: "Axes", text: str) -> None:
+    """Layers below, powers of ten beside."""
+    ax.set(xlabel="hidden layer $l$", ylabel=text, xlim=(0, DEEP + 1))
+    ax.set_yticks(plots.powers_of_ten(*ax.get_ylim()))
+    ax.yaxis.set_major_formatter(plots.power_of_ten)
+
+
+if __name__ == "__main__":
+    render("sigmoid_story", compute, draw)
