@@ -23,6 +23,7 @@ from vgjax.spectrum import (
 )
 from vgjax.sweeps import profile, spectrum_sweep, sweep
 from vgjax.tokens import token_correlation
+from vgjax.treatments import Remedies, Treatment, remedies
 
 __all__ = [
     "Activation",
@@ -34,11 +35,13 @@ __all__ = [
     "Parameters",
     "Pull",
     "Push",
+    "Remedies",
     "Scales",
     "Spec",
     "Spectrum",
     "SpectrumSweep",
     "Sweep",
+    "Treatment",
     "activations",
     "blocks",
     "calibrate",
@@ -64,6 +67,7 @@ __all__ = [
     "profile",
     "pull_back",
     "push_forward",
+    "remedies",
     "resnet",
     "rnn",
     "scaled",

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from vgjax.blocks import Conv, Dense, protocol
 from vgjax.initializers import Scales
-from vgjax.layers import Layer, Parameters, Stream, parameter_dtype, scan_layers, stem_layer
+from vgjax.layers import Layer, Parameters, Stream, head_layer, parameter_dtype, scan_layers, stem_layer
 from vgjax.networks import Network, check_input, check_scales
 
 _ROUNDS = 10  # Mishkin and Matas stop after as many; one is enough where there is no bias
@@ -22,7 +22,7 @@ _ROUNDS = 10  # Mishkin and Matas stop after as many; one is enough where there 
 def lsuv(network: Network, parameters: Parameters, scales: Scales, xs: ArrayLike) -> Parameters:
     """Layer-sequential unit variance: every kernel rescaled so that what its layer puts out has unit variance.
 
-    From the stem to the last layer, ``W <- W / sqrt(Var h)`` over the batch and the units, until that variance is 1
+    From the stem to the last block, ``W <- W / sqrt(Var h)`` over the batch and the units, until that variance is 1
     (with a bias a few rounds are needed, and a bias of larger variance cannot be undone); start from orthogonal kernels
     to follow the paper.
 
@@ -88,12 +88,11 @@ def _through(
     rule: Callable[[Layer, Array], tuple[Array, Any]], parameters: Parameters, scales: Scales, xs: Array
 ) -> Parameters:
     """Every layer's parameters by a rule (layer, states of the batch) -> (next states, parameters)."""
-    hs, stem = xs.astype(parameter_dtype(parameters)), stem_layer(parameters, scales)
-    of_stem: Any = {}
-    if stem:
-        hs, of_stem = rule(stem, hs)
-    _, stages = scan_layers(parameters, scales, hs, lambda layer, hs, _: rule(layer, hs))
-    return replace(parameters, stem=of_stem, stages=tuple(stages))
+    hs, stem, head = xs.astype(parameter_dtype(parameters)), stem_layer(parameters, scales), head_layer(parameters)
+    hs, of_stem = rule(stem, hs) if stem else (hs, {})
+    hs, stages = scan_layers(parameters, scales, hs, lambda layer, hs, _: rule(layer, hs))
+    of_head = rule(head, hs)[1] if head and rule is _statistics else parameters.head
+    return replace(parameters, stem=of_stem, stages=tuple(stages), head=of_head)
 
 
 def _unit_variance(layer: Layer, hs: Array) -> tuple[Array, Any]:

@@ -34,10 +34,16 @@ class Result(ABC):
     fixed: dict[str, Any]
     provenance: dict[str, Any]
 
+    kinds: ClassVar[dict[str, Any]] = {}
+    """Every result, by name."""
+
+    def __init_subclass__(cls) -> None:
+        Result.kinds[cls.__name__] = cls
+
     @property
     @abstractmethod
-    def coordinates(self) -> dict[str, np.ndarray]:
-        """Values along the trailing dimensions."""
+    def coordinates(self) -> dict[str, Any]:
+        """Values along the trailing dimensions, by the dimension's name (or pairs of dimension and values)."""
 
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled `xarray.Dataset` over seed, swept scales and what is behind, with the provenance in its
@@ -92,7 +98,7 @@ class Result(ABC):
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """Read back what `Sweep.save` or `SpectrumSweep.save` wrote.
+    """Read back what the ``save`` of a result (`Sweep`, `SpectrumSweep`, `Remedies`) wrote.
 
     Raises:
         ValueError: a suffix other than ``.npz`` and ``.nc``, or a file that holds no result.
@@ -104,7 +110,7 @@ def load(path: str | os.PathLike[str]) -> Any:
             data = dataset.load()
         if "kind" not in data.attrs:
             raise ValueError(f"path must hold a saved result, got {path}")
-        kind = KINDS[data.attrs.pop("kind")]
+        kind = Result.kinds[data.attrs.pop("kind")]
         names = [*data[next(iter(kind.trailing))].dims]
         about = {name: json.loads(value) for name, value in data.attrs.items()}
         axes = {str(n): data[n].values for n in names[1 : len(names) - len(next(iter(kind.trailing.values())))]}
@@ -114,7 +120,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         if "about" not in file:
             raise ValueError(f"path must hold a saved result, got {path}")
         about = json.loads(str(file["about"]))
-        kind = KINDS[about.pop("kind")]
+        kind = Result.kinds[about.pop("kind")]
         axes = {name: file[f"axis_{name}"] for name in about.pop("axes")}
         arrays = {f.name: file[f.name] for f in fields(kind) if f.name in file}
         return kind(axes=axes, **arrays, **about)
@@ -321,10 +327,6 @@ class SpectrumSweep(Reading, Result):
     def coordinates(self) -> dict[str, np.ndarray]:
         """The depths."""
         return {"depths": self.depths}
-
-
-KINDS: dict[str, Any] = {"Sweep": Sweep, "SpectrumSweep": SpectrumSweep}
-"""Results that save and load, by name."""
 
 
 def nearest(values: np.ndarray, value: float) -> float:
