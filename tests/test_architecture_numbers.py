@@ -1,0 +1,264 @@
+"""The literature's numbers, by simulation: fixed draws, the stated tolerance, predictions that share no code with it.
+
+Numbers are those of the papers named beside them, recomputed to the digits printed.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vgjax as vg
+from vgjax import theory
+
+SEEDS = 4
+
+
+def drawn(net: vg.Network, seed: int, law: str = "gaussian") -> vg.Parameters:
+    """Parameters of a network by numpy, so that nothing is compiled: kernels of variance 1 / fan_in or orthogonal,
+    standard normal biases, norms of gain 1 and offset 0, gates of 1, uniform noise."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = jax.tree_util.keystr(path)
+        if "'scale'" in name or "'gate'" in name:
+            return np.ones(leaf.shape, leaf.dtype)
+        if "'noise'" in name:
+            return rng.uniform(size=leaf.shape).astype(leaf.dtype)
+        if "kernel" not in name:
+            return (rng.normal(size=leaf.shape) * ("'norm'" not in name)).astype(leaf.dtype)
+        attends = [part for part in ("query", "key", "value") if f"'{part}'" in name]
+        axes = 2 if attends or "'out'" in name else 1  # of the inputs, or of the outputs: heads have two
+        fan_in = math.prod(leaf.shape[-axes - 1 : -1]) if "'out'" in name else leaf.shape[-1 - axes]
+        shape = (*leaf.shape[: leaf.ndim - 1 - axes], fan_in, math.prod(leaf.shape[-1 - axes :]) // fan_in)
+        a = orthonormal(rng, shape) if law == "orthogonal" else rng.normal(size=shape) / math.sqrt(fan_in)
+        return a.reshape(leaf.shape).astype(leaf.dtype)
+
+    like = jax.eval_shape(lambda key: vg.init(key, net), jax.random.key(0))
+    return jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(fill, like))
+
+
+def orthonormal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    a = rng.normal(size=shape)
+    return np.linalg.qr(a)[0] if shape[-2] >= shape[-1] else np.linalg.qr(a.mT)[0].mT
+
+
+def inputs(net: vg.Network, seed: int) -> np.ndarray:
+    return np.random.default_rng(1000 + seed).normal(size=net.input_shape).astype(np.float32)
+
+
+def log_mean_square_pull(net: vg.Network, scales: vg.Scales, seeds: int = SEEDS) -> np.ndarray:
+    """ln of the mean over draws of ||J_{L<-l}^T v||^2, shape (depth + 1,)."""
+    found = [
+        vg.pull_back(net, drawn(net, s), scales, inputs(net, s), key=jax.random.key(s)).log_gain for s in range(seeds)
+    ]
+    return np.logaddexp.reduce(2 * np.array(found, float), axis=0) - math.log(seeds)
+
+
+def rate(net: vg.Network, scales: vg.Scales, start: int, stop: int) -> float:
+    """Growth per layer of the mean squared gradient between two layers."""
+    logs = log_mean_square_pull(net, scales)
+    return math.exp((logs[start] - logs[stop]) / (stop - start))
+
+
+# --- normalization --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "batch", "expected"),
+    [("linear", 8, 1.2), ("relu", 8, 1.788189977), ("relu", 64, 1.493062938), ("tanh", 64, None)],
+)
+def test_batch_norm_explodes_at_the_rate_of_its_batch(activation: str, batch: int, expected: float | None) -> None:
+    """Yang et al. 2019, "A mean field theory of batch normalization"; whatever sigma_w. Within 3%."""
+    net = vg.mlp(width=512, depth=16, inputs=64, activation=activation, norm="batch", batch=batch, epsilon=0.0)
+    expected = expected or theory.normalization.batch_norm_rate(activation, batch)
+    assert rate(net, vg.Scales(sigma_w=1.3), 2, 15) == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(("activation", "sigma_w", "sigma_b"), [("tanh", 1.2, 0.4), ("relu", 1.5, 0.5)])
+def test_layer_norm_has_the_chi_of_theory(activation: str, sigma_w: float, sigma_b: float) -> None:
+    """Doshi, He and Gromov 2023. Within 3%."""
+    net = vg.mlp(width=512, depth=16, inputs=64, activation=activation, norm="layer", epsilon=0.0)
+    scales = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    chi = theory.normalization.norm_on_preactivations(activation, sigma_w, sigma_b).chi
+    assert rate(net, scales, 2, 15) == pytest.approx(chi, rel=0.03)
+
+
+# --- residual -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "at_10", "at_100"),
+    [("tanh", 2.643206353, 10.54554853), ("relu", 10 * math.log(1.5), 100 * math.log(1.5))],
+)
+def test_residual_gradients_grow_like_the_root_of_depth_or_with_it(
+    activation: str, at_10: float, at_100: float
+) -> None:
+    """Yang and Schoenholz 2017: x + V phi(W x), sigma_v = sigma_w = 1, no bias, p = 1 at the start."""
+    net = vg.mlp(width=384, depth=100, inputs=384, activation=activation, residual="plain")
+    logs = []
+    for s in range(SEEDS):
+        x = inputs(net, s)
+        params = dataclasses.replace(drawn(net, s), stem={"kernel": jnp.eye(384), "bias": jnp.zeros(384)})
+        logs.append(vg.pull_back(net, params, vg.Scales(), x / np.sqrt(np.mean(x**2)), key=jax.random.key(s)).log_gain)
+    logs = 2 * np.array(logs, float)
+    ratios = {l: logs[:, 0] - logs[:, l] for l in (10, 100)}
+    for l, expected in ((10, at_10), (100, at_100)):
+        annealed = np.logaddexp.reduce(ratios[l]) - math.log(SEEDS)
+        # Finite width: about 5 l / (4 n) between mean and typical, and the scatter of four draws.
+        assert annealed == pytest.approx(expected, abs=4 * ratios[l].std(ddof=1) / math.sqrt(SEEDS) + 5 * l / 384 / 4)
+        assert annealed == pytest.approx(expected, rel=0.1)
+
+
+def test_rezero_is_the_identity_and_only_its_gate_has_a_gradient() -> None:
+    """Bachlechner et al. 2020: J = 1 exactly, branch parameters exactly 0, the gate not."""
+    net = vg.mlp(width=8, depth=20, inputs=4, outputs=3, residual="plain", scheme="rezero")
+    flow = vg.gradient_flow(net, drawn(net, 0), vg.Scales(), inputs(net, 0), 1, naive=())
+    np.testing.assert_array_equal(flow.log_gradient, flow.log_gradient[0])
+    np.testing.assert_array_equal(flow.log_mean_square, flow.log_mean_square[0])
+    for path, logs in flow.log_parameter_gradient.items():
+        if path.startswith("branch/"):
+            assert np.all(np.isneginf(logs))
+    assert np.all(np.isfinite(flow.log_parameter_gradient["gate"]))
+
+
+def test_stable_and_fixup_scale_the_branches_by_depth() -> None:
+    """Hayou et al. 2021: squared gradient (1 + 1/L)^L for ReLU at sigma_v sigma_w = sqrt 2. Zhang et al. 2019:
+    L^(-1/(2m-2)), the last kernel 0, so that every block begins as the identity."""
+    net = vg.mlp(width=384, depth=32, inputs=64, activation="relu", residual="plain", scheme="stable")
+    logs = log_mean_square_pull(net, vg.Scales(sigma_w=2**0.5))
+    assert logs[0] == pytest.approx(32 * math.log1p(1 / 32), abs=0.15)
+    fixup = vg.mlp(width=4, depth=16, inputs=2, activation="relu", residual="pre", branch_layers=3, scheme="fixup")
+    assert fixup.scales["sigma_w"] == pytest.approx(math.sqrt(2) * theory.residual.fixup_scale(16, 3))
+    assert fixup.scales["sigma_v"] == 0
+    np.testing.assert_allclose(vg.pull_back(fixup, drawn(fixup, 0), vg.Scales(), np.ones(2)).log_gain, 0, atol=1e-6)
+
+
+# --- convolutions ---------------------------------------------------------------------------------------------------
+
+
+def test_delta_orthogonal_convolutions_keep_every_singular_value() -> None:
+    """Xiao et al. 2018: all equal to sigma_w^L, to the rounding of the float32 draw, under circular padding."""
+    net = vg.cnn(channels=4, depth=20, size=(4, 3), activation="linear", law="delta_orthogonal", inputs=2)
+    found = vg.log_singular_values(
+        net, vg.init(jax.random.key(0), net), vg.Scales(sigma_w=1.1), inputs(net, 0), dtype="float64"
+    )
+    np.testing.assert_allclose(found.log_singular_values, 20 * math.log(np.float32(1.1)), atol=20 * 2.0**-23)
+
+
+# --- recurrences ----------------------------------------------------------------------------------------------------
+
+
+def test_an_orthogonal_linear_recurrence_scales_by_rho_at_every_step() -> None:
+    net = vg.rnn(width=12, depth=1000, inputs=3, activation="linear")
+    gain = vg.pull_back(net, drawn(net, 0, "orthogonal"), vg.Scales(sigma_w=0.9), inputs(net, 0)).log_gain
+    np.testing.assert_allclose(gain, np.arange(1000, -1, -1) * math.log(np.float32(0.9)), atol=1e-3, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("bias", "time_scale"), [(0.0, 1.442695), (2.0, 7.878482), (4.0, 55.096638)])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_forget_gate_keeps_gradients_for_its_time_scale(kind: str, bias: float, time_scale: float) -> None:
+    """With vanishing weights the factor per step is sigmoid(bias): a time scale of -1 / ln sigmoid(bias)."""
+    net = getattr(vg, kind)(width=5, depth=40, inputs=2)
+    scales = vg.Scales(sigma_w=0.0, sigma_v=0.0, forget_bias=bias)
+    flow = vg.gradient_flow(net, drawn(net, 0), scales, inputs(net, 0), naive=())
+    logs = flow.log_gradient_parts["c"] if kind == "lstm" else flow.log_gradient
+    per_step = (logs[0] - logs[-2]) / 39
+    assert -1 / float(per_step) == pytest.approx(time_scale, rel=1e-5)
+    gate = flow.readings["forget_gate" if kind == "lstm" else "update_gate"]
+    np.testing.assert_allclose(gate, 1 / (1 + math.exp(-bias)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("gain", "exponent"), [(2.0, 0.1547242298), (3.0, 0.3102493151)])
+def test_the_largest_lyapunov_exponent_of_the_tanh_recurrence(gain: float, exponent: float) -> None:
+    """Autonomous h <- g J tanh h. Within 5% at g >= 2."""
+    net = vg.mlp(width=256, depth=2000, inputs=16, tied=True)
+    found = vg.lyapunov_exponents(net, drawn(net, 1), vg.Scales(sigma_w=gain), inputs(net, 0), 1, discard=200)
+    assert found.exponents[0] == pytest.approx(exponent, rel=0.05)
+
+
+def test_the_minimal_recurrence_follows_its_mean_field_with_new_weights_at_every_step() -> None:
+    """Chen, Pennington and Schoenholz 2018, inputs white in time, R = 1."""
+    tied = vg.rnn(width=384, depth=24, inputs=384, cell="minimal")
+    net = dataclasses.replace(tied, stages=(dataclasses.replace(tied.stages[0], tied=False),))
+    expected = theory.recurrent.minimal_rnn(sigma_w=2.0, sigma_v=1.0, mean_b=1.0)
+    logs = log_mean_square_pull(net, vg.Scales(sigma_w=2.0, sigma_v=1.0, forget_bias=1.0), seeds=2)
+    assert math.exp((logs[10] - logs[24]) / 14) == pytest.approx(expected.chi, rel=0.03)
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "exponent"), [("pre", -0.5), ("post", 0.0)])
+def test_the_last_kernels_gradient_falls_with_depth_under_pre_norm_only(norm: str, exponent: float) -> None:
+    """Xiong et al. 2020: L^-1/2 under pre-LN, flat under post-LN, for L = 4 ... 32, d = 64, 8 tokens. Within 0.1.
+
+    The L-layer network is the 32-layer one with the branches behind L at 0: those blocks are the identity (under
+    post-LN on what is normalized already).
+    """
+    net = vg.transformer(
+        width=64, depth=32, heads=4, tokens=8, inputs=64, outputs=10, norm=norm, activation="relu", epsilon=0.0
+    )
+    depths, logs = np.array([4, 8, 16, 32]), []
+    for seed in range(8):
+        params, x = drawn(net, seed), inputs(net, seed)
+        kept = [vg.Scales(branch=1.0 * (np.arange(32) < depth)) for depth in depths]
+        flows = [vg.gradient_flow(net, params, scales, x, 1, naive=()) for scales in kept]
+        kernel = "feed_forward/branch/layer_2/kernel"
+        logs.append([flow.log_parameter_gradient[kernel][L - 1] for flow, L in zip(flows, depths, strict=True)])
+    slope = np.polyfit(np.log(depths), np.mean(logs, axis=0), 1)[0]
+    assert slope == pytest.approx(exponent, abs=0.1)
+
+
+def test_deepnorm_has_its_constants() -> None:
+    """Wang et al. 2022, 12 layers."""
+    scales = vg.transformer(width=8, depth=12, heads=2, tokens=3, inputs=2, norm="post", scheme="deepnorm").scales
+    assert scales["skip"] == pytest.approx(2.2133638394)
+    assert scales["sigma_vo"] == scales["sigma_w"] == pytest.approx(0.3194715521)
+    assert scales["sigma_qk"] == 1
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(6, 0.0868427587), (12, 0.0915819030)])
+def test_uniform_attention_makes_tokens_alike(depth: int, expected: float) -> None:
+    """Noci et al. 2022: M / (n + M), M = (1 + 1/L)^L - 1, for n = 16 orthonormal tokens."""
+    net = vg.transformer(width=256, depth=depth, heads=1, tokens=16, inputs=256, norm=None, hidden=0)
+    scales = vg.Scales(sigma_qk=0.0, branch=depth**-0.5)
+    stem = {"kernel": jnp.eye(256), "bias": jnp.zeros(256)}
+    found = []
+    for seed in range(8):
+        params = dataclasses.replace(drawn(net, seed, "orthogonal"), stem=stem)
+        x = np.linalg.qr(inputs(net, seed).T)[0].T  # orthonormal tokens
+        found.append(vg.token_correlation(net, params, scales, x)[-1])
+    error = np.std(found, ddof=1) / math.sqrt(8)
+    assert error < 0.1 * expected
+    assert float(np.mean(found)) == pytest.approx(expected, abs=float(4 * error))
+
+
+def test_without_a_skip_tokens_collapse_and_queries_and_keys_learn_nothing() -> None:
+    """Dong, Cordonnier and Loukas 2021: rank one after one layer of uniform attention."""
+    net = vg.transformer(width=16, depth=3, heads=2, tokens=5, inputs=16, norm=None, hidden=0)
+    params, x = drawn(net, 0), inputs(net, 0)
+    scales = vg.Scales(sigma_qk=0.0, skip=0.0)
+    np.testing.assert_allclose(vg.token_correlation(net, params, scales, x)[1:], 1, atol=1e-5)
+    same = np.repeat(x[:1], 5, axis=0)
+    flow = vg.gradient_flow(net, params, vg.Scales(), same, naive=())
+    weights = flow.log_parameter_gradient
+    for part in ("query", "key"):
+        below = weights[f"attention/branch/attention/attention/{part}/kernel"]
+        assert np.all(below < weights["attention/branch/attention/attention/value/kernel"] - 12)  # 0, to rounding
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_moves_the_variance_to_its_fixed_point() -> None:
+    """tanh at (2.5, .05), a tenth of the units dropped: q* = 1.2640994325."""
+    net = vg.mlp(width=1000, depth=40, inputs=64, dropout="bernoulli")
+    scales = vg.Scales(sigma_w=math.sqrt(2.5), sigma_b=math.sqrt(0.05), dropout=0.1)
+    q = np.exp(np.asarray(vg.push_forward(net, drawn(net, 0), scales, inputs(net, 0)).log_mean_square, float))[6:]
+    assert q.mean() == pytest.approx(1.2640994325, rel=0.03)
+    assert q.mean() > 1.1 * theory.mean_field("tanh", math.sqrt(2.5), math.sqrt(0.05)).q_star
