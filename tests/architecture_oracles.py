@@ -111,8 +111,11 @@ def gradients(
         nudges = [np.zeros(s.shape) for s in shapes]
         found = compiled(jax.grad(total, argnums=(0, 1, 2, 3, 4), has_aux=True), stem, stages, copies, head, nudges)
     (by_stem, by_stages, by_copies, by_head, by_state), (outputs, states) = found
-    named = {f"{end}/{path}": log_norm(g) for end, tree in (("stem", by_stem), ("head", by_head)) for path, g in
-             trainable(tree)}
+    named = {
+        f"{end}/{path}": log_norm(g)
+        for end, tree in (("stem", by_stem), ("head", by_head))
+        for path, g in trainable(tree)
+    }
     by_layer = [{path: log_norm(g) for path, g in trainable(tree)} for tree in by_copies]
     paths = {path for layer in by_layer for path in layer}
     named |= {path: np.array([layer.get(path, np.nan) for layer in by_layer]) for path in paths}
@@ -131,25 +134,27 @@ def gradients(
 
 def jacobians(
     parts: Parts, ordinary: Any, scales: list[dict[str, float]], x: np.ndarray
-) -> dict[tuple[int, int], np.ndarray]:
-    """The dense Jacobian ds_m/ds_l for every l <= m, by (m, l), as a matrix: `jax.jacrev` end to end in float64."""
+) -> tuple[np.ndarray, dict[tuple[int, int], np.ndarray]]:
+    """The output, and the dense Jacobian ds_m/ds_l for every l <= m as a matrix, by (m, l), of one input and one stage:
+    `jax.jacrev` end to end in float64."""
     (stage,), (own,) = ordinary.network.stages, ordinary.stages
     x, stem, own, head = jax.tree.map(lambda a: np.asarray(a, np.float64), (x, ordinary.stem, own, ordinary.head))
     layers = [one_layer(own, stage.tied, i) for i in range(stage.depth)]
 
-    def states(nudges: list[Any]) -> list[Any]:
-        return run(parts, stem, layers, head, scales, x, nudges)[1]
+    def both(nudges: list[Any]) -> tuple[list[Any], Any]:
+        output, states = run(parts, stem, layers, head, scales, x, nudges)
+        return states, output
 
     with jax.enable_x64(True):
-        shapes = jax.eval_shape(states, [np.zeros(()) for _ in range(stage.depth + 1)])
-        found = compiled(jax.jacrev(states), [np.zeros(s.shape) for s in shapes])
+        shapes = jax.eval_shape(both, [np.zeros(()) for _ in range(stage.depth + 1)])[0]
+        found, output = compiled(jax.jacrev(both, has_aux=True), [np.zeros(s.shape) for s in shapes])
     size = int(np.prod(shapes[0].shape))
-    return {(m, l): found[m][l].reshape(size, size) for m in range(stage.depth + 1) for l in range(m + 1)}
+    return output, {(m, l): found[m][l].reshape(size, size) for m in range(stage.depth + 1) for l in range(m + 1)}
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's value as numpy arrays; what counts is how long it compiles."""
-    quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+    """The function's value as numpy arrays; what counts is how long it compiles (a third of the usual)."""
+    quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
     return jax.tree.map(np.asarray, jax.jit(function).lower(*arguments).compile(quick)(*arguments))
 
 
@@ -196,6 +201,7 @@ def multiplied(parameters: Any, scales: dict[str, Any], last: str = "") -> tuple
     for stage, own in zip(parameters.network.stages, parameters.stages, strict=True):
         stages.append(times(own, slice(start, start + stage.depth), not stage.tied))
         start += stage.depth
+    scales = {**scales, "sigma_w": scales.get("sigma_in", scales["sigma_w"])}
     return times(parameters.stem, 0, False), stages
 
 
@@ -248,7 +254,7 @@ def normed(kind: str, p: Tree, h: Any, *, epsilon: float, groups: int = 1) -> An
     if kind == "group":  # a batch of one image
         return nnx.GroupNorm(size, groups, **about)(h[None])[0]
     norm = nnx.BatchNorm(size, use_running_average=kind == "batch_running", **about)
-    norm.mean[...], norm.var[...] = p["mean"], p["var"]
+    norm.mean, norm.var = nnx.BatchStat(p["mean"]), nnx.BatchStat(p["var"])
     return norm(h)
 
 
@@ -403,11 +409,25 @@ def gru_cell(p: Tree, h: Any, scales: dict[str, float], x: Any) -> Any:
 # --- transformers ---------------------------------------------------------------------------------------------------
 
 
+def _softmax_attention(query: Any, key: Any, value: Any, mask: Any = None, **_: Any) -> Any:
+    """Shapes ``(tokens, heads, size)``; that of Flax takes its softmax in float32 whatever the dtype."""
+    logits = jnp.einsum("qhd,khd->hqk", query, key) / np.sqrt(query.shape[-1])
+    logits = logits if mask is None else jnp.where(mask, logits, -np.inf)
+    return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(logits, axis=-1), value)
+
+
 def attended(p: Tree, h: Any, *, causal: bool, temperature: float) -> Any:
     """`nnx.MultiHeadAttention` whose queries are divided by the temperature."""
     width, heads = p["query"]["kernel"].shape[:2]
     attention = nnx.MultiHeadAttention(
-        heads, width, use_bias=False, decode=False, dtype=h.dtype, param_dtype=h.dtype, rngs=nnx.Rngs(0)
+        heads,
+        width,
+        use_bias=False,
+        decode=False,
+        dtype=h.dtype,
+        param_dtype=h.dtype,
+        attention_fn=_softmax_attention,
+        rngs=nnx.Rngs(0),
     )
     for name in ("query", "key", "value", "out"):
         kernel = p[name]["kernel"]

@@ -82,7 +82,8 @@ def mlp(
         scheme: of a residual stack: ``"stable"``: branch = 1 / sqrt(L) (Hayou et al. 2021); ``"rezero"``,
             ``"skipinit"``: branch = 0 under a trainable gate (Bachlechner et al. 2020; De and Smith 2020); ``"fixup"``:
             the first m - 1 kernels of a branch at L^(-1/(2m-2)), the last at 0 (Zhang et al. 2019; without its scalar
-            biases). They set defaults of scales; what is given in `Scales` wins.
+            biases), and the stem has a scale ``sigma_in`` of its own. They set defaults of scales; what is given in
+            `Scales` wins.
         tied: all layers share one draw (an autonomous recurrence).
         law: gaussian, truncated, uniform, orthogonal, identity.
         bias_law: gaussian or zero.
@@ -116,7 +117,7 @@ def mlp(
         steps = [layer.dense(a, b) for a, b in itertools.pairwise(states)]
     read = linear if residual == "post" else replace(layer, dropout=None)
     return Network(
-        stem=linear.dense(inputs, states[0]),
+        stem=linear.dense(inputs, states[0], **_embedding(scheme == "fixup")),
         stages=_stages(steps, tied),
         head=read.dense(states[-1], outputs, bias_law="zero"),
         input_shape=(*leading, inputs),
@@ -237,7 +238,7 @@ def resnet(
             steps.append(_transition(layer, widths[i - 1], width, scheme, dtype))
         steps += [block] * (length - bool(i))
     return Network(
-        stem=layer.linear(law).conv(positive_integer("inputs", inputs), widths[0]),
+        stem=layer.linear(law).conv(positive_integer("inputs", inputs), widths[0], **_embedding(scheme == "fixup")),
         stages=_stages(steps),
         head=layer.readout(widths[-1], outputs, len(image)),
         input_shape=(*_leading(batch, norm), *image, inputs),
@@ -405,7 +406,8 @@ def transformer(
     states ``(tokens, width)``.
 
     Scales: ``sigma_qk`` (query and key kernels), ``sigma_vo`` (value and output), ``sigma_w`` and ``sigma_b``
-    (feed-forward), ``temperature`` (divides the logits), ``skip`` and ``branch`` of both residual connections.
+    (feed-forward), ``temperature`` (divides the logits), ``skip`` and ``branch`` of both residual connections;
+    ``sigma_in`` (embedding).
 
     Args:
         width: of a token, a multiple of ``heads``.
@@ -444,7 +446,7 @@ def transformer(
     block = _transformer_block(layer, activations.get(activation), width, heads, hidden, place, causal, scheme)
     head = layer if place == "pre" else layer.linear()
     return Network(
-        stem=layer.linear().dense(inputs, width),
+        stem=layer.linear().dense(inputs, width, **_embedding(True)),
         stages=_stages([block] * depth, tied),
         head=replace(head, pool=1).dense(width, outputs, bias_law="zero"),
         input_shape=(tokens, inputs),
@@ -683,6 +685,11 @@ def _scheme(name: str | None, branch: Branch | None, depth: int, phi: Activation
     slopes = np.asarray(phi.derivative(jnp.asarray([-1.0, 1.0])), float) if phi.homogeneous else np.ones(2)
     gain = float(np.mean(slopes**2)) ** -0.5  # He's, which Fixup starts from
     return (("sigma_w", gain * depth ** (-1 / (2 * branch.layers - 2))), ("sigma_v", 0.0))
+
+
+def _embedding(alone: bool) -> dict[str, Any]:
+    """Options of a stem whose kernel has a scale of its own, ``sigma_in``, which schemes for blocks leave alone."""
+    return {"names": ("sigma_in", "sigma_b")} if alone else {}
 
 
 def _deepnorm(depth: int) -> tuple[tuple[str, float], ...]:

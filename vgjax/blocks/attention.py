@@ -1,8 +1,10 @@
 """Self-attention over tokens, by Flax."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -52,6 +54,7 @@ class Attention(nnx.Module):
             use_bias=False,
             decode=False,
             deterministic=True,
+            attention_fn=_softmax_attention,
             kernel_init=initializers.law(law),
             param_dtype=dtype,
             keep_rngs=False,
@@ -70,3 +73,10 @@ class Attention(nnx.Module):
         for part, sigma in ((a.query, "sigma_qk"), (a.key, "sigma_qk"), (a.value, "sigma_vo"), (a.out, "sigma_vo")):
             part.kernel[...] = scales[sigma] * part.kernel[...]
         return frozenset({"sigma_qk", "sigma_vo"})
+
+
+def _softmax_attention(query: Array, key: Array, value: Array, mask: Array | None = None, **_: Any) -> Array:
+    """Shapes ``(tokens, heads, size)``; in the dtype of its arguments, where Flax's own takes the softmax in float32."""
+    logits = jnp.einsum("qhd,khd->hqk", query, key) / math.sqrt(query.shape[-1])
+    logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
+    return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(logits), value)

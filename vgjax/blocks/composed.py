@@ -31,8 +31,9 @@ class Chain(nnx.Module):
         """Those of all parts."""
         return {name: default for part in self._parts() for name, default in protocol.scales_of(part).items()}
 
-    def __call__(self, h: Array, scales: Scales) -> Array:
-        """Through all parts."""
+    def __call__(self, h: Array, scales: Scales | None = None) -> Array:
+        """Through all parts; scales may be left out if none declares any."""
+        scales = Scales() if scales is None else scales
         for part in self._parts():
             h = protocol.call(part, h, scales)
         return h

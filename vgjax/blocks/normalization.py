@@ -57,6 +57,9 @@ class Norm(nnx.Module):
         else:
             # A momentum of 0: one calibrating pass sets the running statistics.
             self.norm = nnx.BatchNorm(features, use_running_average=kind == "batch_running", momentum=0.0, **about)
+            # Flax keeps running statistics in float32 whatever the parameters are.
+            self.norm.mean = nnx.BatchStat(jnp.zeros(features, dtype))
+            self.norm.var = nnx.BatchStat(jnp.ones(features, dtype))
 
     def __call__(self, h: Array) -> Array:
         """Of the state's shape."""

@@ -1,0 +1,606 @@
+"""Every architecture against automatic differentiation of the same network in plain Flax NNX."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import architecture_oracles as truth
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from flax import nnx
+from scipy.special import expit
+
+import vgjax as vg
+from vgjax import initializers
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
+LN = functools.partial(truth.normed, "layer", epsilon=1e-6)
+RELU, TANH, GELU = (oracles.ACTIVATIONS[name] for name in ("relu", "tanh", "gelu"))
+USER = oracles.user_activation
+SIGMAS = {"sigma_w": 1.0, "sigma_b": 0.0, "sigma_v": 1.0, "sigma_a": 0.0, "sigma_qk": 1.0, "sigma_vo": 1.0}
+
+
+class Case(NamedTuple):
+    """One architecture: as the library builds it and as Flax does, with its numbers.
+
+    Attributes:
+        build: the library's network.
+        parts: the same by Flax.
+        loss: what is differentiated.
+        given: scales that are given.
+        implied: scales that the architecture's scheme or cell sets by itself.
+        last: the last layer of a residual branch (`architecture_oracles.multiplied`).
+        zero: parameters whose gradient is zero by symmetry, so that it reads as rounding.
+        readings: ``(parameters, s_l, x_l, scales) -> what a cell reports``, in numpy.
+        batch: how many inputs.
+        naive: dtypes whose plain pass is compared.
+        noise: law of the dropout.
+    """
+
+    build: Callable[..., vg.Network]
+    parts: truth.Parts
+    loss: str
+    given: dict[str, Any]
+    implied: dict[str, float] = {}  # noqa: RUF012
+    last: str = ""
+    dtype: str = "float32"
+    zero: tuple[str, ...] = ()
+    readings: Callable[..., dict[str, float]] | None = None
+    batch: int = 2
+    naive: tuple[str, ...] = ()
+    noise: str = "bernoulli"
+
+
+def fully_connected(**options: Any) -> Callable[..., vg.Network]:
+    return functools.partial(vg.mlp, **{"width": 6, "depth": 3, "inputs": 4, "outputs": 3, **options})
+
+
+def convolutional(**options: Any) -> Callable[..., vg.Network]:
+    return functools.partial(vg.cnn, **{"channels": 4, "depth": 3, "inputs": 2, "outputs": 3, **options})
+
+
+def recurrent(kind: Callable[..., vg.Network], **options: Any) -> Callable[..., vg.Network]:
+    return functools.partial(kind, **{"width": 5, "depth": 3, "inputs": 3, "outputs": 4, **options})
+
+
+def attentive(**options: Any) -> Callable[..., vg.Network]:
+    sizes = {"width": 6, "depth": 3, "heads": 2, "tokens": 3, "inputs": 4, "outputs": 5, "bias_law": "gaussian"}
+    return functools.partial(vg.transformer, **{**sizes, **options})
+
+
+def _preactivations(p: Any, h: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return h @ p["kernel"] + x @ p["input_kernel"] + p["bias"]
+
+
+def _simple_readings(p: Any, h: np.ndarray, x: np.ndarray, scales: dict[str, float]) -> dict[str, float]:
+    return {"mean_square_slope": np.mean(np.cosh(_preactivations(p, h, x)) ** -4.0)}
+
+
+def _minimal_readings(p: Any, h: np.ndarray, x: np.ndarray, scales: dict[str, float]) -> dict[str, float]:
+    return {"update_gate": expit(_preactivations(p, h, x) + scales["forget_bias"]).mean()}
+
+
+def _lstm_readings(p: Any, state: np.ndarray, x: np.ndarray, scales: dict[str, float]) -> dict[str, float]:
+    i, f, _, o = np.split(_preactivations(p, state[0], x), 4)
+    gates = {"input_gate": i, "forget_gate": f + scales["forget_bias"], "output_gate": o}
+    return {name: expit(gate).mean() for name, gate in gates.items()}
+
+
+def _gru_readings(p: Any, h: np.ndarray, x: np.ndarray, scales: dict[str, float]) -> dict[str, float]:
+    r, z, _ = np.split(_preactivations(p, h, x), 3)
+    return {"reset_gate": expit(r).mean(), "update_gate": expit(z + scales["forget_bias"]).mean()}
+
+
+CASES = {
+    "residual pre, bottleneck, layer norm": Case(
+        fully_connected(residual="pre", bottleneck=4, norm="layer", epsilon=1e-3, activation="tanh"),
+        truth.residual("pre", truth.Around(TANH, functools.partial(truth.normed, "layer", epsilon=1e-3))),
+        "cross_entropy",
+        {
+            "sigma_w": (1.3, 0.8, 1.1),
+            "sigma_b": 0.3,
+            "sigma_v": (0.7, 1.4, 0.9),
+            "sigma_a": 0.2,
+            "skip": (0.9, 1.2, 0.8),
+            "branch": (0.6, 0.7, 1.5),
+        },
+        last="layer_2",
+    ),
+    "residual pre of one layer, stable, rms norm on activations": Case(
+        fully_connected(
+            residual="pre", branch_layers=1, scheme="stable", norm="rms", norm_on="activations", activation="relu"
+        ),
+        truth.residual(
+            "pre", truth.Around(RELU, functools.partial(truth.normed, "rms", epsilon=1e-6), behind=True), kernels=1
+        ),
+        "squared_error",
+        {"sigma_w": 1.3, "sigma_b": 0.4, "skip": 0.9},
+        implied={"branch": 1 / np.sqrt(3)},
+        dtype="float64",
+    ),
+    "residual plain, rezero, group norm": Case(
+        fully_connected(residual="plain", bottleneck=8, scheme="rezero", norm="group", groups=2, activation=USER),
+        truth.residual(
+            "plain", truth.Around(USER, functools.partial(truth.normed, "group", epsilon=1e-6, groups=2)), gated=True
+        ),
+        "cotangent",
+        {"sigma_w": 1.2, "sigma_b": 0.3, "sigma_v": 0.8, "sigma_a": 0.2, "skip": 1.1, "branch": (0.4, 0.7, 1.3)},
+        last="layer_2",
+    ),
+    "residual post, three kernels, gaussian dropout": Case(
+        fully_connected(residual="post", branch_layers=3, bottleneck=5, dropout="gaussian", activation="tanh"),
+        truth.residual("post", truth.Around(TANH, dropout="gaussian"), kernels=3),
+        "squared_error",
+        {
+            "sigma_w": 1.3,
+            "sigma_b": 0.3,
+            "sigma_v": 0.8,
+            "sigma_a": 0.2,
+            "skip": 0.9,
+            "branch": (0.6, 0.7, 1.5),
+            "dropout": (0.2, 0.3, 0.4),
+        },
+        last="layer_3",
+        dtype="float64",
+        noise="gaussian",
+    ),
+    "fixup": Case(
+        fully_connected(residual="pre", branch_layers=3, scheme="fixup", activation="relu"),
+        truth.residual("pre", truth.Around(RELU), kernels=3, gated=True),
+        "cross_entropy",
+        {"sigma_in": 1.3, "sigma_b": 0.3, "sigma_v": 0.8, "sigma_a": 0.2, "skip": 1.1, "branch": 1.0},
+        implied={"sigma_w": np.sqrt(2) * 3**-0.25},
+        last="layer_3",
+        dtype="float64",
+    ),
+    "batch norm, bernoulli dropout": Case(
+        fully_connected(norm="batch", batch=5, dropout="bernoulli", activation="gelu"),
+        truth.plain(
+            truth.Around(GELU, functools.partial(truth.normed, "batch", epsilon=1e-6), dropout="bernoulli"),
+        ),
+        "cross_entropy",
+        {"sigma_w": (1.2, 0.9, 1.1), "sigma_b": 0.4, "dropout": (0.3, 0.4, 0.2)},
+        dtype="float64",
+        zero=("bias", "stem/bias"),
+    ),
+    "tied, batch norm by running statistics, on activations": Case(
+        fully_connected(norm="batch_running", norm_on="activations", tied=True, activation="tanh"),
+        truth.plain(
+            truth.Around(TANH, functools.partial(truth.normed, "batch_running", epsilon=1e-6), behind=True),
+        ),
+        "squared_error",
+        {"sigma_w": 1.2, "sigma_b": 0.4},
+        batch=3,
+    ),
+    "cnn of two dimensions, circular, group norm": Case(
+        convolutional(size=(4, 3), norm="group", groups=2, activation="relu"),
+        truth.plain(
+            truth.Around(RELU, functools.partial(truth.normed, "group", epsilon=1e-6, groups=2)),
+            pool=2,
+            stem=truth.image_stem(truth.Around()),
+        ),
+        "cross_entropy",
+        {"sigma_w": (1.4, 1.2, 0.9), "sigma_b": (0.3, 0.2, 0.5)},
+        dtype="float64",
+    ),
+    "cnn of one dimension, zeros, layer norm": Case(
+        convolutional(size=7, kernel_size=5, padding="zero", norm="layer", norm_on="activations", activation="tanh"),
+        truth.plain(
+            truth.Around(TANH, LN, behind=True, padding="zero"),
+            pool=1,
+            stem=truth.image_stem(truth.Around(padding="zero")),
+        ),
+        "squared_error",
+        {"sigma_w": 1.4, "sigma_b": 0.3},
+    ),
+    "resnet": Case(
+        functools.partial(
+            vg.resnet,
+            channels=(3, 4),
+            depths=(2, 1),
+            size=(5, 4),
+            inputs=2,
+            outputs=3,
+            batch=3,
+            scheme="skipinit",
+            bias_law="gaussian",
+        ),
+        truth.resnet(truth.Around(RELU, functools.partial(truth.normed, "batch", epsilon=1e-5), padding="zero")),
+        "cross_entropy",
+        {"sigma_w": 1.4, "sigma_b": 0.3, "sigma_v": 1.2, "sigma_a": 0.2, "skip": 0.9, "branch": (0.5, 0.8, 1.2)},
+        last="layer_2",
+        zero=("stem/bias", "branch/layer_1/bias", "branch/layer_2/bias", "shortcut/bias"),
+    ),
+    "rnn, a loss at every step": Case(
+        recurrent(vg.rnn, every_step=True, activation="tanh"),
+        truth.recurrent(truth.simple_cell, 5, every_step=True),
+        "squared_error",
+        {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3},
+        readings=_simple_readings,
+        naive=("float32", "bfloat16"),
+    ),
+    "minimal cell": Case(
+        recurrent(vg.rnn, cell="minimal", inputs=5),
+        truth.recurrent(truth.minimal_cell, 5),
+        "cross_entropy",
+        {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3, "forget_bias": 0.6},
+        readings=_minimal_readings,
+    ),
+    "lstm, a loss at every step": Case(
+        recurrent(vg.lstm, every_step=True, bias_law="gaussian"),
+        truth.recurrent(truth.lstm_cell, 5, parts=2, every_step=True),
+        "cross_entropy",
+        {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3, "forget_bias": (0.7, -0.4, 1.5)},
+        dtype="float64",
+        readings=_lstm_readings,
+    ),
+    "gru": Case(
+        recurrent(vg.gru, bias_law="gaussian"),
+        truth.recurrent(truth.gru_cell, 5),
+        "squared_error",
+        {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3, "forget_bias": -0.6},
+        dtype="float64",
+        readings=_gru_readings,
+    ),
+    "transformer pre, causal": Case(
+        attentive(causal=True),
+        truth.transformer(GELU, "pre", LN, causal=True),
+        "cross_entropy",
+        {
+            "sigma_in": 1.4,
+            "sigma_w": (1.2, 0.9, 1.1),
+            "sigma_b": 0.3,
+            "sigma_qk": 1.5,
+            "sigma_vo": 0.8,
+            "temperature": (1.7, 0.6, 1.2),
+            "skip": 0.9,
+            "branch": 0.7,
+        },
+    ),
+    "transformer post, deepnorm, rms norm": Case(
+        attentive(norm="post", kind="rms", epsilon=1e-2, scheme="deepnorm", hidden=5, activation="relu"),
+        truth.transformer(RELU, "post", functools.partial(truth.normed, "rms", epsilon=1e-2)),
+        "squared_error",
+        {"sigma_in": 0.8, "sigma_b": 0.3, "sigma_qk": 1.5, "temperature": 0.7},
+        dtype="float64",
+        implied={"skip": 6**0.25, "sigma_vo": 24**-0.25, "sigma_w": 24**-0.25},
+    ),
+    "attention alone, tied, rezero": Case(
+        attentive(norm=None, hidden=0, heads=3, scheme="rezero", tied=True),
+        truth.transformer(None, None, gated=True),
+        "cotangent",
+        {
+            "sigma_in": 1.2,
+            "sigma_b": 0.3,
+            "sigma_qk": 1.5,
+            "sigma_vo": 0.8,
+            "temperature": 1.4,
+            "skip": 0.9,
+            "branch": 0.7,
+        },
+    ),
+}
+
+
+class Made(NamedTuple):
+    """A case with its numbers."""
+
+    network: vg.Network
+    parameters: vg.Parameters
+    scales: vg.Scales
+    ordinary: vg.Parameters
+    by_layer: list[dict[str, float]]
+    xs: np.ndarray
+    ys: np.ndarray
+
+
+def drawn(net: vg.Network, dropout: str = "bernoulli", seed: int = 0) -> vg.Parameters:
+    """Parameters by numpy, without compilation: kernels at about unit gain, all else around 0 or 1."""
+    like = jax.eval_shape(lambda key: vg.init(key, net), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: Any, lead: int) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(rng.integers(0, 2**32, (*leaf.shape, 2), np.uint32))
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        name, shape = path[-1].key, leaf.shape
+        if name in ("scale", "gate", "var") or (name == "noise" and dropout == "bernoulli"):
+            low, high = (0, 1) if name == "noise" else (0.6, 1.4)
+            return jnp.asarray(rng.uniform(low, high, shape), leaf.dtype)
+        gain = np.prod(shape[lead:-1]) ** -0.5 if len(shape) - lead > 1 and name != "noise" else 1.0
+        return jnp.asarray(rng.normal(size=shape) * gain, leaf.dtype)
+
+    def filled(tree: Any, lead: int) -> Any:
+        return jax.tree_util.tree_map_with_path(functools.partial(fill, lead=lead), tree)
+
+    stages = (filled(own, int(not stage.tied)) for own, stage in zip(like.stages, net.stages, strict=True))
+    return vg.Parameters(filled(like.stem, 0), tuple(stages), filled(like.head, 0), net)
+
+
+def make(case: Case) -> Made:
+    """The case's network with numbers of its dtype."""
+    net = case.build(dtype=case.dtype)
+    parameters = drawn(net, case.noise)
+    scales = vg.Scales(**{name: jnp.asarray(value) for name, value in case.given.items()})
+    values = {n: np.broadcast_to(v, net.depth) for n, v in (case.implied | case.given).items()}
+    by_layer = [{n: float(v[i]) for n, v in values.items() if not n.startswith("sigma")} for i in range(net.depth)]
+    rng = np.random.default_rng(1)
+    xs = rng.normal(size=(case.batch, *net.input_shape)).astype(case.dtype)
+    shape = (case.batch, *jax.eval_shape(lambda x: vg.forward(net, parameters, scales, x), xs[0]).shape)
+    ys = rng.normal(size=shape).astype(case.dtype)
+    if case.loss == "cross_entropy":
+        ys = rng.integers(0, shape[-1], shape[:-1])
+    return Made(net, parameters, scales, truth.compiled(vg.scaled, parameters, scales), by_layer, xs, ys)
+
+
+def assert_close(ours: Any, other: Any, tolerance: float, what: str) -> None:
+    """A difference of logarithms is a relative difference of the norms."""
+    assert np.shape(ours) == np.shape(other), what
+    np.testing.assert_allclose(ours, other, rtol=0, atol=tolerance, err_msg=what)
+
+
+def readings(case: Case, made: Made, states: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What a cell reports of itself, at every step of every example."""
+    weights = jax.tree.map(lambda a: np.asarray(a, np.float64), made.ordinary.stages[0])
+
+    def at(example: int, step: int) -> dict[str, float]:
+        return case.readings(weights, states[step][example], made.xs[example, step], made.by_layer[step])
+
+    found = [[at(b, t) for t in range(made.network.depth)] for b in range(case.batch)]
+    return {name: np.array([[step[name] for step in steps] for steps in found]) for name in found[0][0]}
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_gradient_is_that_of_automatic_differentiation_of_the_unrolled_network(name: str) -> None:
+    case = CASES[name]
+    tolerance = TOLERANCE[case.dtype]
+    with jax.enable_x64(case.dtype == "float64"):
+        made = make(case)
+        cotangent = {"loss": "cotangent"} if case.loss == "cotangent" else {}  # the others are read off the targets
+        call = functools.partial(vg.gradient_flow, made.network, naive=case.naive, **cotangent)
+        flow = truth.compiled(call, made.parameters, made.scales, made.xs, made.ys)
+    expected = truth.gradients(case.parts, made.ordinary, made.by_layer, made.xs, made.ys, case.loss)
+
+    stem, stages = truth.multiplied(made.parameters, SIGMAS | case.implied | case.given, case.last)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=tolerance),
+        (made.ordinary.stem, list(made.ordinary.stages), made.ordinary.head),
+        (stem, stages, made.parameters.head),
+    )
+    assert_close(flow.log_mean_square, expected.log_mean_square, tolerance, "log_mean_square")
+    assert_close(flow.log_gradient, expected.log_gradient, tolerance, "log_gradient")
+    for ours, others in (
+        (flow.log_parameter_gradient, expected.log_parameter_gradient),
+        (flow.log_tied_gradient, expected.log_tied_gradient),
+    ):
+        assert set(ours) == set(others)
+        for path in set(ours) - set(case.zero):
+            assert_close(ours[path], others[path], tolerance, path)
+    for path in case.zero:
+        assert np.nanmax(expected.log_parameter_gradient[path]) < -30, path
+    names = ("h", "c") if "lstm" in name else ()
+    assert set(flow.log_gradient_parts) == set(names)
+    for part, log in zip(names, expected.log_gradient_parts, strict=False):
+        assert_close(flow.log_gradient_parts[part], log, tolerance, part)
+    mean_gates = readings(case, made, expected.states) if case.readings else {}
+    assert set(flow.readings) == set(mean_gates)
+    for reading, series in mean_gates.items():
+        assert_close(flow.readings[reading], series, tolerance, reading)
+    assert set(flow.naive) == set(case.naive)
+    assert not any(np.any(lost) for lost in flow.naive.values())
+    assert not np.any(flow.saturated)
+    assert np.all(flow.left_range == made.network.depth + 1)
+
+
+# --- products and outputs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lstm, a loss at every step", "transformer pre, causal"])
+def test_products_are_those_of_dense_jacobians_and_outputs_those_of_flax(name: str) -> None:
+    case = CASES[name]
+    tolerance = TOLERANCE[case.dtype]
+    with jax.enable_x64(case.dtype == "float64"):
+        made = make(case)
+        net, x = made.network, made.xs[0]
+        outputs, jacobians = truth.jacobians(case.parts, made.ordinary, made.by_layer, x)
+        shape = (2, 5) if "lstm" in name else (3, 6)
+        u, v = np.random.default_rng(2).normal(size=(2, *shape)).astype(case.dtype)
+        push = truth.compiled(functools.partial(vg.push_forward, net), made.parameters, made.scales, x, u)
+        pull = truth.compiled(functools.partial(vg.pull_back, net), made.parameters, made.scales, x, v)
+        unit = {n: jnp.ones_like(v) if n.startswith("sigma") else v for n, v in made.scales.items()}
+        forward = functools.partial(vg.forward, net)
+        of_draws = truth.compiled(forward, made.parameters, made.scales, x)
+        of_ordinary = truth.compiled(forward, made.ordinary, vg.Scales(**unit), x)
+    pushed = [oracles.log_norm(jacobians[m, 0] @ u.ravel()) for m in range(net.depth + 1)]
+    pulled = [oracles.log_norm(jacobians[net.depth, l].T @ v.ravel()) for l in range(net.depth + 1)]
+    assert_close(push.log_gain, pushed, tolerance, "push")
+    assert_close(pull.log_gain, pulled, tolerance, "pull")
+    assert_close(push.log_mean_square, pull.log_mean_square, tolerance, "states")
+    for ours in (of_draws, of_ordinary):
+        np.testing.assert_allclose(ours, outputs, rtol=tolerance, atol=tolerance)
+
+
+# --- corners --------------------------------------------------------------------------------------------------------
+
+
+def test_a_norm_on_activations_may_stand_before_the_pooling_of_a_head() -> None:
+    net = convolutional(norm="layer", norm_on="activations")()
+    x = np.ones(net.input_shape)
+    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), drawn(net)).shape == (3,)
+
+
+def test_batch_norm_in_float64_does_not_warn(x64: None) -> None:
+    net = fully_connected(norm="batch", batch=4)(dtype="float64")
+    x = np.ones(net.input_shape)
+    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), drawn(net)).dtype == np.float64
+
+
+def test_attention_in_float64_is_exact_to_float64(x64: None) -> None:
+    attention = vg.blocks.Attention(6, 2, dtype="float64", rngs=nnx.Rngs(0))
+    h = np.random.default_rng(5).normal(size=(3, 6))
+    kernels, scales = nnx.to_pure_dict(nnx.state(attention))["attention"], vg.Scales(**attention.scales)
+    plain = truth.compiled(functools.partial(truth.attended, kernels, causal=False, temperature=1.0), h)
+    np.testing.assert_allclose(truth.compiled(attention, h, scales), plain, rtol=1e-12)
+
+
+# --- a user's own block ---------------------------------------------------------------------------------------------
+
+
+class Users(nnx.Module):
+    """A block of plain Flax: batch norm, whose running statistics a call changes, and dropout, which counts calls."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.linear = nnx.Linear(width, width, rngs=rngs)
+        self.dropout = nnx.Dropout(0.4, rngs=rngs)
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h + self.dropout(jnp.tanh(self.linear(self.norm(h))))
+
+
+def test_a_users_block_with_batch_norm_and_dropout_stacks_as_it_is() -> None:
+    net = vg.stack(Users, 4, depth=3, input_shape=(5, 4))
+    params = drawn(net)
+    x, v = np.random.default_rng(3).normal(size=(2, 5, 4)).astype(np.float32)
+    call = functools.partial(vg.gradient_flow, net, loss="cotangent", naive=())
+    flow = truth.compiled(call, params, vg.Scales(), x, v)
+    graph, _ = nnx.split(Users(4, rngs=nnx.Rngs(0)))
+
+    def loss(stage: Any, nudges: list[Any]) -> Any:
+        h = x + nudges[0]
+        for i, nudge in enumerate(nudges[1:]):
+            h = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], stage), copy=True)(h) + nudge
+        return jnp.sum(h * v)
+
+    trained = {"norm": ("scale", "bias"), "linear": ("kernel", "bias")}
+    own = {part: {name: params.stages[0][part][name] for name in names} for part, names in trained.items()}
+
+    def of_trained(own: Any, nudges: list[Any]) -> Any:
+        return loss({part: tree | own.get(part, {}) for part, tree in params.stages[0].items()}, nudges)
+
+    by_stage, by_state = truth.compiled(jax.grad(of_trained, argnums=(0, 1)), own, [np.zeros((5, 4), np.float32)] * 4)
+    assert_close(flow.log_gradient, [oracles.log_norm(g) for g in by_state], 1e-5, "states")
+    found = {path: np.array([oracles.log_norm(layer) for layer in g]) for path, g in truth.trainable(by_stage)}
+    assert set(flow.log_parameter_gradient) == set(found)
+    for path, log in found.items():
+        assert_close(flow.log_parameter_gradient[path], log, 1e-5, path)
+    # Masks differ from layer to layer: the same block thrice is another network.
+    repeated = jax.tree.map(lambda a: jnp.stack([a[0]] * 3), params.stages[0]["dropout"])
+    assert not np.allclose(loss(params.stages[0], [0.0] * 4), loss(params.stages[0] | {"dropout": repeated}, [0.0] * 4))
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+class Narrowing(nnx.Module):
+    """Not a block: it drops a unit."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h[:-1]
+
+
+class Rounding(nnx.Module):
+    """Not a block: its state leaves in half precision."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h.astype(jnp.float16)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (convolutional(channels=0), "channels must be at least 1, got 0"),
+        (convolutional(kernel_size=4), "kernel_size must be odd to keep the image's size, got 4"),
+        (convolutional(padding="same"), "padding must be one of circular, zero, got 'same'"),
+        (convolutional(size=(4, 4, 4, 4)), "size must have 1, 2 or 3 dimensions, got 4"),
+        (fully_connected(norm="batch", batch=1), "batch must be at least 2 for norm='batch' .*, got 1"),
+        (fully_connected(norm="batch"), "batch must be at least 2 for norm='batch' .*, got None"),
+        (fully_connected(norm="group", groups=4), "groups must divide the 6 features, got 4"),
+        (fully_connected(norm="bach", batch=4), "norm must be one of .* did you mean 'batch'"),
+        (fully_connected(norm="layer", epsilon=-1.0), "epsilon must not be negative, got -1.0"),
+        (fully_connected(residual="pre", branch_layers=1, scheme="fixup"), "branch_layers must be at least 2"),
+        (fully_connected(residual="post", branch_layers=1), "branch_layers must be at least 2 for residual 'post'"),
+        (fully_connected(residual="pre", scheme="deepnorm"), "scheme must be one of stable, rezero, skipinit, fixup"),
+        (
+            functools.partial(vg.mlp, widths=(4, 5, 5), inputs=3, tied=True),
+            r"widths must be equal in a tied network, got \(4, 5, 5\)",
+        ),
+        (
+            functools.partial(vg.mlp, widths=(4, 5, 5), inputs=3, residual="pre"),
+            r"widths must be equal in a residual network, got \(4, 5, 5\)",
+        ),
+        (
+            functools.partial(vg.resnet, channels=(3, 4), depths=(1, 1, 1), batch=2),
+            r"channels and depths must name as many stages, got \(3, 4\) and \(1, 1, 1\)",
+        ),
+        (
+            recurrent(vg.rnn, cell="minimal", inputs=3),
+            "inputs must equal the width 5 for a minimal cell, got 3",
+        ),
+        (recurrent(vg.rnn, cell="lstm"), "cell must be one of simple, minimal, got 'lstm'"),
+        (attentive(heads=4), "heads must divide the width 6, got 4"),
+        (attentive(scheme="deepnorm", norm="pre"), "scheme 'deepnorm' needs norm='post', got 'pre'"),
+        (attentive(scheme="fixup"), "scheme must be one of stable, rezero, skipinit, got 'fixup'"),
+        (
+            lambda: vg.blocks.Conv(4, 3, law="delta_orthogonal", rngs=nnx.Rngs(0)),
+            "delta_orthogonal needs channels_in <= channels_out, got 4 and 3",
+        ),
+        (
+            lambda: initializers.convolution("gaussian", (3, 2), 4, 4),
+            r"kernel_size must be odd to keep the image's size, got \(3, 2\)",
+        ),
+        (
+            lambda: vg.stack(Narrowing, depth=2, input_shape=4),
+            r"Narrowing must keep the shape of its state, got \(3,\) from \(4,\)",
+        ),
+        (
+            lambda: vg.stack(Rounding, depth=2, input_shape=4),
+            "Rounding must keep the dtype of its state, got float16 from float32",
+        ),
+        (lambda: vg.Scales(dropout=1.0), "dropout must be finite and at least 0 and below 1, got 1"),
+        (lambda: vg.Scales(dropout=-0.1), "dropout must be finite and at least 0 and below 1, got -0.1"),
+        (lambda: vg.Scales(temperature=0), "temperature must be finite and positive, got 0"),
+        (lambda: vg.Scales(forget_bias=np.nan), "forget_bias must be finite, got nan"),
+    ],
+)
+def test_bad_architectures_and_scales_are_refused_in_one_sentence(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def recurrence() -> tuple[vg.Network, vg.Parameters]:
+    net = recurrent(vg.rnn)()
+    return net, drawn(net)
+
+
+@pytest.mark.parametrize(
+    ("scales", "steps", "message"),
+    [
+        ({"sigma_u": 1.0}, 3, "scale must be one of sigma_w, sigma_v, sigma_b, got 'sigma_u'; did you mean"),
+        ({"forget_bias": 1.0}, 3, "scale must be one of sigma_w, sigma_v, sigma_b, got 'forget_bias'"),
+        ({"sigma_w": np.ones(3)}, 3, "sigma_w must be one number where layers share their parameters"),
+        ({}, 2, r"x must have shape \(3, 3\).*: one input for each of the 3 steps, got \(2, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("use", [vg.forward, vg.push_forward, vg.pull_back, vg.gradient_flow])
+def test_bad_scales_and_sequences_of_a_recurrence_are_refused_in_one_sentence(
+    recurrence: Any, use: Any, scales: dict[str, Any], steps: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        use(*recurrence, vg.Scales(**scales), np.ones((steps, 3)))
+    assert "\n" not in str(error.value)
