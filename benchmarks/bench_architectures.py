@@ -45,9 +45,9 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
         "rms norm": (dense(norm="rms"), "sigma_w", [square]),
         "batch norm": (dense(norm="batch", batch=BATCH), "sigma_w", [(BATCH, n, n)]),
         "dropout": (dense(dropout="bernoulli"), "dropout", [square]),
-        "tanh RNN": (vg.rnn(**time), "sigma_w", [square] * 2),
-        "LSTM": (vg.lstm(**time), "sigma_w", [(1, n, 4 * n)] * 2),
-        "GRU": (vg.gru(**time), "sigma_w", [(1, n, 3 * n)] * 2),
+        "tanh RNN": (vg.rnn(**time), "sigma_w", [square]),
+        "LSTM": (vg.lstm(**time), "sigma_w", [(1, n, 4 * n)]),
+        "GRU": (vg.gru(**time), "sigma_w", [(1, n, 3 * n)]),
         "attention": (vg.transformer(**encoder, hidden=0), "sigma_vo", attention),
         "transformer": (vg.transformer(**encoder), "sigma_vo", attention + feed_forward),
     }
@@ -66,7 +66,7 @@ def swept(network: vg.Network, scale: str) -> Callable[[], Any]:
 def products(shapes: list[tuple[int, int, int]], depth: int) -> Callable[[], Any]:
     """The same products of state and tangent, in a scan, and nothing else: what a layer's kernels cost at least.
 
-    Input kernels of a recurrence see the same input at every point, so the state's product is needed once.
+    Not the input kernels of a recurrence: their product is the same at every point, and needed once.
     """
     key = jax.random.key(0)
     kernels = [jax.random.normal(key, (depth, a, b)) / math.sqrt(a) for _, a, b in shapes]

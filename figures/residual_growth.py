@@ -1,8 +1,8 @@
-"""A skip connection slows the growth of gradients but does not stop it: exp(sqrt(l)) for tanh, exp(l) for ReLU; branches
-of scale 1 / sqrt(L) do."""
+"""With a skip gradients grow instead of vanishing: like exp(sqrt(l)) for tanh, exp(l) for ReLU; branches of scale
+1 / sqrt(L) bound the growth."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DEPTH, SEEDS, TANGENTS = (32, 16, 2, 2) if SMALL else (512, 100, 8, 4)
+WIDTH, DEPTH, SEEDS, TANGENTS = (32, 16, 2, 2) if SMALL else (512, 64, 12, 4)
 ACTIVATIONS = ("tanh", "relu")
 STABLE = theory.residual.stable_scale(DEPTH)
 STACKS = {  # skip, branch; how they look
@@ -48,9 +48,14 @@ def compute() -> dict[str, dict[tuple[float, float], Growth]]:
 def growths(phi: str) -> dict[tuple[float, float], Growth]:
     """Theory and measurement; all stacks share the same draws."""
     network = vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, residual="plain", bias_law="zero")
-    (x,) = vg.data.sphere(jax.random.key(1), 1, WIDTH)
-    about = {"key": jax.random.key(0), "seeds": SEEDS, "tangents": TANGENTS, "scales": vg.Scales(sigma_w=1.0)}
-    found = vg.sweep(network, x, skip=[1.0, 0.0], branch=[1.0, STABLE], **about)
+    x = vg.data.sphere(jax.random.key(1), SEEDS, WIDTH)
+    about: dict[str, Any] = {
+        "key": jax.random.key(0),
+        "seeds": SEEDS,
+        "tangents": TANGENTS,
+        "scales": vg.Scales(sigma_w=1.0),
+    }
+    found = vg.sweep(network, x, skip=np.array([1.0, 0.0]), branch=np.array([1.0, STABLE]), **about)
     growth = {}
     for skip, branch in STACKS:
         at = int(skip == 0), int(branch != 1)
@@ -68,34 +73,33 @@ def draw(data: dict[str, dict[tuple[float, float], Growth]]) -> "Figure":
     """tanh over the square root of depth, ReLU over depth: a skip makes both straight lines."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.1), layout="constrained")
-    axes = dict(zip(ACTIVATIONS, figure.subplots(1, 2), strict=True))
-    for phi, ax in axes.items():
-        for stack, found in data[phi].items():
-            draw_stack(ax, stack, found)
-        ax.set_yticks(plots.powers_of_ten(*ax.get_ylim()))
-        ax.yaxis.set_major_formatter(plots.power_of_ten)
-    roots = {"functions": (lambda l: np.sqrt(np.maximum(l, 0)), np.square)}
-    axes["tanh"].set_xscale("function", **roots)
-    axes["tanh"].set_xticks([l for l in (0, 1, 4, 9, 16, 25, 36, 49, 64, 81, 100) if l <= DEPTH])
-    axes["tanh"].set(xlabel=r"layers crossed, $l$ (spaced as $\sqrt{l}$)", title=f"tanh, width {WIDTH}")
-    axes["relu"].set(xlabel="layers crossed, $l$", title=f"ReLU, width {WIDTH}")
-    axes["tanh"].set_ylabel("factor on the gradient norm")
-    axes["tanh"].plot([], [], "k", linewidth=0.8, label="theory")
-    axes["tanh"].legend(loc="upper left")
+    figure = Figure(figsize=(7.2, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    squares = np.arange(int(np.sqrt(DEPTH)) + 1) ** 2
+    draw_stacks(left, data["tanh"], squares)
+    draw_stacks(right, data["relu"], np.arange(0, DEPTH + 1, DEPTH // 8))
+    left.set_xscale("function", functions=(lambda l: np.sqrt(np.maximum(l, 0)), np.square))
+    left.set_xticks(squares)
+    left.set(xlabel=r"layers crossed, $l$ (spaced as $\sqrt{l}$)", ylabel="factor on the gradient norm", title="tanh")
+    right.set(xlabel="layers crossed, $l$", title="ReLU")
+    left.plot([], [], "k", linewidth=0.8, label="theory")
+    left.legend(loc="upper left", title=f"width {WIDTH}, $L$ = {DEPTH}, {SEEDS} draws", alignment="left")
     return figure
 
 
-def draw_stack(ax: "Axes", stack: tuple[float, float], found: Growth) -> None:
-    """Theory as a line; root mean square of all draws as dots, a draw's standard deviation as a band."""
-    text, colour, marker = STACKS[stack]
+def draw_stacks(ax: "Axes", found: dict[tuple[float, float], Growth], dots: np.ndarray) -> None:
+    """Theory as lines; root mean square of all draws as dots, a draw's standard deviation as a band."""
     layers = np.arange(DEPTH + 1)
-    ax.plot(layers, found.expected, "k", linewidth=0.8)
-    low, high = found.measured - found.spread, found.measured + found.spread
-    ax.fill_between(layers, low, high, color=colour, alpha=0.25, linewidth=0)
-    dots = layers % (DEPTH // 10 or 1) == 0
-    dots[[1, 4]] = True
-    ax.plot(layers[dots], found.measured[dots], marker, color=colour, markersize=3.5, mec="white", mew=0.5, label=text)
+    for stack, growth in found.items():
+        text, colour, marker = STACKS[stack]
+        ax.plot(layers, growth.expected, "k", linewidth=0.8)
+        low, high = growth.measured - growth.spread, growth.measured + growth.spread
+        ax.fill_between(layers, low, high, color=colour, alpha=0.25, linewidth=0)
+        style: dict[str, Any] = {"color": colour, "markersize": 3.5, "mec": "white", "mew": 0.5}
+        ax.plot(dots, growth.measured[dots], marker, label=text, clip_on=False, **style)
+    ax.set_xlim(0, 1.02 * DEPTH)
+    ax.set_yticks(plots.powers_of_ten(*ax.get_ylim()))
+    ax.yaxis.set_major_formatter(plots.power_of_ten)
 
 
 if __name__ == "__main__":

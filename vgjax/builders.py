@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
 from jax.typing import DTypeLike
 
 from vgjax import activations, blocks, initializers
@@ -23,7 +22,7 @@ from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import Spec, spec
 from vgjax.blocks.normalization import NORMS
 from vgjax.checks import known, positive_integer
-from vgjax.initializers import Scales
+from vgjax.layers import shape_after
 from vgjax.networks import Network, Stage
 
 Phi = str | Activation | Elementwise
@@ -527,25 +526,15 @@ def stack(
 
 
 def _check_states(network: Network) -> None:
-    def after(spec: Spec | None, state: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        if spec is None:
-            return state
-
-        def run(h: Array) -> Array:
-            return blocks.call(spec.build(nnx.Rngs(0)), h, Scales(**network.scales))
-
-        return jax.eval_shape(run, state)
-
-    state = after(network.stem, jax.ShapeDtypeStruct(network.input_shape, jnp.float32))
+    state = jax.ShapeDtypeStruct(network.input_shape, jnp.float32)
+    state = shape_after(network.stem, state) if network.stem else state
     for stage in network.stages:
-        name, next_state = stage.spec.block.__name__, after(stage.spec, state)
-        for what, got, expected in (
-            ("shape", next_state.shape, state.shape),
-            ("dtype", next_state.dtype, state.dtype),
-        ):
-            if got != expected and (stage.depth > 1 or what == "dtype"):
-                raise ValueError(f"{name} must keep the {what} of its state, got {got} from {expected}")
-        state = next_state
+        name, after = stage.spec.block.__name__, shape_after(stage.spec, state)
+        if after.shape != state.shape and stage.depth > 1:
+            raise ValueError(f"{name} must keep the shape of its state, got {after.shape} from {state.shape}")
+        if after.dtype != state.dtype:
+            raise ValueError(f"{name} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
+        state = after
 
 
 # --- shared ---------------------------------------------------------------------------------------------------------

@@ -23,10 +23,10 @@ from vgjax.layers import (
     Parameters,
     by_stage,
     fed,
-    init,
     parameter_dtype,
     per_layer,
     scan_layers,
+    shape_after,
     stem_layer,
 )
 from vgjax.networks import Network, Stage, check_input, check_scales
@@ -270,13 +270,11 @@ def first_state(parameters: Parameters, scales: Scales, x: Array) -> Scaled:
 def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of the first state and of the state behind every stage."""
 
-    def run(key: Array) -> list[Array]:
-        parameters = init(key, network, stream=True)
-        x = jnp.zeros(network.input_shape)
-        states, last, _ = states_before(fed(parameters, x), Scales(), first_state(parameters, Scales(), x))
-        return [*(s.value[0] for s in states), last.value]
-
-    return tuple(s.shape for s in jax.eval_shape(run, jax.random.key(0)))
+    x, at_layer = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (network.input_shape, network.input_shape[1:]))
+    states = [shape_after(network.stem, x) if network.stem else x]
+    for stage in network.stages:
+        states.append(shape_after(stage.spec, states[-1], *[at_layer] * stage.fed))
+    return tuple(state.shape for state in states)
 
 
 def section(parameters: Parameters, scales: Scales, start: int, stop: int) -> tuple[Parameters, Scales]:

@@ -247,6 +247,15 @@ def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Ar
     return (normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(leaf.dtype)
 
 
+def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, *x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the state that a block makes of another (and of its own input); nothing is computed."""
+
+    def run(key: Array, h: Array, *x: Array) -> Array:
+        return Layer(spec, draw(spec, key), unit_scales(spec, h.dtype), *x)(h)
+
+    return jax.eval_shape(run, jax.random.key(0), state, *x)
+
+
 def stem_layer(parameters: Parameters, scales: Scales) -> Layer | None:
     """The stem, with the scales of the first block."""
     spec = parameters.network.stem

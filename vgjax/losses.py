@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from vgjax.checks import is_traced, known
 from vgjax.exponents import LN2, ZERO, Scaled, add, plain, power_of_two, settled, window
 from vgjax.flow import direction, state_shapes
-from vgjax.layers import head_layer, init
+from vgjax.layers import shape_after
 from vgjax.networks import Network
 
 LOSSES = ("cross_entropy", "squared_error", "cotangent")
@@ -96,10 +96,6 @@ def _cross_entropy_cotangent(output: Scaled, label: Array) -> tuple[Scaled, Arra
 
 @functools.cache
 def _output_shape(network: Network) -> tuple[int, ...]:
-    def run(key: Array) -> Array:
-        head = head_layer(init(key, network, stream=True))
-        last = jnp.zeros(state_shapes(network)[-1])
-        output = head(last) if head else last
-        return jnp.broadcast_to(output, (network.depth, *output.shape)) if network.every_step else output
-
-    return jax.eval_shape(run, jax.random.key(0)).shape
+    last = jax.ShapeDtypeStruct(state_shapes(network)[-1], jnp.float32)
+    shape = shape_after(network.head, last).shape if network.head else last.shape
+    return (network.depth, *shape) if network.every_step else shape

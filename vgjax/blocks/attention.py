@@ -76,7 +76,7 @@ class Attention(nnx.Module):
 
 
 def _softmax_attention(query: Array, key: Array, value: Array, mask: Array | None = None, **_: Any) -> Array:
-    """Shapes ``(tokens, heads, size)``; in the dtype of its arguments, where Flax's own takes the softmax in float32."""
+    """Shapes ``(tokens, heads, size)``, in the dtype of its arguments (Flax's own takes the softmax in float32)."""
     logits = jnp.einsum("qhd,khd->hqk", query, key) / math.sqrt(query.shape[-1])
     logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
     return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(logits), value)

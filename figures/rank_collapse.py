@@ -1,0 +1,117 @@
+"""Attention makes tokens alike: at once without a skip, layer by layer with one, hardly at all with branches of scale
+1 / sqrt(L)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from common import SMALL, render
+
+import vgjax as vg
+from vgjax import plots, theory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEADS, TOKENS, DEPTH, SEEDS = (16, 2, 4, 4, 2) if SMALL else (256, 4, 16, 24, 6)
+STABLE = DEPTH**-0.5
+ATTENTION = {  # skip, branch; how they look
+    (0.0, 1.0): ("no skip", plots.EXPLODING, "D"),
+    (1.0, 1.0): ("skip, branch 1", "#e08214", "s"),
+    (1.0, 0.5): ("skip, branch 1/2", "#1b7837", "^"),
+    (1.0, STABLE): (r"skip, branch $1/\sqrt{L}$", plots.VANISHING, "o"),
+}
+WHOLE = {
+    "none": ("no LayerNorm", "0.3", "^"),
+    "post": ("post-LN", plots.EXPLODING, "s"),
+    "pre": ("pre-LN", plots.VANISHING, "o"),
+    "deepnorm": ("DeepNorm", "#1b7837", "D"),
+}
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Mean cosine between two tokens at every layer, shape ``(seeds, depth + 1)``.
+
+    Attributes:
+        attention: uniform attention alone, by skip and branch.
+        whole: transformers with feed-forward layers, by the place of the norm.
+    """
+
+    attention: dict[tuple[float, float], np.ndarray]
+    whole: dict[str, np.ndarray]
+
+
+def compute() -> Correlations:
+    """Random tokens, 6 draws."""
+    uniform = network(norm=None, hidden=0)
+    attention = {
+        (skip, branch): correlations(uniform, vg.Scales(sigma_qk=0.0, skip=skip, branch=branch))
+        for skip, branch in ATTENTION
+    }
+    alpha, beta = theory.attention.deep_norm(DEPTH)
+    whole = {
+        "none": correlations(network(norm=None), vg.Scales()),
+        "pre": correlations(network(norm="pre"), vg.Scales()),
+        "post": correlations(network(norm="post"), vg.Scales()),
+        "deepnorm": correlations(network(norm="post"), vg.Scales(skip=alpha, sigma_vo=beta, sigma_w=beta)),
+    }
+    return Correlations(attention, whole)
+
+
+def network(**about: Any) -> vg.Network:
+    """Of the sizes above."""
+    return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, tokens=TOKENS, inputs=WIDTH, **about)
+
+
+def correlations(network: vg.Network, scales: vg.Scales) -> np.ndarray:
+    """Of every draw, each with tokens of its own."""
+    found = []
+    for seed in range(SEEDS):
+        of_weights, of_x = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
+        x = jax.random.normal(of_x, network.input_shape)
+        found.append(vg.token_correlation(network, vg.init(of_weights, network), scales, x))
+    return np.array(found)
+
+
+# --- drawing --------------------------------------------------------------------------------------------------------
+
+
+@plots.styled
+def draw(found: Correlations) -> "Figure":
+    """Uniform attention over its theory; whole transformers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 3), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    layers = np.arange(DEPTH + 1)
+    for (skip, branch), values in found.attention.items():
+        name, colour, marker = ATTENTION[skip, branch]
+        line = theory.attention.token_correlation(TOKENS, DEPTH, skip=skip, branch=branch)
+        left.plot(layers, line, "k", linewidth=0.8, zorder=3)
+        draw_correlation(left, values, colour, marker, name, linestyle="")
+    left.plot([], [], "k", linewidth=0.8, label="theory, infinite width")
+    for kind, (name, colour, marker) in WHOLE.items():
+        draw_correlation(right, found.whole[kind], colour, marker, name, linewidth=0.9)
+    left.set(ylabel="mean cosine between two tokens", ylim=(-0.02, 1.03), title="uniform attention alone")
+    right.set_title("transformers at initialization")
+    left.legend(loc="lower right", bbox_to_anchor=(1.03, 0.11), fontsize=7, labelspacing=0.3)
+    about: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.06), "alignment": "left"}
+    right.legend(title=f"{TOKENS} tokens of width {WIDTH}, {SEEDS} draws", **about)
+    return figure
+
+
+def draw_correlation(ax: "Axes", values: np.ndarray, colour: str, marker: str, name: str, **style: Any) -> None:
+    """Mean over draws as dots, one standard deviation as a band."""
+    layers, mean, spread = np.arange(DEPTH + 1), values.mean(axis=0), values.std(axis=0, ddof=1)
+    ax.fill_between(layers, mean - spread, mean + spread, color=colour, alpha=0.25, linewidth=0)
+    dots: dict[str, Any] = {"color": colour, "markersize": 4, "mec": "white", "mew": 0.5, "clip_on": False, "zorder": 4}
+    first = 1 if name == "no skip" else 0  # beside the others where both are 1
+    ax.plot(layers, mean, marker=marker, label=name, markevery=(first, max(1, DEPTH // 12)), **dots, **style)
+    ax.set(xlabel="layer $l$", xlim=(0, DEPTH))
+
+
+if __name__ == "__main__":
+    render("rank_collapse", compute, draw)
