@@ -21,7 +21,6 @@ POINTS = {
     "relu": ((1.0, 0.1), (2.0, 0.0), (2.4, 0.0)),
     "gelu": ((1.0, 0.1), (1.5, 0.1)),
     "sigmoid": ((4.0, 0.1), (20.0, 0.1)),
-    "hard_tanh": ((0.8, 0.05), (1.17, 0.05), (2.0, 0.05)),
     "selu": ((0.5, 0.1), (0.98, 0.1), (1.5, 0.1)),
 }
 CASES = [(name, *point) for name, points in POINTS.items() for point in points]
@@ -65,9 +64,7 @@ def test_the_state_settles_at_q_star(name, variance_w, variance_b, width):
     assert np.all(np.abs(ratio.mean(axis=0) - 1) <= 4 * error + DEPTH / width + 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "variance_w", "variance_b"), [c for c in CASES if c[0] in ("tanh", "hard_tanh", "selu")]
-)
+@pytest.mark.parametrize(("name", "variance_w", "variance_b"), [c for c in CASES if c[0] in ("tanh", "selu")])
 def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
     width, depth, seeds = 512, 60, 6
     network = vg.mlp(width=width, depth=depth, activation=name, inputs=16)
@@ -99,7 +96,7 @@ def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
     assert np.all(np.abs(c.mean(axis=0) - predicted) <= 4 * error + 20 / width)
 
 
-@pytest.mark.parametrize("name", ["tanh", "hard_tanh", "erf"])
+@pytest.mark.parametrize("name", ["tanh", "hard_tanh"])
 def test_the_measured_edge_is_the_critical_line(name):
     errors = []
     for width in (48, 192):

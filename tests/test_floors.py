@@ -27,6 +27,8 @@ FLOORS = (
     {"blocks"},
     {"networks"},
     {"layers"},
+    {"builders.parts"},
+    {"builders.dense", "builders.convolutional", "builders.recurrent", "builders.transformers", "builders.own"},
     {"builders", "flow"},
     {"calibration", "losses", "tokens"},
     {"gradients", "spectrum"},

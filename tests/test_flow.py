@@ -36,7 +36,6 @@ class Case(NamedTuple):
 
 CASES = [
     Case("tanh", "cross_entropy", "float32"),
-    Case("tanh", "cross_entropy", "float64"),
     Case("relu", "squared_error", "float64", widths=(7, 4, 4, 3), inputs=9, outputs=2, batch=4, law="orthogonal"),
     Case("gelu", "cotangent", "float32", widths=(6,) * 4, inputs=2, outputs=1, batch=2, law="uniform"),
     Case("sigmoid", "cross_entropy", "float64", widths=(8, 8, 8), outputs=3, law="truncated", sigma_w=4.0),
@@ -128,7 +127,7 @@ def test_an_example_reads_its_own_gradient_whatever_stands_beside_it(tanh_networ
 
 def test_without_targets_the_cotangent_has_norm_one() -> None:
     """dL/db of the head, summed over a batch, is the sum of their (equal) cotangents."""
-    case = CASES[3]
+    case = CASES[2]
     net, params = network(case)
     xs, _ = examples(case)
     flow = vg.gradient_flow(net, params, scales_of(case), xs, key=jax.random.key(3), naive=())
@@ -136,7 +135,7 @@ def test_without_targets_the_cotangent_has_norm_one() -> None:
 
 
 def test_mean_square_slope_is_of_phi_and_saturation_relative_to_its_largest_slope() -> None:
-    case = CASES[4]
+    case = CASES[3]
     with precision(case.dtype):
         net, params = network(case)
         xs, ys = examples(case)

@@ -273,7 +273,7 @@ def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     x, at_layer = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (network.input_shape, network.input_shape[1:]))
     states = [shape_after(network.stem, x) if network.stem else x]
     for stage in network.stages:
-        states.append(shape_after(stage.spec, states[-1], *[at_layer] * stage.fed))
+        states.append(shape_after(stage.spec, states[-1], at_layer if stage.fed else None))
     return tuple(state.shape for state in states)
 
 

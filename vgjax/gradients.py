@@ -129,7 +129,8 @@ def _gradient_flow(
     def visit(layer: Layer, carry: Any, extra: tuple[Scaled, Scaled | None]) -> tuple[Any, Any]:
         (deltas, totals), (states, seed) = carry, extra
         before, gradients, log_deltas, parts = _back(layer.ordinary(), states, deltas, names)
-        totals = {path: add(settled(total), settled(gradients[path])) for path, total in totals.items()} or totals
+        if layer.tied:
+            totals = {path: add(settled(total), settled(gradients[path])) for path, total in totals.items()}
         named = _logs(gradients), _over(layer, Layer.readings, jax.vmap(clipped)(states))
         series = log_deltas, *_slope_statistics(layer, states)
         return (before if seed is None else _sum(before, seed), totals), (named, parts, series)

@@ -101,7 +101,7 @@ def draw(spec: Spec, key: Array) -> Tree:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["parameters", "scales", "input"], meta_fields=["spec"]
+    jax.tree_util.register_dataclass, data_fields=["parameters", "scales", "input"], meta_fields=["spec", "tied"]
 )
 @dataclass(frozen=True)
 class Layer:
@@ -112,12 +112,14 @@ class Layer:
         parameters: nested dicts of arrays, no layer axis.
         scales: one number each.
         input: what the block reads beside its state, if its stage is fed.
+        tied: whether other layers share its parameters (static).
     """
 
     spec: Spec
     parameters: Tree
     scales: Scales
     input: Array | None = None
+    tied: bool = False
 
     def __call__(self, h: Array) -> Array:
         """The next state of a plain one."""
@@ -247,13 +249,13 @@ def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Ar
     return (normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(leaf.dtype)
 
 
-def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, *x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct | None = None) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the state that a block makes of another (and of its own input); nothing is computed."""
 
-    def run(key: Array, h: Array, *x: Array) -> Array:
-        return Layer(spec, draw(spec, key), unit_scales(spec, h.dtype), *x)(h)
+    def run(key: Array, h: Array, x: Array | None) -> Array:
+        return Layer(spec, draw(spec, key), unit_scales(spec, h.dtype), x)(h)
 
-    return jax.eval_shape(run, jax.random.key(0), state, *x)
+    return jax.eval_shape(run, jax.random.key(0), state, x)
 
 
 def stem_layer(parameters: Parameters, scales: Scales) -> Layer | None:
@@ -305,7 +307,7 @@ def scan_layers(
         def body(carry: Any, xs: Any, stage: Stage = stage, own: Tree | Stream = own) -> tuple[Any, Any]:
             stacked, (scales, x), extra = xs
             drawn: Any = own if stage.tied else draw(stage.spec, stacked.keys) if isinstance(own, Stream) else stacked
-            return visit(Layer(stage.spec, drawn, scales, x if stage.fed else None), carry, extra)
+            return visit(Layer(stage.spec, drawn, scales, x if stage.fed else None, stage.tied), carry, extra)
 
         xs = (None if stage.tied else own, here[i], extras[i] if extras is not None else None)
         if stage.depth == 1:  # a transition may change the shape of the carry
