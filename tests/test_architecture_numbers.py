@@ -110,6 +110,22 @@ def test_a_normalized_network_does_not_see_the_scale_of_its_weights(norm: str) -
             np.testing.assert_allclose(*kept, atol=1e-6)
 
 
+def test_below_its_epsilon_a_norm_is_linear_and_so_it_goes_on_past_the_float_range() -> None:
+    """The same numbers in float64, where 1e-90 is an ordinary number."""
+    options = {"width": 7, "depth": 6, "inputs": 5, "activation": "gelu", "norm": "layer", "epsilon": 1e-3}
+    scales, net = vg.Scales(sigma_w=1e-14), vg.mlp(**options)
+    params, x, v = drawn(net, 0), inputs(net, 0), np.random.default_rng(1).normal(size=7).astype(np.float32)
+    ours = vg.pull_back(net, params, scales, x, v)
+    with jax.enable_x64(True):
+        double = vg.mlp(**options, dtype="float64")
+        like = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params.stem, params.stages, params.head))
+        exact = vg.pull_back(double, vg.Parameters(*like, double), scales, x.astype(float), v.astype(float))
+    exact = jax.tree.map(np.asarray, exact)
+    assert exact.log_mean_square[-1] < -380
+    np.testing.assert_allclose(ours.log_mean_square, exact.log_mean_square, rtol=1e-5)
+    np.testing.assert_allclose(ours.log_gain, exact.log_gain, rtol=1e-5, atol=1e-5)
+
+
 # --- residual -------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,8 @@ from flax import nnx
 from jax import Array
 
 from vgjax.checks import known
+from vgjax.exponents import Scaled, add, clipped, euler, excess, plain, settled
+from vgjax.initializers import Scales
 
 NORMS = ("layer", "rms", "group", "batch", "batch_running")
 """``batch`` normalizes over the batch, which is then the state; ``batch_running`` by running statistics, those of the
@@ -64,6 +66,19 @@ class Norm(nnx.Module):
     def __call__(self, h: Array) -> Array:
         """Of the state's shape."""
         return self.norm(h[None])[0] if self.kind == "group" else self.norm(h)
+
+    def step(self, state: Scaled, scales: Scales) -> Scaled:
+        """The same for a normalized state of any size, without Euler's tangent product: what depends on the direction
+        alone is itself at `clipped`, and below the root of epsilon a norm is linear, up to its offset."""
+        if self.kind == "batch_running":
+            return euler(lambda h: nnx.clone(self)(h), state)
+        value = nnx.clone(self)(clipped(state))  # a copy: see `protocol.step`
+        if not self.norm.epsilon:
+            return plain(value)
+        offset = jnp.zeros_like(value) if self.kind == "rms" else jnp.broadcast_to(self.norm.bias[...], value.shape)
+        below = add(settled(Scaled(value - offset, excess(state))), settled(plain(offset)))
+        small = state.exponent < 0
+        return Scaled(jnp.where(small, below.value, value), jnp.where(small, below.exponent, 0))
 
     @property
     def degree(self) -> tuple[int, int]:

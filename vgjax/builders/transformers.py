@@ -122,7 +122,7 @@ def _transformer_block(
         inside = {"norm": norm, **branch} if place == "pre" else branch
         parts[name] = spec(blocks.Residual, spec(blocks.Chain, **inside), dtype=dtype, **gate)
         if place == "post":
-            parts[f"{name}norm_around"] = norm
+            parts[f"{name}_norm"] = norm
     return spec(blocks.Chain, **parts)
 
 
