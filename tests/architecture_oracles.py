@@ -153,8 +153,8 @@ def jacobians(
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's value as numpy arrays; what counts is how long it compiles (a third of the usual)."""
-    quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": False}
+    """The function's value as numpy arrays; what counts is how long it compiles."""
+    quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
     return jax.tree.map(np.asarray, jax.jit(function).lower(*arguments).compile(quick)(*arguments))
 
 

@@ -553,6 +553,7 @@ class Rounding(nnx.Module):
         (recurrent(vg.rnn, cell="lstm"), "cell must be one of simple, minimal, got 'lstm'"),
         (attentive(heads=4), "heads must divide the width 6, got 4"),
         (attentive(scheme="deepnorm", norm="pre"), "scheme 'deepnorm' needs norm='post', got 'pre'"),
+        (fully_connected(scheme="rezero"), "scheme is of a residual network, and residual must say which"),
         (attentive(scheme="fixup"), "scheme must be one of stable, rezero, skipinit, got 'fixup'"),
         (
             lambda: vg.blocks.Conv(4, 3, law="delta_orthogonal", rngs=nnx.Rngs(0)),

@@ -92,6 +92,8 @@ def mlp(
     inputs, outputs = positive_integer("inputs", inputs), positive_integer("outputs", outputs)
     if (residual or tied) and len(set(states)) > 1:
         raise ValueError(f"widths must be equal in a {'residual' if residual else 'tied'} network, got {states}")
+    if scheme is not None and residual is None:
+        raise ValueError(f"scheme is of a residual network, and residual must say which, got scheme={scheme!r} alone")
     leading = leading_axes(batch, norm)
     around = norm_around(norm, norm_on, epsilon, groups)
     layer = Layers(activations.get(activation), drawn_as(law, bias_law, dtype), around)
