@@ -64,16 +64,13 @@ def test_the_state_settles_at_q_star(name, variance_w, variance_b, width):
     assert np.all(np.abs(ratio.mean(axis=0) - 1) <= 4 * error + DEPTH / width + 1e-5)
 
 
-@pytest.mark.parametrize(("name", "variance_w", "variance_b"), [c for c in CASES if c[0] in ("tanh", "selu")])
-def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
-    width, depth, seeds = 512, 60, 6
+@functools.cache
+def states_of_two(name: str, width: int, depth: int):
+    """A plain scan over ordinary parameters: h^0 ... h^L of two inputs."""
     network = vg.mlp(width=width, depth=depth, activation=name, inputs=16)
-    scales = vg.Scales(sigma_w=math.sqrt(variance_w), sigma_b=math.sqrt(variance_b))
-    x = jax.random.normal(jax.random.key(3), (2, 16))
-    x = x / jnp.linalg.norm(x, axis=1, keepdims=True) * 4
 
     @jax.jit
-    def states(key):
+    def states(key, scales, x):
         parameters = vg.scaled(vg.init(key, network), scales)
         stem, blocks = parameters.stem, parameters.stages[0]
         phi = vg.activations.get(name)
@@ -85,7 +82,17 @@ def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
         first = x @ stem["kernel"] + stem["bias"]
         return jnp.concatenate([first[None], jax.lax.scan(layer, first, blocks)[1]])
 
-    h = np.stack([np.asarray(states(key), float) for key in jax.random.split(jax.random.key(1), seeds)])
+    return states
+
+
+@pytest.mark.parametrize(("name", "variance_w", "variance_b"), [c for c in CASES if c[0] in ("tanh", "selu")])
+def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
+    width, depth, seeds = 512, 60, 6
+    scales = vg.Scales(sigma_w=math.sqrt(variance_w), sigma_b=math.sqrt(variance_b))
+    x = jax.random.normal(jax.random.key(3), (2, 16))
+    x = x / jnp.linalg.norm(x, axis=1, keepdims=True) * 4
+    states, keys = states_of_two(name, width, depth), jax.random.split(jax.random.key(1), seeds)
+    h = np.stack([np.asarray(states(key, scales, x), float) for key in keys])
     c = (h[:, :, 0] * h[:, :, 1]).sum(-1) / np.linalg.norm(h[:, :, 0], axis=-1) / np.linalg.norm(h[:, :, 1], axis=-1)
     q0 = np.full(2, variance_w + variance_b)
     c0 = (variance_w * float(x[0] @ x[1]) / 16 + variance_b) / q0[0]

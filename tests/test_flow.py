@@ -441,31 +441,3 @@ def test_bad_directions_depths_and_dtypes_are_refused(tanh_network: Any) -> None
         vg.gain_matrix(net, params, scales, xs[0], [5])
     with pytest.raises(ValueError, match="naive must be one of"):
         vg.gradient_flow(net, params, scales, xs[0], 0, naive=("float8",))
-
-
-class WithRandomState(nnx.Module):
-    """A user's block that holds more than parameters: a dropout with its own random state."""
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-        self.linear = nnx.Linear(width, width, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-    def __call__(self, h: jax.Array) -> jax.Array:
-        return h + self.dropout(jnp.tanh(self.linear(self.norm(h))))
-
-
-def test_a_block_may_hold_random_state_and_only_its_parameters_have_gradients() -> None:
-    net = vg.stack(WithRandomState, 6, depth=3, input_shape=6)
-    params, x = vg.init(jax.random.key(0), net), jnp.arange(6.0)
-    flow = vg.gradient_flow(net, params, vg.Scales(), x, jnp.ones(6), loss="cotangent", naive=())
-    assert set(flow.log_parameter_gradient) == {"norm/scale", "norm/bias", "linear/kernel", "linear/bias"}
-
-    def unrolled(x: jax.Array) -> jax.Array:
-        for i in range(3):
-            block = WithRandomState(6, rngs=nnx.Rngs(0))
-            graph, _ = nnx.split(block)
-            x = nnx.merge(graph, jax.tree.map(lambda a, i=i: a[i], params.stages[0]), copy=True)(x)
-        return x.sum()
-
-    np.testing.assert_allclose(flow.log_gradient[0], jnp.log(jnp.linalg.norm(jax.grad(unrolled)(x))), atol=1e-5)
