@@ -6,24 +6,30 @@ import jax
 from common import SMALL, render
 
 import vgjax as vg
-from vgjax import plots
+from vgjax import plots, treatments
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIZES = {"seeds": 2, "width": 12, "examples": 4} if SMALL else {"seeds": 8}
-LAYERS = {"vanishing": 6, "exploding": 6, "recurrent": 8} if SMALL else {}
+SEEDS = 8
 
 
 def compute() -> list[vg.Remedies]:
     """Three patients, every treatment, the same inputs."""
-    found = [
-        vg.remedies(patient, key=jax.random.key(0), layers=LAYERS.get(patient), progress=True, **SIZES)
-        for patient in ("vanishing", "exploding", "recurrent")
-    ]
+    found = [measured(patient) for patient in treatments.PATIENTS]
     for one in found:
         print(one.to_markdown(), end="\n\n")
     return found
+
+
+def measured(patient: str) -> vg.Remedies:
+    """All treatments of a patient; at a small size those few that share its network."""
+    key = jax.random.key(0)
+    if not SMALL:
+        return vg.remedies(patient, key=key, seeds=SEEDS, progress=True)
+    layers, width, examples = 6, 12, 4
+    few = dict(list(treatments.PATIENTS[patient][0](layers, width, examples).items())[:3])
+    return vg.remedies(patient, key=key, seeds=2, layers=layers, width=width, examples=examples, treatments=few)
 
 
 def draw(found: list[vg.Remedies]) -> "Figure":
