@@ -213,11 +213,14 @@ def test_a_forget_gate_keeps_gradients_for_its_time_scale(kind: str, bias: float
 
 @pytest.mark.parametrize(("gain", "exponent"), [(2.0, 0.1547242298), (3.0, 0.3102493151)])
 def test_the_largest_lyapunov_exponent_of_the_tanh_recurrence(gain: float, exponent: float) -> None:
-    """Autonomous h <- g J tanh h. Within 5% at g >= 2, averaged over six draws (one scatters by 8%)."""
-    net = vg.mlp(width=256, depth=1000, inputs=16, tied=True)
+    """Autonomous h <- g J tanh h. Within 5% at g >= 2.
+
+    At this width the mean of draws is 1.1% low and one scatters by 1.5%; at width 256 they are 5% and 3%.
+    """
+    net = vg.mlp(width=768, depth=800, inputs=16, tied=True)
     found = [
         vg.lyapunov_exponents(net, drawn(net, s), vg.Scales(sigma_w=gain), inputs(net, s), 1, discard=200).exponents
-        for s in range(6)
+        for s in range(4)
     ]
     assert np.mean(found) == pytest.approx(exponent, rel=0.05)
 
@@ -298,8 +301,9 @@ def test_without_a_skip_tokens_collapse_and_queries_and_keys_learn_nothing() -> 
 
 def test_dropout_moves_the_variance_to_its_fixed_point() -> None:
     """tanh at (2.5, .05), a tenth of the units dropped: q* = 1.2640994325."""
-    net = vg.mlp(width=1000, depth=40, inputs=64, dropout="bernoulli")
+    net = vg.mlp(width=512, depth=40, inputs=64, dropout="bernoulli")
     scales = vg.Scales(sigma_w=math.sqrt(2.5), sigma_b=math.sqrt(0.05), dropout=0.1)
-    q = np.exp(np.asarray(vg.push_forward(net, drawn(net, 0), scales, inputs(net, 0)).log_mean_square, float))[6:]
+    logs = [vg.push_forward(net, drawn(net, s), scales, inputs(net, s)).log_mean_square[6:] for s in range(8)]
+    q = np.exp(np.array(logs, float))
     assert q.mean() == pytest.approx(1.2640994325, rel=0.03)
     assert q.mean() > 1.1 * theory.mean_field("tanh", math.sqrt(2.5), math.sqrt(0.05)).q_star
