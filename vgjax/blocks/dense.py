@@ -1,5 +1,6 @@
 """Affine layers, preactivation to preactivation: fully connected and convolutional."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,9 +52,9 @@ class Affine(nnx.Module):
         bias = initializers.law(bias_law, initializers.BIAS_LAWS)(rngs.params(), (1, outputs), dtype)
         self.bias = nnx.Param(bias[0])
 
+    @abstractmethod
     def product(self, a: Array) -> Array:
         """Z a."""
-        raise NotImplementedError
 
     @property
     def scales(self) -> Mapping[str, float]:

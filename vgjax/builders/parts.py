@@ -31,6 +31,8 @@ class Branch(NamedTuple):
 
 
 class Normed(NamedTuple):
+    """A normalization and where it stands: before phi, or behind it."""
+
     kind: str
     on_activations: bool
     epsilon: float
@@ -175,6 +177,7 @@ def drawn_as(
 
 
 def dtype_name(dtype: DTypeLike) -> str:
+    """The name of a dtype that networks come in, if it is switched on."""
     kind = np.dtype(dtype).name
     if kind not in ("float32", "float64"):
         raise ValueError(f"dtype must be float32 or float64, got {kind}")
@@ -184,6 +187,7 @@ def dtype_name(dtype: DTypeLike) -> str:
 
 
 def norm_around(norm: str | None, norm_on: str, epsilon: float, groups: int) -> Normed | None:
+    """A normalization as it was asked for, checked; None for none."""
     if norm is None:
         return None
     on_activations = known("norm_on", norm_on, PLACES) == "activations"
@@ -201,6 +205,7 @@ def leading_axes(batch: int | None, norm: str | None) -> tuple[int, ...]:
 
 
 def image_shape(size: int | Sequence[int]) -> tuple[int, ...]:
+    """The size of an image, one number a dimension."""
     image = tuple(positive_integer("size", n) for n in np.atleast_1d(np.asarray(size, object)))
     if not 1 <= len(image) <= 3:
         raise ValueError(f"size must have 1, 2 or 3 dimensions, got {len(image)}")
@@ -208,6 +213,7 @@ def image_shape(size: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def window(kernel_size: int, padding: str, dimensions: int) -> tuple[tuple[str, Any], ...]:
+    """The options of a convolution that keeps the size of its image."""
     size = positive_integer("kernel_size", kernel_size)
     if size % 2 == 0:
         raise ValueError(f"kernel_size must be odd to keep the image's size, got {size}")
