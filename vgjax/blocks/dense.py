@@ -12,6 +12,7 @@ from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec
+from vgjax.checks import known
 from vgjax.exponents import Scaled, add, normalize, offset, settled
 from vgjax.initializers import Scales
 
@@ -169,7 +170,7 @@ class Conv(Affine):
             channels_out,
             kernel_size,
             strides,
-            padding=initializers.PADDINGS[padding],
+            padding=initializers.PADDINGS[known("padding", padding, initializers.PADDINGS)],
             use_bias=False,
             param_dtype=dtype,
             kernel_init=lambda key, _, dtype: draw(key, dtype),
