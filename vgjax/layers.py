@@ -399,10 +399,25 @@ def scaled(parameters: Parameters, scales: Scales) -> Parameters:
     check_scales(parameters.network, scales)
     if any(isinstance(own, Stream) for own in parameters.stages):
         raise ValueError("parameters must be stored to be scaled; draw them with init(..., stream=False)")
-    _, stages = scan_layers(parameters, scales, None, lambda layer, _, __: (None, layer.ordinary().parameters))
+    return ordinary(parameters, scales)[0]
+
+
+def ordinary(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
+    """The ordinary parameters of stored draws, and the scales under which they are the same network: 1 where a block
+    has taken a scale into its parameters."""
+
+    def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, Scales]]:
+        absorbed = layer.ordinary()
+        return None, (absorbed.parameters, absorbed.scales)
+
+    _, outs = scan_layers(parameters, scales, None, visit)
     kept = (
         jax.tree.map(lambda a: a[0], own) if stage.tied else own
-        for stage, own in zip(parameters.network.stages, stages, strict=True)
+        for stage, (own, _) in zip(parameters.network.stages, outs, strict=True)
     )
+    left = {name: jnp.concatenate([own[name] for _, own in outs]) for name in outs[0][1]}
+    if any(stage.tied for stage in parameters.network.stages):  # their sigmas are one number (`check_scales`)
+        left = {name: value[0] if name.startswith("sigma") else value for name, value in left.items()}
     stem = stem_layer(parameters, scales)
-    return replace(parameters, stem=stem.ordinary().parameters if stem else {}, stages=tuple(kept))
+    stem_parameters = stem.ordinary().parameters if stem else {}
+    return replace(parameters, stem=stem_parameters, stages=tuple(kept)), Scales._of(left)
