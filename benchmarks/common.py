@@ -20,7 +20,8 @@ def write_json(name: str, result: dict[str, Any]) -> None:
     """
     import jax
 
-    from vgjax.results import machine, whole_file
+    from vgjax.files import whole_file
+    from vgjax.results import machine
 
     suffix = "" if jax.default_backend() == "cpu" else f"-{jax.devices()[0].device_kind.replace(' ', '-').lower()}"
     path = FOLDER / f"{name}{suffix}{'-small' if SMALL else ''}.json"

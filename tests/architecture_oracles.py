@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from oracles import linear, log_mean_square, log_norm
 
+import vgjax as vg
+
 Tree = dict[str, Any]
 
 
@@ -162,6 +164,33 @@ def trainable(tree: Tree) -> list[tuple[str, Any]]:
     """Leaves by path "linear/kernel", without running statistics and noise."""
     leaves = [("/".join(k.key for k in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
     return [(path, leaf) for path, leaf in leaves if path.rsplit("/")[-1] not in ("mean", "var", "noise")]
+
+
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
+def drawn(net: Any, dropout: str = "bernoulli", seed: int = 0) -> Any:
+    """Parameters by numpy, without compilation: kernels at about unit gain, all else around 0 or 1."""
+    like = jax.eval_shape(lambda key: vg.init(key, net), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: Any, lead: int) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(rng.integers(0, 2**32, (*leaf.shape, 2), np.uint32))
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        name, shape = path[-1].key, leaf.shape
+        if name in ("scale", "gate", "var") or (name == "noise" and dropout == "bernoulli"):
+            low, high = (0, 1) if name == "noise" else (0.6, 1.4)
+            return jnp.asarray(rng.uniform(low, high, shape), leaf.dtype)
+        gain = np.prod(shape[lead:-1]) ** -0.5 if len(shape) - lead > 1 and name != "noise" else 1.0
+        return jnp.asarray(rng.normal(size=shape) * gain, leaf.dtype)
+
+    def filled(tree: Any, lead: int) -> Any:
+        return jax.tree_util.tree_map_with_path(functools.partial(fill, lead=lead), tree)
+
+    stages = (filled(own, int(not stage.tied)) for own, stage in zip(like.stages, net.stages, strict=True))
+    return vg.Parameters(filled(like.stem, 0), tuple(stages), filled(like.head, 0), net)
 
 
 # --- ordinary parameters --------------------------------------------------------------------------------------------

@@ -36,15 +36,16 @@ def weights(parameters: Any, sigma_w: Any = 1.0, sigma_b: Any = 0.0) -> Weights:
     return [*scaled, head]
 
 
-def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32") -> Any:
+def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32", law: str = "gaussian") -> Any:
     """Parameters of an mlp of these sizes (inputs, widths of h^0 ... h^L, outputs), drawn by numpy: no compilation.
 
-    Kernels are Gaussian of variance 1 / fan_in, biases standard normal, except the head's, which is 0.
+    Kernels are Gaussian of variance 1 / fan_in, or orthonormal; biases standard normal, except the head's, which is 0.
     """
     rng = np.random.default_rng(seed)
 
     def layers(depth: int, fan_in: int, fan_out: int) -> dict[str, np.ndarray]:
-        kernel = rng.normal(size=(depth, fan_in, fan_out)) / np.sqrt(fan_in)
+        shape = depth, fan_in, fan_out
+        kernel = orthonormal(rng, shape) if law == "orthogonal" else rng.normal(size=shape) / np.sqrt(fan_in)
         return {"kernel": kernel.astype(dtype), "bias": rng.normal(size=(depth, fan_out)).astype(dtype)}
 
     stem, head = ({name: a[0] for name, a in layers(1, *ends).items()} for ends in (sizes[:2], sizes[-2:]))
@@ -52,6 +53,12 @@ def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "flo
     stages = [layers(stage.depth, *sizes[i : i + 2]) for i, stage in zip(starts, network.stages, strict=False)]
     parameters = vg.Parameters(stem, tuple(stages), head | {"bias": 0 * head["bias"]}, network)
     return jax.tree.map(jnp.asarray, parameters)
+
+
+def orthonormal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Kernels with orthonormal rows or columns, whichever are shorter."""
+    a = rng.normal(size=shape)
+    return np.linalg.qr(a)[0] if shape[-2] >= shape[-1] else np.linalg.qr(a.mT)[0].mT
 
 
 def log_norm(a: Any) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 import vgjax as vg
@@ -35,16 +36,11 @@ def drawn(net: vg.Network, seed: int, law: str = "gaussian") -> vg.Parameters:
         axes = 2 if attends or "'out'" in name else 1  # of the inputs, or of the outputs: heads have two
         fan_in = math.prod(leaf.shape[-axes - 1 : -1]) if "'out'" in name else leaf.shape[-1 - axes]
         shape = (*leaf.shape[: leaf.ndim - 1 - axes], fan_in, math.prod(leaf.shape[-1 - axes :]) // fan_in)
-        a = orthonormal(rng, shape) if law == "orthogonal" else rng.normal(size=shape) / math.sqrt(fan_in)
+        a = oracles.orthonormal(rng, shape) if law == "orthogonal" else rng.normal(size=shape) / math.sqrt(fan_in)
         return a.reshape(leaf.shape).astype(leaf.dtype)
 
     like = jax.eval_shape(lambda key: vg.init(key, net), jax.random.key(0))
     return jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(fill, like))
-
-
-def orthonormal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    a = rng.normal(size=shape)
-    return np.linalg.qr(a)[0] if shape[-2] >= shape[-1] else np.linalg.qr(a.mT)[0].mT
 
 
 def inputs(net: vg.Network, seed: int) -> np.ndarray:

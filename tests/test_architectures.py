@@ -297,34 +297,10 @@ class Made(NamedTuple):
     ys: np.ndarray
 
 
-def drawn(net: vg.Network, dropout: str = "bernoulli", seed: int = 0) -> vg.Parameters:
-    """Parameters by numpy, without compilation: kernels at about unit gain, all else around 0 or 1."""
-    like = jax.eval_shape(lambda key: vg.init(key, net), jax.random.key(0))
-    rng = np.random.default_rng(seed)
-
-    def fill(path: Any, leaf: Any, lead: int) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(rng.integers(0, 2**32, (*leaf.shape, 2), np.uint32))
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return jnp.zeros(leaf.shape, leaf.dtype)
-        name, shape = path[-1].key, leaf.shape
-        if name in ("scale", "gate", "var") or (name == "noise" and dropout == "bernoulli"):
-            low, high = (0, 1) if name == "noise" else (0.6, 1.4)
-            return jnp.asarray(rng.uniform(low, high, shape), leaf.dtype)
-        gain = np.prod(shape[lead:-1]) ** -0.5 if len(shape) - lead > 1 and name != "noise" else 1.0
-        return jnp.asarray(rng.normal(size=shape) * gain, leaf.dtype)
-
-    def filled(tree: Any, lead: int) -> Any:
-        return jax.tree_util.tree_map_with_path(functools.partial(fill, lead=lead), tree)
-
-    stages = (filled(own, int(not stage.tied)) for own, stage in zip(like.stages, net.stages, strict=True))
-    return vg.Parameters(filled(like.stem, 0), tuple(stages), filled(like.head, 0), net)
-
-
 def make(case: Case) -> Made:
     """The case's network with numbers of its dtype."""
     net = case.build(dtype=case.dtype)
-    parameters = drawn(net, case.noise)
+    parameters = truth.drawn(net, case.noise)
     scales = vg.Scales(**{name: jnp.asarray(value) for name, value in case.given.items()})
     values = {n: np.broadcast_to(v, net.depth) for n, v in (case.implied | case.given).items()}
     by_layer = [{n: float(v[i]) for n, v in values.items() if not n.startswith("sigma")} for i in range(net.depth)]
@@ -433,13 +409,13 @@ def test_products_are_those_of_dense_jacobians_and_outputs_those_of_flax(name: s
 def test_a_norm_on_activations_may_stand_before_the_pooling_of_a_head() -> None:
     net = convolutional(norm="layer", norm_on="activations")()
     x = np.ones(net.input_shape)
-    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), drawn(net)).shape == (3,)
+    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), truth.drawn(net)).shape == (3,)
 
 
 def test_batch_norm_in_float64_does_not_warn(x64: None) -> None:
     net = fully_connected(norm="batch", batch=4)(dtype="float64")
     x = np.ones(net.input_shape)
-    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), drawn(net)).dtype == np.float64
+    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), truth.drawn(net)).dtype == np.float64
 
 
 def test_attention_in_float64_is_exact_to_float64(x64: None) -> None:
@@ -467,7 +443,7 @@ class Users(nnx.Module):
 
 def test_a_users_block_with_batch_norm_and_dropout_stacks_as_it_is() -> None:
     net = vg.stack(Users, 4, depth=3, input_shape=(5, 4))
-    params = drawn(net)
+    params = truth.drawn(net)
     x, v = np.random.default_rng(3).normal(size=(2, 5, 4)).astype(np.float32)
     call = functools.partial(vg.gradient_flow, net, loss="cotangent", naive=())
     flow = truth.compiled(call, params, vg.Scales(), x, v)
@@ -586,7 +562,7 @@ def test_bad_architectures_and_scales_are_refused_in_one_sentence(build: Callabl
 @pytest.fixture(scope="module")
 def recurrence() -> tuple[vg.Network, vg.Parameters]:
     net = recurrent(vg.rnn)()
-    return net, drawn(net)
+    return net, truth.drawn(net)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    {"checks", "exponents"},
+    {"checks", "exponents", "files"},
     {"activations", "initializers", "data", "chunks", "products"},
     {"theory.chebyshev", "theory.gaussian", "theory.roots"},
     {"theory.tables", "theory.lines", "theory.spectra"},
@@ -32,8 +32,10 @@ FLOORS = (
     {"builders", "flow"},
     {"calibration", "losses", "tokens"},
     {"gradients", "spectrum"},
-    {"sweeps", "treatments"},
-    {"comparison"},
+    {"sweeps", "training", "treatments"},
+    {"comparison", "trainability"},
+    {"boundary", "plots.style"},
+    {"plots.maps", "plots.profiles", "plots.training", "plots.treatments"},
     {"plots"},
     {"cli"},
     {"__main__"},
@@ -86,8 +88,9 @@ def test_only_public_names_of_jax_and_flax(module):
         assert not (name.startswith(("jax.", "flax.")) and "._" in name), name
 
 
-def test_plots_know_no_jax():
-    assert not any(name.split(".")[0] in ("jax", "flax") for name in imports("plots", top_level=False))
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("plots")])
+def test_plots_know_no_jax(module):
+    assert not any(name.split(".")[0] in ("jax", "flax") for name in imports(module, top_level=False))
 
 
 def test_importing_the_library_imports_nothing_heavy():

@@ -1,8 +1,11 @@
 """Jacobian spectra of networks of every kind against dense Jacobians, closed forms and arbitrary precision."""
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, ClassVar
 
+import architecture_oracles as truth
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -18,6 +21,26 @@ from vgjax.layers import scan_layers
 
 KEY = jax.random.key(11)
 SCALES = vg.Scales(sigma_w=1.3, sigma_b=0.4)
+
+# Most tests look at this network at every depth, in float64: one program for all of them.
+NET = vg.mlp(width=6, depth=5, activation="tanh", inputs=2)
+PARAMETERS = oracles.drawn(NET, (2, *[6] * 6, 1), seed=4)
+X = np.array([1.0, -0.3], np.float32)
+
+
+RELU = vg.mlp(width=6, depth=5, activation="relu", inputs=3)
+RELU_PARAMETERS = oracles.drawn(RELU, (3, *[6] * 6, 1))
+RELU_X = np.array([0.5, -1.0, 2.0], np.float32)
+
+
+def of_relu(parameters: vg.Parameters, scales: vg.Scales) -> vg.Spectrum:
+    """Spectra of a ReLU network in float32."""
+    return vg.log_singular_values(RELU, parameters, scales, RELU_X, [0, 2, 5])
+
+
+def at_every_depth(scales: vg.Scales = SCALES, parameters: vg.Parameters = PARAMETERS) -> vg.Spectrum:
+    """The spectra of that network from its first state on."""
+    return vg.log_singular_values(NET, parameters, scales, X, range(6), dtype="float64")
 
 
 def by_numpy(matrix: Any) -> np.ndarray:
@@ -40,21 +63,8 @@ def test_products_of_unequal_widths_against_dense_jacobians() -> None:
     net = vg.mlp(widths=widths, activation=activation, inputs=6)
     parameters = oracles.drawn(net, (6, *widths, 1))
     x = np.linspace(-1, 1, 6).astype(np.float32)
-    phi, weights = oracles.ACTIVATIONS[activation], oracles.weights(parameters, 1.3, 0.4)
-    depth = net.depth
-
-    def run(h: Any, first: int, last: int) -> Any:
-        for kernel, bias in weights[first + 1 : last + 1]:
-            h = phi(h) @ kernel + bias
-        return h
-
-    with jax.enable_x64(True):
-        stem = weights[0]
-        h0 = np.asarray(x, np.float64) @ stem[0] + stem[1]
-        dense = {m: jax.jacfwd(lambda h, m=m: run(h, 0, m))(h0) for m in range(1, depth + 1)}
-        whole = dense[depth] @ stem[0].T
-        middle = run(h0, 0, depth - 1)
-        last = jax.jacfwd(lambda h: run(h, depth - 1, depth))(middle)
+    weights, depth = oracles.weights(parameters, 1.3, 0.4), net.depth
+    dense = oracles.jacobians(weights, oracles.ACTIVATIONS[activation], x)
     # Where the rank is below n, dense arithmetic leaves rounding in place of zeros.
     ranks = np.minimum.accumulate(widths)
     found = vg.log_singular_values(net, parameters, SCALES, x, range(depth + 1), dtype="float64")
@@ -62,13 +72,15 @@ def test_products_of_unequal_widths_against_dense_jacobians() -> None:
     np.testing.assert_allclose(found.log_singular_values[0], 0, atol=1e-14)
     for m in range(1, depth + 1):
         rank = ranks[m]
-        np.testing.assert_allclose(found.log_singular_values[m, :rank], by_numpy(dense[m])[:rank], atol=1e-9)
+        np.testing.assert_allclose(found.log_singular_values[m, :rank], by_numpy(dense[m, 0])[:rank], atol=1e-9)
     from_input = vg.log_singular_values(net, parameters, SCALES, x, from_input=True, dtype="float64")
     rank = min(6, *widths)
-    np.testing.assert_allclose(from_input.log_singular_values[0, :rank], by_numpy(whole)[:rank], atol=1e-9)
+    np.testing.assert_allclose(
+        from_input.log_singular_values[0, :rank], by_numpy(dense[depth, 0] @ weights[0][0].T)[:rank], atol=1e-9
+    )
     assert from_input.rank == [rank]
     started = vg.log_singular_values(net, parameters, SCALES, x, start=depth - 1, dtype="float64")
-    np.testing.assert_allclose(started.log_singular_values[0], by_numpy(last), atol=1e-9)
+    np.testing.assert_allclose(started.log_singular_values[0], by_numpy(dense[depth, depth - 1]), atol=1e-9)
     assert not jax.config.jax_enable_x64
 
 
@@ -143,13 +155,20 @@ class Convolution(nnx.Module):
 def test_blocks_of_every_kind_and_what_they_lose(block: Any, argument: int, shape: Any, rank: int, dtype: str) -> None:
     depth = 6
     net = vg.stack(block, argument, depth=depth, input_shape=shape)
-    parameters = vg.init(KEY, net)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = vg.log_singular_values(net, parameters, vg.Scales(), x, [1, depth], dtype=dtype)
+    found = vg.log_singular_values(net, truth.drawn(net), vg.Scales(), x, [1, depth], dtype=dtype)
     np.testing.assert_array_equal(found.rank, [rank, rank])
+    for row, matrix in zip(found.log_singular_values, dense_jacobians(net, depth), strict=True):
+        tolerance = 1e-9 if dtype == "float64" else 5e-4
+        np.testing.assert_allclose(row[:rank], by_numpy(matrix)[:rank], atol=tolerance)
 
+
+@functools.cache
+def dense_jacobians(net: vg.Network, depth: int) -> list[np.ndarray]:
+    """Those of the first layer and of all of them, by `jax.jacfwd` in float64."""
+    x = np.random.default_rng(0).normal(size=net.input_shape).astype(np.float32).astype(float)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda a: a.astype(float) if a.dtype == np.float32 else a, parameters)
+        wide = jax.tree.map(lambda a: a.astype(float) if a.dtype == np.float32 else a, truth.drawn(net))
 
         def first_layers(h: Any, count: int) -> Any:
             def visit(layer: Any, carry: Any, _: None) -> Any:
@@ -158,19 +177,14 @@ def test_blocks_of_every_kind_and_what_they_lose(block: Any, argument: int, shap
 
             return scan_layers(wide, vg.Scales(), (h, 0), visit)[0][0]
 
-        dense = [
-            np.asarray(jax.jacfwd(lambda h, m=m: first_layers(h, m))(x.astype(float))).reshape(x.size, x.size)
-            for m in (1, depth)
-        ]
-    for row, matrix in zip(found.log_singular_values, dense, strict=True):
-        tolerance = 1e-9 if dtype == "float64" else 5e-4
-        np.testing.assert_allclose(row[:rank], by_numpy(matrix)[:rank], atol=tolerance)
+        dense = jax.jit(jax.jacfwd(first_layers))
+        return [np.asarray(dense(x, count)).reshape(x.size, x.size) for count in (1, depth)]
 
 
 def test_the_linear_orthogonal_network_is_exact() -> None:
     with jax.enable_x64(True):
         net = vg.mlp(width=20, depth=300, activation="linear", inputs=3, law="orthogonal", dtype="float64")
-        parameters = vg.init(KEY, net)
+        parameters = oracles.drawn(net, (3, *[20] * 301, 1), dtype="float64", law="orthogonal")
         sigma_w = np.linspace(0.1, 3, 300)
         found = vg.log_singular_values(net, parameters, vg.Scales(sigma_w=sigma_w), np.ones(3), [1, 300])
     expected = np.log(sigma_w).cumsum()[[0, 299], None]
@@ -180,18 +194,13 @@ def test_the_linear_orthogonal_network_is_exact() -> None:
 
 def test_saturated_units_are_kept_where_dense_arithmetic_loses_them() -> None:
     """Slopes of tanh from 1 to 1e-60: every singular value of three layers to 1e-9."""
-    sizes, depth = (6,) * 4, 3
-    net = vg.mlp(widths=sizes, activation="tanh", inputs=2)
-    parameters = oracles.drawn(net, (2, *sizes, 1), seed=4)
-    scales = vg.Scales(sigma_w=40.0, sigma_b=1.0)
-    x = np.array([1.0, -0.3], np.float32)
-    found = vg.log_singular_values(net, parameters, scales, x, dtype="float64").log_singular_values[0]
+    found = at_every_depth(vg.Scales(sigma_w=40.0, sigma_b=1.0)).log_singular_values[3]
     with mpmath.workdps(200):
-        stem, *layers, _ = (
+        stem, *layers = (
             (mpmath.matrix(kernel.T.tolist()), mpmath.matrix(bias.tolist()))
-            for kernel, bias in oracles.weights(parameters, 40.0, 1.0)
+            for kernel, bias in oracles.weights(PARAMETERS, 40.0, 1.0)[:4]
         )
-        h = stem[0] * mpmath.matrix(x.astype(float).tolist()) + stem[1]
+        h = stem[0] * mpmath.matrix(X.astype(float).tolist()) + stem[1]
         product = mpmath.eye(6)
         smallest = mpmath.mpf(1)
         for kernel, bias in layers:
@@ -201,7 +210,6 @@ def test_saturated_units_are_kept_where_dense_arithmetic_loses_them() -> None:
             h = kernel * h.apply(mpmath.tanh) + bias
         exact = by_mpmath(product)
     assert smallest < 1e-40
-    assert len(layers) == depth
     np.testing.assert_allclose(found, exact, atol=1e-9)
 
 
@@ -228,11 +236,12 @@ def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypat
     np.testing.assert_allclose(products.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
 
 
-def test_a_product_of_nothing_but_zeros_has_no_direction_left() -> None:
-    net = vg.mlp(width=4, depth=3, activation="relu", inputs=2)
-    found = vg.log_singular_values(net, vg.init(KEY, net), vg.Scales(sigma_w=0.0), np.ones(2), [0, 2, 3])
-    np.testing.assert_array_equal(found.rank, [4, 0, 0])
-    np.testing.assert_allclose(found.log_det, [0, -np.inf, -np.inf], atol=1e-5)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_product_of_nothing_but_zeros_has_no_direction_left(dtype: str) -> None:
+    nothing = vg.Scales(sigma_w=0.0, sigma_b=0.4)
+    found = at_every_depth(nothing) if dtype == "float64" else of_relu(RELU_PARAMETERS, nothing)
+    np.testing.assert_array_equal(found.rank, [6, *[0] * (len(found.rank) - 1)])
+    np.testing.assert_allclose(found.log_det, [0, *[-np.inf] * (len(found.rank) - 1)], atol=1e-5)
 
 
 # --- determinants, norms, single layers, exponents ------------------------------------------------------------------
@@ -240,31 +249,33 @@ def test_a_product_of_nothing_but_zeros_has_no_direction_left() -> None:
 
 def test_the_sum_of_logs_is_the_log_determinant_at_ten_thousand_layers() -> None:
     net = vg.mlp(width=9, depth=10_000, activation="tanh", inputs=4)
-    parameters, x = vg.init(KEY, net), np.ones(4, np.float32)
-    found = vg.log_singular_values(net, parameters, SCALES, x, [100, 10_000], dtype="float64")
+    parameters, x = oracles.drawn(net, (4, *[9] * 10_001, 1)), np.ones(4, np.float32)
+    found = vg.log_singular_values(net, parameters, SCALES, x, [1, 100, 10_000], dtype="float64")
     exact = vg.log_determinant(net, parameters, SCALES, x, dtype="float64")
     assert exact.shape == (10_001,)
     assert exact[0] == 0
-    np.testing.assert_allclose(found.log_det, exact[[100, 10_000]], rtol=1e-9)
-    assert found.log_condition[1] > 1e4
+    np.testing.assert_allclose(found.log_det, exact[[1, 100, 10_000]], rtol=1e-9)
+    assert found.log_condition[2] > 1e4
     single = vg.layer_singular_values(net, parameters, SCALES, x, dtype="float64")
     np.testing.assert_allclose(single.sum(axis=1).cumsum(), exact[1:], rtol=1e-9)
+    np.testing.assert_allclose(single[0], found.log_singular_values[0], atol=1e-9)
 
 
-def test_norms_and_single_layers_agree_with_the_spectrum() -> None:
-    net = vg.mlp(width=11, depth=8, activation="tanh", inputs=4)
-    parameters, x = vg.init(KEY, net), np.ones(4, np.float32)
-    found = vg.log_singular_values(net, parameters, SCALES, x, range(9), dtype="float64")
-    exact = vg.log_frobenius(net, parameters, SCALES, x)
+def test_norms_agree_with_the_spectrum() -> None:
+    found = at_every_depth()
+    exact = vg.log_frobenius(NET, PARAMETERS, SCALES, X)
     np.testing.assert_allclose(exact.log_norm, found.log_frobenius, atol=1e-5)
     assert not exact.standard_error.any()
-    estimate = vg.log_frobenius(net, parameters, SCALES, x, probes=400, key=KEY)
+    estimate = vg.log_frobenius(NET, PARAMETERS, SCALES, X, probes=400, key=KEY)
     assert np.all(estimate.standard_error[1:] > 0)
     assert np.all(np.abs(estimate.log_norm - found.log_frobenius)[1:] < 4 * estimate.standard_error[1:])
-    single = vg.layer_singular_values(net, parameters, SCALES, x, dtype="float64")
-    np.testing.assert_allclose(single[0], found.log_singular_values[1], atol=1e-9)
-    whole = vg.log_singular_values(net, parameters, SCALES, x, [4, 8], from_input=True, dtype="float64")
-    some = vg.log_singular_values(net, parameters, SCALES, x, [4, 8], from_input=True, top=2, dtype="float64")
+
+
+def test_the_largest_alone_are_those_of_the_whole_spectrum() -> None:
+    net = vg.mlp(width=11, depth=5, activation="tanh", inputs=14)
+    parameters, x = oracles.drawn(net, (14, *[11] * 6, 1)), np.ones(14, np.float32)
+    whole = vg.log_singular_values(net, parameters, SCALES, x, [3, 5], from_input=True, dtype="float64")
+    some = vg.log_singular_values(net, parameters, SCALES, x, [3, 5], from_input=True, top=2, dtype="float64")
     np.testing.assert_allclose(some.log_singular_values, whole.log_singular_values[:, :2], atol=1e-5)
 
 
@@ -286,7 +297,8 @@ def test_lyapunov_exponents_of_gaussian_layers_are_those_of_newman() -> None:
 
 def test_lyapunov_exponents_of_orthogonal_layers_are_the_log_of_their_gain() -> None:
     net = vg.mlp(width=7, depth=30, activation="linear", inputs=1, law="orthogonal")
-    found = vg.lyapunov_exponents(net, vg.init(KEY, net), vg.Scales(sigma_w=0.7), np.ones(1))
+    parameters = oracles.drawn(net, (1, *[7] * 31, 1), law="orthogonal")
+    found = vg.lyapunov_exponents(net, parameters, vg.Scales(sigma_w=0.7), np.ones(1))
     np.testing.assert_allclose(found.exponents, np.log(0.7), atol=1e-6)
     assert found.discarded == 3
 
@@ -305,22 +317,21 @@ def test_readings_of_known_values() -> None:
 
 
 def test_a_sweep_of_spectra_is_the_loop_over_its_points(tmp_path: Path) -> None:
-    net = vg.mlp(width=6, depth=5, activation="relu", inputs=3)
-    x, axes = np.array([0.5, -1.0, 2.0], np.float32), {"sigma_w": np.array([0.7, 1.4, 2.0])}
-    whole = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[2, 5], sigma_b=0.3, **axes)
-    assert whole.log_singular_values.shape == (2, 3, 2, 6)
-    assert whole.rank.shape == (2, 3, 2)
+    net, x, axes = RELU, RELU_X, {"sigma_w": np.array([0.7, 1.4, 2.0])}
+    whole = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[0, 2, 5], sigma_b=0.3, **axes)
+    assert whole.log_singular_values.shape == (2, 3, 3, 6)
+    assert whole.rank.shape == (2, 3, 3)
     for seed in range(2):
         parameters = vg.init(jax.random.split(jax.random.fold_in(KEY, seed))[0], net)
         for i, sigma_w in enumerate(axes["sigma_w"]):
-            one = vg.log_singular_values(net, parameters, vg.Scales(sigma_w=sigma_w, sigma_b=0.3), x, [2, 5])
+            one = of_relu(parameters, vg.Scales(sigma_w=float(sigma_w), sigma_b=0.3))
             np.testing.assert_array_equal(one.rank, whole.rank[seed, i])
             alive = np.isfinite(one.log_singular_values)
             np.testing.assert_allclose(
                 whole.log_singular_values[seed, i][alive], one.log_singular_values[alive], atol=1e-5
             )
             assert whole.left_range[seed, i] == one.left_range == 6
-    small = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[2, 5], sigma_b=0.3, memory=1, **axes)
+    small = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[0, 2, 5], sigma_b=0.3, memory=1, **axes)
     assert small.provenance["chunk_size"] == 1
     np.testing.assert_allclose(small.log_frobenius, whole.log_frobenius, atol=1e-5)
     for name in ("spectra.npz", "spectra.nc"):
@@ -338,23 +349,20 @@ def test_a_sweep_of_spectra_is_the_loop_over_its_points(tmp_path: Path) -> None:
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-NET = vg.mlp(width=5, depth=4, activation="tanh", inputs=2)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"depths": [5]}, "depths must be whole numbers from 0 to 4, got 5"),
-        ({"depths": [1.5]}, "depths must be whole numbers from 0 to 4, got 1.5"),
-        ({"depths": [2], "start": 3}, "depths must be whole numbers from 3 to 4, got 2"),
+        ({"depths": [6]}, "depths must be whole numbers from 0 to 5, got 6"),
+        ({"depths": [1.5]}, "depths must be whole numbers from 0 to 5, got 1.5"),
+        ({"depths": [2], "start": 3}, "depths must be whole numbers from 3 to 5, got 2"),
         ({"depths": []}, "depths must hold at least one depth, and none twice"),
         ({"depths": [2, 2]}, r"none twice, got \[2, 2\]"),
-        ({"start": 4}, "start must be a whole number from 0 to 3, got 4"),
+        ({"start": 5}, "start must be a whole number from 0 to 4, got 5"),
         ({"start": 1, "from_input": True}, "a product begins at the input or at a state"),
         ({"top": 0}, "top must be at least 1, got 0"),
         ({"top": 2, "depths": [0]}, "depths must lie beyond the start, 0, for the top 2, got 0"),
         ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
-        ({"memory": 100}, r"must fit into memory = .* got a state of 5 numbers, .* take the largest .*top="),
+        ({"memory": 100}, r"must fit into memory = .* got a state of 6 numbers, .* take the largest .*top="),
         ({"scales": vg.Scales(sigma=1.0)}, "scale must be one of sigma_w, sigma_b"),
         ({"x": np.ones(3)}, r"x must have shape \(2,\)"),
     ],
@@ -363,19 +371,19 @@ def test_bad_input_is_one_sentence(call: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"scales": SCALES, "x": np.ones(2), **call}
     scales, x = arguments.pop("scales"), arguments.pop("x")
     with pytest.raises(ValueError, match=message):
-        vg.log_singular_values(NET, vg.init(KEY, NET), scales, x, **arguments)
+        vg.log_singular_values(NET, PARAMETERS, scales, x, **arguments)
 
 
 def test_a_jacobian_that_is_not_finite_is_named_by_its_layer() -> None:
-    parameters = vg.init(KEY, NET)
-    stage = parameters.stages[0]
-    broken = vg.Parameters(
-        parameters.stem, ({**stage, "kernel": stage["kernel"].at[2, 0, 0].set(jnp.nan)},), parameters.head, NET
-    )
-    for more in ({}, {"top": 2}):
-        with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 3"):
-            vg.log_singular_values(NET, broken, SCALES, np.ones(2), **more)
-    vg.log_singular_values(NET, broken, SCALES, np.ones(2), [2])
+    stage = PARAMETERS.stages[0]
+    kernel = stage["kernel"].at[2, 0, 0].set(jnp.nan)
+    broken = dataclasses.replace(PARAMETERS, stages=({**stage, "kernel": kernel},))
+    refused = pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 3")
+    with refused:
+        at_every_depth(parameters=broken)
+    with refused:
+        vg.log_singular_values(NET, broken, SCALES, X, top=2)
+    vg.log_singular_values(NET, broken, SCALES, X, [2])
 
 
 def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() -> None:
@@ -384,7 +392,7 @@ def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() ->
             return h * jnp.linspace(0.5, 2, self.size) ** 2
 
     net = vg.stack(Wide, 50_000, depth=3, input_shape=50_000)
-    parameters, x = vg.init(KEY, net), np.ones(50_000, np.float32)
+    parameters, x = vg.Parameters({}, ({},), {}, net), np.ones(50_000, np.float32)
     with pytest.raises(ValueError, match=r"must fit into memory = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"):
         vg.log_singular_values(net, parameters, vg.Scales(), x)
     found = vg.log_singular_values(net, parameters, vg.Scales(), x, top=3)
@@ -396,12 +404,12 @@ def test_other_bad_input() -> None:
     stream = vg.init(KEY, NET, stream=True)
     with pytest.raises(ValueError, match="streamed parameters must be computed in their own dtype, got float64"):
         vg.log_singular_values(NET, stream, SCALES, x, dtype="float64")
-    with pytest.raises(ValueError, match="discard must be a whole number from 0 to 3, got 4"):
-        vg.lyapunov_exponents(NET, stream, SCALES, x, discard=4)
+    with pytest.raises(ValueError, match="discard must be a whole number from 0 to 4, got 5"):
+        vg.lyapunov_exponents(NET, stream, SCALES, x, discard=5)
     narrow = vg.mlp(widths=(5, 4, 5), inputs=2)
     for f in (vg.lyapunov_exponents, vg.log_determinant, vg.layer_singular_values):
         with pytest.raises(ValueError, match=r"all states must have one shape, got \[\(4,\), \(5,\)\]"):
-            f(narrow, vg.init(KEY, narrow), SCALES, x)
+            f(narrow, oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
     with pytest.raises(ValueError, match="probes must be at least 2, got 1"):
         vg.log_frobenius(NET, stream, SCALES, x, probes=1)
     bad = vg.stack(Broken, depth=2, input_shape=3)
@@ -410,10 +418,15 @@ def test_other_bad_input() -> None:
 
 
 def test_jacobians_formed_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = vg.mlp(width=5, depth=3, activation="tanh", inputs=2)
-    parameters = vg.init(KEY, net)
-    whole = vg.log_singular_values(net, parameters, SCALES, np.ones(2))
+    taken: list[int] = []
+
+    def recorded(*arguments: int) -> int:
+        taken.append(chunk_size(*arguments))
+        return taken[-1]
+
+    chunk_size = chunks.chunk_size
+    monkeypatch.setattr(chunks, "chunk_size", recorded)
     monkeypatch.setattr(chunks, "MEMORY", 1)  # one column at a time
-    jax.clear_caches()
-    chunked = vg.log_singular_values(net, parameters, SCALES, np.ones(2))
-    np.testing.assert_allclose(chunked.log_singular_values, whole.log_singular_values, atol=1e-5)
+    chunked = vg.log_singular_values(NET, PARAMETERS, SCALES, X, [4, 5], dtype="float64")  # compiled nowhere else
+    assert set(taken) == {1}
+    np.testing.assert_allclose(chunked.log_singular_values, at_every_depth().log_singular_values[4:], atol=1e-9)

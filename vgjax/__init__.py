@@ -3,6 +3,7 @@
 from vgjax import activations, blocks, data, plots, theory
 from vgjax.activations import Activation
 from vgjax.blocks import Spec, spec
+from vgjax.boundary import BoxCount, box_dimension, zoom
 from vgjax.builders import cnn, gru, lstm, mlp, resnet, rnn, stack, transformer
 from vgjax.calibration import calibrate, lsuv
 from vgjax.comparison import Comparison, compare, predicted_profile
@@ -23,10 +24,13 @@ from vgjax.spectrum import (
 )
 from vgjax.sweeps import profile, spectrum_sweep, sweep
 from vgjax.tokens import token_correlation
+from vgjax.trainability import TrainingSweep, train_sweep
+from vgjax.training import Training, train
 from vgjax.treatments import Remedies, Treatment, remedies
 
 __all__ = [
     "Activation",
+    "BoxCount",
     "Comparison",
     "Frobenius",
     "GradientFlow",
@@ -41,9 +45,12 @@ __all__ = [
     "Spectrum",
     "SpectrumSweep",
     "Sweep",
+    "Training",
+    "TrainingSweep",
     "Treatment",
     "activations",
     "blocks",
+    "box_dimension",
     "calibrate",
     "cnn",
     "compare",
@@ -78,7 +85,10 @@ __all__ = [
     "sweep",
     "theory",
     "token_correlation",
+    "train",
+    "train_sweep",
     "transformer",
+    "zoom",
 ]
 
 __version__ = "0.1.0"

@@ -1,12 +1,25 @@
-"""Long work in pieces: a memory budget, a progress bar."""
+"""Long work in pieces: a memory budget, a progress bar, all cores, and results on disk as they come."""
 
+import contextlib
+import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
+from vgjax.files import whole_file, writable_folder
+
 T = TypeVar("T")
+
+Arrays = dict[str, np.ndarray]
 
 MEMORY = 2**28
 """Default budget of one chunk, in bytes: 256 MiB."""
@@ -35,3 +48,123 @@ def progress(work: Iterable[T], total: int, label: str, show: bool | None = None
     """
     hidden = not (sys.stderr.isatty() if show is None else show)
     yield from tqdm(work, total=total, desc=label, disable=hidden, leave=False)
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    with contextlib.suppress(AttributeError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Once:
+    """A value made on first use, by whichever thread comes first; the others wait for it."""
+
+    def __init__(self, make: Callable[[], Any]):
+        self._make, self._lock, self._made = make, threading.Lock(), []  # type: ignore[var-annotated]
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if not self._made:
+                self._made.append(self._make())
+        return self._made[0]
+
+
+def run(
+    work: Mapping[str, Callable[[], Arrays]],
+    label: str,
+    *,
+    store: "Store | None" = None,
+    workers: int = 1,
+    show: bool | None = None,
+) -> dict[str, Arrays]:
+    """Do all pieces of a long work, several at a time, and keep each as soon as it is done.
+
+    What the store holds already is read, not done again. Whatever ends the run early (an error, an interrupt), the
+    pieces that were done by then are in the store.
+
+    Args:
+        work: by name, what makes a piece.
+        label: of the progress bar.
+        store: where pieces are kept; None keeps them in memory alone.
+        workers: threads.
+        show: as for `progress`.
+
+    Returns:
+        The pieces, by name, in the order of ``work``.
+    """
+    kept = {name: found for name in work if store and (found := store.read(name)) is not None}
+
+    def done(name: str) -> tuple[str, Arrays]:
+        made = work[name]()
+        if store:
+            store.write(name, made)
+        return name, made
+
+    missing = [name for name in work if name not in kept]
+    with ThreadPoolExecutor(workers) as pool:
+        futures: list[Future[tuple[str, Arrays]]] = [pool.submit(done, name) for name in missing]
+        try:
+            finished = (future.result() for future in as_completed(futures))
+            kept |= dict(progress(finished, len(missing), label, show))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: kept[name] for name in work}
+
+
+class Store:
+    """A folder that holds the pieces of one run, so that a run that was killed goes on where it was.
+
+    Args:
+        folder: made if it is missing.
+        settings: what the pieces depend on, as plain JSON values: a folder of other settings is refused.
+
+    Raises:
+        ValueError: a folder that cannot be written to, holds something else, or a run of other settings.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any]):
+        self.folder = writable_folder(folder, "folder")
+        self._warned = threading.Lock()
+        path = self.folder / "settings.json"
+        if path.exists():
+            _check_settings(path, json.loads(json.dumps(settings)))
+            return
+        if any(self.folder.iterdir()):
+            raise ValueError(f"folder must be empty or hold an earlier run, got {str(folder)!r} with other files")
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n")
+
+    def read(self, name: str) -> Arrays | None:
+        """A piece; None if it is not there or cannot be read."""
+        try:
+            with np.load(self._path(name)) as file:
+                return {key: file[key] for key in file}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def write(self, name: str, piece: Arrays) -> None:
+        """Keep a piece, whole; where the disk is full the run goes on without it, with a warning."""
+        try:
+            with whole_file(self._path(name)) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **piece)  # type: ignore[arg-type]
+        except OSError as error:
+            if self._warned.acquire(blocking=False):
+                text = f"folder {str(self.folder)!r} takes no more pieces ({error.strerror}); the run goes on in memory"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npz"
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"folder must hold an earlier run, got an unreadable {str(path)!r}") from None
+    differ = [name for name in {**found, **settings} if found.get(name) != settings.get(name)]
+    if differ:
+        raise ValueError(
+            f"folder must hold an earlier run of the same settings, got one that differs in {', '.join(differ)}"
+        )

@@ -11,8 +11,9 @@ import numpy as np
 from vgjax import plots
 from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
+from vgjax.files import writable_folder
 from vgjax.initializers import LAWS
-from vgjax.results import nearest, writable_folder
+from vgjax.results import nearest
 
 if TYPE_CHECKING:
     from vgjax.theory import Critical

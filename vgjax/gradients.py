@@ -15,7 +15,7 @@ from vgjax.checks import known
 from vgjax.exponents import ZERO, Scaled, add, clipped, excess, normalize, plain, power_of_two, settled
 from vgjax.flow import first_state, joined, states_before, states_reading
 from vgjax.initializers import Scales
-from vgjax.layers import Layer, Parameters, by_stage, fed, head_layer, scan_layers, stem_layer
+from vgjax.layers import Layer, Parameters, by_path, by_stage, fed, head_layer, scan_layers, stem_layer
 from vgjax.networks import Network, about, check_input, check_scales
 
 NAIVE_DTYPES = ("float32", "bfloat16", "float16")
@@ -146,8 +146,8 @@ def _gradient_flow(
         parameter_logs |= {f"stem/{path}": log for path, log in logs.items()}
 
     depths = [stage.depth for stage in network.stages]
-    parameter_logs |= _by_path([named[0] for named, *_ in outs], depths)
-    readings = {name: a.T for name, a in _by_path([named[1] for named, *_ in outs], depths).items()}
+    parameter_logs |= by_path([named[0] for named, *_ in outs], depths)
+    readings = {name: a.T for name, a in by_path([named[1] for named, *_ in outs], depths).items()}
     log_deltas, mean_square_slope, saturation = (joined([series[i] for *_, series in outs]).T for i in range(3))
     parts = jax.tree.map(
         lambda first, series: jnp.concatenate([first[:, None], series.T], axis=1),
@@ -319,17 +319,3 @@ def _naive_reading(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
         return joined([lost(first)[None], *logs])
 
     return jax.vmap(one)(xs, ys)
-
-
-def _by_path(stages: list[dict[str, Array]], depths: list[int]) -> dict[str, Array]:
-    """One series over all layers for every path that occurs in some stage; NaN in the layers that lack it."""
-    some = {path: log for logs in stages for path, log in logs.items()}
-    return {
-        path: jnp.concatenate(
-            [
-                logs.get(path, jnp.full((depth, *like.shape[1:]), jnp.nan, like.dtype))
-                for logs, depth in zip(stages, depths, strict=True)
-            ]
-        )
-        for path, like in some.items()
-    }

@@ -179,6 +179,14 @@ class Layer:
         scales = {name: jnp.ones_like(s) if name in absorbed else s for name, s in self.scales.items()}
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(block)[1]), scales=Scales._of(scales))
 
+    def redrawn(self, key: Array) -> "Layer":
+        """The same layer with its noise drawn anew."""
+        module = self.module()
+        for i, (_, part) in enumerate(nnx.iter_modules(module)):
+            if hasattr(part, "redraw"):
+                part.redraw(jax.random.fold_in(key, i))
+        return replace(self, parameters=nnx.to_pure_dict(nnx.split(module)[1]))
+
     def degrees(self, state: Scaled) -> "Degrees":
         """How the derivative of the block grows when its state doubles."""
         read = None if self.input is None else self.input.shape
@@ -324,6 +332,20 @@ def by_stage(network: Network, along: Any) -> list[Any]:
     return [jax.tree.map(lambda a, i=i, j=j: a[i:j], along) for i, j in itertools.pairwise(starts.tolist())]
 
 
+def by_path(stages: list[dict[str, Array]], depths: list[int]) -> dict[str, Array]:
+    """One series over all layers for every path that occurs in some stage; NaN in the layers that lack it."""
+    some = {path: log for logs in stages for path, log in logs.items()}
+    return {
+        path: jnp.concatenate(
+            [
+                logs.get(path, jnp.full((depth, *like.shape[1:]), jnp.nan, like.dtype))
+                for logs, depth in zip(stages, depths, strict=True)
+            ]
+        )
+        for path, like in some.items()
+    }
+
+
 def fed(parameters: Parameters, x: Array) -> Parameters:
     """The parameters of a network whose blocks read x layer by layer; of any other network, as they are."""
     return replace(parameters, inputs=x.astype(parameter_dtype(parameters))) if parameters.network.fed else parameters
@@ -342,6 +364,59 @@ def parameter_dtype(parameters: Parameters) -> Any:
     drawn = jax.eval_shape(functools.partial(draw, stage.spec), own.keys[0]) if isinstance(own, Stream) else own
     floats = [leaf.dtype for leaf in jax.tree.leaves(drawn) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return floats[0] if floats else jnp.float32
+
+
+# --- what an optimizer moves ----------------------------------------------------------------------------------------
+
+
+def trainable(parameters: Parameters) -> dict[str, Array]:
+    """The `nnx.Param` leaves of stored parameters, by path: "stem/kernel", "blocks/0/kernel" (of the first stage,
+    stacked by layer unless it is tied), "head/bias"."""
+    return {
+        f"{place}/{path}": leaf
+        for place, (spec, own) in _places(parameters).items()
+        for path, leaf in Layer(spec, own, Scales()).trainable().items()
+    }
+
+
+def with_trainable(parameters: Parameters, leaves: dict[str, Array]) -> Parameters:
+    """The same parameters with the leaves of `trainable` replaced."""
+
+    def put(place: str, spec: Spec, own: Tree) -> Tree:
+        mine = {path.removeprefix(f"{place}/"): leaf for path, leaf in leaves.items() if path.startswith(f"{place}/")}
+        return Layer(spec, own, Scales()).with_parameters(mine).parameters
+
+    return _put(parameters, {place: put(place, *at) for place, at in _places(parameters).items()})
+
+
+def redrawn(parameters: Parameters, key: Array) -> Parameters:
+    """Stored parameters with the noise of every block (dropout) drawn anew; those of a network without any as they
+    are."""
+
+    def put(i: int, place: str, spec: Spec, own: Tree) -> Tree:
+        if not about(spec).noisy:
+            return own
+        here = jax.random.fold_in(key, i)
+        draw_one = lambda own, key: Layer(spec, own, Scales()).redrawn(key).parameters  # noqa: E731
+        stage = parameters.network.stages[int(place.split("/")[1])] if "/" in place else None
+        if stage is None or stage.tied:
+            return draw_one(own, here)
+        return jax.vmap(draw_one)(own, jax.random.split(here, stage.depth))
+
+    return _put(parameters, {at[0]: put(i, at[0], *at[1]) for i, at in enumerate(_places(parameters).items())})
+
+
+def _places(parameters: Parameters) -> dict[str, tuple[Spec, Any]]:
+    """Where parameters lie: the stem, every stage, the head; with the spec of their block."""
+    network = parameters.network
+    places = {f"blocks/{i}": (s.spec, parameters.stages[i]) for i, s in enumerate(network.stages)}
+    ends = {"stem": (network.stem, parameters.stem), "head": (network.head, parameters.head)}
+    return places | {name: (spec, own) for name, (spec, own) in ends.items() if spec is not None}
+
+
+def _put(parameters: Parameters, own: dict[str, Tree]) -> Parameters:
+    stages = tuple(own[f"blocks/{i}"] for i in range(len(parameters.stages)))
+    return replace(parameters, stem=own.get("stem", {}), stages=stages, head=own.get("head", {}))
 
 
 # --- the two readings of a network ----------------------------------------------------------------------------------

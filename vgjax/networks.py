@@ -82,6 +82,11 @@ class Network:
         return any(stage.fed for stage in self.stages)
 
     @property
+    def noisy(self) -> bool:
+        """Whether its blocks hold noise (dropout)."""
+        return any(about(stage.spec).noisy for stage in self.stages)
+
+    @property
     def activation(self) -> str | None:
         """Name of the blocks' activation, linear layers aside; None if they have none or differ."""
         names = {a.name for stage in self.stages for a in _activations(stage.spec)} - {"linear"}
@@ -143,6 +148,7 @@ class About(NamedTuple):
         scales: the names and defaults of the scales it declares.
         degree: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
         parts: the names of the parts of its state; empty if it has none.
+        noisy: whether it holds noise that training draws anew at every step.
     """
 
     graph: nnx.GraphDef
@@ -150,6 +156,7 @@ class About(NamedTuple):
     scales: Mapping[str, float]
     degree: tuple[int, int] | None
     parts: tuple[str, ...]
+    noisy: bool
 
 
 @functools.cache
@@ -162,7 +169,8 @@ def about(spec: Spec) -> About:
         graph = nnx.split(block)[0]
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
-        said = getattr(block, "degree", None), tuple(getattr(block, "parts", ()))
+        noisy = any(hasattr(part, "redraw") for _, part in nnx.iter_modules(block))
+        said = getattr(block, "degree", None), tuple(getattr(block, "parts", ())), noisy
         found.append(About(graph, trainable, dict(scales_of(block)), *said))
 
     jax.eval_shape(build)

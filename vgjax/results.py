@@ -1,12 +1,9 @@
 """Named results: what a sweep measured, with where it came from; saved and loaded whole."""
 
-import contextlib
 import json
 import os
 import platform
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from vgjax.checks import known
+from vgjax.files import whole_file
 
 if TYPE_CHECKING:
     import xarray
@@ -332,44 +330,6 @@ class SpectrumSweep(Reading, Result):
 def nearest(values: np.ndarray, value: float) -> float:
     """The entry of a grid nearest to a value."""
     return float(values[np.abs(values - value).argmin()])
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes it once all is written.
-
-    A killed run leaves no half-written file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; results are ordinary ones
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def writable_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made if missing; raises before any work is done if nothing could be written there.
-
-    Raises:
-        ValueError: it is no folder, or not writable.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"out must be a folder that can be written to, got {str(path)!r} ({error.strerror})") from None
-    return folder
 
 
 def machine() -> dict[str, Any]:

@@ -61,12 +61,12 @@ def sweep(
     """
     seeds, tangents = positive_integer("seeds", seeds), positive_integer("tangents", tangents)
     memory = positive_integer("memory", memory)
-    grid, fixed = _grid(network, scales if scales is not None else Scales(), axes)
+    grid, fixed = grid_of(network, scales if scales is not None else Scales(), axes)
     inputs = _inputs(network, x, seeds)
     if not network.prefix_closed:
         raise ValueError("network must be prefix-closed to be swept over depth: some block depends on layers behind it")
 
-    shape, points = _points(grid)
+    shape, points = points_of(grid)
     count = int(np.prod(shape))
     size = chunks.chunk_size(count, _bytes_per_point(network, tangents), memory)
 
@@ -90,7 +90,7 @@ def sweep(
         found.left_range,
         int(np.prod(state_shapes(network)[-1])),
         {name: np.asarray(value).tolist() for name, value in fixed.items()},
-        _provenance(network, key, seeds=seeds, tangents=tangents, chunk_size=size, stream=stream),
+        provenance(network, key, seeds=seeds, tangents=tangents, chunk_size=size, stream=stream),
     )
 
 
@@ -125,10 +125,10 @@ def spectrum_sweep(
         ValueError: as `sweep` and `log_singular_values`; a layer whose Jacobian is not finite is named with its seed.
     """
     seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
-    grid, fixed = _grid(network, scales if scales is not None else Scales(), axes, least=0)
+    grid, fixed = grid_of(network, scales if scales is not None else Scales(), axes, least=0)
     inputs = _inputs(network, x, seeds)
     wanted = spectrum.checked_depths(network, depths, 0, from_input)
-    shape, points = _points(grid)
+    shape, points = points_of(grid)
     count = int(np.prod(shape))
     directions = int(np.prod(network.input_shape if from_input else state_shapes(network)[0]))
     drawn = jax.eval_shape(functools.partial(init, network=network), key)
@@ -156,7 +156,7 @@ def spectrum_sweep(
     values, condition, left_range = (
         a.reshape(seeds, *shape, *a.shape[1:]) for a in (found.log_singular_values, found.condition, left)
     )
-    about = _provenance(network, key, seeds=seeds, chunk_size=size, from_input=from_input, dtype=computed_in)
+    about = provenance(network, key, seeds=seeds, chunk_size=size, from_input=from_input, dtype=computed_in)
     named = {name: np.asarray(value).tolist() for name, value in fixed.items()}
     return SpectrumSweep(grid, np.asarray(wanted), values, condition, left_range, named, about)
 
@@ -254,13 +254,13 @@ def measure(parameters: Parameters, fixed: Scales, swept: Scales, x: Array, tang
     return jax.vmap(at)(swept)
 
 
-def _points(grid: dict[str, np.ndarray]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
+def points_of(grid: dict[str, np.ndarray]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
     """The shape of a grid, and the scales at each of its points."""
     every = np.meshgrid(*grid.values(), indexing="ij")
     return tuple(len(v) for v in grid.values()), {n: v.ravel() for n, v in zip(grid, every, strict=True)}
 
 
-def _grid(
+def grid_of(
     network: Network, scales: Scales, axes: dict[str, ArrayLike], least: int = 1
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Swept axes as numpy arrays in the order given, and the fixed scales."""
@@ -303,7 +303,7 @@ def _bytes_per_point(network: Network, tangents: int) -> int:
     return 8 * (6 * (1 + tangents) * units + (2 + tangents) * (network.depth + 1))
 
 
-def _provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]:
+def provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]:
     from vgjax import __version__
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

@@ -21,7 +21,7 @@ class Dropout(nnx.Module):
     variance, ``rate / (1 - rate)`` (``"gaussian"``).
 
     The noise is drawn once with the block: a network is then one function, and draws of networks are draws of noise. So
-    the rate is a scale like any other, ``dropout``, and can be swept.
+    the rate is a scale like any other, ``dropout``, and can be swept. Training draws it anew at every step (`redraw`).
 
     Args:
         shape: of the state.
@@ -37,8 +37,13 @@ class Dropout(nnx.Module):
 
     def __init__(self, shape: tuple[int, ...], *, law: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.law = known("dropout", law, ("bernoulli", "gaussian"))
-        draw = jax.random.uniform if law == "bernoulli" else jax.random.normal
-        self.noise = Mask(draw(rngs.params(), shape, dtype))
+        self.noise = Mask(jnp.zeros(shape, dtype))
+        self.redraw(rngs.params())
+
+    def redraw(self, key: Array) -> None:
+        """New noise."""
+        draw = jax.random.uniform if self.law == "bernoulli" else jax.random.normal
+        self.noise[...] = draw(key, self.noise[...].shape, self.noise[...].dtype)
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""

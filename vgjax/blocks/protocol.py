@@ -15,6 +15,7 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``readings(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean of
   a gate (default: none);
+- ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c);
 - ``prefix_closed``: class attribute, False if what leaves it depends on layers behind it.
 

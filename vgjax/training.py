@@ -1,0 +1,567 @@
+"""Training: what vanishing and exploding gradients cost, and what optimizers change, step by step.
+
+A training is one compiled program of pure functions on a network's ordinary parameters (`vgjax.scaled`): minibatches
+from a key, any optax optimizer, and at chosen steps a look at every layer. That it diverges is a result, not an error.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from vgjax import losses
+from vgjax.checks import known, not_negative, positive_integer
+from vgjax.data import Examples, batches
+from vgjax.exponents import normalize, plain
+from vgjax.gradients import gradient_flow
+from vgjax.initializers import Scales
+from vgjax.layers import (
+    Parameters,
+    Stream,
+    by_path,
+    forward,
+    init,
+    ordinary,
+    parameter_dtype,
+    redrawn,
+    trainable,
+    with_trainable,
+)
+from vgjax.networks import Network, check_scales
+
+Optimizer: TypeAlias = str | Callable[[Any], optax.GradientTransformation] | optax.GradientTransformation
+Schedule: TypeAlias = str | Callable[[Any, int], optax.Schedule]
+Rates: TypeAlias = dict[str, Array]
+"""Learning rates: ``{"": rate}``, or one for each group of parameters."""
+
+OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "nesterov": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
+    "adagrad": optax.adagrad,
+    "rmsprop": optax.rmsprop,
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+}
+"""Optimizers by name, each made from a learning rate."""
+
+SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
+    "constant": lambda rate, steps: optax.constant_schedule(rate),
+    "step": lambda rate, steps: optax.piecewise_constant_schedule(rate, {steps // 2: 0.1, 3 * steps // 4: 0.1}),
+    "exponential": lambda rate, steps: optax.exponential_decay(rate, steps, 0.01),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
+    "warmup": lambda rate, steps: optax.warmup_cosine_decay_schedule(0.0, rate, -(-steps // 10), steps),
+}
+"""Schedules by name, each made from the largest learning rate and the number of steps: constant; a tenth of it from
+half of the steps on, a hundredth from three quarters; exponential to a hundredth; a cosine to 0; a tenth of the steps
+of linear warm-up and then a cosine."""
+
+LOSSES = ("cross_entropy", "squared_error")
+LOOKS = 20
+
+
+class Data(Protocol):
+    """Inputs with their labels, such as `vgjax.data.Examples`."""
+
+    @property
+    def inputs(self) -> Any:
+        """Shape ``(examples, *input)``."""
+
+    @property
+    def labels(self) -> Any:
+        """Shape ``(examples,)`` of classes, or ``(examples, *output)`` of numbers."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training as a static description: what is compiled for.
+
+    Attributes:
+        network: what is trained.
+        optimizer, schedule: as for `train`.
+        groups: names of the groups of parameters that have a learning rate of their own; empty for one rate.
+        num_steps: updates.
+        batch_size: examples an update sees.
+        loss: ``"cross_entropy"`` or ``"squared_error"``.
+        record: the steps at which it looks, ascending; the last is ``num_steps``.
+        gradients: whether it looks at the gradients, layer by layer.
+        evaluate: how many examples loss and accuracy are taken over, at most.
+        dtype: it computes in.
+        lot: examples in a state: 1, or a batch's where a batch is the state.
+    """
+
+    network: Network
+    optimizer: Optimizer
+    schedule: Schedule
+    groups: tuple[str, ...]
+    num_steps: int
+    batch_size: int
+    loss: str
+    record: tuple[int, ...]
+    gradients: bool
+    evaluate: int
+    dtype: str
+    lot: int
+
+
+class Looks(NamedTuple):
+    """What a training saw at the recorded steps: the state before that update; ``r`` of them. Logarithms are natural.
+
+    Attributes:
+        train_loss, test_loss: mean over (at most ``evaluate``) examples, shape ``(r,)``; NaN without test examples.
+        train_accuracy, test_accuracy: share of them whose largest output is the label's; NaN for a single output.
+        log_gradient: ln of the root mean square over the minibatch of ||dL_i/ds_l||, L_i the loss of one example, shape
+            ``(r, depth + 1)``; exact where floats would read 0 or inf.
+        log_parameter_gradient: by Flax path, ln of the norm of the gradient of the minibatch's mean loss, shape ``(r,
+            depth)`` for the blocks, ``(r,)`` for ``"stem/..."`` and ``"head/..."``; of tied parameters what each step
+            contributes.
+        log_tied_gradient: the same of the whole of tied parameters, shape ``(r,)``.
+        log_parameter: ln of the norm of the parameters, shapes as above (one number if tied).
+        log_update: ln of the norm of the update that the optimizer makes of that minibatch, in its own floats: -inf is
+            an update of 0, whether truly or by underflow.
+    """
+
+    train_loss: Array
+    train_accuracy: Array
+    test_loss: Array
+    test_accuracy: Array
+    log_gradient: Array
+    log_parameter_gradient: dict[str, Array]
+    log_tied_gradient: dict[str, Array]
+    log_parameter: dict[str, Array]
+    log_update: dict[str, Array]
+
+    @property
+    def log_update_ratio(self) -> dict[str, Array]:
+        """ln of the update's norm over that of the parameters, by path; NaN where both are 0."""
+        return {path: update - self.log_parameter[path] for path, update in self.log_update.items()}
+
+
+class Training(NamedTuple):
+    """What became of one network.
+
+    Attributes:
+        steps: the recorded steps, shape ``(r,)``: 0 is before the first update, ``num_steps`` after the last.
+        looks: what was seen at them.
+        loss: mean loss of every step's minibatch before its update, shape ``(num_steps,)``.
+        first_nonfinite: the first step whose loss, or whose updated parameters, are not all finite; ``num_steps`` if
+            none.
+        parameters, scales: at the end: the ordinary parameters, and the scales that go with them in `forward`.
+    """
+
+    steps: Array
+    looks: Looks
+    loss: Array
+    first_nonfinite: Array
+    parameters: Parameters
+    scales: Scales
+
+    @property
+    def diverged(self) -> bool:
+        """Whether anything was not finite at some step."""
+        return bool(self.first_nonfinite < len(self.loss))
+
+
+def train(
+    key: Array,
+    network: Network,
+    scales: Scales,
+    data: Data,
+    optimizer: Optimizer = "sgd",
+    num_steps: int = 1000,
+    *,
+    learning_rate: float | Array | Mapping[str, float] | None = None,
+    schedule: Schedule = "constant",
+    batch_size: int | None = 64,
+    loss: str | None = None,
+    test: Data | None = None,
+    parameters: Parameters | None = None,
+    record: Sequence[int] | None = None,
+    gradients: bool = True,
+    evaluate: int = 1024,
+    dtype: str | None = None,
+) -> Training:
+    """Train one network and look at every layer on the way.
+
+    What moves are the ordinary Flax parameters (W = sigma_w Z, b = sigma_b z), as a user's optimizer would see them.
+    The draw, the order of the examples and the noise of dropout come from the key. One compiled program; a second call
+    with other numbers (key, scales, learning rate, data of the same shape) runs the same one.
+
+    Args:
+        key: `jax.random.key`.
+        network: any. With a batch in its state (batch norm) a minibatch is one state, and ``batch_size`` is its.
+        scales: those of the draw, as for `forward`; ``dropout`` is 0 where loss and accuracy are taken.
+        data: training examples: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes ``(examples,)`` or
+            numbers ``(examples, *output)``.
+        optimizer: a name in `OPTIMIZERS`, a function from a learning rate to an optax optimizer (``optax.lion``,
+            ``lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))``), or an optax optimizer as it
+            is. Parameters of a stage are stacked by layer: an optimizer that looks at whole arrays (LARS, Adafactor) sees
+            them as one.
+        num_steps: updates.
+        learning_rate: a number (default .01); or one for each group of parameters, by a part of their path: ``{"stem":
+            .1, "blocks": .01, "head": .01}`` or ``{"kernel": .1, "bias": .01}``.
+        schedule: a name in `SCHEDULES`, or a function from a learning rate and the number of steps to an optax
+            schedule.
+        batch_size: examples a minibatch, drawn without repetition within an epoch; None takes all of them, in order.
+        loss: ``"cross_entropy"`` or ``"squared_error"`` (half the sum of squares); left out, read off the labels.
+        test: examples for test loss and accuracy.
+        parameters: draws at unit gain to start from (of `lsuv`, say) instead of those of the key.
+        record: steps at which to look, from 0 to ``num_steps``, which is always one; default: 20 intervals.
+        gradients: look at the gradients too.
+        evaluate: how many examples of each kind loss and accuracy are taken over, at most.
+        dtype: ``"float64"`` computes the same drawn network in float64.
+
+    Returns:
+        `Training`.
+
+    Raises:
+        ValueError: an unknown name, a learning rate that is not positive and finite, no steps, a batch larger than the
+            data, examples that do not fit the network, labels that do not fit its output.
+    """
+    rates = checked_rates(optimizer, learning_rate)
+    check_scales(network, scales)
+    if parameters is not None and any(isinstance(own, Stream) for own in parameters.stages):
+        raise ValueError("parameters must be stored to be trained; draw them with init(..., stream=False)")
+    plan, examples, held = planned(
+        network,
+        data,
+        test,
+        tuple(rates),
+        optimizer=optimizer,
+        schedule=schedule,
+        num_steps=num_steps,
+        batch_size=batch_size,
+        loss=loss,
+        record=record,
+        gradients=gradients,
+        evaluate=evaluate,
+        dtype=dtype,
+    )
+    with jax.enable_x64(plan.dtype == "float64"):
+        # Drawn by a program of its own: the same for every optimizer.
+        drawn = init(jax.random.split(key, 3)[0], network, stream=False) if parameters is None else parameters
+        return _train(plan, key, scales, rates, examples, held, drawn)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _train(
+    plan: Plan,
+    key: Array,
+    scales: Scales,
+    rates: Rates,
+    data: Examples,
+    test: Examples | None,
+    parameters: Parameters | None = None,
+) -> Training:
+    return trained(plan, key, scales, rates, data, test, parameters)
+
+
+# --- the program ----------------------------------------------------------------------------------------------------
+
+
+class Running(NamedTuple):
+    """What the loop carries: what moves, what the optimizer remembers, and what was seen at every step."""
+
+    leaves: dict[str, Array]
+    memory: optax.OptState
+    loss: Array
+    first_nonfinite: Array
+
+
+@dataclass(frozen=True)
+class Course:
+    """What stays as it is while a network is trained.
+
+    Attributes:
+        plan: the static part.
+        start, scales: the ordinary parameters drawn, and the scales left.
+        optimizer: at its learning rates.
+        data, test: examples.
+        indices: which of them every step takes, shape ``(num_steps + 1, batch_size)``.
+        noise: the key of what is drawn anew at every step.
+    """
+
+    plan: Plan
+    start: Parameters
+    scales: Scales
+    optimizer: optax.GradientTransformation
+    data: Examples
+    test: Examples | None
+    indices: Array
+    noise: Array
+
+    def begin(self) -> Running:
+        """Before the first step."""
+        leaves, steps = trainable(self.start), self.plan.num_steps
+        seen = jnp.full(steps, jnp.nan, self.plan.dtype), jnp.asarray(steps, jnp.int32)
+        return Running(leaves, self.optimizer.init(leaves), *seen)
+
+    def batch(self, t: Array) -> Examples:
+        """The minibatch of a step, as inputs of the network."""
+        whole = self.plan.batch_size == len(self.data.inputs)
+        return in_states(self.plan.lot, self.data if whole else jax.tree.map(lambda a: a[self.indices[t]], self.data))
+
+    def at(self, leaves: dict[str, Array], t: Array) -> Parameters:
+        """The network of a step, with its noise."""
+        return redrawn(with_trainable(self.start, leaves), jax.random.fold_in(self.noise, t))
+
+    def gradient(self, leaves: dict[str, Array], t: Array) -> tuple[Array, dict[str, Array]]:
+        """Loss and gradient of a step."""
+        loss = lambda leaves: mean_loss(self.plan, self.at(leaves, t), self.scales, self.batch(t))  # noqa: E731
+        return jax.value_and_grad(loss)(leaves)
+
+    def step(self, t: Array, now: Running) -> Running:
+        """One update."""
+        loss, gradients = self.gradient(now.leaves, t)
+        updates, memory = self.optimizer.update(gradients, now.memory, now.leaves)
+        leaves: Any = optax.apply_updates(now.leaves, updates)
+        fine = jnp.isfinite(loss) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()]))
+        first = jnp.minimum(now.first_nonfinite, jnp.where(fine, self.plan.num_steps, t))
+        return Running(leaves, memory, now.loss.at[t].set(loss), first)
+
+    def look(self, now: Running, t: Array) -> Looks:
+        """What is to be seen before a step."""
+        plan, whole = self.plan, with_trainable(self.start, now.leaves)
+        scores = *score(plan, whole, self.scales, self.data), *score(plan, whole, self.scales, self.test)
+        if not plan.gradients:
+            return Looks(*scores, jnp.full(plan.network.depth + 1, jnp.nan, plan.dtype), {}, {}, {}, {})
+        updates: Any = self.optimizer.update(self.gradient(now.leaves, t)[1], now.memory, now.leaves)[0]
+        log_gradients = gradient_norms(plan, self.at(now.leaves, t), self.scales, self.batch(t))
+        return Looks(*scores, *log_gradients, log_norms(plan.network, now.leaves), log_norms(plan.network, updates))
+
+
+def trained(
+    plan: Plan,
+    key: Array,
+    scales: Scales,
+    rates: Rates,
+    data: Examples,
+    test: Examples | None,
+    parameters: Parameters | None = None,
+) -> Training:
+    """`train` as a traceable function of all that is no static description; unbatched, for `vmap` and `lax.map`."""
+    weights, order, noise = jax.random.split(key, 3)
+    drawn = init(weights, plan.network, stream=False) if parameters is None else parameters
+    drawn, data, test, rates, scales = as_dtype(plan.dtype, (drawn, data, test, rates, scales))
+    start, left = ordinary(drawn, scales)
+    indices = batches(order, len(data.inputs), plan.batch_size, plan.num_steps + 1)
+    course = Course(plan, start, left, made(plan, rates, trainable(start)), data, test, indices, noise)
+
+    def until(carry: tuple[Running, Array], then: Array) -> tuple[tuple[Running, Array], Looks]:
+        now = lax.fori_loop(carry[1], then, course.step, carry[0])
+        return (now, then), course.look(now, then)
+
+    steps = jnp.asarray(plan.record, jnp.int32)
+    (end, _), looks = lax.scan(until, (course.begin(), jnp.zeros((), jnp.int32)), steps)
+    return Training(steps, looks, end.loss, end.first_nonfinite, with_trainable(start, end.leaves), left)
+
+
+def made(plan: Plan, rates: Rates, leaves: dict[str, Array]) -> optax.GradientTransformation:
+    """The optimizer at these learning rates."""
+
+    def one(rate: Array) -> optax.GradientTransformation:
+        make = OPTIMIZERS[plan.optimizer] if isinstance(plan.optimizer, str) else plan.optimizer
+        if plan.schedule == "constant":
+            return make(rate)  # type: ignore[operator]
+        schedule = SCHEDULES[plan.schedule] if isinstance(plan.schedule, str) else plan.schedule
+        return make(schedule(rate, plan.num_steps))  # type: ignore[operator]
+
+    if isinstance(plan.optimizer, optax.GradientTransformation):
+        return plan.optimizer
+    if plan.groups == ("",):
+        return one(rates[""])
+    return optax.partition({name: one(rate) for name, rate in rates.items()}, grouped(plan.groups, leaves))
+
+
+def mean_loss(plan: Plan, parameters: Parameters, scales: Scales, examples: Examples) -> Array:
+    """The loss, as a mean over examples (over the batches in a state, where states are batches)."""
+    outputs = _outputs(plan.network, parameters, scales, examples.inputs)
+    values = jax.vmap(functools.partial(losses.value, plan.loss))(outputs, _like(plan.loss, outputs, examples.labels))
+    return jnp.sum(values) / (len(values) * plan.lot)
+
+
+def score(plan: Plan, parameters: Parameters, scales: Scales, examples: Examples | None) -> tuple[Array, Array]:
+    """Loss and accuracy of the first examples, without noise; NaN where there are none."""
+    nothing = jnp.full((), jnp.nan, plan.dtype)
+    if examples is None:
+        return nothing, nothing
+    quiet = Scales._of({name: jnp.zeros_like(s) if name == "dropout" else s for name, s in scales.items()})
+    examples = in_states(plan.lot, jax.tree.map(lambda a: a[: plan.evaluate], examples))
+    outputs = _outputs(plan.network, parameters, quiet, examples.inputs)
+    labels = examples.labels if plan.loss == "cross_entropy" else jnp.argmax(examples.labels, axis=-1)
+    right = jnp.mean((jnp.argmax(outputs, axis=-1) == labels).astype(plan.dtype))
+    return mean_loss(plan, parameters, quiet, examples), right if outputs.shape[-1] > 1 else nothing
+
+
+def gradient_norms(
+    plan: Plan, parameters: Parameters, scales: Scales, examples: Examples
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """`Looks.log_gradient`, ``log_parameter_gradient`` and ``log_tied_gradient`` of one minibatch."""
+    flow = gradient_flow(plan.network, parameters, scales, *examples, loss=plan.loss, naive=())
+    count = np.log(len(examples.inputs) * plan.lot)
+    rms = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - count) / 2
+    of_mean = jax.tree.map(lambda log: log - count, (flow.log_parameter_gradient, flow.log_tied_gradient))
+    return rms, *of_mean
+
+
+def log_norms(network: Network, leaves: dict[str, Array]) -> dict[str, Array]:
+    """ln of the norm of every layer's part of `trainable` leaves, by Flax path."""
+    norm = lambda a: normalize(plain(a))[1]  # noqa: E731
+    ends = {path: norm(leaf) for path, leaf in leaves.items() if not path.startswith("blocks/")}
+    stages = []
+    for i, stage in enumerate(network.stages):
+        inside = {path.removeprefix(f"blocks/{i}/"): a for path, a in leaves.items() if path.startswith(f"blocks/{i}/")}
+        if stage.tied:
+            ends |= {path: norm(leaf) for path, leaf in inside.items()}
+        stages.append({} if stage.tied else {path: jax.vmap(norm)(leaf) for path, leaf in inside.items()})
+    return ends | by_path(stages, [stage.depth for stage in network.stages])
+
+
+# --- examples and states --------------------------------------------------------------------------------------------
+
+
+def in_states(lot: int, examples: Examples) -> Examples:
+    """Examples as inputs of the network: as they are, or in whole lots where a batch is the state."""
+    if lot == 1:
+        return examples
+    whole = len(examples.inputs) // lot * lot
+    return Examples(*(a[:whole].reshape(-1, lot, *a.shape[1:]) for a in examples))
+
+
+def _outputs(network: Network, parameters: Parameters, scales: Scales, xs: Array) -> Array:
+    return jax.vmap(lambda x: forward(network, parameters, scales, x))(xs)
+
+
+def _like(loss: str, outputs: Array, labels: Array) -> Array:
+    return labels if loss == "cross_entropy" else labels.astype(outputs.dtype)
+
+
+def as_dtype(dtype: str, tree: Any) -> Any:
+    """All floating-point numbers of a tree in a dtype."""
+    return jax.tree.map(
+        lambda a: jnp.asarray(a).astype(dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, tree
+    )
+
+
+# --- the edge -------------------------------------------------------------------------------------------------------
+
+
+def planned(
+    network: Network,
+    data: Data,
+    test: Data | None,
+    groups: Sequence[str],
+    *,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    num_steps: int,
+    batch_size: int | None,
+    loss: str | None,
+    record: Sequence[int] | None,
+    gradients: bool,
+    evaluate: int,
+    dtype: str | None,
+) -> tuple[Plan, Examples, Examples | None]:
+    """What to compile for, and the examples as arrays, once all of it has been checked."""
+    if isinstance(optimizer, str):
+        known("optimizer", optimizer, OPTIMIZERS)
+    if isinstance(schedule, str):
+        known("schedule", schedule, SCHEDULES)
+    num_steps = positive_integer("num_steps", num_steps)
+    drawn = jax.eval_shape(functools.partial(init, network=network), jax.random.key(0))
+    if groups and groups != ("",):
+        grouped(groups, trainable(drawn))
+    loss, lot, examples = checked_examples("data", network, data, loss)
+    held = None if test is None else checked_examples("test", network, test, loss)[2]
+    plan = Plan(
+        network,
+        optimizer,
+        schedule,
+        tuple(groups),
+        num_steps,
+        checked_batch(batch_size, lot, len(examples.inputs)),
+        loss,
+        checked_steps(record, num_steps),
+        bool(gradients),
+        max(lot, positive_integer("evaluate", evaluate)),
+        np.dtype(known("dtype", dtype, ["float32", "float64"]) if dtype else parameter_dtype(drawn)).name,
+        lot,
+    )
+    return plan, examples, held
+
+
+def checked_rates(optimizer: Optimizer, learning_rate: Any) -> dict[str, Any]:
+    """The learning rates by group: numbers, or arrays of them."""
+    if isinstance(optimizer, optax.GradientTransformation):
+        if learning_rate is not None:
+            raise ValueError("learning_rate must be left out where the optimizer has its own")
+        return {}
+    if learning_rate is None:
+        learning_rate = 0.01
+    rates = dict(learning_rate) if isinstance(learning_rate, Mapping) else {"": learning_rate}
+    for name, rate in rates.items():
+        not_negative("learning_rate" + (f" of {name}" if name else ""), rate)
+    return rates
+
+
+def grouped(groups: Sequence[str], leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Which group each trainable leaf belongs to: that whose name is a part of its path.
+
+    Raises:
+        ValueError: a leaf in no group, or in several.
+    """
+    found = {path: [name for name in groups if name in path.split("/")] for path in leaves}
+    for path, names in found.items():
+        if len(names) != 1:
+            which = " and ".join(names) or "none"
+            raise ValueError(f"learning_rate must name one group for every parameter, got {which} for {path}")
+    return {path: names[0] for path, names in found.items()}
+
+
+def checked_examples(name: str, network: Network, data: Data, loss: str | None) -> tuple[str, int, Examples]:
+    """The loss that the labels mean, the number of examples in a state, and the examples as arrays."""
+    inputs, labels = jnp.asarray(data.inputs), jnp.asarray(data.labels)
+    shape = network.input_shape
+    lot = 1 if inputs.shape[1:] == shape else shape[0] if inputs.shape[1:] == shape[1:] else 0
+    if not lot or not len(inputs):
+        raise ValueError(
+            f"{name} must hold inputs of shape (examples, {', '.join(map(str, shape))}), got {inputs.shape}"
+        )
+    if len(labels) != len(inputs):
+        raise ValueError(f"{name} must hold one label an input, got {len(labels)} labels for {len(inputs)} inputs")
+    if len(inputs) < lot:
+        raise ValueError(f"{name} must hold at least the {lot} examples of a state, got {len(inputs)}")
+    if not np.all(np.isfinite(inputs)):
+        raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
+    if loss is not None:
+        known("loss", loss, LOSSES)
+    states = in_states(lot, Examples(inputs, labels))
+    loss, _ = losses.targets(network, states.labels, loss, None, len(states.inputs), False)
+    return loss, lot, Examples(inputs, labels)
+
+
+def checked_batch(batch_size: int | None, lot: int, examples: int) -> int:
+    """How many examples an update sees."""
+    if batch_size is None:
+        return examples // lot * lot
+    batch_size = positive_integer("batch_size", batch_size)
+    if batch_size > examples:
+        raise ValueError(f"batch_size must be at most the {examples} examples of the data, got {batch_size}")
+    if batch_size % lot:
+        raise ValueError(f"batch_size must be a multiple of the {lot} examples in a state, got {batch_size}")
+    return batch_size
+
+
+def checked_steps(record: Sequence[int] | None, num_steps: int) -> tuple[int, ...]:
+    """The steps to look at, ascending, with the last."""
+    wanted = np.linspace(0, num_steps, LOOKS + 1).round() if record is None else np.asarray(record, dtype=float)
+    steps = np.unique([*wanted.ravel(), num_steps])
+    for step in steps[(steps < 0) | (steps > num_steps) | (steps != steps.round())]:
+        raise ValueError(f"record must hold whole steps from 0 to num_steps = {num_steps}, got {step:g}")
+    return tuple(int(step) for step in steps)
