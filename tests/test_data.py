@@ -132,6 +132,7 @@ def test_a_single_flat_image_or_pixel_becomes_0_among_others() -> None:
     images[2] = images[:, 3] = 0.1
     assert np.all((np.asarray(data.standardize(images, "image")) == 0).all(axis=1) == [0, 0, 1, 0, 0])
     assert np.all((np.asarray(data.standardize(images, "pixel")) == 0).all(axis=0) == [0, 0, 0, 1])
+    assert not np.any(data.standardize(np.array([[1e-300, 2e-300]])))  # its variance is below float64
     others = np.ones((2, 4))  # not flat itself where the training set is
     assert np.all((np.asarray(data.standardize(others, "pixel", like=images)) == 0) == [0, 0, 0, 1])
 
@@ -156,41 +157,44 @@ def test_idx_files_of_every_type_are_read(tmp_path: Path, name: str, shape: tupl
 
 SMALL = np.arange(12, dtype=np.int16).reshape(3, 4)
 GOOD = idx_bytes(SMALL)
-PACKED = gzip.compress(GOOD)
+PACKED = gzip.compress(GOOD, mtime=0)
 NO_IDX = r"must begin with bytes 00 00, a type \(08, 09, 0b, 0c, 0d, 0e\) and 01 to 20 .* got "
 CORRUPT = "must be a whole gzip file, got a corrupt one: "
 
 
+HOLDS = r"must hold 24 bytes for sizes \(3, 4\) of int16, got "
+
+
 def packed(content: bytes) -> bytes:
-    return gzip.compress(content)
+    return gzip.compress(content, mtime=0)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", NO_IDX + "nothing"),
-        (b"\0\0\x08", NO_IDX + "00 00 08"),
-        (b"\x89PNG\r\n", NO_IDX + "89 50 4e 47"),
-        (b"\0\1" + GOOD[2:], NO_IDX + "00 01 0b 02"),
-        (idx_bytes(SMALL, code=0x0A), NO_IDX + "00 00 0a 02"),
-        (b"\0\0\x08\0\7", NO_IDX + "00 00 08 00"),
-        (b"\0\0\x08\xff" + bytes(2000), NO_IDX + "00 00 08 ff"),
-        (packed(b"no images at all"), NO_IDX + "6e 6f 20 69"),
-        (GOOD[:9], "must hold 2 sizes, got only 5 bytes of them"),
-        (GOOD[:-1], r"must hold 24 bytes for sizes \(3, 4\) of int16, got 23: truncated, or a corrupt header"),
-        (packed(GOOD[:-1]), r"must hold 24 bytes for sizes \(3, 4\) of int16, got 23: truncated"),
-        (GOOD + b"\0", r"must hold 24 bytes for sizes \(3, 4\) of int16, got more"),
-        (packed(GOOD + b"\0"), r"must hold 24 bytes for sizes \(3, 4\) of int16, got more"),
-        (idx_bytes(SMALL, code=0x0E), r"must hold 96 bytes for sizes \(3, 4\) of float64, got 24: truncated"),
-        (idx_bytes(SMALL, sizes=(3, 0)), r"must have sizes of at least 1, got \(3, 0\)"),
-        (b"\x1f\x8b", CORRUPT),
-        (PACKED[:14], CORRUPT + "Compressed file ended"),
-        (PACKED[:-5], CORRUPT + "Compressed file ended"),
-        (PACKED[:-8] + bytes(4) + PACKED[-4:], CORRUPT + "CRC check failed"),
-        (PACKED[:10] + b"\xff" * 20 + PACKED[30:], CORRUPT + "Error -3 while decompressing"),
-        (PACKED + b"left over", CORRUPT + "Not a gzipped file"),
-    ],
-)
+BAD_FILES = {
+    "empty": (b"", NO_IDX + "nothing"),
+    "cut in its magic": (b"\0\0\x08", NO_IDX + "00 00 08"),
+    "a picture": (b"\x89PNG\r\n", NO_IDX + "89 50 4e 47"),
+    "not two zeros": (b"\0\1" + GOOD[2:], NO_IDX + "00 01 0b 02"),
+    "unknown type": (idx_bytes(SMALL, code=0x0A), NO_IDX + "00 00 0a 02"),
+    "no dimensions": (b"\0\0\x08\0\7", NO_IDX + "00 00 08 00"),
+    "255 dimensions": (b"\0\0\x08\xff" + bytes(2000), NO_IDX + "00 00 08 ff"),
+    "packed text": (packed(b"no images at all"), NO_IDX + "6e 6f 20 69"),
+    "cut in its sizes": (GOOD[:9], "must hold 2 sizes, got only 5 bytes of them"),
+    "a size of 0": (idx_bytes(SMALL, sizes=(3, 0)), r"must have sizes of at least 1, got \(3, 0\)"),
+    "truncated": (GOOD[:-1], HOLDS + "23: truncated, or a corrupt header"),
+    "packed when truncated": (packed(GOOD[:-1]), HOLDS + "23: truncated"),
+    "trailing byte": (GOOD + b"\0", HOLDS + "more"),
+    "packed trailing byte": (packed(GOOD + b"\0"), HOLDS + "more"),
+    "promises more": (idx_bytes(SMALL, code=0x0E), r"must hold 96 bytes for sizes \(3, 4\) of float64, got 24: trunc"),
+    "gzip's magic only": (PACKED[:2], CORRUPT),
+    "gzip cut": (PACKED[:14], CORRUPT + "Compressed file ended"),
+    "gzip cut in its checksum": (PACKED[:-5], CORRUPT + "Compressed file ended"),
+    "gzip of another checksum": (PACKED[:-8] + bytes(4) + PACKED[-4:], CORRUPT + "CRC check failed"),
+    "gzip damaged": (PACKED[:10] + b"\xff" * 20 + PACKED[30:], CORRUPT + "Error -3 while decompressing"),
+    "gzip and more": (PACKED + b"left over", CORRUPT + "Not a gzipped file"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_FILES.values(), ids=BAD_FILES)
 def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
     path = written(tmp_path / "bad-images", content)
     with pytest.raises(ValueError, match=f"bad-images' {message}"):
@@ -335,10 +339,11 @@ def test_fewer_steps_are_the_first_of_more_also_when_traced(rows: np.ndarray) ->
     assert not np.array_equal(other, first)
 
 
-def test_fewer_steps_are_the_first_of_more_for_keys_that_do_not_batch() -> None:
+def test_an_epoch_is_its_own_keys_also_where_keys_do_not_batch() -> None:
     """Keys of the kind "rbg" draw other numbers under vmap than alone."""
     key = jax.random.key(0, impl="rbg")
-    np.testing.assert_array_equal(data.batches(key, 5, 2, 2), data.batches(key, 5, 2, 5)[:2])
+    order = jax.random.permutation(jax.random.fold_in(key, 3), jnp.arange(5, dtype=jnp.int32))
+    np.testing.assert_array_equal(data.batches(key, 5, 2, 8)[6:].ravel(), order[:4])
 
 
 def test_a_full_batch_is_everything_in_order() -> None:

@@ -11,8 +11,6 @@ import pytest
 
 import vgjax as vg
 
-KEY = jax.random.key(3)
-
 
 def assert_logs_close(ours: Any, truth: Any, relative: float = 1e-5) -> None:
     """To a relative error of the norm, or of its logarithm where that is large."""
@@ -52,7 +50,7 @@ def assert_flow_is_exact(net: Any, params: Any, given: dict[str, Any], sigma_w: 
 @pytest.mark.parametrize("sigma_w", [1.5, 0.5])
 def test_10_000_orthogonal_linear_layers_multiply_by_sigma_w_each(sigma_w: float) -> None:
     net = vg.mlp(width=16, depth=10_000, activation="linear", inputs=3, law="orthogonal")
-    params, x = vg.init(KEY, net), np.ones(3, np.float32)
+    params, x = oracles.drawn(net, (3, *[16] * 10_001, 1), law="orthogonal"), np.ones(3, np.float32)
     scales, truth = vg.Scales(sigma_w=sigma_w), np.arange(10_001) * np.log(sigma_w)
     assert_logs_close(vg.push_forward(net, params, scales, x).log_gain, truth, 1e-6)
     assert_logs_close(vg.pull_back(net, params, scales, x).log_gain, truth[::-1], 1e-6)
@@ -115,38 +113,41 @@ def test_squared_error_of_an_output_past_the_float_range(exploding: Any) -> None
     assert_logs_close(flow.log_gradient, truth)
 
 
-@pytest.mark.parametrize("label", [0, 1, 2])
-def test_cross_entropy_is_exact_where_the_softmax_has_long_rounded(exploding: Any, label: int) -> None:
+def cross_entropy(exploding: Any, sigma_w: float, labels: Any) -> vg.GradientFlow:
+    """The flow of three times the same example, with a label each."""
     net, params, x = exploding
+    return vg.gradient_flow(net, params, vg.Scales(sigma_w=sigma_w), np.stack([x] * 3), labels, naive=())
+
+
+def test_cross_entropy_is_exact_where_the_softmax_has_long_rounded(exploding: Any) -> None:
+    _, params, x = exploding
     sigma_w = 5.0  # outputs about 1e6 apart
     weights = oracles.weights(params, sigma_w)
     output = oracles.forward(weights, jax.nn.relu, x)
     assert np.ptp(output) > 1e4
-    truth = oracles.exact_gradients(weights, "relu", x, label, "cross_entropy")
-    flow = vg.gradient_flow(net, params, vg.Scales(sigma_w=sigma_w), x, label, naive=())
-    assert_logs_close(flow.log_gradient, truth)
-    assert not flow.saturated
+    flow = cross_entropy(exploding, sigma_w, [0, 1, 2])
+    truth = [oracles.exact_gradients(weights, "relu", x, label, "cross_entropy") for label in range(3)]
+    assert_logs_close(flow.log_gradient, np.stack(truth))
+    assert not np.any(flow.saturated)
 
 
 def test_a_certain_example_beside_an_uncertain_one_keeps_its_own_gradient(exploding: Any) -> None:
     """The summed parameter gradient is the uncertain example's; each state's is its own."""
-    net, params, x = exploding
+    _, params, x = exploding
     sigma_w = 5.0  # outputs about 1e6 apart
     weights = oracles.weights(params, sigma_w)
     right, wrong = (int(f(oracles.forward(weights, jax.nn.relu, x))) for f in (np.argmax, np.argmin))
-    both = vg.gradient_flow(net, params, vg.Scales(sigma_w=sigma_w), np.stack([x, x]), [right, wrong], naive=())
-    truth = [oracles.exact_gradients(weights, "relu", x, label, "cross_entropy") for label in (right, wrong)]
+    mixed = cross_entropy(exploding, sigma_w, [right, wrong, right])
+    truth = [oracles.exact_gradients(weights, "relu", x, label, "cross_entropy") for label in (right, wrong, right)]
     assert truth[0][0] < -1e4
-    assert_logs_close(both.log_gradient, np.stack(truth))
-    twice = vg.gradient_flow(net, params, vg.Scales(sigma_w=sigma_w), np.stack([x, x]), [wrong, wrong], naive=())
-    for path, log in both.log_parameter_gradient.items():
-        assert_logs_close(log, np.asarray(twice.log_parameter_gradient[path]) - np.log(2))
+    assert_logs_close(mixed.log_gradient, np.stack(truth))
+    thrice = cross_entropy(exploding, sigma_w, [wrong] * 3)
+    for path, log in mixed.log_parameter_gradient.items():
+        assert_logs_close(log, np.asarray(thrice.log_parameter_gradient[path]) - np.log(3))
 
 
-def test_margins_beyond_everything_are_flagged_and_stay_finite() -> None:
-    net, params, given = drawn(16, 300, "relu")
-    labels = np.arange(3)
-    flow = vg.gradient_flow(net, params, vg.Scales(sigma_w=10.0), np.stack([given["x"]] * 3), labels, naive=())
+def test_margins_beyond_everything_are_flagged_and_stay_finite(exploding: Any) -> None:
+    flow = cross_entropy(exploding, 5e3, [0, 1, 2])
     assert np.sum(flow.saturated) == 1  # the one label that is right
     assert np.all(np.isfinite(flow.log_gradient))
     assert np.all(np.isfinite(flow.log_mean_square))

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import architecture_oracles
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,6 @@ from flax import nnx
 import vgjax as vg
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-KEY = jax.random.key(7)
 
 
 class Case(NamedTuple):
@@ -29,16 +29,15 @@ class Case(NamedTuple):
     inputs: int = 3
     outputs: int = 4
     batch: int = 3
-    law: str | None = None  # None: drawn by numpy
     sigma_w: Any = 1.3
     sigma_b: Any = 0.4
 
 
 CASES = [
     Case("tanh", "cross_entropy", "float32"),
-    Case("relu", "squared_error", "float64", widths=(7, 4, 4, 3), inputs=9, outputs=2, batch=4, law="orthogonal"),
-    Case("gelu", "cotangent", "float32", widths=(6,) * 4, inputs=2, outputs=1, batch=2, law="uniform"),
-    Case("sigmoid", "cross_entropy", "float64", widths=(8, 8, 8), outputs=3, law="truncated", sigma_w=4.0),
+    Case("relu", "squared_error", "float64", widths=(7, 4, 4, 3), inputs=9, outputs=2, batch=4),
+    Case("gelu", "cotangent", "float32", widths=(6,) * 4, inputs=2, outputs=1, batch=2),
+    Case("sigmoid", "cross_entropy", "float64", widths=(8, 8, 8), outputs=3, sigma_w=4.0),
     Case("selu", "squared_error", "float32", widths=(4, 9), outputs=1, batch=1, sigma_b=0.0),
     Case("user", "cotangent", "float64", widths=(7, 7, 7), inputs=1, outputs=6),
     Case("linear", "cross_entropy", "float32", sigma_w=(0.7, 1.1, 2.0, 0.3), sigma_b=(0.0, 1.0, 0.2, 0.5)),
@@ -58,11 +57,10 @@ def network(case: Case) -> tuple[vg.Network, vg.Parameters]:
         activation=oracles.user_activation if case.activation == "user" else case.activation,
         inputs=case.inputs,
         outputs=case.outputs,
-        law=case.law or "gaussian",
         dtype=case.dtype,
     )
     sizes = (case.inputs, *case.widths, case.outputs)
-    return net, vg.init(KEY, net) if case.law else oracles.drawn(net, sizes, dtype=case.dtype)
+    return net, oracles.drawn(net, sizes, dtype=case.dtype)
 
 
 def scales_of(case: Case) -> vg.Scales:
@@ -382,7 +380,7 @@ def log_gradients_of_blocks(net: vg.Network, params: vg.Parameters, alpha: Any, 
 def test_a_users_block_between_a_stem_and_a_head_of_the_users() -> None:
     linear = {"stem": vg.Spec(nnx.Linear, (3, 4)), "head": vg.Spec(nnx.Linear, (4, 2))}
     net = vg.stack(Residual, 4, depth=3, input_shape=3, **linear)
-    params = vg.init(KEY, net)
+    params = architecture_oracles.drawn(net)
     x, v = np.array([0.3, -1.2, 2.0], np.float32), np.array([1.0, -0.5], np.float32)
     states, of_parameters = log_gradients_of_blocks(net, params, [None] * 3, x, v)
     flow = vg.gradient_flow(net, params, vg.Scales(), x, v, loss="cotangent", naive=())
@@ -397,7 +395,7 @@ def test_a_users_block_between_a_stem_and_a_head_of_the_users() -> None:
 def test_a_users_block_with_a_declared_scale(alpha: Any) -> None:
     shape = (5, 4, 2)
     net = vg.stack(Branch, 2, depth=2, input_shape=shape)
-    params = vg.init(KEY, net)
+    params = architecture_oracles.drawn(net)
     x, v = np.random.default_rng(4).normal(size=(2, *shape)).astype(np.float32)
     scales = vg.Scales() if alpha is None else vg.Scales(alpha=jnp.asarray(alpha))
     by_layer = np.broadcast_to(1.0 if alpha is None else alpha, 2)

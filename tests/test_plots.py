@@ -85,30 +85,33 @@ def test_a_failing_save_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_depth_profile_ends_the_float32_reading_where_it_ends():
-    network = vg.mlp(width=32, depth=80, activation="sigmoid", inputs=8, outputs=3)
-    x = jax.random.normal(jax.random.key(0), (8,))
-    flow = vg.profile(network, x, 1, key=jax.random.key(1), seeds=3, scales=vg.Scales(sigma_w=1.0), naive=("float32",))
-    assert flow.log_gradient.shape == (3, 81)
-    ax = plots.depth_profile({"sigmoid": flow}).axes[0]
+@pytest.fixture(scope="module")
+def vanishing() -> tuple[vg.Network, jax.Array]:
+    """A deep network that float32 loses at small scales, and its input."""
+    network = vg.mlp(width=32, depth=120, activation="tanh", inputs=8, outputs=32)
+    return network, jax.random.normal(jax.random.key(0), (8,))
+
+
+def test_depth_profile_ends_the_float32_reading_where_it_ends(vanishing):
+    scales = vg.Scales(sigma_w=np.float32(0.4))
+    flow = vg.profile(*vanishing, key=jax.random.key(1), seeds=3, scales=scales, naive=("float32",))
+    assert flow.log_gradient.shape == (3, 121)
+    ax = plots.depth_profile({"tanh": flow}).axes[0]
     cross = next(line for line in ax.lines if line.get_marker() == "X" and len(line.get_xdata()))
     lost = flow.naive["float32"].mean(axis=0) > 0.5
     assert lost.any()
     assert int(cross.get_xdata()[0]) == np.flatnonzero(~lost)[0]
 
 
-def test_the_reading_derived_from_logs_agrees_with_the_plain_pass():
+def test_the_reading_derived_from_logs_agrees_with_the_plain_pass(vanishing):
     # Forward and backward directions are different draws: their ln gains differ by about 1.5 over these layers, that
-    # is by
-    # 2 to 3 layers a seed, so by 0.7 in the mean of 16.
-    network = vg.mlp(width=32, depth=120, activation="tanh", inputs=8, outputs=32)
-    x = jax.random.normal(jax.random.key(0), (8,))
+    # is by 2 to 3 layers a seed, so by 0.7 in the mean of 16.
     sigma_w = np.float32([0.4, 0.6])
-    sweep = vg.sweep(network, x, key=jax.random.key(1), seeds=16, sigma_w=sigma_w)
+    sweep = vg.sweep(*vanishing, key=jax.random.key(1), seeds=16, sigma_w=sigma_w)
     derived = sweep.lost("float32").argmax(axis=-1)
     for i, scale in enumerate(sigma_w):
         scales = vg.Scales(sigma_w=scale)
-        flow = vg.profile(network, x, key=jax.random.key(1), seeds=16, scales=scales, naive=("float32",))
+        flow = vg.profile(*vanishing, key=jax.random.key(1), seeds=16, scales=scales, naive=("float32",))
         crossed = (~flow.naive["float32"]).sum(axis=1)  # layers that plain float32 still reads, from the last one back
         assert abs(crossed.mean() - derived[:, i].mean()) <= 2
 

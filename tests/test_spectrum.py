@@ -184,7 +184,7 @@ def dense_jacobians(net: vg.Network, depth: int) -> list[np.ndarray]:
 def test_the_linear_orthogonal_network_is_exact() -> None:
     with jax.enable_x64(True):
         net = vg.mlp(width=20, depth=300, activation="linear", inputs=3, law="orthogonal", dtype="float64")
-        parameters = oracles.drawn(net, (3, *[20] * 301, 1), dtype="float64", law="orthogonal")
+        parameters = vg.init(KEY, net)
         sigma_w = np.linspace(0.1, 3, 300)
         found = vg.log_singular_values(net, parameters, vg.Scales(sigma_w=sigma_w), np.ones(3), [1, 300])
     expected = np.log(sigma_w).cumsum()[[0, 299], None]
@@ -318,11 +318,12 @@ def test_readings_of_known_values() -> None:
 
 def test_a_sweep_of_spectra_is_the_loop_over_its_points(tmp_path: Path) -> None:
     net, x, axes = RELU, RELU_X, {"sigma_w": np.array([0.7, 1.4, 2.0])}
-    whole = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[0, 2, 5], sigma_b=0.3, **axes)
+    whole = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[0, 2, 5], sigma_b=0.3, memory=3500, **axes)
+    assert whole.provenance["chunk_size"] == 2  # so that the last chunk is not full
     assert whole.log_singular_values.shape == (2, 3, 3, 6)
     assert whole.rank.shape == (2, 3, 3)
     for seed in range(2):
-        parameters = vg.init(jax.random.split(jax.random.fold_in(KEY, seed))[0], net)
+        parameters = vg.init(jax.random.split(jax.random.fold_in(KEY, seed))[0], net, stream=False)
         for i, sigma_w in enumerate(axes["sigma_w"]):
             one = of_relu(parameters, vg.Scales(sigma_w=float(sigma_w), sigma_b=0.3))
             np.testing.assert_array_equal(one.rank, whole.rank[seed, i])
@@ -331,9 +332,6 @@ def test_a_sweep_of_spectra_is_the_loop_over_its_points(tmp_path: Path) -> None:
                 whole.log_singular_values[seed, i][alive], one.log_singular_values[alive], atol=1e-5
             )
             assert whole.left_range[seed, i] == one.left_range == 6
-    small = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[0, 2, 5], sigma_b=0.3, memory=1, **axes)
-    assert small.provenance["chunk_size"] == 1
-    np.testing.assert_allclose(small.log_frobenius, whole.log_frobenius, atol=1e-5)
     for name in ("spectra.npz", "spectra.nc"):
         back = vg.load(whole.save(tmp_path / name))
         assert isinstance(back, vg.SpectrumSweep)

@@ -1,5 +1,6 @@
 """Every singular value of deep products against arbitrary precision: 27 networks at depths 1 to 300."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -18,36 +19,48 @@ REFERENCE = json.loads((Path(__file__).parent / "spectrum_reference.json").read_
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
 
-class Residual(nnx.Module):
-    """h + sigma_w tanh(h) Z + sigma_b z: a block that the library does not know."""
+class Layer(nnx.Module):
+    """skip h + sigma_w phi(h) Z + sigma_b z, where phi is a traced number: one program for every activation.
 
-    scales: ClassVar = {"sigma_w": 1.0, "sigma_b": 0.0}
+    A block that the library does not know.
+    """
+
+    scales: ClassVar = {"sigma_w": 1.0, "sigma_b": 0.0, "skip": 0.0, "phi": 0.0}
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width, width)) / math.sqrt(width))
         self.bias = nnx.Param(jax.random.normal(rngs.params(), (width,)))
 
     def __call__(self, h: Any, scales: vg.Scales) -> Any:
-        branch = jnp.dot(jnp.tanh(h), self.kernel[...], precision="highest")
-        return h + scales.sigma_w * branch + scales.sigma_b * self.bias[...]
+        phi = jnp.select([scales.phi == i for i in range(len(PHIS))], [f(h) for f in PHIS.values()])
+        branch = jnp.dot(phi, self.kernel[...], precision="highest")
+        return scales.skip * h + scales.sigma_w * branch + scales.sigma_b * self.bias[...]
+
+
+PHIS = {"linear": lambda h: h, "tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
 def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.Parameters, vg.Scales, Any]:
-    """One of the cases as a network of the library, with its parameters, scales and input."""
+    """One of the cases as a network of the library, with its parameters, scales and input.
+
+    At width 12 of the library's own blocks, else (and where there is a skip connection) of the one above.
+    """
     case = spectrum_cases.case(kind, width)
     name = {"identity": "linear"}.get(case.activation, case.activation)
-    scales = vg.Scales(sigma_w=case.sigma_w, sigma_b=case.sigma_b)
-    weights = {"kernel": jnp.asarray(case.kernels), "bias": jnp.asarray(case.biases)}
-    if case.residual:
-        network = vg.stack(Residual, width, depth=spectrum_cases.DEPTH, input_shape=width)
-        return network, vg.Parameters({}, (weights,), {}, network), scales, case.first
-    inputs = len(case.first)
-    network = vg.mlp(width=width, depth=spectrum_cases.DEPTH, activation=name, inputs=inputs)
-    if case.stem is not None:  # sigma_w is 1 there, and the stem has no bias
+    network = vg.mlp(width=width, depth=spectrum_cases.DEPTH, activation=name, inputs=len(case.first))
+    scales = {"sigma_w": case.sigma_w, "sigma_b": case.sigma_b}
+    if case.residual or width > 12:
+        own = vg.stack(Layer, width, depth=spectrum_cases.DEPTH, input_shape=width)
+        network = dataclasses.replace(network, stages=own.stages)
+        scales |= {"skip": float(case.residual), "phi": float(list(PHIS).index(name))}
+    stem = {}
+    if case.stem is None:
+        network = dataclasses.replace(network, stem=None)
+    else:  # sigma_w is 1 there, and the stem has no bias
         stem = {"kernel": jnp.asarray(case.stem), "bias": jnp.zeros(width)}
-        return network, vg.Parameters(stem, (weights,), {}, network), scales, case.first
-    plain = vg.Network(None, network.stages, None, (width,))
-    return plain, vg.Parameters({}, (weights,), {}, plain), scales, case.first
+    weights = {"kernel": jnp.asarray(case.kernels), "bias": jnp.asarray(case.biases)}
+    network = dataclasses.replace(network, head=None)
+    return network, vg.Parameters(stem, (weights,), {}, network), vg.Scales(**scales), case.first
 
 
 @pytest.mark.parametrize("name", list(REFERENCE))

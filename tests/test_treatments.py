@@ -3,8 +3,10 @@
 import math
 from pathlib import Path
 
+import architecture_oracles as truth
 import jax
 import numpy as np
+import oracles
 import pytest
 
 import vgjax as vg
@@ -98,7 +100,8 @@ def test_bad_treatments_are_refused_in_one_sentence() -> None:
 
 def test_lsuv_gives_every_layer_unit_variance() -> None:
     net = vg.mlp(widths=(9, 12, 12, 7), inputs=5, law="orthogonal", activation="relu")
-    params, scales = vg.init(KEY, net), vg.Scales(sigma_w=0.4, sigma_b=0.3)
+    params = oracles.drawn(net, (5, 9, 12, 12, 7, 1), law="orthogonal")
+    scales = vg.Scales(sigma_w=0.4, sigma_b=0.3)
     xs = jax.random.normal(KEY, (40, 5))
     ready = vg.lsuv(net, params, scales, xs)
     hs = xs @ (0.4 * ready.stem["kernel"]) + 0.3 * ready.stem["bias"]
@@ -115,7 +118,7 @@ def test_calibrated_running_statistics_are_those_of_the_batch() -> None:
     about = {"width": 6, "depth": 3, "inputs": 4, "outputs": 2, "activation": "tanh"}
     running, training = vg.mlp(**about, norm="batch_running"), vg.mlp(**about, norm="batch", batch=30)
     xs, scales = jax.random.normal(KEY, (30, 4)), vg.Scales(sigma_w=1.7, sigma_b=0.3)
-    params = vg.init(KEY, running)
+    params = truth.drawn(running)
     ready = vg.calibrate(running, params, scales, xs)
     alone = jax.vmap(lambda x: vg.forward(running, ready, scales, x))(xs)
     together = vg.forward(training, vg.Parameters(params.stem, params.stages, params.head, training), scales, xs)
@@ -126,9 +129,9 @@ def test_what_cannot_be_set_from_data_is_refused() -> None:
     net = vg.mlp(width=4, depth=2, inputs=3, residual="pre")
     xs = np.ones((2, 3))
     with pytest.raises(ValueError, match="lsuv needs fully connected or convolutional layers, got Residual"):
-        vg.lsuv(net, vg.init(KEY, net), vg.Scales(), xs)
+        vg.lsuv(net, truth.drawn(net), vg.Scales(), xs)
     with pytest.raises(ValueError, match=r"xs must be a batch of inputs, shape \(batch, \*\(3,\)\), got one input"):
-        vg.calibrate(net, vg.init(KEY, net), vg.Scales(), xs[0])
+        vg.calibrate(net, truth.drawn(net), vg.Scales(), xs[0])
     tied = vg.mlp(width=4, depth=2, inputs=3, tied=True)
     with pytest.raises(ValueError, match="parameters must be stored, each layer with its own"):
-        vg.calibrate(tied, vg.init(KEY, tied), vg.Scales(), xs)
+        vg.calibrate(tied, truth.drawn(tied), vg.Scales(), xs)

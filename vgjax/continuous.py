@@ -23,7 +23,7 @@ STATUSES = ("complete", "max_steps", "failed")
 
 
 class Examples(Protocol):
-    """Anything with inputs and labels, such as `vgjax.data.Images`."""
+    """Anything with inputs and labels, such as `vgjax.data.Examples`."""
 
     @property
     def inputs(self) -> ArrayLike: ...

@@ -1,0 +1,74 @@
+"""A learning rate too small, right, too large, and decayed."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from common import SMALL, render
+
+import vgjax as vg
+from vgjax import plots
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, DEPTH, STEPS = (8, 2, 30) if SMALL else (64, 10, 1500)
+RATES = {"too small": 0.0003, "right": 0.03, "too large": 0.3, "far too large": 3.0}
+SCHEDULES = {
+    "constant": "constant",
+    "step: a tenth, a hundredth": "step",
+    "exponential": "exponential",
+    "cosine": "cosine",
+    "warm-up, then cosine": "warmup",
+}
+LARGE = 0.15
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Losses of every step, and accuracy on new images at the end, by rate and by schedule."""
+
+    by_rate: dict[str, tuple[np.ndarray, float]]
+    by_schedule: dict[str, tuple[np.ndarray, float]]
+
+
+def compute() -> Rates:
+    """One ReLU network, one draw; only the learning rate differs."""
+    training, test = vg.data.split(jax.random.key(9), vg.data.digits())
+    network = vg.mlp(width=WIDTH, depth=DEPTH, activation="relu", inputs=64, outputs=10)
+
+    def run(rate: float, schedule: str) -> tuple[np.ndarray, float]:
+        about = {"learning_rate": rate, "schedule": schedule, "test": test, "record": (), "gradients": False}
+        scales = vg.Scales(sigma_w=2**0.5)
+        found = vg.train(jax.random.key(0), network, scales, training, "sgd", STEPS, **about)  # type: ignore[arg-type]
+        return np.asarray(found.loss), float(found.looks.test_accuracy[-1])
+
+    by_rate = {f"{rate:g}, {name}": run(rate, "constant") for name, rate in RATES.items()}
+    return Rates(by_rate, {name: run(LARGE, schedule) for name, schedule in SCHEDULES.items()})
+
+
+@plots.styled
+def draw(found: Rates) -> "Figure":
+    """Constant rates left, schedules from the same large rate right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    draw_runs(left, found.by_rate, "a constant learning rate")
+    draw_runs(right, found.by_schedule, f"schedules from a rate of {LARGE:g}")
+    right.set_ylabel("")
+    return figure
+
+
+def draw_runs(ax: "Axes", runs: dict[str, tuple[np.ndarray, float]], title: str) -> None:
+    """Averaged over about an epoch."""
+    named = {f"{name}: {accuracy:.0%}": loss for name, (loss, accuracy) in runs.items()}
+    plots.draw_losses(ax, named, smooth=max(1, STEPS // 60))
+    ax.set_title(title)
+    ax.legend(title="and accuracy on new images", title_fontsize=7, fontsize=7, handlelength=2.6, loc="lower left")
+
+
+if __name__ == "__main__":
+    render("learning_rates", compute, draw)
