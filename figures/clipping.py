@@ -105,7 +105,7 @@ def draw_accuracy(ax: "Axes", steps: np.ndarray, curves: dict[str, np.ndarray], 
     for (name, accuracy), colour, line in zip(curves.items(), CURVES, LINES, strict=False):
         lost = np.flatnonzero(np.isnan(accuracy))
         text = f"{name}: diverges" if lost.size else name
-        ax.plot(steps, accuracy, color=colour, linestyle=line, label=text, marker="X" if lost.size == len(steps) - 1 else None)  # fmt: skip
+        ax.plot(steps, accuracy, color=colour, linestyle=line, label=text)
         if lost.size:
             ax.plot(steps[lost[0] - 1], accuracy[lost[0] - 1], "X", color=colour, markersize=6, markeredgecolor="w")
     ax.axhline(0.1, color="0.8", linewidth=0.6, zorder=0)

@@ -242,12 +242,12 @@ class Job:
     @functools.cached_property
     def size(self) -> tuple[int, int]:
         """Trainings a chunk, and how many of those run as one batch."""
-        drawn = jax.eval_shape(functools.partial(init, network=self.plan.network), jax.random.key(0))
+        drawn = jax.eval_shape(functools.partial(init, network=self.plan.task.network), jax.random.key(0))
         weights = sum(leaf.size for leaf in trainable(drawn).values())
-        units = _units(self.plan.network) * self.plan.batch_size // self.plan.lot
+        units = _units(self.plan.task.network) * self.plan.task.batch_size // self.plan.task.lot
         fitting = chunks.chunk_size(self.points.trainings, 8 * (6 * weights + 6 * units), self.memory)
-        together = min(fitting, _together(units // (self.plan.network.depth + 1)))
-        cost = 6 * weights * self.plan.batch_size * self.plan.num_steps
+        together = min(fitting, _together(units // (self.plan.task.network.depth + 1)))
+        cost = 6 * weights * self.plan.task.batch_size * self.plan.num_steps
         return min(self.points.trainings, together * max(1, int(WORK / cost / together))), together
 
     def arguments(self, taken: list[int]) -> tuple[Any, ...]:
@@ -259,12 +259,12 @@ class Job:
     def pieces(self) -> list[tuple[str, Callable[[], chunks.Arrays]]]:
         """The chunks: their names, and what makes them."""
         made = chunks.chunks(self.points.trainings, self.size[0])
-        names = (f"depth-{self.plan.network.depth:05d}-{i:05d}" for i in itertools.count())
+        names = (f"depth-{self.plan.task.network.depth:05d}-{i:05d}" for i in itertools.count())
         return [(name, functools.partial(self.piece, *chunk)) for name, chunk in zip(names, made, strict=False)]
 
     def piece(self, taken: list[int], new: int) -> chunks.Arrays:
         """One chunk, trained."""
-        with jax.enable_x64(self.plan.dtype == "float64"):
+        with jax.enable_x64(self.plan.task.dtype == "float64"):
             arguments = self.arguments(taken)
             leaves, tree = jax.tree.flatten(arguments)
             shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
@@ -340,17 +340,17 @@ def _settings(jobs: list[Job], key: Array, grid: dict[str, np.ndarray]) -> dict[
     """All that a result depends on, as plain JSON values."""
     plan, points, (data, test) = jobs[0].plan, jobs[0].points, (jobs[0].data, jobs[0].test)
     fixed = {_axis(name): float(rate) for name, rate in points.rates.items() if not np.ndim(rate)}
-    about = {
-        name: getattr(plan, name) for name in ("num_steps", "batch_size", "loss", "gradients", "evaluate", "dtype")
-    }
+    about = {name: getattr(plan.task, name) for name in ("batch_size", "loss", "evaluate", "dtype")}
     return provenance(
-        plan.network,
+        plan.task.network,
         key,
-        networks=[repr(job.plan.network) for job in jobs],
+        networks=[repr(job.plan.task.network) for job in jobs],
         optimizer=plan.optimizer if isinstance(plan.optimizer, str) else "own",
         schedule=plan.schedule if isinstance(plan.schedule, str) else "own",
         update=_digest_of_update(plan),
+        num_steps=plan.num_steps,
         record=list(plan.record),
+        gradients=plan.gradients,
         **about,
         seeds=points.seeds,
         axes={name: values.tolist() for name, values in grid.items()},
@@ -370,7 +370,7 @@ def _digest(*arrays: ArrayLike) -> str:
 
 def _digest_of_update(plan: Plan) -> str:
     """What tells one optimizer from another, even where both are functions: the program of an update."""
-    drawn = trainable(jax.eval_shape(functools.partial(init, network=plan.network), jax.random.key(0)))
+    drawn = trainable(jax.eval_shape(functools.partial(init, network=plan.task.network), jax.random.key(0)))
 
     def update(rates: dict[str, Array], leaves: dict[str, Array]) -> Any:
         optimizer = made(plan, rates, leaves)
@@ -389,7 +389,7 @@ def _assembled(
     settings: dict[str, Any],
 ) -> TrainingSweep:
     """The pieces as one result."""
-    deepest = max(job.plan.network.depth for job in jobs)
+    deepest = max(job.plan.task.network.depth for job in jobs)
     each = []
     for job in jobs:
         pieces = [found[name] for name, _ in job.pieces()]
@@ -398,7 +398,7 @@ def _assembled(
         whole["log_gradient"] = _padded(whole["log_gradient"], deepest + 1)
         each.append({name: a.reshape(*shape, *a.shape[1:]) for name, a in whole.items()})
     arrays = each[0] if single else {name: np.stack([one[name] for one in each], axis=1) for name in each[0]}
-    axes = grid if single else {"depth": np.asarray([job.plan.network.depth for job in jobs]), **grid}
+    axes = grid if single else {"depth": np.asarray([job.plan.task.network.depth for job in jobs]), **grid}
     return TrainingSweep(
         axes, np.asarray(jobs[0].plan.record), **arrays, fixed=settings.pop("fixed"), provenance=settings
     )

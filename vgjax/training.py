@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax import losses
+from vgjax import chunks, losses
 from vgjax.checks import known, not_negative, positive_integer
 from vgjax.data import Examples, batches
 from vgjax.exponents import normalize, plain
@@ -79,35 +79,46 @@ class Data(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A training as a static description: what is compiled for.
+class Task:
+    """What is to be learned, as a static description: what looking at a network is compiled for.
 
     Attributes:
         network: what is trained.
-        optimizer, schedule: as for `train`.
-        groups: names of the groups of parameters that have a learning rate of their own; empty for one rate.
-        num_steps: updates.
-        batch_size: examples an update sees.
         loss: ``"cross_entropy"`` or ``"squared_error"``.
-        record: the steps at which it looks, ascending; the last is ``num_steps``.
-        gradients: whether it looks at the gradients, layer by layer.
+        batch_size: examples an update sees.
+        lot: examples in a state: 1, or a batch's where a batch is the state.
         evaluate: how many examples loss and accuracy are taken over, at most.
         dtype: it computes in.
-        lot: examples in a state: 1, or a batch's where a batch is the state.
     """
 
     network: Network
+    loss: str
+    batch_size: int
+    lot: int
+    evaluate: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training as a static description: what it is compiled for.
+
+    Attributes:
+        task: what is to be learned.
+        optimizer, schedule: as for `train`.
+        groups: names of the groups of parameters that have a learning rate of their own; ``("",)`` for one rate.
+        num_steps: updates.
+        record: the steps at which it looks, ascending; the last is ``num_steps``.
+        gradients: whether it looks at the gradients, layer by layer.
+    """
+
+    task: Task
     optimizer: Optimizer
     schedule: Schedule
     groups: tuple[str, ...]
     num_steps: int
-    batch_size: int
-    loss: str
     record: tuple[int, ...]
     gradients: bool
-    evaluate: int
-    dtype: str
-    lot: int
 
 
 class Looks(NamedTuple):
@@ -131,11 +142,11 @@ class Looks(NamedTuple):
     train_accuracy: Array
     test_loss: Array
     test_accuracy: Array
-    log_gradient: Array
-    log_parameter_gradient: dict[str, Array]
-    log_tied_gradient: dict[str, Array]
-    log_parameter: dict[str, Array]
-    log_update: dict[str, Array]
+    log_gradient: Array = np.nan  # type: ignore[assignment]
+    log_parameter_gradient: dict[str, Array] = {}  # noqa: RUF012
+    log_tied_gradient: dict[str, Array] = {}  # noqa: RUF012
+    log_parameter: dict[str, Array] = {}  # noqa: RUF012
+    log_update: dict[str, Array] = {}  # noqa: RUF012
 
     @property
     def log_update_ratio(self) -> dict[str, Array]:
@@ -186,12 +197,13 @@ def train(
     gradients: bool = True,
     evaluate: int = 1024,
     dtype: str | None = None,
+    progress: bool | None = None,
 ) -> Training:
     """Train one network and look at every layer on the way.
 
     What moves are the ordinary Flax parameters (W = sigma_w Z, b = sigma_b z), as a user's optimizer would see them.
-    The draw, the order of the examples and the noise of dropout come from the key. One compiled program; a second call
-    with other numbers (key, scales, learning rate, data of the same shape) runs the same one.
+    The draw, the order of the examples and the noise of dropout come from the key. A second call with other numbers
+    (key, scales, learning rate, data of the same shape) compiles nothing.
 
     Args:
         key: `jax.random.key`.
@@ -216,6 +228,7 @@ def train(
         gradients: look at the gradients too.
         evaluate: how many examples of each kind loss and accuracy are taken over, at most.
         dtype: ``"float64"`` computes the same drawn network in float64.
+        progress: a bar on standard error, one step a look; None shows it on a terminal only.
 
     Returns:
         `Training`.
@@ -243,23 +256,16 @@ def train(
         evaluate=evaluate,
         dtype=dtype,
     )
-    with jax.enable_x64(plan.dtype == "float64"):
-        # Drawn by a program of its own: the same for every optimizer.
+    with jax.enable_x64(plan.task.dtype == "float64"):
+        # The draw and the looks are programs of their own, the same for every optimizer.
         drawn = init(jax.random.split(key, 3)[0], network, stream=False) if parameters is None else parameters
-        return _train(plan, key, scales, rates, examples, held, drawn)
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def _train(
-    plan: Plan,
-    key: Array,
-    scales: Scales,
-    rates: Rates,
-    data: Examples,
-    test: Examples | None,
-    parameters: Parameters | None = None,
-) -> Training:
-    return trained(plan, key, scales, rates, data, test, parameters)
+        course = _course(plan, key, scales, rates, examples, held, drawn)
+        now, t, looks = course.begin(), 0, []
+        for then in chunks.progress(plan.record, len(plan.record), "train", progress):
+            now, t = _until(course, now, t, then), then
+            looks.append(course.look(now, t))
+        seen = jax.tree.map(lambda *each: jnp.stack(each), *looks)
+        return course.finished(now, seen)
 
 
 # --- the program ----------------------------------------------------------------------------------------------------
@@ -274,6 +280,11 @@ class Running(NamedTuple):
     first_nonfinite: Array
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["start", "scales", "rates", "data", "test", "indices", "noise"],
+    meta_fields=["plan"],
+)
 @dataclass(frozen=True)
 class Course:
     """What stays as it is while a network is trained.
@@ -281,7 +292,7 @@ class Course:
     Attributes:
         plan: the static part.
         start, scales: the ordinary parameters drawn, and the scales left.
-        optimizer: at its learning rates.
+        rates: learning rates.
         data, test: examples.
         indices: which of them every step takes, shape ``(num_steps + 1, batch_size)``.
         noise: the key of what is drawn anew at every step.
@@ -290,30 +301,36 @@ class Course:
     plan: Plan
     start: Parameters
     scales: Scales
-    optimizer: optax.GradientTransformation
+    rates: Rates
     data: Examples
     test: Examples | None
     indices: Array
     noise: Array
 
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """At its learning rates."""
+        return made(self.plan, self.rates, trainable(self.start))
+
     def begin(self) -> Running:
         """Before the first step."""
         leaves, steps = trainable(self.start), self.plan.num_steps
-        seen = jnp.full(steps, jnp.nan, self.plan.dtype), jnp.asarray(steps, jnp.int32)
+        seen = jnp.full(steps, jnp.nan, self.plan.task.dtype), jnp.asarray(steps, jnp.int32)
         return Running(leaves, self.optimizer.init(leaves), *seen)
 
-    def batch(self, t: Array) -> Examples:
+    def batch(self, t: Array | int) -> Examples:
         """The minibatch of a step, as inputs of the network."""
-        whole = self.plan.batch_size == len(self.data.inputs)
-        return in_states(self.plan.lot, self.data if whole else jax.tree.map(lambda a: a[self.indices[t]], self.data))
+        task = self.plan.task
+        whole = task.batch_size == len(self.data.inputs)
+        return in_states(task.lot, self.data if whole else jax.tree.map(lambda a: a[self.indices[t]], self.data))
 
-    def at(self, leaves: dict[str, Array], t: Array) -> Parameters:
+    def at(self, leaves: dict[str, Array], t: Array | int) -> Parameters:
         """The network of a step, with its noise."""
         return redrawn(with_trainable(self.start, leaves), jax.random.fold_in(self.noise, t))
 
-    def gradient(self, leaves: dict[str, Array], t: Array) -> tuple[Array, dict[str, Array]]:
+    def gradient(self, leaves: dict[str, Array], t: Array | int) -> tuple[Array, dict[str, Array]]:
         """Loss and gradient of a step."""
-        loss = lambda leaves: mean_loss(self.plan, self.at(leaves, t), self.scales, self.batch(t))  # noqa: E731
+        loss = lambda leaves: mean_loss(self.plan.task, self.at(leaves, t), self.scales, self.batch(t))  # noqa: E731
         return jax.value_and_grad(loss)(leaves)
 
     def step(self, t: Array, now: Running) -> Running:
@@ -325,18 +342,29 @@ class Course:
         first = jnp.minimum(now.first_nonfinite, jnp.where(fine, self.plan.num_steps, t))
         return Running(leaves, memory, now.loss.at[t].set(loss), first)
 
-    def look(self, now: Running, t: Array) -> Looks:
+    def look(self, now: Running, t: Array | int) -> Looks:
         """What is to be seen before a step."""
-        plan, whole = self.plan, with_trainable(self.start, now.leaves)
-        scores = *score(plan, whole, self.scales, self.data), *score(plan, whole, self.scales, self.test)
-        if not plan.gradients:
-            return Looks(*scores, jnp.full(plan.network.depth + 1, jnp.nan, plan.dtype), {}, {}, {}, {})
-        updates: Any = self.optimizer.update(self.gradient(now.leaves, t)[1], now.memory, now.leaves)[0]
-        log_gradients = gradient_norms(plan, self.at(now.leaves, t), self.scales, self.batch(t))
-        return Looks(*scores, *log_gradients, log_norms(plan.network, now.leaves), log_norms(plan.network, updates))
+        task, whole = self.plan.task, with_trainable(self.start, now.leaves)
+        seen = Looks(*score(task, whole, self.scales, self.data), *score(task, whole, self.scales, self.test))
+        if not self.plan.gradients:
+            return seen._replace(log_gradient=jnp.full(task.network.depth + 1, jnp.nan, task.dtype))
+        rms, of_parameters, of_tied = gradient_norms(task, self.at(now.leaves, t), self.scales, self.batch(t))
+        return seen._replace(
+            log_gradient=rms,
+            log_parameter_gradient=of_parameters,
+            log_tied_gradient=of_tied,
+            log_parameter=log_norms(task.network, now.leaves),
+            log_update=_log_update(self, now, t),
+        )
+
+    def finished(self, end: Running, looks: Looks) -> Training:
+        """The result."""
+        steps, parameters = jnp.asarray(self.plan.record, jnp.int32), with_trainable(self.start, end.leaves)
+        return Training(steps, looks, end.loss, end.first_nonfinite, parameters, self.scales)
 
 
-def trained(
+@functools.partial(jax.jit, static_argnames="plan")
+def _course(
     plan: Plan,
     key: Array,
     scales: Scales,
@@ -344,22 +372,38 @@ def trained(
     data: Examples,
     test: Examples | None,
     parameters: Parameters | None = None,
-) -> Training:
-    """`train` as a traceable function of all that is no static description; unbatched, for `vmap` and `lax.map`."""
+) -> Course:
     weights, order, noise = jax.random.split(key, 3)
-    drawn = init(weights, plan.network, stream=False) if parameters is None else parameters
-    drawn, data, test, rates, scales = as_dtype(plan.dtype, (drawn, data, test, rates, scales))
-    start, left = ordinary(drawn, scales)
-    indices = batches(order, len(data.inputs), plan.batch_size, plan.num_steps + 1)
-    course = Course(plan, start, left, made(plan, rates, trainable(start)), data, test, indices, noise)
+    drawn = init(weights, plan.task.network, stream=False) if parameters is None else parameters
+    drawn, data, test, rates, scales = as_dtype(plan.task.dtype, (drawn, data, test, rates, scales))
+    indices = batches(order, len(data.inputs), plan.task.batch_size, plan.num_steps + 1)
+    return Course(plan, *ordinary(drawn, scales), rates, data, test, indices, noise)
 
-    def until(carry: tuple[Running, Array], then: Array) -> tuple[tuple[Running, Array], Looks]:
-        now = lax.fori_loop(carry[1], then, course.step, carry[0])
+
+@jax.jit
+def _until(course: Course, now: Running, t: Array | int, then: Array | int) -> Running:
+    """All steps from t up to another."""
+    return lax.fori_loop(t, then, course.step, now)
+
+
+@jax.jit
+def _log_update(course: Course, now: Running, t: Array | int) -> dict[str, Array]:
+    gradients = course.gradient(now.leaves, t)[1]
+    updates: Any = course.optimizer.update(gradients, now.memory, now.leaves)[0]
+    return log_norms(course.plan.task.network, updates)
+
+
+def trained(plan: Plan, key: Array, scales: Scales, rates: Rates, data: Examples, test: Examples | None) -> Training:
+    """`train` as one traceable function of all that is no static description; unbatched, for `vmap` and `lax.map`."""
+    course = _course(plan, key, scales, rates, data, test)
+
+    def visit(carry: tuple[Running, Array], then: Array) -> tuple[tuple[Running, Array], Looks]:
+        now = _until(course, carry[0], carry[1], then)
         return (now, then), course.look(now, then)
 
     steps = jnp.asarray(plan.record, jnp.int32)
-    (end, _), looks = lax.scan(until, (course.begin(), jnp.zeros((), jnp.int32)), steps)
-    return Training(steps, looks, end.loss, end.first_nonfinite, with_trainable(start, end.leaves), left)
+    (end, _), looks = lax.scan(visit, (course.begin(), jnp.zeros((), jnp.int32)), steps)
+    return course.finished(end, looks)
 
 
 def made(plan: Plan, rates: Rates, leaves: dict[str, Array]) -> optax.GradientTransformation:
@@ -379,37 +423,39 @@ def made(plan: Plan, rates: Rates, leaves: dict[str, Array]) -> optax.GradientTr
     return optax.partition({name: one(rate) for name, rate in rates.items()}, grouped(plan.groups, leaves))
 
 
-def mean_loss(plan: Plan, parameters: Parameters, scales: Scales, examples: Examples) -> Array:
+def mean_loss(task: Task, parameters: Parameters, scales: Scales, examples: Examples) -> Array:
     """The loss, as a mean over examples (over the batches in a state, where states are batches)."""
-    outputs = _outputs(plan.network, parameters, scales, examples.inputs)
-    values = jax.vmap(functools.partial(losses.value, plan.loss))(outputs, _like(plan.loss, outputs, examples.labels))
-    return jnp.sum(values) / (len(values) * plan.lot)
+    outputs = _outputs(task.network, parameters, scales, examples.inputs)
+    values = jax.vmap(functools.partial(losses.value, task.loss))(outputs, _like(task.loss, outputs, examples.labels))
+    return jnp.sum(values) / (len(values) * task.lot)
 
 
-def score(plan: Plan, parameters: Parameters, scales: Scales, examples: Examples | None) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames="task")
+def score(task: Task, parameters: Parameters, scales: Scales, examples: Examples | None) -> tuple[Array, Array]:
     """Loss and accuracy of the first examples, without noise; NaN where there are none."""
-    nothing = jnp.full((), jnp.nan, plan.dtype)
+    nothing = jnp.full((), jnp.nan, task.dtype)
     if examples is None:
         return nothing, nothing
     quiet = Scales._of({name: jnp.zeros_like(s) if name == "dropout" else s for name, s in scales.items()})
-    examples = in_states(plan.lot, jax.tree.map(lambda a: a[: plan.evaluate], examples))
-    outputs = _outputs(plan.network, parameters, quiet, examples.inputs)
-    labels = examples.labels if plan.loss == "cross_entropy" else jnp.argmax(examples.labels, axis=-1)
-    right = jnp.mean((jnp.argmax(outputs, axis=-1) == labels).astype(plan.dtype))
-    return mean_loss(plan, parameters, quiet, examples), right if outputs.shape[-1] > 1 else nothing
+    examples = in_states(task.lot, jax.tree.map(lambda a: a[: task.evaluate], examples))
+    outputs = _outputs(task.network, parameters, quiet, examples.inputs)
+    labels = examples.labels if task.loss == "cross_entropy" else jnp.argmax(examples.labels, axis=-1)
+    right = jnp.mean((jnp.argmax(outputs, axis=-1) == labels).astype(task.dtype))
+    return mean_loss(task, parameters, quiet, examples), right if outputs.shape[-1] > 1 else nothing
 
 
 def gradient_norms(
-    plan: Plan, parameters: Parameters, scales: Scales, examples: Examples
+    task: Task, parameters: Parameters, scales: Scales, examples: Examples
 ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
     """`Looks.log_gradient`, ``log_parameter_gradient`` and ``log_tied_gradient`` of one minibatch."""
-    flow = gradient_flow(plan.network, parameters, scales, *examples, loss=plan.loss, naive=())
-    count = np.log(len(examples.inputs) * plan.lot)
+    flow = gradient_flow(task.network, parameters, scales, *examples, loss=task.loss, naive=())
+    count = np.log(len(examples.inputs) * task.lot)
     rms = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - count) / 2
     of_mean = jax.tree.map(lambda log: log - count, (flow.log_parameter_gradient, flow.log_tied_gradient))
     return rms, *of_mean
 
 
+@functools.partial(jax.jit, static_argnames="network")
 def log_norms(network: Network, leaves: dict[str, Array]) -> dict[str, Array]:
     """ln of the norm of every layer's part of `trainable` leaves, by Flax path."""
     norm = lambda a: normalize(plain(a))[1]  # noqa: E731
@@ -479,20 +525,16 @@ def planned(
         grouped(groups, trainable(drawn))
     loss, lot, examples = checked_examples("data", network, data, loss)
     held = None if test is None else checked_examples("test", network, test, loss)[2]
-    plan = Plan(
+    task = Task(
         network,
-        optimizer,
-        schedule,
-        tuple(groups),
-        num_steps,
-        checked_batch(batch_size, lot, len(examples.inputs)),
         loss,
-        checked_steps(record, num_steps),
-        bool(gradients),
+        checked_batch(batch_size, lot, len(examples.inputs)),
+        lot,
         max(lot, positive_integer("evaluate", evaluate)),
         np.dtype(known("dtype", dtype, ["float32", "float64"]) if dtype else parameter_dtype(drawn)).name,
-        lot,
     )
+    steps = checked_steps(record, num_steps)
+    plan = Plan(task, optimizer, schedule, tuple(groups), num_steps, steps, bool(gradients))
     return plan, examples, held
 
 

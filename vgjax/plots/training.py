@@ -43,7 +43,9 @@ def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Fi
     gradients = {name: np.asarray(run.looks.log_gradient) for name, run in runs.items()}
     finite = np.concatenate([g[np.isfinite(g)] for g in gradients.values()])
     for ax, (name, gradient) in zip(heats, gradients.items(), strict=True):
-        mesh = draw_gradient_heat(ax, runs[name].steps, gradient, (float(finite.min()), float(finite.max())))
+        mesh = draw_gradient_heat(
+            ax, np.asarray(runs[name].steps), gradient, (float(finite.min()), float(finite.max()))
+        )
         ax.set_title(name)
     ticks = powers_of_ten(float(finite.min()), float(finite.max()))
     colour_bar(figure, heats, mesh, r"$\|\partial L / \partial h^l\|$", ticks, power_of_ten, extend="neither")

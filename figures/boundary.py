@@ -1,0 +1,74 @@
+"""The border between training that converges and training that diverges is a fractal."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from common import SMALL, render
+
+import vgjax as vg
+from vgjax import plots
+from vgjax.boundary import rates
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POINTS, STEPS, WIDTH = (32, 20, 4) if SMALL else (512, 100, 16)
+FACTORS = (30.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class Zooms:
+    """The plane of the learning rates of two layers, and two closer looks at its border."""
+
+    sweeps: list[vg.TrainingSweep]
+
+    @property
+    def dimensions(self) -> list[float]:
+        """Box-counting dimension of each border."""
+        return [vg.box_dimension(sweep.converged[0]).dimension for sweep in self.sweeps]
+
+
+def compute() -> Zooms:
+    """One draw of a tanh network with one hidden layer, 16 random examples, full-batch gradient descent."""
+    network = vg.mlp(widths=[WIDTH, 1], activation="tanh", inputs=WIDTH)
+    network = replace(network, head=None)  # two kernels
+    x, y = jax.random.normal(jax.random.key(1), (2, WIDTH, WIDTH))
+    data = vg.data.Examples(x, y[:, :1])
+
+    def trained(axes: dict[str, np.ndarray], dtype: str) -> vg.TrainingSweep:
+        return vg.train_sweep(
+            network,
+            data,
+            "sgd",
+            STEPS,
+            key=jax.random.key(0),
+            batch_size=None,
+            learning_rate=rates(axes),
+            dtype=dtype,
+            progress=True,
+        )
+
+    whole = {
+        "learning_rate_stem": np.geomspace(1, 1000, POINTS),
+        "learning_rate_blocks": np.geomspace(0.3, 300, POINTS),
+    }
+    sweeps = [trained(whole, "float64")]
+    for factor in np.array(FACTORS) / np.array([1, *FACTORS[:-1]]):
+        sweeps.append(trained(vg.zoom(sweeps[-1], factor), "float64"))
+    zooms = Zooms(sweeps)
+    print("dimensions", zooms.dimensions)
+    return zooms
+
+
+@plots.styled
+def draw(zooms: Zooms) -> "Figure":
+    """Three squares, each a part of the one before."""
+    titles = ["the whole plane", *(f"× {factor:,.0f}" for factor in FACTORS)]
+    names = [f"{title}, dimension {d:.2f}" for title, d in zip(titles, zooms.dimensions, strict=True)]
+    return plots.trainability_boundary(*zooms.sweeps, titles=names)
+
+
+if __name__ == "__main__":
+    render("boundary", compute, draw)
