@@ -51,8 +51,8 @@ def compute() -> Zooms:
         )
 
     whole = {
-        "learning_rate_stem": np.geomspace(1, 1000, POINTS),
-        "learning_rate_blocks": np.geomspace(0.3, 300, POINTS),
+        "learning_rate_stem": np.geomspace(1, 1e4, POINTS),
+        "learning_rate_blocks": np.geomspace(0.03, 3, POINTS),
     }
     sweeps = [trained(whole, "float64")]
     for factor in np.array(FACTORS) / np.array([1, *FACTORS[:-1]]):

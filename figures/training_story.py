@@ -1,4 +1,4 @@
-"""What vanishing costs: a shallow and a deep sigmoid network in training, and the same depth with ReLU and He weights."""
+"""What vanishing costs: a shallow and a deep sigmoid network in training, and the deep one with ReLU and He weights."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

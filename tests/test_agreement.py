@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 import vgjax as vg
@@ -64,35 +65,40 @@ def test_the_state_settles_at_q_star(name, variance_w, variance_b, width):
     assert np.all(np.abs(ratio.mean(axis=0) - 1) <= 4 * error + DEPTH / width + 1e-5)
 
 
-@functools.cache
-def states_of_two(name: str, width: int, depth: int):
-    """A plain scan over ordinary parameters: h^0 ... h^L of two inputs."""
-    network = vg.mlp(width=width, depth=depth, activation=name, inputs=16)
+TWO_INPUTS = [case for case in CASES if case[0] in ("tanh", "selu")]
 
-    @jax.jit
-    def states(key, scales, x):
-        parameters = vg.scaled(vg.init(key, network), scales)
-        stem, blocks = parameters.stem, parameters.stages[0]
+
+@functools.cache
+def states_of_two(width: int, depth: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """A plain scan over ordinary parameters: the two inputs, and their h^0 ... h^L by case and draw."""
+    network = vg.mlp(width=width, depth=depth, inputs=16)
+    x = np.random.default_rng(3).normal(size=(2, 16)).astype(np.float32)
+    x *= 4 / np.linalg.norm(x, axis=1, keepdims=True)
+
+    @functools.partial(jax.jit, static_argnames="name")
+    def states(parameters, sigma_w, sigma_b, name):
         phi = vg.activations.get(name)
 
-        def layer(h, weights):
-            after = phi(h) @ weights["kernel"] + weights["bias"]
+        def layer(h, draw):
+            after = phi(h) @ (sigma_w * draw["kernel"]) + sigma_b * draw["bias"]
             return after, after
 
-        first = x @ stem["kernel"] + stem["bias"]
-        return jnp.concatenate([first[None], jax.lax.scan(layer, first, blocks)[1]])
+        first = x @ (sigma_w * parameters.stem["kernel"]) + sigma_b * parameters.stem["bias"]
+        return jnp.concatenate([first[None], jax.lax.scan(layer, first, parameters.stages[0])[1]])
 
-    return states
+    h = np.empty((len(TWO_INPUTS), seeds, depth + 1, 2, width))
+    for seed in range(seeds):
+        parameters = oracles.drawn(network, (16, *[width] * (depth + 1), 1), seed)
+        for i, (name, variance_w, variance_b) in enumerate(TWO_INPUTS):
+            h[i, seed] = states(parameters, math.sqrt(variance_w), math.sqrt(variance_b), name=name)
+    return x, h
 
 
-@pytest.mark.parametrize(("name", "variance_w", "variance_b"), [c for c in CASES if c[0] in ("tanh", "selu")])
+@pytest.mark.parametrize(("name", "variance_w", "variance_b"), TWO_INPUTS)
 def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
     width, depth, seeds = 512, 60, 6
-    scales = vg.Scales(sigma_w=math.sqrt(variance_w), sigma_b=math.sqrt(variance_b))
-    x = jax.random.normal(jax.random.key(3), (2, 16))
-    x = x / jnp.linalg.norm(x, axis=1, keepdims=True) * 4
-    states, keys = states_of_two(name, width, depth), jax.random.split(jax.random.key(1), seeds)
-    h = np.stack([np.asarray(states(key, scales, x), float) for key in keys])
+    x, every = states_of_two(width, depth, seeds)
+    h = every[TWO_INPUTS.index((name, variance_w, variance_b))]
     c = (h[:, :, 0] * h[:, :, 1]).sum(-1) / np.linalg.norm(h[:, :, 0], axis=-1) / np.linalg.norm(h[:, :, 1], axis=-1)
     q0 = np.full(2, variance_w + variance_b)
     c0 = (variance_w * float(x[0] @ x[1]) / 16 + variance_b) / q0[0]
@@ -131,21 +137,20 @@ def test_the_largest_singular_value_of_an_orthogonal_tanh_network():
     n, depth, q = 384, 8, 0.25
     point = theory.critical_point("tanh", q)
     expected = theory.spectra.log_largest_singular_value("tanh", q, depth, law="orthogonal")
-    network = vg.mlp(width=n, depth=depth, activation="tanh", inputs=n, law="orthogonal")
-    scales = vg.Scales(sigma_w=point.sigma_w, sigma_b=point.sigma_b)
+    network = vg.mlp(width=n, depth=depth, activation="tanh", inputs=n)
 
     @jax.jit
-    def jacobian(key):
-        weights = vg.scaled(vg.init(key, network), scales).stages[0]
-        phi = vg.activations.get("tanh")
+    def jacobian(draws, h):
+        def layer(h, draw):
+            return jnp.tanh(h) @ (point.sigma_w * draw["kernel"]) + point.sigma_b * draw["bias"], None
 
-        def run(h):
-            return jax.lax.scan(lambda h, w: (phi(h) @ w["kernel"] + w["bias"], None), h, weights)[0]
+        return jax.jacobian(lambda h: jax.lax.scan(layer, h, draws)[0])(h)
 
-        h = math.sqrt(q) * jax.random.normal(jax.random.fold_in(key, 1), (n,))
-        return jax.jacobian(run)(h)
-
-    found = [math.log(np.linalg.norm(np.asarray(jacobian(jax.random.key(s))), 2)) for s in range(4)]
+    found = []
+    for seed in range(4):
+        draws = oracles.drawn(network, (*[n] * (depth + 2), 1), seed, law="orthogonal").stages[0]
+        h = math.sqrt(q) * np.random.default_rng(100 + seed).normal(size=n).astype(np.float32)
+        found.append(math.log(np.linalg.norm(np.asarray(jacobian(draws, h)), 2)))
     # Edges scatter by n^(-2/3) of the spectrum's width, and single draws by some percent of it.
     assert np.mean(found) == pytest.approx(expected, abs=0.05)
 

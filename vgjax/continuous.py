@@ -1,153 +1,290 @@
-"""Training in continuous time: gradient flow, the limit of gradient descent at small learning rates."""
+"""Training in continuous time: gradient flow, which gradient descent follows at small learning rates.
+
+    d theta / dt = -grad L(theta),   theta the ordinary parameters (W = sigma_w Z, b = sigma_b z), L the mean loss.
+
+Time is the learning rate times the number of steps. What gradient descent does beyond it (oscillation, divergence past
+2 / curvature, the drift of what the flow conserves) is the learning rate's doing, not the loss's.
+"""
 
 import functools
+import itertools
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.flatten_util import ravel_pytree
 
 from vgjax import losses
+from vgjax.checks import finite, known, not_negative, positive_integer
 from vgjax.initializers import Scales
-from vgjax.layers import Parameters, ordinary
-from vgjax.networks import Network, about, path_name
-from vgjax.spectrum import computing
+from vgjax.layers import Parameters, Stream, forward, ordinary, trainable, with_trainable
+from vgjax.networks import Network, check_scales
+from vgjax.spectrum import DENSE, computing
 
 LOSSES = ("cross_entropy", "squared_error")
 SOLVERS = {"tsit5": "Tsit5", "dopri8": "Dopri8", "kvaerno5": "Kvaerno5"}
-STATUSES = ("complete", "max_steps", "failed")
+"""Solvers by name, and what diffrax calls them."""
+
+ATOL = {"float32": 1e-7, "float64": 1e-9}
+"""Absolute tolerances by dtype: below 1e-7 the steps in float32 shrink with its rounding."""
+
+_FIRST, _SMALLEST = 1e-4, 1e-30  # steps: the first is shrunk as needed, none below the smallest unless L is not finite
 
 
-class Examples(Protocol):
-    """Anything with inputs and labels, such as `vgjax.data.Examples`."""
+class Data(Protocol):
+    """Inputs with their labels, such as `vgjax.data.Examples`."""
 
     @property
-    def inputs(self) -> ArrayLike: ...
+    def inputs(self) -> Any:
+        """Shape ``(examples, *input)``."""
 
     @property
-    def labels(self) -> ArrayLike: ...
+    def labels(self) -> Any:
+        """Shape ``(examples,)`` of classes, or ``(examples, *output)`` of numbers."""
 
 
 class ContinuousTraining(NamedTuple):
     """A network along gradient flow.
 
     Attributes:
-        times: as asked for, float64, shape ``(times,)``.
-        loss: L at each, shape ``(times,)``; NaN where the solver did not come to.
-        parameters: the ordinary parameters at each, with a leading axis of times; NaN alike.
-        scales: under which they are the network.
-        status: ``"complete"``, ``"max_steps"`` (they were used up) or ``"failed"`` (no step of an implicit solver
-            converges any more).
-        steps: taken by the solver, rejected ones with them.
+        times: as they were asked for, float64, shape ``(times,)``.
+        loss: L at each, shape ``(times,)``; NaN at those that the solver did not reach.
+        parameters: the ordinary parameters at each, numpy, every leaf with a leading axis of times; those that move are
+            NaN alike.
+        scales: under which they are the network, as in `forward`.
+        status: ``"complete"``; ``"max_steps"``: they were used up; ``"stalled"``: no step is small enough any more,
+            as where the gradient is not finite.
+        steps: tried by the solver.
     """
 
     times: np.ndarray
-    loss: Array
+    loss: np.ndarray
     parameters: Parameters
     scales: Scales
     status: str
     steps: int
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every time was reached."""
+        return self.status == "complete"
+
+    def at(self, i: int) -> Parameters:
+        """The ordinary parameters at one of the times."""
+        return jax.tree.map(lambda a: a[i], self.parameters)
+
+
+_STATUSES = ("complete", "max_steps", "stalled")
 
 
 def train_continuously(
     network: Network,
     parameters: Parameters,
     scales: Scales,
-    data: Examples,
+    data: Data,
     times: Sequence[float] | np.ndarray,
     *,
     loss: str | None = None,
-    solver: str = "tsit5",
     dtype: str | None = None,
+    solver: str = "tsit5",
     rtol: float = 1e-6,
-    atol: float = 1e-9,
+    atol: float | None = None,
     max_steps: int = 2**17,
 ) -> ContinuousTraining:
-    at = _checked_times(times)
+    """Gradient flow from a draw: d theta / dt = -grad L(theta), with steps that adapt to an error.
+
+    L is the mean over the examples of cross-entropy or of half the sum of squares. What moves are the ordinary
+    trainable parameters; batch statistics and the noise of dropout stay as they were drawn, and so do scales. Explicit
+    solvers need about (time) x (largest curvature) / 3 steps at least.
+
+    Args:
+        network: any. Where a batch is its state (batch norm), examples enter in whole batches.
+        parameters: draws at unit gain (`init`), stored.
+        scales: of the draw, as for `forward`.
+        data: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes, shape ``(examples,)``, or numbers,
+            shape ``(examples, *output)``.
+        times: at which the network is kept, from 0 on, increasing, shape ``(times,)``; time is learning rate x steps.
+        loss: ``"cross_entropy"`` or ``"squared_error"``; left out, read off the labels.
+        dtype: ``"float32"`` or ``"float64"``, of weights, gradients and time (left out: the parameters' own), for this
+            call only.
+        solver: ``"tsit5"`` (order 5), ``"dopri8"`` (order 8: for tolerances below 1e-8) or ``"kvaerno5"`` (implicit,
+            order 5: for times beyond about 1e5 / curvature and at most some hundred parameters, of which it takes
+            square matrices).
+        rtol, atol: tolerances of one step, relative and absolute, as a root mean square over the parameters; atol is
+            1e-9, or 1e-7 in float32.
+        max_steps: after which the solver gives up.
+
+    Returns:
+        `ContinuousTraining`. A flow that did not come to the end is one too: see its status.
+
+    Raises:
+        ImportError: diffrax is not installed.
+        ValueError: unknown scales or names, times that are negative, not finite or not increasing, a tolerance that is
+            not positive, streamed parameters, inputs or labels that do not fit the network.
+
+    Source: Tsitouras 2011, "Runge-Kutta pairs of order 5(4)"; Hairer, Norsett and Wanner 1993, "Solving ordinary
+    differential equations I", II.5 (order 8); Kvaerno 2004, "Singly diagonally implicit Runge-Kutta methods with an
+    explicit first stage".
+    """
+    _diffrax()  # before any work is done
+    check_scales(network, scales)
+    known("solver", solver, SOLVERS)
+    if any(isinstance(own, Stream) for own in parameters.stages):
+        raise ValueError("parameters must be stored to be trained; draw them with init(..., stream=False)")
+    max_steps = positive_integer("max_steps", max_steps)
     with computing(parameters, dtype) as kind:
-        xs = jnp.asarray(data.inputs)
-        loss, ys = losses.targets(network, data.labels, loss, None, len(xs), False)
-        ys = ys.astype(kind) if loss == "squared_error" else ys
-        parameters = jax.tree.map(lambda a: a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, parameters)
-        start, left = ordinary(parameters, scales)
-        sol = _solve(start, left, xs.astype(kind), ys, jnp.asarray(at, kind), rtol, atol, loss, solver, max_steps)
-    return sol
+        at = _checked_times(times, kind)
+        tolerances = _checked_tolerances(rtol, ATOL[kind.name] if atol is None else atol)
+        states = _checked_states(network, data, loss, kind)
+        start, left = ordinary(_cast(parameters, kind), scales)
+        _check_size(solver, start)
+        found = _flow(start, left, states, at, tolerances, solver, max_steps)
+    loss_, path, left, status, steps = _on_host((*found[:2], left, *found[2:]))
+    return ContinuousTraining(np.asarray(times, float), loss_, path, left, _STATUSES[int(status)], int(steps))
 
 
-def is_trainable(parameters):
-    network = parameters.network
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs", "targets"], meta_fields=["loss", "size"])
+@dataclass(frozen=True)
+class States:
+    """The examples as inputs of the network, in whole batches where a batch is the state.
 
-    def mask(spec, tree):
-        return (
-            jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in about(spec).trainable, tree)
-            if spec
-            else {}
-        )
+    Attributes:
+        inputs: shape ``(states, *network.input_shape)``.
+        targets: what their outputs are compared with.
+        loss: by what (static).
+        size: examples in a state (static).
+    """
 
-    return replace(
-        parameters,
-        stem=mask(network.stem, parameters.stem),
-        head=mask(network.head, parameters.head),
-        stages=tuple(mask(s.spec, own) for s, own in zip(network.stages, parameters.stages, strict=False)),
-    )
+    inputs: Array
+    targets: Array
+    loss: str
+    size: int
+
+    def mean_loss(self, parameters: Parameters, scales: Scales) -> Array:
+        """L, the mean over the examples."""
+
+        def of_state(x: Array, y: Array) -> Array:
+            return losses.value(self.loss, forward(parameters.network, parameters, scales, x), y)
+
+        return jnp.mean(jax.vmap(of_state)(self.inputs, self.targets)) / self.size
 
 
-CLIP = False
+@functools.partial(jax.jit, static_argnames=("solver", "max_steps"))
+def _flow(
+    start: Parameters,
+    scales: Scales,
+    states: States,
+    times: Array,
+    tolerances: tuple[float, float],
+    solver: str,
+    max_steps: int,
+) -> tuple[Array, Parameters, Array, Array]:
+    """Loss and parameters at the times, the number of the status, and of the steps."""
+    diffrax = _diffrax()
+    theta, leaves = ravel_pytree(trainable(start))  # one vector compiles in half the time of many leaves
 
+    def mean_loss(theta: Array) -> Array:
+        return states.mean_loss(with_trainable(start, leaves(theta)), scales)
 
-@functools.partial(jax.jit, static_argnames=("loss", "solver", "max_steps"))
-def _solve(start, left, xs, ys, times, rtol, atol, loss, solver, max_steps):
-    import diffrax
+    def velocity(t: Array, theta: Array, _: None) -> Array:
+        return -jax.grad(mean_loss)(theta)
 
-    moves, _tree = jax.tree.flatten(is_trainable(start))
-    leaves = jax.tree.leaves(start)
-
-    def whole(moving):
-        it = iter(moving)
-        return jax.tree.unflatten(
-            jax.tree.structure(start), [next(it) if m else l for m, l in zip(moves, leaves, strict=False)]
-        )
-
-    from vgjax.layers import _forward
-
-    def mean_loss(moving):
-        p = whole(moving)
-        return jnp.mean(jax.vmap(lambda x, y: losses.value(loss, _forward(p, left, x), y))(xs, ys))
-
-    y0 = [l for m, l in zip(moves, leaves, strict=False) if m]
-
-    def velocity(t, y, args):
-        return jax.tree.map(jnp.negative, jax.grad(mean_loss)(y))
-
-    ctl = diffrax.PIDController(rtol=rtol, atol=atol)
-    if CLIP:
-        ctl = diffrax.ClipStepSizeController(ctl, step_ts=times)
-    sol = diffrax.diffeqsolve(
+    rtol, atol = tolerances
+    found = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
         getattr(diffrax, SOLVERS[solver])(),
         jnp.zeros((), times.dtype),
         times[-1],
-        None,
-        y0,
+        jnp.minimum(_FIRST, times[-1]),  # and not from the gradient, which may not be finite
+        theta,
         saveat=diffrax.SaveAt(ts=times),
-        stepsize_controller=ctl,
+        # With the error before, fewer steps are rejected where stability limits them (Hairer and Wanner 1996, IV.2).
+        stepsize_controller=diffrax.PIDController(
+            rtol=rtol, atol=atol, pcoeff=0.4, icoeff=0.3, dtmin=_SMALLEST, force_dtmin=False
+        ),
+        adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
-        adjoint=diffrax.ForwardMode(),
     )
-    return (
-        sol.ts,
-        jax.vmap(whole)(sol.ys),
-        lax.map(mean_loss, sol.ys),
-        sol.stats["num_steps"],
-        sol.stats["num_accepted_steps"],
-        sol.result == diffrax.RESULTS.max_steps_reached,
-    )
+    thetas = jnp.where(jnp.isfinite(found.ts)[:, None], found.ys, jnp.nan)
+    results = diffrax.RESULTS
+    status = jnp.where(found.result == results.max_steps_reached, 1, 2)
+    status = jnp.where(found.result == results.successful, 0, status)
+    path = with_trainable(_repeated(start, len(times)), jax.vmap(leaves)(thetas))
+    return lax.map(mean_loss, thetas), path, status, found.stats["num_steps"]
 
 
-def _checked_times(times: ArrayLike) -> np.ndarray:
-    return np.asarray(times, float)
+def _repeated(parameters: Parameters, times: int) -> Parameters:
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (times, *a.shape)), parameters)
+
+
+# --- the edge -------------------------------------------------------------------------------------------------------
+
+
+def _diffrax() -> Any:
+    try:
+        import diffrax
+    except ImportError:
+        raise ImportError("continuous training needs diffrax: pip install 'vgjax[ode]'") from None
+    return diffrax
+
+
+def _checked_times(times: Sequence[float] | np.ndarray, kind: Any) -> Array:
+    """The times in the dtype that they run in."""
+    not_negative("times", times)
+    at = np.asarray(times, kind)
+    if at.ndim != 1 or not len(at):
+        raise ValueError(f"times must be a list of at least one, got shape {at.shape}")
+    for before, after in itertools.pairwise(at):
+        if not before < after:
+            raise ValueError(f"times must increase (in {kind.name}), got {after:g} behind {before:g}")
+    return jnp.asarray(at)
+
+
+def _checked_tolerances(rtol: float, atol: float) -> tuple[float, float]:
+    for name, value in {"rtol": rtol, "atol": atol}.items():
+        finite(name, value, "positive", lambda v: v > 0)
+    return float(rtol), float(atol)
+
+
+def _check_size(solver: str, start: Parameters) -> None:
+    """Raise ValueError if the square matrices of an implicit solver would not fit into memory."""
+    leaves = jax.tree.leaves(trainable(start))
+    count = sum(leaf.size for leaf in leaves)
+    if solver == "kvaerno5" and 4 * count**2 * leaves[0].dtype.itemsize > DENSE:
+        raise ValueError(f"solver must be explicit (tsit5, dopri8) for more than some thousand parameters, got {count}")
+
+
+def _checked_states(network: Network, data: Data, loss: str | None, kind: Any) -> States:
+    """The examples, once they are known to fit the network."""
+    if loss is not None:
+        known("loss", loss, LOSSES)
+    inputs, labels, shape = jnp.asarray(data.inputs), jnp.asarray(data.labels), network.input_shape
+    single = inputs.shape[1:] == shape
+    size = 1 if single else shape[0] if inputs.shape[1:] == shape[1:] else 0
+    if not size or not len(inputs) or len(inputs) % size:
+        whole = f", in whole batches of {size}," if size > 1 else ""
+        one = ", ".join(map(str, shape[1:] if size > 1 else shape))
+        raise ValueError(f"data must hold inputs of shape (examples, {one}){whole} got {inputs.shape}")
+    if len(labels) != len(inputs):
+        raise ValueError(f"data must hold one label an input, got {len(labels)} labels for {len(inputs)} inputs")
+    if not np.all(np.isfinite(inputs)):
+        raise ValueError("data must hold finite inputs, got a NaN or an infinity")
+    if not single:
+        inputs, labels = (a.reshape(-1, size, *a.shape[1:]) for a in (inputs, labels))
+    loss, targets = losses.targets(network, labels, loss, None, len(inputs), False)
+    return States(*_cast((inputs, targets), kind), loss, size)
+
+
+def _on_host(tree: Any) -> Any:
+    """All numbers of a tree in numpy, which JAX takes in float64 or float32, as it is set."""
+    return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else np.asarray(a), tree)
+
+
+def _cast(tree: Any, kind: Any) -> Any:
+    """All floating-point numbers of a tree in a dtype."""
+    return jax.tree.map(lambda a: a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)

@@ -36,7 +36,7 @@ from vgjax.layers import (
 from vgjax.networks import Network, check_scales
 
 Optimizer: TypeAlias = str | Callable[[Any], optax.GradientTransformation] | optax.GradientTransformation
-Schedule: TypeAlias = str | Callable[[Any, int], optax.Schedule]
+Schedule: TypeAlias = str | Callable[[int], optax.Schedule]
 Rates: TypeAlias = dict[str, Array]
 """Learning rates: ``{"": rate}``, or one for each group of parameters."""
 
@@ -51,16 +51,16 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 }
 """Optimizers by name, each made from a learning rate."""
 
-SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
-    "constant": lambda rate, steps: optax.constant_schedule(rate),
-    "step": lambda rate, steps: optax.piecewise_constant_schedule(rate, {steps // 2: 0.1, 3 * steps // 4: 0.1}),
-    "exponential": lambda rate, steps: optax.exponential_decay(rate, steps, 0.01),
-    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
-    "warmup": lambda rate, steps: optax.warmup_cosine_decay_schedule(0.0, rate, -(-steps // 10), steps),
+SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda steps: optax.constant_schedule(1.0),
+    "step": lambda steps: optax.piecewise_constant_schedule(1.0, {steps // 2: 0.1, 3 * steps // 4: 0.1}),
+    "exponential": lambda steps: optax.exponential_decay(1.0, steps, 0.01),
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+    "warmup": lambda steps: optax.warmup_cosine_decay_schedule(0.0, 1.0, -(-steps // 10), steps),
 }
-"""Schedules by name, each made from the largest learning rate and the number of steps: constant; a tenth of it from
-half of the steps on, a hundredth from three quarters; exponential to a hundredth; a cosine to 0; a tenth of the steps
-of linear warm-up and then a cosine."""
+"""Schedules by name: what the learning rate is multiplied with, made from the number of steps: 1; a tenth from half of
+the steps on and a hundredth from three quarters; down to a hundredth exponentially; down to 0 along a cosine; linearly
+up over the first tenth of the steps and then along a cosine."""
 
 LOSSES = ("cross_entropy", "squared_error")
 LOOKS = 20
@@ -218,8 +218,8 @@ def train(
         num_steps: updates.
         learning_rate: a number (default .01); or one for each group of parameters, by a part of their path: ``{"stem":
             .1, "blocks": .01, "head": .01}`` or ``{"kernel": .1, "bias": .01}``.
-        schedule: a name in `SCHEDULES`, or a function from a learning rate and the number of steps to an optax
-            schedule.
+        schedule: a name in `SCHEDULES`, or a function from the number of steps to an optax schedule of what the learning
+            rate is multiplied with (``lambda steps: optax.linear_schedule(1.0, 0.0, steps)``).
         batch_size: examples a minibatch, drawn without repetition within an epoch; None takes all of them, in order.
         loss: ``"cross_entropy"`` or ``"squared_error"`` (half the sum of squares); left out, read off the labels.
         test: examples for test loss and accuracy.
@@ -413,8 +413,8 @@ def made(plan: Plan, rates: Rates, leaves: dict[str, Array]) -> optax.GradientTr
         make = OPTIMIZERS[plan.optimizer] if isinstance(plan.optimizer, str) else plan.optimizer
         if plan.schedule == "constant":
             return make(rate)  # type: ignore[operator]
-        schedule = SCHEDULES[plan.schedule] if isinstance(plan.schedule, str) else plan.schedule
-        return make(schedule(rate, plan.num_steps))  # type: ignore[operator]
+        factor = (SCHEDULES[plan.schedule] if isinstance(plan.schedule, str) else plan.schedule)(plan.num_steps)
+        return make(lambda count: rate * factor(count))  # type: ignore[operator]
 
     if isinstance(plan.optimizer, optax.GradientTransformation):
         return plan.optimizer

@@ -41,7 +41,13 @@ STYLE: dict[str, Any] = {
 
 VANISHING, CRITICAL, EXPLODING = "#2166ac", "#4d4d4d", "#b2182b"
 THEORY = "#ffd92f"
-NAMES = {"sigma_w": r"weight scale $\sigma_w$", "sigma_b": r"bias scale $\sigma_b$"}
+NAMES = {
+    "sigma_w": r"weight scale $\sigma_w$",
+    "sigma_b": r"bias scale $\sigma_b$",
+    "learning_rate_stem": "learning rate of the first layer",
+    "learning_rate_blocks": "learning rate of the layers behind",
+    "learning_rate_head": "learning rate of the last layer",
+}
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:

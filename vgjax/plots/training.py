@@ -88,6 +88,7 @@ def draw_gradient_heat(
     layers = np.arange(shown.shape[1])
     mesh = ax.pcolormesh(steps, layers, shown.T, cmap="magma", vmin=low, vmax=high, shading="nearest", rasterized=True)
     ax.set(xlabel="step", ylabel="layer $l$")
+    ax.yaxis.get_major_locator().set_params(integer=True)
     return mesh
 
 
@@ -155,7 +156,7 @@ def draw_trainability(
     if lost is not None and np.isfinite(lost).any():
         ax.plot(variance, lost, color="#ef3b2c", marker="x", markersize=4, linewidth=0.8, label="float32 reads 0")
     ax.set(xlim=frame[0], ylim=frame[1], xlabel=r"weight variance $\sigma_w^2$", ylabel="depth $L$")
-    if xi is not None or lost is not None:
+    if ax.get_legend_handles_labels()[0]:
         legend = ax.legend(loc="upper right", fontsize=6.5, frameon=True, labelcolor="white")
         legend.get_frame().set(facecolor="0.3", alpha=0.8, linewidth=0)
     return mesh
