@@ -149,8 +149,8 @@ def leaf_by_leaf(*rates: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda _: None, update)
 
 
-def linear_to_zero(rate: Any, steps: int) -> optax.Schedule:
-    return optax.linear_schedule(rate, 0.0, steps)
+def linear_to_zero(steps: int) -> optax.Schedule:
+    return optax.linear_schedule(1.0, 0.0, steps)
 
 
 def sgd(**options: Any) -> dict[str, Any]:
@@ -262,8 +262,7 @@ def test_the_last_parameters_are_those_of_an_ordinary_loop(both: Both) -> None:
         for a, before, after in zip(own, first, last, strict=True):
             np.testing.assert_allclose(a, after, rtol=both.case.tolerance, atol=both.case.tolerance)
             if np.array_equal(before, after):  # at a learning rate of 0
-                assert "learning_rate" in both.case.options
-                np.testing.assert_array_equal(a, before.astype(a.dtype))
+                np.testing.assert_array_equal(a, before.astype(np.float32))
 
 
 def test_the_last_parameters_make_an_ordinary_network(both: Both) -> None:
@@ -318,3 +317,393 @@ def by_path(weights: oracles.Weights) -> dict[str, Any]:
     ends = {"stem": 0, "head": -1}
     named = {f"{end}/{name}": a[i] for end, i in ends.items() for name, a in (("kernel", kernels), ("bias", biases))}
     return named | {"kernel": np.array(kernels[1:-1]), "bias": np.array(biases[1:-1])}
+
+
+# --- other architectures --------------------------------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """An architecture: the network, its layers in plain Flax, what it learns and by which optimizer.
+
+    Attributes:
+        network, parts: the same network twice.
+        data: examples.
+        scales: of the draw, by name; those of parameters, and others.
+        left: of them, those that multiply no parameters.
+        lot: examples in a state.
+        optimizer: by name, and of the ordinary loop.
+    """
+
+    network: vg.Network
+    parts: architectures.Parts
+    data: vg.data.Examples
+    scales: dict[str, float]
+    left: dict[str, float]
+    lot: int
+    optimizer: tuple[str, optax.GradientTransformation]
+
+
+BATCH_NORM = architectures.Around(jnp.tanh, functools.partial(architectures.normed, "batch", epsilon=1e-6))
+KINDS = {
+    "a batch is the state": Kind(
+        vg.mlp(widths=[6, 5], inputs=4, outputs=3, norm="batch", batch=4),
+        architectures.plain(BATCH_NORM),
+        CLASSES,
+        {"sigma_w": SIGMA_W, "sigma_b": SIGMA_B},
+        {},
+        4,
+        ("sgd", optax.sgd(0.1)),
+    ),
+    "an LSTM": Kind(
+        vg.lstm(width=5, depth=4, inputs=3, outputs=3, bias_law="gaussian"),
+        architectures.recurrent(architectures.lstm_cell, 5, parts=2),
+        SEQUENCES,
+        {"sigma_w": SIGMA_W, "sigma_v": 0.75, "sigma_b": SIGMA_B, "forget_bias": 0.5},
+        {"forget_bias": 0.5},
+        1,
+        ("adam", optax.adam(0.1)),
+    ),
+}
+
+
+def loop_of_parts(kind: Kind, drawn: vg.Parameters, batches: Sequence[Any]) -> Seen:
+    """`jax.grad` through the layers in plain Flax, and optax, in float64."""
+    network, layers_left = kind.network, [kind.left] * kind.network.depth
+    (stage,) = network.stages
+    stem, (own,) = architectures.multiplied(drawn, kind.scales)
+    leaves = jax.tree.map(lambda a: np.asarray(a, np.float64), (stem, own, drawn.head))
+
+    def mean_loss(leaves: Any, xs: Any, ys: Any) -> Any:
+        stem, own, head = leaves
+        layers = [architectures.one_layer(own, stage.tied, i) for i in range(stage.depth)]
+        none = [0.0] * (stage.depth + 1)
+        run = jax.vmap(lambda x: architectures.run(kind.parts, stem, layers, head, layers_left, x, none)[0])
+        each = [architectures.loss_of("cross_entropy", output, y) for output, y in zip(run(xs), ys, strict=True)]
+        return sum(each) / np.size(ys)
+
+    @jax.jit
+    def step(leaves: Any, memory: Any, xs: Any, ys: Any) -> Any:
+        value, gradient = jax.value_and_grad(mean_loss)(leaves, xs, ys)
+        updates, memory = kind.optimizer[1].update(gradient, memory, leaves)
+        return value, optax.apply_updates(leaves, updates), memory
+
+    with jax.enable_x64(True):
+        memory, losses, weights = kind.optimizer[1].init(leaves), [], [leaves]
+        for xs, ys in batches:
+            value, leaves, memory = step(leaves, memory, xs, ys)
+            losses.append(float(value))
+            weights.append(jax.tree.map(np.asarray, leaves))
+    return Seen(np.array(losses), weights)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_other_architectures_train_as_in_an_ordinary_loop(name: str) -> None:
+    """Loss, every parameter, and what is seen of every layer; the test data are the training data."""
+    kind = KINDS[name]
+    drawn = architectures.drawn(kind.network)
+    trained = vg.train(
+        KEY,
+        kind.network,
+        vg.Scales(**kind.scales),
+        kind.data,
+        kind.optimizer[0],
+        STEPS,
+        learning_rate=0.1,
+        batch_size=BATCH,
+        record=[5],
+        parameters=drawn,
+    )
+    batches = minibatches(kind.data, BATCH, STEPS, kind.lot)
+    seen = loop_of_parts(kind, drawn, batches)
+    np.testing.assert_allclose(trained.loss, seen.loss[:STEPS], rtol=1e-5)
+
+    stem, own, head = seen.weights[STEPS]
+    found = jax.tree.map(np.asarray, (trained.parameters.stem, *trained.parameters.stages, trained.parameters.head))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, (stem, own, head))
+    for before, after in zip(trained_leaves(seen.weights[0]), trained_leaves(found), strict=True):
+        assert np.linalg.norm(after - before) > 1e-3 * np.linalg.norm(before)  # everything moves
+
+    (stem, own, head), looks = seen.weights[5], trained.looks
+    at = vg.Parameters(stem, (own,), head, kind.network)
+    layers_left = [kind.left] * kind.network.depth
+    truth = architectures.gradients(kind.parts, at, layers_left, *batches[5], "cross_entropy")
+    of_batch = (scipy.special.logsumexp(2 * truth.log_gradient, axis=0) - np.log(BATCH)) / 2
+    about = {"rtol": 1e-5, "atol": 2e-5}
+    np.testing.assert_allclose(looks.log_gradient[0], of_batch, **about)
+    for named, expected in (
+        (looks.log_parameter_gradient, truth.log_parameter_gradient),
+        (looks.log_tied_gradient, truth.log_tied_gradient),
+    ):
+        assert set(named) == set(expected)
+        for path, log in expected.items():
+            np.testing.assert_allclose(named[path][0], log - np.log(BATCH), **about, err_msg=path)
+
+    whole = len(kind.data.inputs) // kind.lot * kind.lot  # a lot that is not full is left out
+    every = [a[:whole].reshape(-1, kind.lot, *a.shape[1:]) if kind.lot > 1 else a for a in kind.data]
+    made = architectures_outputs(kind, seen.weights[5], every[0]).reshape(whole, 3)
+    expected = score(made, every[1].reshape(-1), "cross_entropy")
+    assert (looks.train_loss[0], looks.train_accuracy[0]) == pytest.approx(expected, rel=1e-5)
+    assert np.isnan([looks.test_loss, looks.test_accuracy]).all()
+
+
+def architectures_outputs(kind: Kind, leaves: Any, xs: np.ndarray) -> np.ndarray:
+    """Of every state, in float64."""
+    stem, own, head = leaves
+    (stage,) = kind.network.stages
+    layers = [architectures.one_layer(own, stage.tied, i) for i in range(stage.depth)]
+    left, none = [kind.left] * stage.depth, [0.0] * (stage.depth + 1)
+    with jax.enable_x64(True):
+        run = jax.jit(jax.vmap(lambda x: architectures.run(kind.parts, stem, layers, head, left, x, none)[0]))
+        return np.asarray(run(np.asarray(xs, np.float64)))
+
+
+def trained_leaves(trees: Any) -> list[np.ndarray]:
+    """All but the running statistics, which a batch in training has no use for."""
+    return [leaf for tree in trees for _, leaf in architectures.trainable(tree)]
+
+
+# --- dropout --------------------------------------------------------------------------------------------------------
+
+NOISY, NOISY_SIZES = vg.mlp(widths=[5, 6], inputs=4, outputs=3, dropout="bernoulli"), (4, 5, 6, 3)
+RATE, DRAWS = 0.3, 310
+
+
+def standing_still(rate: float) -> vg.Training:
+    """Many steps of no learning on all examples at once: all that can change is the noise."""
+    like = jax.eval_shape(lambda key: vg.init(key, NOISY), KEY)
+    own = oracles.drawn(vg.mlp(widths=[5, 6], inputs=4, outputs=3), NOISY_SIZES)
+    (stage,), noise = own.stages, jnp.zeros(jax.tree.leaves(like.stages[0]["after"])[0].shape)
+    after = jax.tree.map(lambda _: noise, like.stages[0]["after"])
+    parameters = vg.Parameters(own.stem, ({**stage, "after": after},), own.head, NOISY)
+    scales = vg.Scales(sigma_w=SIGMA_W, sigma_b=SIGMA_B, dropout=rate)
+    options = {"batch_size": None, "gradients": False, "parameters": parameters}
+    return vg.train(KEY, NOISY, scales, CLASSES, "sgd", DRAWS, learning_rate=0.0, **options)
+
+
+def test_dropout_is_drawn_anew_at_every_step_and_left_out_of_evaluation() -> None:
+    """The loss of every step is that of one of the 32 networks that dropping some of 5 units makes; each unit is
+    dropped at the rate, independently of the others and of the steps before, within 4 standard deviations."""
+    weights = oracles.weights(oracles.drawn(vg.mlp(widths=[5, 6], inputs=4, outputs=3), NOISY_SIZES), SIGMA_W, SIGMA_B)
+    (stem, inner, head) = weights
+    masks = np.array(list(itertools.product([0, 1], repeat=5)))
+    h = np.tanh(CLASSES.inputs.astype(np.float64) @ stem[0] + stem[1])
+    dropped = [np.tanh((mask * h / (1 - RATE)) @ inner[0] + inner[1]) @ head[0] + head[1] for mask in masks]
+    losses = np.array([score(output, CLASSES.labels, "cross_entropy")[0] for output in dropped])
+    assert np.min(np.diff(np.sort(losses))) > 1e-5  # no two alike
+
+    trained = standing_still(RATE)
+    distances = np.abs(np.asarray(trained.loss)[:, None] - losses)
+    assert distances.min(axis=1).max() < 2e-6
+    kept = masks[distances.argmin(axis=1)]
+    deviations = (kept - (1 - RATE)) / np.sqrt(RATE * (1 - RATE))  # of mean 0 and variance 1
+    assert np.abs(deviations.mean(0)).max() < 4 / np.sqrt(DRAWS)
+    correlations = np.triu(deviations.T @ deviations / DRAWS, 1)
+    assert np.abs(correlations).max() < 4 / np.sqrt(DRAWS)
+    assert np.abs(np.mean(deviations[1:] * deviations[:-1], axis=0)).max() < 4 / np.sqrt(DRAWS)
+
+    whole = score(outputs(weights, "tanh", CLASSES.inputs), CLASSES.labels, "cross_entropy")
+    np.testing.assert_allclose(trained.looks.train_loss, whole[0], rtol=1e-6)
+    np.testing.assert_allclose(trained.looks.train_accuracy, whole[1], rtol=1e-6)
+    assert np.ptp(trained.looks.train_loss) == 0
+    quiet = standing_still(0.0)
+    np.testing.assert_allclose(quiet.loss, whole[0], rtol=1e-6)
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
+
+
+def short(num_steps: int = STEPS, key: jax.Array = KEY, network: vg.Network = RELU, **options: Any) -> vg.Training:
+    """The network of the squared error, without gradients."""
+    about = {"learning_rate": 0.05, "batch_size": BATCH, "gradients": False, "record": [3], **options}
+    drawn = oracles.drawn(network, RELU_SIZES)
+    return vg.train(key, network, about.pop("scales", SCALES), NUMBERS, "sgd", num_steps, parameters=drawn, **about)
+
+
+def test_fewer_steps_are_the_first_of_more() -> None:
+    many, few = short(STEPS), short(7)
+    np.testing.assert_allclose(few.loss, many.loss[:7], rtol=1e-6)
+    np.testing.assert_array_equal(few.looks.train_loss[0], many.looks.train_loss[0])
+    assert (few.steps.tolist(), many.steps.tolist()) == ([3, 7], [3, STEPS])
+
+
+def test_what_is_recorded_changes_nothing() -> None:
+    np.testing.assert_array_equal(short(record=[1, 2, 3, 9]).loss, short().loss)
+
+
+def test_by_default_it_looks_at_the_ends_of_20_intervals() -> None:
+    steps = training.checked_steps(None, DRAWS)
+    assert len(steps) == 21
+    assert (steps[0], steps[-1]) == (0, DRAWS)
+    assert set(np.diff(steps)) <= {15, 16}
+    assert training.checked_steps(None, 4) == (0, 1, 2, 3, 4)
+    assert training.checked_steps([7, 0, 7], 9) == (0, 7, 9)
+    assert training.checked_steps([], 9) == (9,)
+
+
+def test_other_numbers_run_the_same_programs() -> None:
+    calls = []
+
+    def counted(h: jax.Array) -> jax.Array:
+        calls.append(1)
+        return jnp.tanh(h)
+
+    network = vg.mlp(widths=[6, 7], inputs=4, outputs=3, activation=counted)
+    first = short(network=network)
+    traced = len(calls)
+    again = short(network=network, key=jax.random.key(8), scales=vg.Scales(sigma_w=0.9, sigma_b=0.1), learning_rate=0.2)
+    assert len(calls) == traced > 0
+    assert not np.array_equal(first.loss, again.loss)
+
+
+def test_a_loss_that_is_not_finite_is_found_at_its_step() -> None:
+    """Updates of a learning rate near the end of the float range leave it at once."""
+    lost = short(learning_rate=3e38)
+    assert lost.diverged
+    assert lost.first_nonfinite == 0
+    assert np.isfinite(lost.loss[0])
+    assert not np.isfinite(lost.loss[1:]).any()
+
+
+# --- optimizers and schedules ---------------------------------------------------------------------------------------
+
+NAMED = {
+    "sgd": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    "nesterov": lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True),
+    "adagrad": optax.adagrad,
+    "rmsprop": optax.rmsprop,
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+}
+
+
+def updates_of(optimizer: Any, leaves: Any) -> list[Any]:
+    """Two updates of some numbers by gradients that depend on them."""
+    memory, updates = optimizer.init(leaves), []
+    for _ in range(2):
+        gradient = jax.tree.map(jnp.sin, leaves)
+        update, memory = optimizer.update(gradient, memory, leaves)
+        leaves = optax.apply_updates(leaves, update)
+        updates.append(update)
+    return updates
+
+
+def test_every_optimizer_is_the_one_of_optax_at_a_traced_learning_rate() -> None:
+    assert set(training.OPTIMIZERS) == set(NAMED)
+    leaves = {"stem/kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)}
+
+    @jax.jit
+    def both(rate: Any) -> Any:
+        plans = {name: SimpleNamespace(optimizer=name, schedule="constant", groups=("",)) for name in NAMED}
+        found = {name: training.made(plan, {"": rate}, leaves) for name, plan in plans.items()}
+        return [
+            {name: updates_of(optimizer, leaves) for name, optimizer in some.items()}
+            for some in (found, {name: make(0.05) for name, make in NAMED.items()})
+        ]
+
+    found, expected = both(0.05)
+    for name in NAMED:
+        for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=name)
+    steps = np.array([found[name][1]["stem/kernel"] for name in NAMED])
+    assert len(np.unique(np.round(steps[:, 0, 0], 7))) == len(NAMED)  # no two alike
+
+
+def cosine(share: np.ndarray) -> np.ndarray:
+    return (1 + np.cos(np.pi * share)) / 2
+
+
+@pytest.mark.parametrize("steps", [37, 2, 1])
+def test_schedules_have_the_shapes_they_are_named_for(steps: int) -> None:
+    t, risen = np.arange(steps + 1), -(-steps // 10)
+    expected = {
+        "constant": np.ones(steps + 1),
+        "step": np.where(t < steps // 2, 1.0, np.where(t < 3 * steps // 4, 0.1, 0.01)),
+        "exponential": 0.01 ** (t / steps),
+        "cosine": cosine(t / steps),
+        "warmup": np.where(t < risen, t / risen, cosine((t - risen) / max(1, steps - risen))),
+    }
+    assert set(training.SCHEDULES) == set(expected)
+    for name, factors in expected.items():
+        found = [float(training.SCHEDULES[name](steps)(i)) for i in t]
+        np.testing.assert_allclose(found, factors, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def with_nan(a: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(a.size).reshape(a.shape) == 5, np.nan, a)
+
+
+def data(inputs: Any = CLASSES.inputs, labels: Any = CLASSES.labels) -> dict[str, Any]:
+    return {"data": vg.data.Examples(inputs, labels)}
+
+
+def rates(**groups: Any) -> dict[str, Any]:
+    return {"learning_rate": groups}
+
+
+BAD = [
+    ({"learning_rate": -0.1}, "learning_rate must be finite and not negative, got -0.1"),
+    ({"learning_rate": np.nan}, "learning_rate must be finite and not negative, got nan"),
+    ({"learning_rate": np.inf}, "learning_rate must be finite and not negative, got inf"),
+    (rates(kernel=0.1, bias=-1.0), "learning_rate of bias must be finite and not negative, got -1"),
+    ({"learning_rate": [0.1, 0.2]}, "learning_rate must be a number.*got "),
+    (rates(kernel=[0.1, 0.2], bias=0.1), "learning_rate of kernel must be a number.*got "),
+    ({"learning_rate": 0.1, "optimizer": optax.adam(0.1)}, "learning_rate must be left out where the optimizer has"),
+    (rates(stem=0.1, head=0.1), "learning_rate must name one group for every parameter, got none for blocks/0/"),
+    (rates(kernel=0.1, bias=0.1, gate=0.1), "learning_rate must name .*gate"),
+    (
+        rates(kernel=0.1, bias=0.1, stem=0.1),
+        "learning_rate must name one group .*, got (kernel|bias) and stem for stem",
+    ),
+    ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ({"num_steps": 2.5}, "num_steps must be a whole number, got 2.5"),
+    ({"batch_size": 22}, "batch_size must be at most the 21 examples of the data, got 22"),
+    ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ({"evaluate": 0}, "evaluate must be at least 1, got 0"),
+    ({"optimizer": "adm"}, "optimizer must be one of sgd, .*, got 'adm'; did you mean 'adam'"),
+    ({"schedule": "cosin"}, "schedule must be one of constant, .*, got 'cosin'; did you mean 'cosine'"),
+    ({"loss": "mse"}, "loss must be one of cross_entropy, squared_error, got 'mse'"),
+    ({"loss": "cotangent"}, "loss must be one of cross_entropy, squared_error, got 'cotangent'"),
+    ({"loss": "squared_error"}, r"y must have the output's shape \(3,\) an example for squared_error, got \(21,\)"),
+    ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
+    ({"record": [0, 13]}, "record must hold whole steps from 0 to num_steps = 12, got 13"),
+    ({"record": [-1]}, "record must hold whole steps from 0 to num_steps = 12, got -1"),
+    ({"record": [1.5]}, "record must hold whole steps from 0 to num_steps = 12, got 1.5"),
+    ({"record": [np.nan]}, "record must hold whole steps from 0 to num_steps = 12, got nan"),
+    ({"scales": vg.Scales(sigma_v=1.0)}, "scale must be one of sigma_w, sigma_b, got 'sigma_v'"),
+    (data(labels=CLASSES.labels + 1), r"labels must lie in 0 \.\. 2, got 3"),
+    (data(labels=CLASSES.labels - 1), r"labels must lie in 0 \.\. 2, got -1"),
+    (data(labels=CLASSES.labels[:20]), "data must hold one label an input, got 20 labels for 21 inputs"),
+    (data(labels=np.zeros((21, 4), np.float32)), r"y must have the output's shape \(3,\) an example .*\(21, 4\)"),
+    (data(labels=np.zeros((21, 3), np.int32)), "y must be one integer label an example for cross_entropy"),
+    (data(labels=with_nan(NUMBERS.labels)), "y must be finite, got a NaN or an infinity"),
+    (data(CLASSES.inputs[:, :3]), r"data must hold inputs of shape \(examples, 4\), got \(21, 3\)"),
+    (data(CLASSES.inputs[0]), "data must hold (inputs of shape|one label an input)"),
+    (data(CLASSES.inputs[:0], CLASSES.labels[:0]), r"data must hold inputs of shape \(examples, 4\), got \(0, 4\)"),
+    (data(with_nan(CLASSES.inputs)), "data must hold finite inputs, got a NaN or an infinity"),
+    ({"test": vg.data.Examples(HELD_OUT.inputs[:, :3], HELD_OUT.labels)}, "test must hold inputs of shape"),
+    ({"test": HELD_OUT_NUMBERS}, "y must be one integer label an example for cross_entropy"),
+    ({"parameters": vg.init(KEY, TANH, stream=True)}, "parameters must be stored to be trained"),
+    ({"parameters": oracles.drawn(RELU, RELU_SIZES)}, "parameters must be .* of (this|the) network"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[message[:40] for _, message in BAD])
+def test_bad_trainings_are_refused_in_one_sentence(options: dict[str, Any], message: str) -> None:
+    given = {"scales": SCALES, "num_steps": STEPS, "batch_size": BATCH, "gradients": False, **data(), **options}
+    given.setdefault("parameters", oracles.drawn(TANH, SIZES))
+    with pytest.raises(ValueError, match=message):
+        vg.train(KEY, TANH, **given)
+
+
+def test_batches_that_are_states_have_sizes_of_their_own() -> None:
+    network = KINDS["a batch is the state"].network
+    scales = vg.Scales(sigma_b=SIGMA_B)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 4 examples in a state, got 6"):
+        vg.train(KEY, network, scales, CLASSES, batch_size=6)
+    few = vg.data.Examples(CLASSES.inputs[:3], CLASSES.labels[:3])
+    with pytest.raises(ValueError, match="data must hold at least the 4 examples of a state, got 3"):
+        vg.train(KEY, network, scales, few, batch_size=None)

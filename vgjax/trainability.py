@@ -33,8 +33,8 @@ from vgjax.training import Data, Optimizer, Plan, Schedule, Training, checked_ra
 WORK = 2e10
 """About how many multiplications a chunk should cost: a second or two."""
 CACHED = 2**14
-"""Units a layer, of all examples and trainings, that one batch on a CPU should not exceed: beyond width 64 at batch 64 a
-training alone is as fast (`benchmarks/bench_training.py`)."""
+"""Units a layer, of all examples and trainings, that one batch on a CPU should not exceed: a training of more than that
+is as fast alone (`benchmarks/bench_training.py`)."""
 LEARNED = 0.5
 """Accuracy from which a network counts as trainable (of ten classes)."""
 

@@ -213,13 +213,13 @@ def train(
             numbers ``(examples, *output)``.
         optimizer: a name in `OPTIMIZERS`, a function from a learning rate to an optax optimizer (``optax.lion``,
             ``lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))``), or an optax optimizer as it
-            is. Parameters of a stage are stacked by layer: an optimizer that looks at whole arrays (LARS, Adafactor) sees
-            them as one.
+            is. Parameters of a stage are stacked by layer: an optimizer that looks at whole arrays (LARS, Adafactor)
+            sees them as one.
         num_steps: updates.
         learning_rate: a number (default .01); or one for each group of parameters, by a part of their path: ``{"stem":
             .1, "blocks": .01, "head": .01}`` or ``{"kernel": .1, "bias": .01}``.
-        schedule: a name in `SCHEDULES`, or a function from the number of steps to an optax schedule of what the learning
-            rate is multiplied with (``lambda steps: optax.linear_schedule(1.0, 0.0, steps)``).
+        schedule: a name in `SCHEDULES`, or a function from the number of steps to an optax schedule of what the
+            learning rate is multiplied with (``lambda steps: optax.linear_schedule(1.0, 0.0, steps)``).
         batch_size: examples a minibatch, drawn without repetition within an epoch; None takes all of them, in order.
         loss: ``"cross_entropy"`` or ``"squared_error"`` (half the sum of squares); left out, read off the labels.
         test: examples for test loss and accuracy.
@@ -260,7 +260,7 @@ def train(
         # The draw and the looks are programs of their own, the same for every optimizer.
         drawn = init(jax.random.split(key, 3)[0], network, stream=False) if parameters is None else parameters
         course = _course(plan, key, scales, rates, examples, held, drawn)
-        now, t, looks = course.begin(), 0, []
+        now, t, looks = _begin(course), 0, []
         for then in chunks.progress(plan.record, len(plan.record), "train", progress):
             now, t = _until(course, now, t, then), then
             looks.append(course.look(now, t))
@@ -378,6 +378,9 @@ def _course(
     drawn, data, test, rates, scales = as_dtype(plan.task.dtype, (drawn, data, test, rates, scales))
     indices = batches(order, len(data.inputs), plan.task.batch_size, plan.num_steps + 1)
     return Course(plan, *ordinary(drawn, scales), rates, data, test, indices, noise)
+
+
+_begin = jax.jit(Course.begin)
 
 
 @jax.jit

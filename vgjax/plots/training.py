@@ -83,12 +83,14 @@ def draw_gradient_heat(
         log_gradient: natural logarithms, shape ``(r, layers)``.
         reach: the ends of the colours.
     """
+    from matplotlib.ticker import MaxNLocator
+
     low, high = reach if reach is not None else (None, None)
     shown = np.where(np.isfinite(log_gradient), log_gradient, np.nan)
     layers = np.arange(shown.shape[1])
     mesh = ax.pcolormesh(steps, layers, shown.T, cmap="magma", vmin=low, vmax=high, shading="nearest", rasterized=True)
     ax.set(xlabel="step", ylabel="layer $l$")
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return mesh
 
 
