@@ -175,54 +175,73 @@ def train_sweep(
     networks = _checked_networks(network)
     seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
     rates = checked_rates(optimizer, learning_rate)
-    rate_axes = {_axis(name): np.asarray(rate) for name, rate in rates.items() if np.ndim(rate)}
-    for name, values in rate_axes.items():
-        if values.ndim != 1 or not values.size:
-            raise ValueError(f"{name} must be a number or a non-empty one-dimensional grid, got shape {values.shape}")
     grids = [grid_of(one, scales if scales is not None else Scales(), axes, least=0) for one in networks]
-    scale_axes, fixed = grids[0]
     about: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps, "loss": loss}
     about |= {"batch_size": batch_size, "record": record, "gradients": gradients, "evaluate": evaluate, "dtype": dtype}
     plans = [planned(one, data, test, tuple(rates), **about) for one in networks]
-    grid = rate_axes | scale_axes
-    points = Points(
-        {name: points_of(grid)[1].get(_axis(name), rate) for name, rate in rates.items()},
-        {name: points_of(grid)[1][name] for name in scale_axes},
-        fixed,
-        points_of(grid)[0],
-        seeds,
-    )
-    examples, held = plans[0][1:]
-    jobs = [Job(plan, key, points, examples, held, memory) for plan, *_ in plans]
-    settings = _settings(jobs, key, grid)
-    work = {name: piece for job in jobs for name, piece in job.pieces()}
-    store = chunks.Store(folder, settings) if folder is not None else None
+    points = Points.over(rates, *grids[0], seeds)
     on_cpu = jax.default_backend() == "cpu"
     workers = (chunks.cores() if on_cpu else 1) if workers is None else positive_integer("workers", workers)
-    found = chunks.run(work, "train", store=store, workers=workers, show=progress)
-    return _assembled(jobs, found, grid, isinstance(network, Network), settings)
+    jobs = [Job(plan, key, points, examples, held, memory, workers) for plan, examples, held in plans]
+    settings = _settings(jobs, key)
+    store = chunks.Store(folder, settings) if folder is not None else None
+    found = chunks.run(_in_turn(jobs), "train", store=store, workers=workers, show=progress)
+    return _assembled(jobs, found, isinstance(network, Network), settings)
+
+
+def _in_turn(jobs: list["Job"]) -> dict[str, Callable[[], chunks.Arrays]]:
+    """A piece of every network in turn, so that their programs are compiled side by side; the deepest first."""
+    deepest_first = sorted(jobs, key=lambda job: -job.plan.task.network.depth)
+    rounds = itertools.zip_longest(*(job.pieces() for job in deepest_first))
+    return dict(piece for pieces in rounds for piece in pieces if piece is not None)
 
 
 # --- the pieces -----------------------------------------------------------------------------------------------------
 
 
 class Points(NamedTuple):
-    """A grid, flattened: the learning rates and scales at every point, the same for every seed."""
+    """A grid of learning rates and scales, the same for every seed.
 
+    Attributes:
+        grid: the axes, in order: name -> values.
+        rates: learning rates by group, a number or the value at every point, shape ``(points,)``.
+        scales: swept scales at every point, shape ``(points,)``.
+        fixed: scales that are not swept.
+        seeds: how many.
+    """
+
+    grid: dict[str, np.ndarray]
     rates: dict[str, Any]
     scales: dict[str, np.ndarray]
     fixed: dict[str, Any]
-    shape: tuple[int, ...]
     seeds: int
+
+    @classmethod
+    def over(cls, rates: dict[str, Any], scales: dict[str, np.ndarray], fixed: dict[str, Any], seeds: int) -> "Points":
+        """The grid of those learning rates that are arrays, and of scales."""
+        axes = {_axis(name): np.asarray(rate) for name, rate in rates.items() if np.ndim(rate)}
+        for name, values in axes.items():
+            if values.ndim != 1 or not values.size:
+                raise ValueError(
+                    f"{name} must be a number or a non-empty one-dimensional grid, got shape {values.shape}"
+                )
+        grid = axes | scales
+        at = points_of(grid)[1]
+        return cls(grid, {n: at.get(_axis(n), r) for n, r in rates.items()}, {n: at[n] for n in scales}, fixed, seeds)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Seeds, and points along each axis."""
+        return self.seeds, *(len(values) for values in self.grid.values())
 
     @property
     def trainings(self) -> int:
-        """Trainings of one network: seeds times points."""
-        return self.seeds * int(np.prod(self.shape))
+        """Of one network: seeds times points."""
+        return int(np.prod(self.shape))
 
     def take(self, taken: list[int]) -> tuple[np.ndarray, dict[str, Any], dict[str, Any]]:
         """Seeds, learning rates and swept scales of some of them."""
-        points = int(np.prod(self.shape))
+        points = self.trainings // self.seeds
         seed, point = np.divmod(np.asarray(taken), points)
         rates = {name: np.broadcast_to(rate, points)[point] for name, rate in self.rates.items()}
         return seed, rates, {name: values[point] for name, values in self.scales.items()}
@@ -238,6 +257,7 @@ class Job:
     data: Examples
     test: Examples | None
     memory: int
+    workers: int
 
     @functools.cached_property
     def size(self) -> tuple[int, int]:
@@ -248,7 +268,8 @@ class Job:
         fitting = chunks.chunk_size(self.points.trainings, 8 * (6 * weights + 6 * units), self.memory)
         together = min(fitting, _together(units // (self.plan.task.network.depth + 1)))
         cost = 6 * weights * self.plan.task.batch_size * self.plan.num_steps
-        return min(self.points.trainings, together * max(1, int(WORK / cost / together))), together
+        share = -(-self.points.trainings // self.workers)
+        return min(share, together * max(1, int(WORK / cost / together))), together
 
     def arguments(self, taken: list[int]) -> tuple[Any, ...]:
         """What the program is called with for some of the trainings."""
@@ -336,7 +357,7 @@ def _axis(group: str) -> str:
     return f"learning_rate_{group}" if group else "learning_rate"
 
 
-def _settings(jobs: list[Job], key: Array, grid: dict[str, np.ndarray]) -> dict[str, Any]:
+def _settings(jobs: list[Job], key: Array) -> dict[str, Any]:
     """All that a result depends on, as plain JSON values."""
     plan, points, (data, test) = jobs[0].plan, jobs[0].points, (jobs[0].data, jobs[0].test)
     fixed = {_axis(name): float(rate) for name, rate in points.rates.items() if not np.ndim(rate)}
@@ -353,7 +374,7 @@ def _settings(jobs: list[Job], key: Array, grid: dict[str, np.ndarray]) -> dict[
         gradients=plan.gradients,
         **about,
         seeds=points.seeds,
-        axes={name: values.tolist() for name, values in grid.items()},
+        axes={name: values.tolist() for name, values in points.grid.items()},
         fixed=fixed | {name: np.asarray(value).tolist() for name, value in points.fixed.items()},
         data=_digest(*data),
         test=_digest(*test) if test is not None else None,
@@ -382,22 +403,18 @@ def _digest_of_update(plan: Plan) -> str:
 
 
 def _assembled(
-    jobs: list[Job],
-    found: dict[str, chunks.Arrays],
-    grid: dict[str, np.ndarray],
-    single: bool,
-    settings: dict[str, Any],
+    jobs: list[Job], found: dict[str, chunks.Arrays], single: bool, settings: dict[str, Any]
 ) -> TrainingSweep:
     """The pieces as one result."""
     deepest = max(job.plan.task.network.depth for job in jobs)
     each = []
     for job in jobs:
         pieces = [found[name] for name, _ in job.pieces()]
-        shape = (job.points.seeds, *job.points.shape)
         whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         whole["log_gradient"] = _padded(whole["log_gradient"], deepest + 1)
-        each.append({name: a.reshape(*shape, *a.shape[1:]) for name, a in whole.items()})
+        each.append({name: a.reshape(*job.points.shape, *a.shape[1:]) for name, a in whole.items()})
     arrays = each[0] if single else {name: np.stack([one[name] for one in each], axis=1) for name in each[0]}
+    grid = jobs[0].points.grid
     axes = grid if single else {"depth": np.asarray([job.plan.task.network.depth for job in jobs]), **grid}
     return TrainingSweep(
         axes, np.asarray(jobs[0].plan.record), **arrays, fixed=settings.pop("fixed"), provenance=settings
