@@ -4,6 +4,15 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+import scipy.linalg  # noqa: F401 - so that its BLAS is loaded before it is limited
+from threadpoolctl import threadpool_limits
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread() -> Iterator[None]:
+    """Tests run in as many processes as there are cores: several threads for small matrices only wait for each other."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture

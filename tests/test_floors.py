@@ -16,7 +16,7 @@ FLOORS = (
     {"checks", "exponents", "files"},
     {"activations", "initializers", "data", "chunks", "products"},
     {"theory.chebyshev", "theory.gaussian", "theory.roots"},
-    {"theory.tables", "theory.lines", "theory.spectra"},
+    {"theory.tables", "theory.learning", "theory.lines", "theory.spectra"},
     {"theory.correlation", "theory.residual", "theory.shaping", "theory.normalization", "theory.recurrent"},
     {"theory.phases", "theory.attention"},
     {"theory.critical", "theory.trajectories", "theory.finite_width"},
@@ -32,7 +32,7 @@ FLOORS = (
     {"builders", "flow"},
     {"calibration", "losses", "tokens"},
     {"gradients", "spectrum"},
-    {"sweeps", "training", "treatments"},
+    {"continuous", "sweeps", "training", "treatments"},
     {"comparison", "trainability"},
     {"boundary", "plots.style"},
     {"plots.maps", "plots.profiles", "plots.training", "plots.treatments"},
@@ -94,9 +94,8 @@ def test_plots_know_no_jax(module):
 
 
 def test_importing_the_library_imports_nothing_heavy():
-    code = (
-        "import sys, vgjax; print([m for m in ('matplotlib', 'xarray', 'sklearn', 'scipy.stats') if m in sys.modules])"
-    )
+    heavy = ("matplotlib", "xarray", "sklearn", "scipy.stats", "diffrax")
+    code = f"import sys, vgjax; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

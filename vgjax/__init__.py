@@ -7,6 +7,7 @@ from vgjax.boundary import BoxCount, box_dimension, zoom
 from vgjax.builders import cnn, gru, lstm, mlp, resnet, rnn, stack, transformer
 from vgjax.calibration import calibrate, lsuv
 from vgjax.comparison import Comparison, compare, predicted_profile
+from vgjax.continuous import ContinuousTraining, train_continuously
 from vgjax.flow import Pull, Push, gain_matrix, pull_back, push_forward
 from vgjax.gradients import GradientFlow, gradient_flow
 from vgjax.initializers import Scales, scheme
@@ -32,6 +33,7 @@ __all__ = [
     "Activation",
     "BoxCount",
     "Comparison",
+    "ContinuousTraining",
     "Frobenius",
     "GradientFlow",
     "Lyapunov",
@@ -86,6 +88,7 @@ __all__ = [
     "theory",
     "token_correlation",
     "train",
+    "train_continuously",
     "train_sweep",
     "transformer",
     "zoom",

@@ -65,13 +65,16 @@ def _boxes(edge: np.ndarray, size: int) -> int:
     return int(edge[: x * size, : y * size].reshape(x, size, y, size).any(axis=(1, 3)).sum())
 
 
-def zoom(sweep: TrainingSweep, factor: float, points: int | None = None) -> dict[str, np.ndarray]:
-    """The axes of a closer look at the border: around the point where it is densest, an interval smaller by a factor.
+def zoom(
+    sweep: TrainingSweep, factor: float, points: int | None = None, at: tuple[float, float] | None = None
+) -> dict[str, np.ndarray]:
+    """The axes of a closer look at the border: around a point of it, an interval smaller by a factor.
 
     Args:
         sweep: over two axes; equal steps or equal ratios.
         factor: above 1.
         points: along each axis; as many as before if left out.
+        at: where to look: the point of the border nearest to it on the grid; left out, where the border is densest.
 
     Returns:
         By name, values spaced as before, float64.
@@ -86,7 +89,8 @@ def zoom(sweep: TrainingSweep, factor: float, points: int | None = None) -> dict
     edge = border(sweep.converged[0]).astype(float)
     if not edge.any():
         raise ValueError("zoom needs a border between convergence and divergence, got none")
-    where = np.unravel_index(int(_density(edge).argmax()), edge.shape)
+    preferred = _density(edge) if at is None else _nearness(edge, sweep, at)
+    where = np.unravel_index(int(preferred.argmax()), edge.shape)
     grids = zip(sweep.axes.items(), where, strict=True)
     return {name: _closer(values, int(i), factor, points) for (name, values), i in grids}
 
@@ -101,6 +105,13 @@ def _density(edge: np.ndarray) -> np.ndarray:
     from scipy.ndimage import uniform_filter
 
     return uniform_filter(edge, max(3, min(edge.shape) // 16), mode="constant") * edge
+
+
+def _nearness(edge: np.ndarray, sweep: TrainingSweep, at: tuple[float, float]) -> np.ndarray:
+    """Larger for the points of the border nearer to where one wants to look."""
+    wanted = [int(np.abs(values - value).argmin()) for values, value in zip(sweep.axes.values(), at, strict=True)]
+    x, y = np.indices(edge.shape)
+    return edge / (1 + (x - wanted[0]) ** 2 + (y - wanted[1]) ** 2)
 
 
 def _closer(values: np.ndarray, centre: int, factor: float, points: int | None) -> np.ndarray:

@@ -74,8 +74,8 @@ class ContinuousTraining(NamedTuple):
         return self.status == "complete"
 
     def at(self, i: int) -> Parameters:
-        """The ordinary parameters at one of the times."""
-        return jax.tree.map(lambda a: a[i], self.parameters)
+        """The ordinary parameters at one of the times, in JAX (in float64 where that is enabled)."""
+        return jax.tree.map(lambda a: jnp.asarray(a[i]), self.parameters)
 
 
 _STATUSES = ("complete", "max_steps", "stalled")
@@ -140,11 +140,10 @@ def train_continuously(
         at = _checked_times(times, kind)
         tolerances = _checked_tolerances(rtol, ATOL[kind.name] if atol is None else atol)
         states = _checked_states(network, data, loss, kind)
-        start, left = ordinary(_cast(parameters, kind), scales)
-        _check_size(solver, start)
-        found = _flow(start, left, states, at, tolerances, solver, max_steps)
-    loss_, path, left, status, steps = _on_host((*found[:2], left, *found[2:]))
-    return ContinuousTraining(np.asarray(times, float), loss_, path, left, _STATUSES[int(status)], int(steps))
+        _check_size(solver, parameters)
+        found = _flow(_cast(parameters, kind), scales, states, at, tolerances, solver, max_steps)
+    values, path, left, status, count = _on_host(found)
+    return ContinuousTraining(np.asarray(times, float), values, path, left, _STATUSES[int(status)], int(count))
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs", "targets"], meta_fields=["loss", "size"])
@@ -175,20 +174,21 @@ class States:
 
 @functools.partial(jax.jit, static_argnames=("solver", "max_steps"))
 def _flow(
-    start: Parameters,
+    parameters: Parameters,
     scales: Scales,
     states: States,
     times: Array,
     tolerances: tuple[float, float],
     solver: str,
     max_steps: int,
-) -> tuple[Array, Parameters, Array, Array]:
-    """Loss and parameters at the times, the number of the status, and of the steps."""
+) -> tuple[Array, Parameters, Scales, Array, Array]:
+    """Loss and ordinary parameters at the times, the scales left, the number of the status, that of the steps."""
     diffrax = _diffrax()
+    start, left = ordinary(parameters, scales)
     theta, leaves = ravel_pytree(trainable(start))  # one vector compiles in half the time of many leaves
 
     def mean_loss(theta: Array) -> Array:
-        return states.mean_loss(with_trainable(start, leaves(theta)), scales)
+        return states.mean_loss(with_trainable(start, leaves(theta)), left)
 
     def velocity(t: Array, theta: Array, _: None) -> Array:
         return -jax.grad(mean_loss)(theta)
@@ -215,7 +215,7 @@ def _flow(
     status = jnp.where(found.result == results.max_steps_reached, 1, 2)
     status = jnp.where(found.result == results.successful, 0, status)
     path = with_trainable(_repeated(start, len(times)), jax.vmap(leaves)(thetas))
-    return lax.map(mean_loss, thetas), path, status, found.stats["num_steps"]
+    return lax.map(mean_loss, thetas), path, left, status, found.stats["num_steps"]
 
 
 def _repeated(parameters: Parameters, times: int) -> Parameters:
@@ -251,9 +251,9 @@ def _checked_tolerances(rtol: float, atol: float) -> tuple[float, float]:
     return float(rtol), float(atol)
 
 
-def _check_size(solver: str, start: Parameters) -> None:
+def _check_size(solver: str, parameters: Parameters) -> None:
     """Raise ValueError if the square matrices of an implicit solver would not fit into memory."""
-    leaves = jax.tree.leaves(trainable(start))
+    leaves = jax.tree.leaves(trainable(parameters))
     count = sum(leaf.size for leaf in leaves)
     if solver == "kvaerno5" and 4 * count**2 * leaves[0].dtype.itemsize > DENSE:
         raise ValueError(f"solver must be explicit (tsit5, dopri8) for more than some thousand parameters, got {count}")
@@ -267,9 +267,9 @@ def _checked_states(network: Network, data: Data, loss: str | None, kind: Any) -
     single = inputs.shape[1:] == shape
     size = 1 if single else shape[0] if inputs.shape[1:] == shape[1:] else 0
     if not size or not len(inputs) or len(inputs) % size:
-        whole = f", in whole batches of {size}," if size > 1 else ""
+        whole = f", in whole batches of {size}" if size > 1 else ""
         one = ", ".join(map(str, shape[1:] if size > 1 else shape))
-        raise ValueError(f"data must hold inputs of shape (examples, {one}){whole} got {inputs.shape}")
+        raise ValueError(f"data must hold inputs of shape (examples, {one}){whole}, got {inputs.shape}")
     if len(labels) != len(inputs):
         raise ValueError(f"data must hold one label an input, got {len(labels)} labels for {len(inputs)} inputs")
     if not np.all(np.isfinite(inputs)):
@@ -287,4 +287,4 @@ def _on_host(tree: Any) -> Any:
 
 def _cast(tree: Any, kind: Any) -> Any:
     """All floating-point numbers of a tree in a dtype."""
-    return jax.tree.map(lambda a: a.astype(kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    return jax.tree.map(lambda a: jnp.asarray(a, kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)

@@ -196,6 +196,8 @@ def draw_boundary(ax: "Axes", sweep: "TrainingSweep") -> Any:
     for axis, values in (("x", x), ("y", y)):
         if values[0] > 0 and values[-1] / values[0] > 20:
             getattr(ax, f"set_{axis}scale")("log")
+        else:
+            ax.locator_params(axis=axis, nbins=4)
     ax.set(xlabel=label(next(iter(sweep.axes))), ylabel=label([*sweep.axes][1]))
     return mesh
 

@@ -2,10 +2,10 @@
 
 It imports nothing of the simulator, so that it can contradict it; the two meet in `vgjax.compare`. The plain stack is
 here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, transformed activations in
-`shaping`, singular values in `spectra`.
+`shaping`, singular values in `spectra`, what training makes of deep linear networks in `learning`.
 """
 
-from vgjax.theory import attention, normalization, recurrent, residual, shaping, spectra
+from vgjax.theory import attention, learning, normalization, recurrent, residual, shaping, spectra
 from vgjax.theory.critical import Critical, critical_line, critical_point, critical_sigma_w
 from vgjax.theory.finite_width import Band, band, fourth_moment, log_gain_moments, log_normal_beta
 from vgjax.theory.gaussian import correlated_expectation, expectation
@@ -27,6 +27,7 @@ __all__ = [
     "expectation",
     "fixed_points",
     "fourth_moment",
+    "learning",
     "log_gain_moments",
     "log_normal_beta",
     "mean_field",

@@ -24,7 +24,7 @@ from vgjax.theory.roots import falling_root
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 _WIDEST = 4.0  # of a panel: the integrand's singularities, pi away from the real axis, are then felt below 1e-20
-_FLAT = 40.0  # (1 + e^-x)^p is 1 to rounding beyond
+_END = 40.0  # u is s to rounding
 
 
 def mode_strength(t: ArrayLike, s: float, u0: float, layers: int = 2, tau: float = 1.0) -> np.ndarray:
@@ -50,15 +50,17 @@ def mode_strength(t: ArrayLike, s: float, u0: float, layers: int = 2, tau: float
     """
     not_negative("t", t)
     layers = _checked(s, u0, layers, tau)
-    times = np.asarray(t, float) / tau
+    with np.errstate(over="ignore"):  # the end of time
+        times = np.asarray(t, float) / tau
+        rises = layers * s ** (2 - 2 / layers) * times
     if layers == 1:
-        return s + (u0 - s) * np.exp(-times)
+        return s + (u0 - s) * np.exp(-rises)
     if layers == 2:
-        left = np.exp(-2 * s * times)
+        left = np.exp(-rises)
         return s / (1 - left + left * (s / u0))
     if u0 == s:
         return np.full_like(times, s)
-    return _inverse(times.ravel(), s, u0, layers).reshape(times.shape)
+    return _inverse(rises.ravel(), s, u0, layers).reshape(times.shape)
 
 
 def learning_time(fraction: float, s: float, u0: float, layers: int = 2, tau: float = 1.0) -> float:
@@ -96,13 +98,12 @@ def _checked(s: float, u0: float, layers: int, tau: float) -> int:
     return positive_integer("layers", layers)
 
 
-def _inverse(times: np.ndarray, s: float, u0: float, layers: int) -> np.ndarray:
-    """u at every time, shape ``(times,)``, in units of tau, u0 not s."""
+def _inverse(rises: np.ndarray, s: float, u0: float, layers: int) -> np.ndarray:
+    """u where the integral has risen so far, shape ``(rises,)``; u0 is not s."""
     start, power = _coordinate(u0 / s), _power(s, u0, layers)
-    rises = layers * s ** (2 - 2 / layers) * times
-    # Beyond 0 the integrand is 1 to within e^-x, so that x gains on the integral by no more than k < 2 altogether.
-    highest = max(start, 0.0) + rises + 2
-    x = falling_root(lambda x, which: rises[which] - _integral(start, x, power), np.full(len(times), start), highest)
+    # Beyond 0 the integrand is 1 to within 2 e^-x, so that x gains on the integral by no more than 2 altogether.
+    highest = np.minimum(max(start, 0.0) + rises + 2, _END)
+    x = falling_root(lambda x, which: rises[which] - _integral(start, x, power), np.full(len(rises), start), highest)
     return s / (1 + np.exp(-x)) if u0 < s else s * (1 + np.exp(-x))
 
 
@@ -117,9 +118,8 @@ def _power(s: float, u0: float, layers: int) -> float:
 
 def _integral(start: float, ends: np.ndarray, power: float) -> np.ndarray:
     """Integrals of (1 + e^-x)^power from one start to many ends, shape ``(ends,)``: Gauss-Legendre on panels."""
-    near = np.clip(ends, start, max(start, _FLAT))
-    panels = max(1, int(np.ceil((near.max(initial=start) - start) / _WIDEST)))
-    width = (near - start) / panels
+    panels = max(1, int(np.ceil((ends.max(initial=start) - start) / _WIDEST)))
+    width = (ends - start) / panels
     places = np.arange(panels)[:, None] + (1 + _NODES) / 2
     values = (1 + np.exp(-start - width[:, None, None] * places)) ** power
-    return np.sum(values @ _WEIGHTS, axis=1) * width / 2 + (ends - near)
+    return np.sum(values @ _WEIGHTS, axis=1) * width / 2
