@@ -55,7 +55,7 @@ def compute() -> Zooms:
         "learning_rate_blocks": np.geomspace(0.03, 3, POINTS),
     }
     sweeps = [trained(whole, "float64")]
-    sweeps.append(trained(vg.zoom(sweeps[-1], FACTORS[0], at=(25, 0.45)), "float64"))
+    sweeps.append(trained(vg.zoom(sweeps[-1], FACTORS[0], at=(18, 0.5)), "float64"))
     sweeps.append(trained(vg.zoom(sweeps[-1], FACTORS[1] / FACTORS[0]), "float64"))
     zooms = Zooms(sweeps)
     print("dimensions", zooms.dimensions)

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DEPTHS, STEPS = (8, (1, 2), 5) if SMALL else (64, (2, 5, 10, 20, 50), 400)
+WIDTH, DEPTHS, STEPS = (8, (1, 2), 5) if SMALL else (64, (2, 10, 30), 400)
 OPTIMIZERS = {
     "gradient descent": ("sgd", 0.1),
     "momentum": ("momentum", 0.03),
-    "Nesterov": ("nesterov", 0.03),
     "AdaGrad": ("adagrad", 0.01),
     "RMSProp": ("rmsprop", 0.001),
     "Adam": ("adam", 0.001),

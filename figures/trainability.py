@@ -18,7 +18,7 @@ DEPTHS = (1, 2) if SMALL else tuple(range(10, 121, 10))
 VARIANCE = np.array([1.5, 2.0]) if SMALL else np.linspace(1.0, 3.75, 12)
 RATES = np.array([3e-5, 1e-4, 3e-4])
 SIGMA_B = 0.05**0.5
-FEW = (1, 2) if SMALL else (10, 30, 60, 90, 120)
+FEW = (1, 2) if SMALL else (10, 40, 80, 120)
 RELU = np.array([1.5, 2.0]) if SMALL else np.linspace(1.0, 3.0, 9)
 
 

@@ -237,8 +237,11 @@ def test_a_nonlinear_network_against_explicit_steps():
     xs, labels = RNG.normal(size=(9, 3)), np.arange(9) % 2
     found = vg.train_continuously(network, drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0])
 
+    scaled = [
+        {**part, "kernel": 1.3 * part["kernel"], "bias": 0.4 * part["bias"]} for part in (drawn.stem, *drawn.stages)
+    ]
     with jax.enable_x64(True):
-        start, whole = ravel_pytree(vg.scaled(jax.tree.map(jnp.asarray, drawn), scales))
+        start, whole = ravel_pytree(dataclasses.replace(drawn, stem=scaled[0], stages=tuple(scaled[1:])))
 
         def loss(theta: jax.Array) -> jax.Array:
             outputs = jax.vmap(lambda x: vg.forward(network, whole(theta), left, x))(jnp.asarray(xs))

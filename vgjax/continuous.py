@@ -98,8 +98,9 @@ def train_continuously(
     """Gradient flow from a draw: d theta / dt = -grad L(theta), with steps that adapt to an error.
 
     L is the mean over the examples of cross-entropy or of half the sum of squares. What moves are the ordinary
-    trainable parameters; batch statistics and the noise of dropout stay as they were drawn, and so do scales. Explicit
-    solvers need about (time) x (largest curvature) / 3 steps at least.
+    trainable parameters; batch statistics and the noise of dropout stay as they were drawn, and so do scales. An
+    explicit solver takes at least about (time) x (largest curvature) / 3 steps. Where phi has a kink (ReLU) the flow may
+    come to slide along it, in steps that shrink with the tolerances: loosen them (rtol=1e-3, atol=1e-5).
 
     Args:
         network: any. Where a batch is its state (batch norm), examples enter in whole batches.
@@ -112,7 +113,7 @@ def train_continuously(
         dtype: ``"float32"`` or ``"float64"``, of weights, gradients and time (left out: the parameters' own), for this
             call only.
         solver: ``"tsit5"`` (order 5), ``"dopri8"`` (order 8: for tolerances below 1e-8) or ``"kvaerno5"`` (implicit,
-            order 5: for times beyond about 1e5 / curvature and at most some hundred parameters, of which it takes
+            order 5: for times beyond about 1e6 / curvature and at most some hundred parameters, of which it takes
             square matrices).
         rtol, atol: tolerances of one step, relative and absolute, as a root mean square over the parameters; atol is
             1e-9, or 1e-7 in float32.
@@ -185,7 +186,7 @@ def _flow(
     """Loss and ordinary parameters at the times, the scales left, the number of the status, that of the steps."""
     diffrax = _diffrax()
     start, left = ordinary(parameters, scales)
-    theta, leaves = ravel_pytree(trainable(start))  # one vector compiles in half the time of many leaves
+    theta, leaves = ravel_pytree(trainable(start))
 
     def mean_loss(theta: Array) -> Array:
         return states.mean_loss(with_trainable(start, leaves(theta)), left)
@@ -277,7 +278,8 @@ def _checked_states(network: Network, data: Data, loss: str | None, kind: Any) -
     if not single:
         inputs, labels = (a.reshape(-1, size, *a.shape[1:]) for a in (inputs, labels))
     loss, targets = losses.targets(network, labels, loss, None, len(inputs), False)
-    return States(*_cast((inputs, targets), kind), loss, size)
+    inputs, targets = _cast((inputs, targets), kind)
+    return States(inputs, targets, loss, size)
 
 
 def _on_host(tree: Any) -> Any:
