@@ -118,8 +118,8 @@ def of_batch(weights: Any, xs: np.ndarray, ys: np.ndarray) -> tuple[np.float32, 
     delta, gradients = error / np.float32(len(xs)), []
     for (kernel, _), a, h in zip(reversed(weights), reversed(inputs[:-1]), [*reversed(states[:-1]), None], strict=True):
         gradients.append((a.T @ delta, delta.sum(0)))
-        delta = (delta @ kernel.T) * (h > 0) if h is not None else delta
-    return np.sum(error**2) / np.float32(2 * len(xs)), gradients[::-1]
+        delta = np.where(h > 0, delta @ kernel.T, 0) if h is not None else delta
+    return np.sum(np.sum(error**2, axis=1) / 2) / np.float32(len(xs)), gradients[::-1]
 
 
 def test_every_point_of_a_sweep_is_a_training_by_hand(wild: vg.TrainingSweep) -> None:
@@ -558,6 +558,15 @@ def test_zoom_goes_to_where_the_border_is_densest() -> None:
         assert np.ptp(values) == pytest.approx(wide / 4)
     again = vg.zoom(bordered(*closer.values(), inside), 4.0)  # a zoom can be zoomed
     assert np.ptp(again["sigma_w"]) == pytest.approx(1 / 4)
+
+
+def test_zoom_goes_to_the_border_nearest_to_where_it_is_told() -> None:
+    """On a diagonal, nearest in steps of the grid, whatever their lengths."""
+    x, y = np.geomspace(0.01, 1, 41), np.linspace(1, 2, 41)
+    closer = vg.zoom(bordered(x, y, lambda i, j: i < j), 10.0, points=3, at=(x[10], y[30]))
+    np.testing.assert_allclose([closer["learning_rate_stem"][1], closer["sigma_w"][1]], [x[20], y[20]], rtol=0.13)
+    found = [int(np.abs(axis - v[1]).argmin()) for axis, v in zip((x, y), closer.values(), strict=True)]
+    assert abs(found[0] - 20) + abs(found[1] - 20) <= 1
 
 
 def test_bad_zooms_are_refused_in_one_sentence() -> None:

@@ -99,8 +99,8 @@ def train_continuously(
 
     L is the mean over the examples of cross-entropy or of half the sum of squares. What moves are the ordinary
     trainable parameters; batch statistics and the noise of dropout stay as they were drawn, and so do scales. An
-    explicit solver takes at least about (time) x (largest curvature) / 3 steps. Where phi has a kink (ReLU) the flow may
-    come to slide along it, in steps that shrink with the tolerances: loosen them (rtol=1e-3, atol=1e-5).
+    explicit solver takes at least about (time) x (largest curvature) / 3 steps. Where phi has a kink (ReLU) the flow
+    may come to slide along it, in steps that shrink with the tolerances: loosen them (rtol=1e-3, atol=1e-5).
 
     Args:
         network: any. Where a batch is its state (batch norm), examples enter in whole batches.
@@ -113,8 +113,8 @@ def train_continuously(
         dtype: ``"float32"`` or ``"float64"``, of weights, gradients and time (left out: the parameters' own), for this
             call only.
         solver: ``"tsit5"`` (order 5), ``"dopri8"`` (order 8: for tolerances below 1e-8) or ``"kvaerno5"`` (implicit,
-            order 5: for times beyond about 1e6 / curvature and at most some hundred parameters, of which it takes
-            square matrices).
+            order 5: few steps over any time, each with square matrices of all parameters: for hundreds of them at
+            most).
         rtol, atol: tolerances of one step, relative and absolute, as a root mean square over the parameters; atol is
             1e-9, or 1e-7 in float32.
         max_steps: after which the solver gives up.
