@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, DEPTH, STEPS = (8, 2, 30) if SMALL else (64, 10, 1500)
-RATES = {"too small": 0.0003, "right": 0.03, "too large": 0.3, "far too large": 3.0}
+RATES = {"too small": 0.0003, "right": 0.03, "large": 0.25, "too large": 0.3}
 SCHEDULES = {
     "constant": "constant",
     "step: a tenth, a hundredth": "step",
@@ -23,7 +23,7 @@ SCHEDULES = {
     "cosine": "cosine",
     "warm-up, then cosine": "warmup",
 }
-LARGE = 0.15
+LARGE = 0.25
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,17 @@ def draw(found: Rates) -> "Figure":
 
 def draw_runs(ax: "Axes", runs: dict[str, tuple[np.ndarray, float]], title: str) -> None:
     """Averaged over about an epoch."""
-    named = {f"{name}: {accuracy:.0%}": loss for name, (loss, accuracy) in runs.items()}
+    named = {f"{name}: {outcome(*run)}": run[0] for name, run in runs.items()}
     plots.draw_losses(ax, named, smooth=max(1, STEPS // 60))
     ax.set_title(title)
-    ax.legend(title="and accuracy on new images", title_fontsize=7, fontsize=7, handlelength=2.6, loc="lower left")
+    ax.set_ylim(1e-4, 1e4)
+    ax.legend(fontsize=7, handlelength=2.6, loc="upper right")
+
+
+def outcome(loss: np.ndarray, accuracy: float) -> str:
+    """Accuracy on new images, or when it was lost."""
+    lost = np.flatnonzero(~np.isfinite(loss))
+    return f"lost after {lost[0]} steps" if lost.size else f"{accuracy:.0%} right"
 
 
 if __name__ == "__main__":
