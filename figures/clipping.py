@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DEPTH, STEPS = (8, 3, 20) if SMALL else (100, 30, 1000)
+WIDTH, DEPTH, STEPS = (8, 3, 20) if SMALL else (100, 20, 1000)
 RATE = 0.05
 
 
@@ -26,11 +26,13 @@ def clipped(rate: Any) -> optax.GradientTransformation:
 
 @dataclass(frozen=True)
 class Case:
-    """What is changed: the optimizer, its rate, the targets of a squared error (None: cross-entropy)."""
+    """What is changed: the optimizer, its rate, the targets of a squared error (None: cross-entropy), the activation
+    with its weights (None: as it was)."""
 
     optimizer: Any = "sgd"
     rate: float = RATE
     targets: float | None = None
+    activation: tuple[str, float] | None = None
 
 
 EXPLODING = {
@@ -47,6 +49,7 @@ VANISHING = {
     "learning rate × 100": Case(rate=100 * RATE),
     "squared error": Case(targets=1.0),
     "Adam": Case("adam", 0.001),
+    "ReLU, He weights instead": Case(activation=("relu", 2**0.5)),
 }
 
 
@@ -65,6 +68,7 @@ def compute() -> Runs:
     steps = np.linspace(0, STEPS, min(STEPS, 40) + 1).round()
 
     def run(activation: str, sigma_w: float, case: Case) -> np.ndarray:
+        activation, sigma_w = case.activation or (activation, sigma_w)
         network = vg.mlp(width=WIDTH, depth=DEPTH, activation=activation, inputs=64, outputs=10)
         data = training if case.targets is None else training.one_hot(10, case.targets)
         found = vg.train(
@@ -111,7 +115,7 @@ def draw_accuracy(ax: "Axes", steps: np.ndarray, curves: dict[str, np.ndarray], 
     ax.axhline(0.1, color="0.8", linewidth=0.6, zorder=0)
     ax.set(xlabel="step", ylim=(0, 1.02), title=title)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-    ax.legend(fontsize=6.8, handlelength=2.6, loc="center right")
+    ax.legend(fontsize=6.8, handlelength=2.6, loc="best")
 
 
 if __name__ == "__main__":

@@ -215,11 +215,8 @@ def draw_depths(ax: "Axes", data: Dynamics) -> None:
         ax.text(x, y, text, color=colour, fontsize=7, ha="right" if i else "center", va="bottom")
     ax.set_yscale("log")
     ax.minorticks_off()
-    ax.set(
-        xlabel="weight matrices",
-        ylabel="time to half of $s$ = 1",
-        xticks=DEPTHS[::2] if SMALL else range(2, 13, 2),
-    )
+    ax.set(xlabel="weight matrices", ylabel="time to half of $s$ = 1", xticks=range(2, 13, 2))
+    ax.set(xlim=(1.5, 12.5), ylim=(0.3, 2e5))
     ax.set_title("what depth costs")
 
 
