@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 @pytest.fixture(scope="session", autouse=True)
 def one_blas_thread() -> Iterator[None]:
-    """Tests run in as many processes as there are cores: several threads for small matrices only wait for each other."""
+    """There is a process for every core: several threads for a small matrix only wait for each other."""
     with threadpool_limits(1, user_api="blas"):
         yield
 

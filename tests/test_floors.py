@@ -31,7 +31,7 @@ FLOORS = (
     {"builders.dense", "builders.convolutional", "builders.recurrent", "builders.transformers", "builders.own"},
     {"builders", "flow"},
     {"calibration", "losses", "tokens"},
-    {"gradients", "spectrum"},
+    {"gradients", "objective", "spectrum"},
     {"continuous", "sweeps", "training", "treatments"},
     {"comparison", "trainability"},
     {"boundary", "plots.style"},

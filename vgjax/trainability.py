@@ -26,9 +26,10 @@ from vgjax.flow import state_shapes
 from vgjax.initializers import Scales
 from vgjax.layers import init, trainable
 from vgjax.networks import Network
+from vgjax.objective import Data
 from vgjax.results import Result
 from vgjax.sweeps import grid_of, points_of, provenance
-from vgjax.training import Data, Optimizer, Plan, Schedule, Training, checked_rates, made, planned, trained
+from vgjax.training import Optimizer, Plan, Schedule, Training, checked_rates, made, planned, trained
 
 WORK = 2e10
 """About how many multiplications a chunk should cost: a second or two."""

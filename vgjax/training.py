@@ -7,7 +7,7 @@ from a key, any optax optimizer, and at chosen steps a look at every layer. That
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax import chunks, losses
+from vgjax import chunks
 from vgjax.checks import known, not_negative, positive_integer
 from vgjax.data import Examples, batches
 from vgjax.exponents import normalize, plain
@@ -25,7 +25,6 @@ from vgjax.layers import (
     Parameters,
     Stream,
     by_path,
-    forward,
     init,
     ordinary,
     parameter_dtype,
@@ -34,6 +33,7 @@ from vgjax.layers import (
     with_trainable,
 )
 from vgjax.networks import Network, check_scales
+from vgjax.objective import Data, as_dtype, checked_examples, in_states, mean_loss, outputs
 
 Optimizer: TypeAlias = str | Callable[[Any], optax.GradientTransformation] | optax.GradientTransformation
 Schedule: TypeAlias = str | Callable[[int], optax.Schedule]
@@ -62,20 +62,7 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
 the steps on and a hundredth from three quarters; down to a hundredth exponentially; down to 0 along a cosine; linearly
 up over the first tenth of the steps and then along a cosine."""
 
-LOSSES = ("cross_entropy", "squared_error")
 LOOKS = 20
-
-
-class Data(Protocol):
-    """Inputs with their labels, such as `vgjax.data.Examples`."""
-
-    @property
-    def inputs(self) -> Any:
-        """Shape ``(examples, *input)``."""
-
-    @property
-    def labels(self) -> Any:
-        """Shape ``(examples,)`` of classes, or ``(examples, *output)`` of numbers."""
 
 
 @dataclass(frozen=True)
@@ -330,7 +317,11 @@ class Course:
 
     def gradient(self, leaves: dict[str, Array], t: Array | int) -> tuple[Array, dict[str, Array]]:
         """Loss and gradient of a step."""
-        loss = lambda leaves: mean_loss(self.plan.task, self.at(leaves, t), self.scales, self.batch(t))  # noqa: E731
+        task, batch = self.plan.task, self.batch(t)
+
+        def loss(leaves: dict[str, Array]) -> Array:
+            return mean_loss(task.loss, task.lot, self.at(leaves, t), self.scales, batch)
+
         return jax.value_and_grad(loss)(leaves)
 
     def step(self, t: Array, now: Running) -> Running:
@@ -426,13 +417,6 @@ def made(plan: Plan, rates: Rates, leaves: dict[str, Array]) -> optax.GradientTr
     return optax.partition({name: one(rate) for name, rate in rates.items()}, grouped(plan.groups, leaves))
 
 
-def mean_loss(task: Task, parameters: Parameters, scales: Scales, examples: Examples) -> Array:
-    """The loss, as a mean over examples (over the batches in a state, where states are batches)."""
-    outputs = _outputs(task.network, parameters, scales, examples.inputs)
-    values = jax.vmap(functools.partial(losses.value, task.loss))(outputs, _like(task.loss, outputs, examples.labels))
-    return jnp.sum(values) / (len(values) * task.lot)
-
-
 @functools.partial(jax.jit, static_argnames="task")
 def score(task: Task, parameters: Parameters, scales: Scales, examples: Examples | None) -> tuple[Array, Array]:
     """Loss and accuracy of the first examples, without noise; NaN where there are none."""
@@ -440,11 +424,11 @@ def score(task: Task, parameters: Parameters, scales: Scales, examples: Examples
     if examples is None:
         return nothing, nothing
     quiet = Scales._of({name: jnp.zeros_like(s) if name == "dropout" else s for name, s in scales.items()})
-    examples = in_states(task.lot, jax.tree.map(lambda a: a[: task.evaluate], examples))
-    outputs = _outputs(task.network, parameters, quiet, examples.inputs)
-    labels = examples.labels if task.loss == "cross_entropy" else jnp.argmax(examples.labels, axis=-1)
-    right = jnp.mean((jnp.argmax(outputs, axis=-1) == labels).astype(task.dtype))
-    return mean_loss(task, parameters, quiet, examples), right if outputs.shape[-1] > 1 else nothing
+    states = in_states(task.lot, jax.tree.map(lambda a: a[: task.evaluate], examples))
+    answers = jnp.argmax(found := outputs(task.network, parameters, quiet, states.inputs), axis=-1)
+    labels = states.labels if task.loss == "cross_entropy" else jnp.argmax(states.labels, axis=-1)
+    right = jnp.mean((answers == labels).astype(task.dtype)) if found.shape[-1] > 1 else nothing
+    return mean_loss(task.loss, task.lot, parameters, quiet, states), right
 
 
 def gradient_norms(
@@ -470,32 +454,6 @@ def log_norms(network: Network, leaves: dict[str, Array]) -> dict[str, Array]:
             ends |= {path: norm(leaf) for path, leaf in inside.items()}
         stages.append({} if stage.tied else {path: jax.vmap(norm)(leaf) for path, leaf in inside.items()})
     return ends | by_path(stages, [stage.depth for stage in network.stages])
-
-
-# --- examples and states --------------------------------------------------------------------------------------------
-
-
-def in_states(lot: int, examples: Examples) -> Examples:
-    """Examples as inputs of the network: as they are, or in whole lots where a batch is the state."""
-    if lot == 1:
-        return examples
-    whole = len(examples.inputs) // lot * lot
-    return Examples(*(a[:whole].reshape(-1, lot, *a.shape[1:]) for a in examples))
-
-
-def _outputs(network: Network, parameters: Parameters, scales: Scales, xs: Array) -> Array:
-    return jax.vmap(lambda x: forward(network, parameters, scales, x))(xs)
-
-
-def _like(loss: str, outputs: Array, labels: Array) -> Array:
-    return labels if loss == "cross_entropy" else labels.astype(outputs.dtype)
-
-
-def as_dtype(dtype: str, tree: Any) -> Any:
-    """All floating-point numbers of a tree in a dtype."""
-    return jax.tree.map(
-        lambda a: jnp.asarray(a).astype(dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, tree
-    )
 
 
 # --- the edge -------------------------------------------------------------------------------------------------------
@@ -567,28 +525,6 @@ def grouped(groups: Sequence[str], leaves: Mapping[str, Any]) -> dict[str, str]:
             which = " and ".join(names) or "none"
             raise ValueError(f"learning_rate must name one group for every parameter, got {which} for {path}")
     return {path: names[0] for path, names in found.items()}
-
-
-def checked_examples(name: str, network: Network, data: Data, loss: str | None) -> tuple[str, int, Examples]:
-    """The loss that the labels mean, the number of examples in a state, and the examples as arrays."""
-    inputs, labels = jnp.asarray(data.inputs), jnp.asarray(data.labels)
-    shape = network.input_shape
-    lot = 1 if inputs.shape[1:] == shape else shape[0] if inputs.shape[1:] == shape[1:] else 0
-    if not lot or not len(inputs):
-        raise ValueError(
-            f"{name} must hold inputs of shape (examples, {', '.join(map(str, shape))}), got {inputs.shape}"
-        )
-    if len(labels) != len(inputs):
-        raise ValueError(f"{name} must hold one label an input, got {len(labels)} labels for {len(inputs)} inputs")
-    if len(inputs) < lot:
-        raise ValueError(f"{name} must hold at least the {lot} examples of a state, got {len(inputs)}")
-    if not np.all(np.isfinite(inputs)):
-        raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
-    if loss is not None:
-        known("loss", loss, LOSSES)
-    states = in_states(lot, Examples(inputs, labels))
-    loss, _ = losses.targets(network, states.labels, loss, None, len(states.inputs), False)
-    return loss, lot, Examples(inputs, labels)
 
 
 def checked_batch(batch_size: int | None, lot: int, examples: int) -> int:

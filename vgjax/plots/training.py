@@ -189,15 +189,17 @@ def trainability_boundary(*sweeps: "TrainingSweep", titles: Sequence[str] = ()) 
 
 def draw_boundary(ax: "Axes", sweep: "TrainingSweep") -> Any:
     """Blue where the loss goes down, darker the sooner; red where it does not, darker the sooner it is lost."""
+    from matplotlib.ticker import MaxNLocator
+
     x, y = sweep.axes.values()
     converged = sweep.converged[0]
     shade = intensity(sweep.loss[0], converged).T
     mesh = ax.pcolormesh(x, y, shade, cmap="RdBu", vmin=-1, vmax=1, shading="nearest", rasterized=True)
-    for axis, values in (("x", x), ("y", y)):
+    for axis, values, set_scale in ((ax.xaxis, x, ax.set_xscale), (ax.yaxis, y, ax.set_yscale)):
         if values[0] > 0 and values[-1] / values[0] > 20:
-            getattr(ax, f"set_{axis}scale")("log")
+            set_scale("log")
         else:
-            ax.locator_params(axis=axis, nbins=4)
+            axis.set_major_locator(MaxNLocator(4))
     ax.set(xlabel=label(next(iter(sweep.axes))), ylabel=label([*sweep.axes][1]))
     return mesh
 
