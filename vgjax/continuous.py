@@ -9,8 +9,7 @@ Time is the learning rate times the number of steps. What gradient descent does 
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,14 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vgjax import losses
 from vgjax.checks import finite, known, not_negative, positive_integer
+from vgjax.data import Examples
 from vgjax.initializers import Scales
-from vgjax.layers import Parameters, Stream, forward, ordinary, trainable, with_trainable
+from vgjax.layers import Parameters, Stream, ordinary, trainable, with_trainable
 from vgjax.networks import Network, check_scales
+from vgjax.objective import Data, as_dtype, checked_examples, in_states, mean_loss
 from vgjax.spectrum import DENSE, computing
 
-LOSSES = ("cross_entropy", "squared_error")
 SOLVERS = {"tsit5": "Tsit5", "dopri8": "Dopri8", "kvaerno5": "Kvaerno5"}
 """Solvers by name, and what diffrax calls them."""
 
@@ -33,18 +32,6 @@ ATOL = {"float32": 1e-7, "float64": 1e-9}
 """Absolute tolerances by dtype: below 1e-7 the steps in float32 shrink with its rounding."""
 
 _FIRST, _SMALLEST = 1e-4, 1e-30  # steps: the first is shrunk as needed, none below the smallest unless L is not finite
-
-
-class Data(Protocol):
-    """Inputs with their labels, such as `vgjax.data.Examples`."""
-
-    @property
-    def inputs(self) -> Any:
-        """Shape ``(examples, *input)``."""
-
-    @property
-    def labels(self) -> Any:
-        """Shape ``(examples,)`` of classes, or ``(examples, *output)`` of numbers."""
 
 
 class ContinuousTraining(NamedTuple):
@@ -103,7 +90,7 @@ def train_continuously(
     may come to slide along it, in steps that shrink with the tolerances: loosen them (rtol=1e-3, atol=1e-5).
 
     Args:
-        network: any. Where a batch is its state (batch norm), examples enter in whole batches.
+        network: any. Where a batch is its state (batch norm), examples enter in whole batches, the rest is left out.
         parameters: draws at unit gain (`init`), stored.
         scales: of the draw, as for `forward`.
         data: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes, shape ``(examples,)``, or numbers,
@@ -140,46 +127,23 @@ def train_continuously(
     with computing(parameters, dtype) as kind:
         at = _checked_times(times, kind)
         tolerances = _checked_tolerances(rtol, ATOL[kind.name] if atol is None else atol)
-        states = _checked_states(network, data, loss, kind)
+        loss, lot, examples = checked_examples("data", network, data, loss)
         _check_size(solver, parameters)
-        found = _flow(_cast(parameters, kind), scales, states, at, tolerances, solver, max_steps)
+        states, drawn = as_dtype(kind.name, (in_states(lot, examples), parameters))
+        found = _flow(drawn, scales, states, at, tolerances, loss, lot, solver, max_steps)
     values, path, left, status, count = _on_host(found)
     return ContinuousTraining(np.asarray(times, float), values, path, left, _STATUSES[int(status)], int(count))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["inputs", "targets"], meta_fields=["loss", "size"])
-@dataclass(frozen=True)
-class States:
-    """The examples as inputs of the network, in whole batches where a batch is the state.
-
-    Attributes:
-        inputs: shape ``(states, *network.input_shape)``.
-        targets: what their outputs are compared with.
-        loss: by what (static).
-        size: examples in a state (static).
-    """
-
-    inputs: Array
-    targets: Array
-    loss: str
-    size: int
-
-    def mean_loss(self, parameters: Parameters, scales: Scales) -> Array:
-        """L, the mean over the examples."""
-
-        def of_state(x: Array, y: Array) -> Array:
-            return losses.value(self.loss, forward(parameters.network, parameters, scales, x), y)
-
-        return jnp.mean(jax.vmap(of_state)(self.inputs, self.targets)) / self.size
-
-
-@functools.partial(jax.jit, static_argnames=("solver", "max_steps"))
+@functools.partial(jax.jit, static_argnames=("loss", "lot", "solver", "max_steps"))
 def _flow(
     parameters: Parameters,
     scales: Scales,
-    states: States,
+    states: Examples,
     times: Array,
     tolerances: tuple[float, float],
+    loss: str,
+    lot: int,
     solver: str,
     max_steps: int,
 ) -> tuple[Array, Parameters, Scales, Array, Array]:
@@ -188,11 +152,11 @@ def _flow(
     start, left = ordinary(parameters, scales)
     theta, leaves = ravel_pytree(trainable(start))
 
-    def mean_loss(theta: Array) -> Array:
-        return states.mean_loss(with_trainable(start, leaves(theta)), left)
+    def objective(theta: Array) -> Array:
+        return mean_loss(loss, lot, with_trainable(start, leaves(theta)), left, states)
 
     def velocity(t: Array, theta: Array, _: None) -> Array:
-        return -jax.grad(mean_loss)(theta)
+        return -jax.grad(objective)(theta)
 
     rtol, atol = tolerances
     found = diffrax.diffeqsolve(
@@ -216,7 +180,7 @@ def _flow(
     status = jnp.where(found.result == results.max_steps_reached, 1, 2)
     status = jnp.where(found.result == results.successful, 0, status)
     path = with_trainable(_repeated(start, len(times)), jax.vmap(leaves)(thetas))
-    return lax.map(mean_loss, thetas), path, left, status, found.stats["num_steps"]
+    return lax.map(objective, thetas), path, left, status, found.stats["num_steps"]
 
 
 def _repeated(parameters: Parameters, times: int) -> Parameters:
@@ -260,33 +224,6 @@ def _check_size(solver: str, parameters: Parameters) -> None:
         raise ValueError(f"solver must be explicit (tsit5, dopri8) for more than some thousand parameters, got {count}")
 
 
-def _checked_states(network: Network, data: Data, loss: str | None, kind: Any) -> States:
-    """The examples, once they are known to fit the network."""
-    if loss is not None:
-        known("loss", loss, LOSSES)
-    inputs, labels, shape = jnp.asarray(data.inputs), jnp.asarray(data.labels), network.input_shape
-    single = inputs.shape[1:] == shape
-    size = 1 if single else shape[0] if inputs.shape[1:] == shape[1:] else 0
-    if not size or not len(inputs) or len(inputs) % size:
-        whole = f", in whole batches of {size}" if size > 1 else ""
-        one = ", ".join(map(str, shape[1:] if size > 1 else shape))
-        raise ValueError(f"data must hold inputs of shape (examples, {one}){whole}, got {inputs.shape}")
-    if len(labels) != len(inputs):
-        raise ValueError(f"data must hold one label an input, got {len(labels)} labels for {len(inputs)} inputs")
-    if not np.all(np.isfinite(inputs)):
-        raise ValueError("data must hold finite inputs, got a NaN or an infinity")
-    if not single:
-        inputs, labels = (a.reshape(-1, size, *a.shape[1:]) for a in (inputs, labels))
-    loss, targets = losses.targets(network, labels, loss, None, len(inputs), False)
-    inputs, targets = _cast((inputs, targets), kind)
-    return States(inputs, targets, loss, size)
-
-
 def _on_host(tree: Any) -> Any:
     """All numbers of a tree in numpy, which JAX takes in float64 or float32, as it is set."""
     return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else np.asarray(a), tree)
-
-
-def _cast(tree: Any, kind: Any) -> Any:
-    """All floating-point numbers of a tree in a dtype."""
-    return jax.tree.map(lambda a: jnp.asarray(a, kind) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)

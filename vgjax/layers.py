@@ -61,7 +61,6 @@ class Stream(NamedTuple):
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("network", "stream"))
 def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
     """Draw a network's parameters at unit gain.
 
@@ -72,6 +71,11 @@ def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
         network: what to draw for.
         stream: keep only the keys and draw each layer inside every scan, so that no kernel is stored; same numbers.
     """
+    return _init(key, network, stream)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _init(key: Array, network: Network, stream: bool) -> Parameters:
     stem_key, block_key, head_key = jax.random.split(key, 3)
     layer_keys = jax.vmap(functools.partial(jax.random.fold_in, block_key))(jnp.arange(network.depth))
     stages: list[Tree | Stream] = []

@@ -222,7 +222,7 @@ def profile(
     for seed in range(seeds):
         weights, direction = jax.random.split(jax.random.fold_in(key, seed))
         target = jnp.asarray(y)[seed] if one_each and y is not None else y
-        parameters = init(weights, network, stream=False)  # named as in `sweep`, or it would be compiled again
+        parameters = init(weights, network)
         flows.append(
             gradient_flow(network, parameters, scales, inputs[seed], target, loss=loss, key=direction, naive=naive)
         )

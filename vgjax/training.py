@@ -245,7 +245,7 @@ def train(
     )
     with jax.enable_x64(plan.task.dtype == "float64"):
         # The draw and the looks are programs of their own, the same for every optimizer.
-        drawn = init(jax.random.split(key, 3)[0], network, stream=False) if parameters is None else parameters
+        drawn = init(jax.random.split(key, 3)[0], network) if parameters is None else parameters
         course = _course(plan, key, scales, rates, examples, held, drawn)
         now, t, looks = _begin(course), 0, []
         for then in chunks.progress(plan.record, len(plan.record), "train", progress):
@@ -365,7 +365,7 @@ def _course(
     parameters: Parameters | None = None,
 ) -> Course:
     weights, order, noise = jax.random.split(key, 3)
-    drawn = init(weights, plan.task.network, stream=False) if parameters is None else parameters
+    drawn = init(weights, plan.task.network) if parameters is None else parameters
     drawn, data, test, rates, scales = as_dtype(plan.task.dtype, (drawn, data, test, rates, scales))
     indices = batches(order, len(data.inputs), plan.task.batch_size, plan.num_steps + 1)
     return Course(plan, *ordinary(drawn, scales), rates, data, test, indices, noise)
