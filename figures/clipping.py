@@ -94,7 +94,7 @@ def draw(runs: Runs) -> "Figure":
     """Accuracy against step."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     draw_accuracy(left, runs.steps, runs.exploding, rf"exploding: ReLU, $\sigma_w = 2$, {DEPTH} layers")
     draw_accuracy(right, runs.steps, runs.vanishing, f"vanishing: sigmoid, {DEPTH} layers")
@@ -115,7 +115,7 @@ def draw_accuracy(ax: "Axes", steps: np.ndarray, curves: dict[str, np.ndarray], 
     ax.axhline(0.1, color="0.8", linewidth=0.6, zorder=0)
     ax.set(xlabel="step", ylim=(0, 1.02), title=title)
     ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-    ax.legend(fontsize=6.8, handlelength=2.6, loc="best")
+    ax.legend(fontsize=6.8, handlelength=2.6, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ VARIANCE = np.array([1.5, 2.0]) if SMALL else np.linspace(1.0, 3.75, 12)
 RATES = np.array([3e-5, 1e-4, 3e-4])
 SIGMA_B = 0.05**0.5
 FEW = (1, 2) if SMALL else (10, 40, 80, 120)
-RELU = np.array([1.5, 2.0]) if SMALL else np.linspace(1.0, 3.0, 9)
+RELU = np.array([1.5, 2.0]) if SMALL else np.linspace(1.0, 3.0, 7)
 
 
 @dataclass(frozen=True)

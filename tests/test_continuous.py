@@ -13,6 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import vgjax as vg
+from vgjax import objective
 from vgjax.continuous import ContinuousTraining
 from vgjax.layers import Stream
 from vgjax.theory import learning
@@ -266,12 +267,14 @@ def test_batches_that_are_states_count_by_example():
     network = vg.mlp(width=4, depth=1, activation="linear", inputs=3, outputs=2, batch=4)
     kernels = [RNG.normal(size=shape) for shape in ((3, 4), (4, 4), (4, 2))]
     xs, ys = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
-    states = vg.continuous._checked_states(network, vg.data.Examples(xs, ys), None, jnp.dtype("float32"))
+    loss, lot, examples = objective.checked_examples("data", network, vg.data.Examples(xs, ys), None)
+    assert (loss, lot) == ("squared_error", 4)
     expected = np.mean(np.sum((xs @ product(kernels) - ys) ** 2, axis=1)) / 2
-    value = jax.jit(states.mean_loss)(with_kernels(network, kernels), vg.Scales())
+    mean_loss = jax.jit(objective.mean_loss, static_argnums=(0, 1))
+    value = mean_loss(loss, lot, with_kernels(network, kernels), vg.Scales(), objective.in_states(lot, examples))
     assert float(value) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ValueError, match=r"inputs of shape \(examples, 3\), in whole batches of 4, got \(7, 3\)"):
-        vg.continuous._checked_states(network, vg.data.Examples(xs[:7], ys[:7]), None, jnp.dtype("float32"))
+    with pytest.raises(ValueError, match=r"data must hold at least the 4 examples of a state, got 3"):
+        objective.checked_examples("data", network, vg.data.Examples(xs[:3], ys[:3]), None)
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence():
