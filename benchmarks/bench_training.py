@@ -119,18 +119,19 @@ def flax_map(width: int, depths: tuple[int, ...]) -> dict[str, Any]:
     return {"sampled depths": SAMPLE, "first": first, "more": more, "extrapolated to the whole map": total}
 
 
-def compare_maps(widths: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Our map and the loop's, by width."""
+def compare_maps(sizes: dict[int, tuple[int, ...]]) -> list[dict[str, Any]]:
+    """Our map and the loop's, by width: all depths, or a few."""
     rows = []
-    for width in widths:
-        ours, found = our_map(width, DEPTHS)
-        loop = flax_map(width, DEPTHS)
+    for width, every in sizes.items():
+        ours, found = our_map(width, every)
+        loop = flax_map(width, every)
         ratio = loop["extrapolated to the whole map"] / ours
         depths = found.trainable_depth()
         rows.append(
             {
                 "width": width,
-                "trainings": len(DEPTHS) * len(VARIANCE),
+                "depths": every,
+                "trainings": len(every) * len(VARIANCE),
                 "seconds": ours,
                 "flax": loop,
                 "ratio": ratio,
@@ -186,7 +187,7 @@ def batching() -> list[dict[str, Any]]:
     from vgjax import trainability
 
     rows, kept = [], trainability._together
-    for width, batch in ((16, 16), (16, 64), (64, 64)):
+    for width, batch in ((16, 16), (64, 64)):
         row: dict[str, Any] = {"width": width, "batch": batch}
         for together in (1, 4, 32):
             trainability._together = lambda units, together=together: together  # type: ignore[assignment]
@@ -208,7 +209,7 @@ def main() -> None:
     result = {
         "batching": batching(),
         "boundary": boundary(),
-        "map": compare_maps((8,) if common.SMALL else (128, 64)),
+        "maps": compare_maps({8: DEPTHS} if common.SMALL else {128: DEPTHS, 64: SAMPLE}),
     }
     common.write_json("training", result)
 
