@@ -14,7 +14,7 @@ from vgjax.boundary import rates
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POINTS, STEPS, WIDTH = (32, 20, 4) if SMALL else (384, 100, 16)
+POINTS, STEPS, WIDTH = (32, 20, 4) if SMALL else (256, 100, 16)
 FACTORS = (30.0, 1000.0)
 
 

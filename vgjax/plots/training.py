@@ -155,7 +155,7 @@ def draw_trainability(
         for times, line in zip(multiples, ("-", "--", ":", "-."), strict=False):
             text = rf"{times:g} $\xi_c$" if times != 1 else r"$\xi_c$"
             ax.plot(where, times * scale, color="white", linestyle=line, linewidth=1.2, label=text)
-    if lost is not None and np.isfinite(lost).any():
+    if lost is not None and (lost < frame[1][1]).any():
         ax.plot(variance, lost, color="#ef3b2c", marker="x", markersize=4, linewidth=0.8, label="float32 reads 0")
     ax.set(xlim=frame[0], ylim=frame[1], xlabel=r"weight variance $\sigma_w^2$", ylabel="depth $L$")
     if ax.get_legend_handles_labels()[0]:
