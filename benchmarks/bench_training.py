@@ -206,12 +206,15 @@ def main() -> None:
     """All of it, as one JSON."""
     global TRAINING
     TRAINING = vg.data.split(jax.random.key(9), vg.data.digits())[0]
-    result = {
-        "batching": batching(),
-        "boundary": boundary(),
-        "maps": compare_maps({8: DEPTHS} if common.SMALL else {128: DEPTHS, 64: SAMPLE}),
+    parts = {
+        "boundary": boundary,
+        "maps": lambda: compare_maps({8: DEPTHS} if common.SMALL else {128: DEPTHS, 64: SAMPLE}),
+        "batching": batching,
     }
-    common.write_json("training", result)
+    result: dict[str, Any] = {}
+    for name, measure in parts.items():
+        result[name] = measure()
+        common.write_json("training", result)
 
 
 if __name__ == "__main__":
