@@ -117,8 +117,8 @@ def _nearness(edge: np.ndarray, sweep: TrainingSweep, at: tuple[float, float]) -
 def _closer(values: np.ndarray, centre: int, factor: float, points: int | None) -> np.ndarray:
     points = len(values) if points is None else positive_integer("points", points)
     values = np.asarray(values, dtype=np.float64)
-    ratios = values[0] > 0 and np.allclose(values[1:] / values[:-1], values[1] / values[0], rtol=1e-6)
-    scale = np.log(values) if ratios and not np.allclose(np.diff(values), values[1] - values[0]) else values
+    ratios = values[0] > 0 and np.allclose(values[1:] / values[:-1], values[1] / values[0], rtol=1e-6, atol=0)
+    scale = np.log(values) if ratios and not np.allclose(np.diff(values), values[1] - values[0], atol=0) else values
     half = (scale[-1] - scale[0]) / factor / 2
     closer = np.linspace(scale[centre] - half, scale[centre] + half, points)
     return np.exp(closer) if scale is not values else closer

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+_UMASK = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -21,8 +24,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
+        with _UMASK:  # it can only be read by setting it, for all threads
+            umask = os.umask(0)
+            os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; results are ordinary ones
         os.replace(temporary, path)
     finally:

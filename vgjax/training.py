@@ -53,10 +53,10 @@ OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
     "constant": lambda steps: optax.constant_schedule(1.0),
-    "step": lambda steps: optax.piecewise_constant_schedule(1.0, {steps // 2: 0.1, 3 * steps // 4: 0.1}),
+    "step": lambda steps: optax.piecewise_constant_schedule(1.0, {-(-steps // 2): 0.1, -(-3 * steps // 4): 0.1}),
     "exponential": lambda steps: optax.exponential_decay(1.0, steps, 0.01),
     "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
-    "warmup": lambda steps: optax.warmup_cosine_decay_schedule(0.0, 1.0, -(-steps // 10), steps),
+    "warmup": lambda steps: optax.warmup_cosine_decay_schedule(0.0, 1.0, -(-steps // 10), max(steps, 2)),
 }
 """Schedules by name: what the learning rate is multiplied with, made from the number of steps: 1; a tenth from half of
 the steps on and a hundredth from three quarters; down to a hundredth exponentially; down to 0 along a cosine; linearly
@@ -189,8 +189,8 @@ def train(
     """Train one network and look at every layer on the way.
 
     What moves are the ordinary Flax parameters (W = sigma_w Z, b = sigma_b z), as a user's optimizer would see them.
-    The draw, the order of the examples and the noise of dropout come from the key. A second call with other numbers
-    (key, scales, learning rate, data of the same shape) compiles nothing.
+    The draw, the order of the examples and the noise of dropout (one mask a minibatch) come from the key. A second call
+    with other numbers (key, scales, learning rate, data of the same shape) compiles nothing.
 
     Args:
         key: `jax.random.key`.
@@ -221,11 +221,16 @@ def train(
         `Training`.
 
     Raises:
-        ValueError: an unknown name, a learning rate that is not positive and finite, no steps, a batch larger than the
+        ValueError: an unknown name, a learning rate that is negative or not finite, no steps, a batch larger than the
             data, examples that do not fit the network, labels that do not fit its output.
     """
     rates = checked_rates(optimizer, learning_rate)
+    for rate in rates.values():
+        if np.ndim(rate):
+            raise ValueError(f"learning_rate must be one number, or one a group, got shape {np.shape(rate)}")
     check_scales(network, scales)
+    if parameters is not None and parameters.network != network:
+        raise ValueError("parameters must be draws of the network that is trained, got those of another")
     if parameters is not None and any(isinstance(own, Stream) for own in parameters.stages):
         raise ValueError("parameters must be stored to be trained; draw them with init(..., stream=False)")
     plan, examples, held = planned(
@@ -524,6 +529,9 @@ def grouped(groups: Sequence[str], leaves: Mapping[str, Any]) -> dict[str, str]:
         if len(names) != 1:
             which = " and ".join(names) or "none"
             raise ValueError(f"learning_rate must name one group for every parameter, got {which} for {path}")
+    for name in groups:
+        if [name] not in found.values():
+            raise ValueError(f"learning_rate must name groups of parameters, got {name!r}, which is part of no path")
     return {path: names[0] for path, names in found.items()}
 
 
