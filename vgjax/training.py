@@ -225,9 +225,10 @@ def train(
             data, examples that do not fit the network, labels that do not fit its output.
     """
     rates = checked_rates(optimizer, learning_rate)
-    for rate in rates.values():
+    for name, rate in rates.items():
         if np.ndim(rate):
-            raise ValueError(f"learning_rate must be one number, or one a group, got shape {np.shape(rate)}")
+            of = f" of {name}" if name else ""
+            raise ValueError(f"learning_rate{of} must be a number (`train_sweep` takes several), got {rate}")
     check_scales(network, scales)
     if parameters is not None and parameters.network != network:
         raise ValueError("parameters must be draws of the network that is trained, got those of another")
