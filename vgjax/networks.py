@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.blocks import Dense, Spec
 from vgjax.blocks.protocol import scales_of
@@ -105,8 +106,9 @@ class Network:
         if any(dict(stage.spec.options) != options for stage in self.stages) or not set(options) <= set(_PLAIN):
             return None
         sizes = [first.arguments[0], *(s.spec.arguments[1] for s in self.stages for _ in range(s.depth))]
-        laws = options["activation"], options["law"], options["bias_law"]
-        return Plain(*laws, tuple(sizes))  # type: ignore[arg-type]
+        activation: Any = options.get("activation", "linear")
+        laws = str(options.get("law", "gaussian")), str(options.get("bias_law", "gaussian"))
+        return Plain(activations.get(activation), *laws, tuple(sizes))  # type: ignore[arg-type]
 
     @property
     def covered(self) -> tuple[bool, bool]:
