@@ -19,7 +19,7 @@ RATE = 0.3
 CASES = {
     f"sigmoid, {SHALLOW} hidden layers": ("sigmoid", SHALLOW, 1.0, RATE),
     f"sigmoid, {DEEP} hidden layers": ("sigmoid", DEEP, 1.0, RATE),
-    f"ReLU, He weights, {DEEP} hidden layers": ("relu", DEEP, 2**0.5, RATE / 100),
+    f"ReLU, He weights, {DEEP} hidden layers": ("relu", DEEP, 2**0.5, RATE / 30),
 }
 COLOURS = (plots.EXPLODING, plots.VANISHING, plots.CRITICAL)
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
