@@ -304,6 +304,7 @@ def _bytes_per_point(network: Network, tangents: int) -> int:
 
 
 def provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]:
+    """Where a result comes from: versions, machine, network, key, settings; plain JSON values."""
     from vgjax import __version__
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key

@@ -136,6 +136,7 @@ def colour_bar(
 
 
 def text_on_map(ax: "Axes", x: float, y: float, text: str) -> None:
+    """Words that can be read on any colour."""
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=2.2, foreground="white")]
