@@ -299,7 +299,13 @@ def test_settings_are_compared_as_the_json_they_are_kept_as(tmp_path: Path) -> N
     settings = {"shape": (2, 3), "rate": 0.1}  # a tuple comes back as a list
     chunks.Store(tmp_path, settings)
     chunks.Store(tmp_path, settings)
-    assert json.loads((tmp_path / "settings.json").read_text()) == {"shape": [2, 3], "rate": 0.1}
+    kept = json.loads((tmp_path / "settings.json").read_text())
+    assert kept == {"shape": [2, 3], "rate": 0.1, "chunks": None}
+
+
+def test_the_layout_of_an_earlier_run_holds(tmp_path: Path) -> None:
+    assert chunks.Store(tmp_path, SETTINGS, [[4, 2]]).layout == [[4, 2]]
+    assert chunks.Store(tmp_path, SETTINGS, [[8, 8], [1, 1]]).layout == [[4, 2]]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "piece-0.npz", ".hidden"])
@@ -318,8 +324,9 @@ def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_settings_that_cannot_be_read_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"steps": 5')
+@pytest.mark.parametrize("text", ['{"steps": 5', '{"steps": 5}', "[]", ""])
+def test_settings_that_cannot_be_read_are_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
     with pytest.raises(ValueError, match=r"folder must hold an earlier run, got an unreadable .*settings\.json"):
         chunks.Store(tmp_path, SETTINGS)
 

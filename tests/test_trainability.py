@@ -278,6 +278,18 @@ def test_a_sweep_that_was_stopped_goes_on_and_is_the_same_bit_for_bit(
     assert sorted({path.suffix for path in tmp_path.iterdir()}) == [".json", ".npz"]
 
 
+def test_a_sweep_goes_on_with_another_number_of_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And another budget: the pieces are those of the run that began it."""
+    monkeypatch.setattr(trainability.Job, "piece", fake_piece)
+    monkeypatch.setattr(trainability, "WORK", 1e30)
+    begun = swept(folder=tmp_path, workers=3)
+    assert begun.provenance["chunks"] == [[11, 8]]
+    next(tmp_path.glob("*-00001.npz")).unlink()
+    assert_same(swept(folder=tmp_path, workers=1, memory=1), begun)
+    monkeypatch.setattr(trainability.Job, "piece", never)
+    assert_same(swept(folder=tmp_path, workers=7), begun)
+
+
 def test_a_full_disk_leaves_the_result_whole(
     wild: vg.TrainingSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

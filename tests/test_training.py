@@ -17,7 +17,7 @@ import scipy.special
 from flax import nnx
 
 import vgjax as vg
-from vgjax import training
+from vgjax import plans, training
 from vgjax.layers import trainable
 
 KEY = jax.random.key(3)
@@ -566,13 +566,13 @@ def test_fewer_steps_are_the_first_of_more_whatever_is_recorded() -> None:
 
 
 def test_by_default_it_looks_at_the_ends_of_20_intervals() -> None:
-    steps = training.checked_steps(None, DRAWS)
+    steps = plans.checked_steps(None, DRAWS)
     assert len(steps) == 21
     assert (steps[0], steps[-1]) == (0, DRAWS)
     assert set(np.diff(steps)) <= {15, 16}
-    assert training.checked_steps(None, 4) == (0, 1, 2, 3, 4)
-    assert training.checked_steps([7, 0, 7], 9) == (0, 7, 9)
-    assert training.checked_steps([], 9) == (9,)
+    assert plans.checked_steps(None, 4) == (0, 1, 2, 3, 4)
+    assert plans.checked_steps([7, 0, 7], 9) == (0, 7, 9)
+    assert plans.checked_steps([], 9) == (9,)
 
 
 def test_other_numbers_run_the_same_programs() -> None:
@@ -627,13 +627,13 @@ def updates_of(optimizer: Any, leaves: Any) -> list[Any]:
 
 
 def test_every_optimizer_is_the_one_of_optax_at_a_traced_learning_rate() -> None:
-    assert set(training.OPTIMIZERS) == set(NAMED)
+    assert set(plans.OPTIMIZERS) == set(NAMED)
     leaves = {"stem/kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)}
 
     @jax.jit
     def both(rate: Any) -> Any:
-        plans = {name: SimpleNamespace(optimizer=name, schedule="constant", groups=("",)) for name in NAMED}
-        found = {name: training.made(plan, {"": rate}, leaves) for name, plan in plans.items()}
+        named = {name: SimpleNamespace(optimizer=name, schedule="constant", groups=("",)) for name in NAMED}
+        found = {name: plans.made(plan, {"": rate}, leaves) for name, plan in named.items()}
         return [
             {name: updates_of(optimizer, leaves) for name, optimizer in some.items()}
             for some in (found, {name: make(0.05) for name, make in NAMED.items()})
@@ -665,16 +665,16 @@ def risen_and_fallen(t: np.ndarray, steps: int, risen: int) -> np.ndarray:
 
 
 def test_schedules_have_the_shapes_they_are_named_for() -> None:
-    assert set(training.SCHEDULES) == set(SHAPES)
+    assert set(plans.SCHEDULES) == set(SHAPES)
     t = np.arange(37)
     for name, factors in SHAPES.items():
-        found = [float(training.SCHEDULES[name](36)(i)) for i in t]
+        found = [float(plans.SCHEDULES[name](36)(i)) for i in t]
         np.testing.assert_allclose(found, factors(t, 36), rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_schedules_of_a_single_step_begin_where_longer_ones_begin(name: str) -> None:
-    assert float(training.SCHEDULES[name](1)(0)) == SHAPES[name](np.arange(21), 20)[0]
+    assert float(plans.SCHEDULES[name](1)(0)) == SHAPES[name](np.arange(21), 20)[0]
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -700,6 +700,10 @@ BAD = [
     ({"learning_rate": [0.1, 0.2]}, "learning_rate must be a number.*got "),
     (rates(kernel=[0.1, 0.2], bias=0.1), "learning_rate of kernel must be a number.*got "),
     ({"learning_rate": 0.1, "optimizer": optax.adam(0.1)}, "learning_rate must be left out where the optimizer has"),
+    (
+        {"schedule": "cosine", "optimizer": optax.adam(0.1)},
+        "schedule must be left out where the optimizer has .*cosine",
+    ),
     (rates(stem=0.1, head=0.1), "learning_rate must name one group for every parameter, got none for blocks/0/"),
     (rates(kernel=0.1, bias=0.1, gate=0.1), "learning_rate must .*gate"),
     (

@@ -24,6 +24,7 @@ from vgjax.spectrum import (
     lyapunov_exponents,
 )
 from vgjax.sweeps import profile, spectrum_sweep, sweep
+from vgjax.teachers import teacher
 from vgjax.tokens import token_correlation
 from vgjax.trainability import TrainingSweep, train_sweep
 from vgjax.training import Training, train
@@ -85,6 +86,7 @@ __all__ = [
     "spectrum_sweep",
     "stack",
     "sweep",
+    "teacher",
     "theory",
     "token_correlation",
     "train",

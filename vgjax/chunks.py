@@ -23,6 +23,9 @@ Arrays = dict[str, np.ndarray]
 MEMORY = 2**28
 """Default budget of one chunk, in bytes: 256 MiB."""
 
+LAYOUT = "chunks"
+"""Where a folder's settings say how its run is cut into pieces."""
+
 
 def chunk_size(points: int, bytes_per_point: int, memory: int) -> int:
     """How many points to take at once: as many as fit the budget (at least one), in chunks of equal size."""
@@ -117,23 +120,28 @@ class Store:
 
     Args:
         folder: made if it is missing.
-        settings: what the pieces depend on, as plain JSON values: a folder of other settings is refused.
+        settings: what the results depend on, as plain JSON values: a folder of other settings is refused.
+        layout: how they are cut into pieces, as plain JSON values: that of an earlier run in the folder goes on, be it
+            from a machine with more cores.
+
+    Attributes:
+        layout: the one that holds.
 
     Raises:
         ValueError: a folder that cannot be written to, holds something else, or a run of other settings.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any]):
-        self.folder = writable_folder(folder, "folder")
+    def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any], layout: Any = None):
+        self.folder, self.layout = writable_folder(folder, "folder"), layout
         self._warned = threading.Lock()
         path = self.folder / "settings.json"
         if path.exists():
-            _check_settings(path, json.loads(json.dumps(settings)))
+            self.layout = _earlier_layout(path, json.loads(json.dumps(settings)))
             return
         if any(self.folder.iterdir()):
             raise ValueError(f"folder must be empty or hold an earlier run, got {str(folder)!r} with other files")
         with whole_file(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n")
+            temporary.write_text(json.dumps({**settings, LAYOUT: layout}, indent=1) + "\n")
 
     def read(self, name: str) -> Arrays | None:
         """A piece; None if it is not there or cannot be read."""
@@ -157,13 +165,15 @@ class Store:
         return self.folder / f"{name}.npz"
 
 
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+def _earlier_layout(path: Path, settings: dict[str, Any]) -> Any:
     try:
-        found = json.loads(path.read_text())
-    except ValueError:
+        found = dict(json.loads(path.read_text()))
+        layout = found.pop(LAYOUT)
+    except (ValueError, TypeError, KeyError):
         raise ValueError(f"folder must hold an earlier run, got an unreadable {str(path)!r}") from None
     differ = [name for name in {**found, **settings} if found.get(name) != settings.get(name)]
     if differ:
         raise ValueError(
             f"folder must hold an earlier run of the same settings, got one that differs in {', '.join(differ)}"
         )
+    return layout

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -27,9 +27,10 @@ from vgjax.initializers import Scales
 from vgjax.layers import init, trainable
 from vgjax.networks import Network
 from vgjax.objective import Data
+from vgjax.plans import Optimizer, Plan, Schedule, checked_rates, made, planned
 from vgjax.results import Result
 from vgjax.sweeps import grid_of, points_of, provenance
-from vgjax.training import Optimizer, Plan, Schedule, Training, checked_rates, made, planned, trained
+from vgjax.training import Training, trained
 
 WORK = 2e10
 """About how many multiplications a chunk should cost: a second or two."""
@@ -183,10 +184,13 @@ def train_sweep(
     points = Points.over(rates, *grids[0], seeds)
     on_cpu = jax.default_backend() == "cpu"
     workers = (chunks.cores() if on_cpu else 1) if workers is None else positive_integer("workers", workers)
-    jobs = [Job(plan, key, points, examples, held, memory, workers) for plan, examples, held in plans]
-    settings = _settings(jobs, key)
-    store = chunks.Store(folder, settings) if folder is not None else None
+    jobs = [Job(plan, key, points, given, held, _size(plan, points, memory, workers)) for plan, given, held in plans]
+    settings, store = _settings(jobs, key), None
+    if folder is not None:
+        store = chunks.Store(folder, settings, [job.size for job in jobs])
+        jobs = [replace(job, size=tuple(size)) for job, size in zip(jobs, store.layout, strict=True)]
     found = chunks.run(_in_turn(jobs), "train", store=store, workers=workers, show=progress)
+    settings[chunks.LAYOUT] = [list(job.size) for job in jobs]
     return _assembled(jobs, found, isinstance(network, Network), settings)
 
 
@@ -250,27 +254,18 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """All trainings of one network: one program, in chunks."""
+    """All trainings of one network: one program, in chunks.
+
+    Attributes:
+        size: trainings a chunk, and how many of those run as one batch.
+    """
 
     plan: Plan
     key: Array
     points: Points
     data: Examples
     test: Examples | None
-    memory: int
-    workers: int
-
-    @functools.cached_property
-    def size(self) -> tuple[int, int]:
-        """Trainings a chunk, and how many of those run as one batch."""
-        drawn = jax.eval_shape(functools.partial(init, network=self.plan.task.network), jax.random.key(0))
-        weights = sum(leaf.size for leaf in trainable(drawn).values())
-        units = _units(self.plan.task.network) * self.plan.task.batch_size // self.plan.task.lot
-        fitting = chunks.chunk_size(self.points.trainings, 8 * (6 * weights + 6 * units), self.memory)
-        together = min(fitting, _together(units // (self.plan.task.network.depth + 1)))
-        cost = 6 * weights * self.plan.task.batch_size * self.plan.num_steps
-        share = -(-self.points.trainings // self.workers)
-        return min(share, together * max(1, int(WORK / cost / together))), together
+    size: tuple[int, ...]
 
     def arguments(self, taken: list[int]) -> tuple[Any, ...]:
         """What the program is called with for some of the trainings."""
@@ -328,6 +323,19 @@ def _kept(training: Training) -> dict[str, Array]:
     return of_all | {name: getattr(looks, name) for name in names}
 
 
+def _size(plan: Plan, points: Points, memory: int, workers: int) -> tuple[int, int]:
+    """Trainings a chunk, and how many of those run as one batch."""
+    network, task = plan.task.network, plan.task
+    drawn = jax.eval_shape(functools.partial(init, network=network), jax.random.key(0))
+    weights = sum(leaf.size for leaf in trainable(drawn).values())
+    units = _units(network) * task.batch_size // task.lot
+    fitting = chunks.chunk_size(points.trainings, 8 * (6 * weights + 6 * units), memory)
+    together = min(fitting, _together(units // (network.depth + 1)))
+    cost = 6 * weights * task.batch_size * plan.num_steps
+    share = -(-points.trainings // workers)
+    return min(share, together * max(1, int(WORK / cost / together))), together
+
+
 def _units(network: Network) -> int:
     """Units of all its states together."""
     sizes = [int(np.prod(shape)) for shape in state_shapes(network)]
@@ -379,7 +387,6 @@ def _settings(jobs: list[Job], key: Array) -> dict[str, Any]:
         fixed=fixed | {name: np.asarray(value).tolist() for name, value in points.fixed.items()},
         data=_digest(*data),
         test=_digest(*test) if test is not None else None,
-        chunks=[list(job.size) for job in jobs],
     )
 
 
