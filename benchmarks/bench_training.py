@@ -7,6 +7,7 @@ trainings of width 16 in under 20 s, warm, with a border of dimension between 1 
 +- .05, and with detail left after a zoom of 1000.
 """
 
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,6 @@ import optax
 from flax import nnx
 
 import vgjax as vg
-from vgjax.boundary import rates
 
 RATE, STEPS, BATCH = 1e-4, (10, 200)[not common.SMALL], 64
 VARIANCE = np.linspace(1.0, 3.75, 12)[:: 6 if common.SMALL else 1]
@@ -148,10 +148,9 @@ def compare_maps(sizes: dict[int, tuple[int, ...]]) -> list[dict[str, Any]]:
 # --- the boundary ---------------------------------------------------------------------------------------------------
 
 
-def trained(network: vg.Network, data: Any, axes: dict[str, np.ndarray], dtype: str = "float32") -> vg.TrainingSweep:
+def trained(network: vg.Network, data: Any, dtype: str = "float32", **axes: Any) -> vg.TrainingSweep:
     """Full-batch gradient descent at every pair of learning rates."""
-    about: dict[str, Any] = {"key": jax.random.key(0), "batch_size": None, "dtype": dtype}
-    return vg.train_sweep(network, data, "sgd", 100, learning_rate=rates(axes), **about)
+    return vg.train_sweep(network, data, "sgd", 100, key=jax.random.key(0), batch_size=None, dtype=dtype, **axes)
 
 
 def boundary() -> dict[str, Any]:
@@ -161,18 +160,14 @@ def boundary() -> dict[str, Any]:
     linear = replace(vg.stack(vg.blocks.Dense, width, 1, depth=1, input_shape=width), stem=None)
     x, y = jax.random.normal(jax.random.key(1), (2, width, width))
     data = vg.data.Examples(x, y[:, :1])
-    axes = {"learning_rate_stem": np.geomspace(1, 1e4, POINTS), "learning_rate_blocks": np.geomspace(0.03, 3, POINTS)}
-    trained(tanh, data, axes)
+    rates = {"stem": np.geomspace(1, 1e4, POINTS), "blocks": np.geomspace(0.03, 3, POINTS)}
+    trained(tanh, data, learning_rate=rates)
     start = time.perf_counter()
-    whole = trained(tanh, data, axes)
+    whole = trained(tanh, data, learning_rate=rates)
     seconds = time.perf_counter() - start
-    closer = trained(tanh, data, vg.zoom(trained(tanh, data, axes, "float64"), 30), "float64")
-    closest = trained(tanh, data, vg.zoom(closer, 1000 / 30), "float64")
-    smooth = trained(
-        linear,
-        data,
-        {"learning_rate_kernel": np.geomspace(0.01, 10, POINTS), "learning_rate_bias": np.geomspace(0.01, 10, POINTS)},
-    )
+    closer = trained(tanh, data, "float64", **vg.zoom(trained(tanh, data, "float64", learning_rate=rates), 30))
+    closest = trained(tanh, data, "float64", **vg.zoom(closer, 1000 / 30))
+    smooth = trained(linear, data, learning_rate=dict.fromkeys(("kernel", "bias"), np.geomspace(0.01, 10, POINTS)))
     sweeps = {"tanh": whole, "tanh, x 30": closer, "tanh, x 1000": closest, "linear": smooth}
     dimensions = {name: vg.box_dimension(sweep.converged[0]).dimension for name, sweep in sweeps.items()}
     print(f"boundary: {POINTS} x {POINTS} in {seconds:.1f} s; dimensions {dimensions}", flush=True)
@@ -203,7 +198,7 @@ def batching() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """All of it, as one JSON."""
+    """All of it, as one JSON; or the parts that are named, in place of those of the last run."""
     global TRAINING
     TRAINING = vg.data.split(jax.random.key(9), vg.data.digits())[0]
     parts = {
@@ -211,9 +206,10 @@ def main() -> None:
         "maps": lambda: compare_maps({8: DEPTHS} if common.SMALL else {128: DEPTHS, 64: SAMPLE}),
         "batching": batching,
     }
-    result: dict[str, Any] = {}
-    for name, measure in parts.items():
-        result[name] = measure()
+    wanted = sys.argv[1:] or list(parts)
+    result = common.read_json("training") if sys.argv[1:] else {}
+    for name in wanted:
+        result[name] = parts[name]()
         common.write_json("training", result)
 
 

@@ -18,16 +18,27 @@ def write_json(name: str, result: dict[str, Any]) -> None:
 
     Runs at a small size leave the committed files alone.
     """
-    import jax
-
     from vgjax.files import whole_file
     from vgjax.results import machine
 
-    suffix = "" if jax.default_backend() == "cpu" else f"-{jax.devices()[0].device_kind.replace(' ', '-').lower()}"
-    path = FOLDER / f"{name}{suffix}{'-small' if SMALL else ''}.json"
+    path = json_path(name)
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps({"benchmark": name, "machine": machine(), **result}, indent=1) + "\n")
     print(f"written: {path}")
+
+
+def read_json(name: str) -> dict[str, Any]:
+    """The last result of this size on this kind of device, without its machine."""
+    kept = json.loads(json_path(name).read_text())
+    return {key: value for key, value in kept.items() if key not in ("benchmark", "machine")}
+
+
+def json_path(name: str) -> Path:
+    """Where the results of this size on this kind of device are kept."""
+    import jax
+
+    suffix = "" if jax.default_backend() == "cpu" else f"-{jax.devices()[0].device_kind.replace(' ', '-').lower()}"
+    return FOLDER / f"{name}{suffix}{'-small' if SMALL else ''}.json"
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

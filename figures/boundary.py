@@ -1,7 +1,7 @@
 """The border between training that converges and training that diverges is a fractal."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -9,7 +9,6 @@ from common import SMALL, render
 
 import vgjax as vg
 from vgjax import plots
-from vgjax.boundary import rates
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,26 +36,14 @@ def compute() -> Zooms:
     x, y = jax.random.normal(jax.random.key(1), (2, WIDTH, WIDTH))
     data = vg.data.Examples(x, y[:, :1])
 
-    def trained(axes: dict[str, np.ndarray], dtype: str) -> vg.TrainingSweep:
-        return vg.train_sweep(
-            network,
-            data,
-            "sgd",
-            STEPS,
-            key=jax.random.key(0),
-            batch_size=None,
-            learning_rate=rates(axes),
-            dtype=dtype,
-            progress=True,
-        )
+    def trained(**axes: Any) -> vg.TrainingSweep:
+        about: dict[str, Any] = {"key": jax.random.key(0), "batch_size": None, "dtype": "float64", "progress": True}
+        return vg.train_sweep(network, data, "sgd", STEPS, **about, **axes)
 
-    whole = {
-        "learning_rate_stem": np.geomspace(1, 1e4, POINTS),
-        "learning_rate_blocks": np.geomspace(0.03, 3, POINTS),
-    }
-    sweeps = [trained(whole, "float64")]
-    sweeps.append(trained(vg.zoom(sweeps[-1], FACTORS[0], at=(18, 0.5)), "float64"))
-    sweeps.append(trained(vg.zoom(sweeps[-1], FACTORS[1] / FACTORS[0]), "float64"))
+    rates = {"stem": np.geomspace(1, 1e4, POINTS), "blocks": np.geomspace(0.03, 3, POINTS)}
+    sweeps = [trained(learning_rate=rates)]
+    sweeps.append(trained(**vg.zoom(sweeps[-1], FACTORS[0], at=(18, 0.5))))
+    sweeps.append(trained(**vg.zoom(sweeps[-1], FACTORS[1] / FACTORS[0])))
     zooms = Zooms(sweeps)
     print("dimensions", zooms.dimensions)
     return zooms

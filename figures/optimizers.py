@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DEPTHS, STEPS = (8, (1, 2), 5) if SMALL else (64, (2, 10, 30), 300)
+WIDTH, DEPTHS, STEPS = (8, (1, 2), 5) if SMALL else (64, (2, 5, 10, 20, 40), 300)
 OPTIMIZERS = {
     "gradient descent": ("sgd", 0.1),
     "momentum": ("momentum", 0.03),
+    "Nesterov": ("nesterov", 0.03),
     "AdaGrad": ("adagrad", 0.01),
+    "RMSProp": ("rmsprop", 0.001),
     "Adam": ("adam", 0.001),
 }
 if SMALL:
@@ -27,6 +29,7 @@ FACTORS = (1 / 10, 1, 10)
 NETWORKS: dict[str, tuple[dict[str, Any], float]] = {
     "sigmoid": ({"activation": "sigmoid"}, 1.0),
     "ReLU, He weights": ({"activation": "relu"}, 2**0.5),
+    "the same, residual": ({"activation": "relu", "residual": "pre", "scheme": "stable"}, 2**0.5),
 }
 
 
@@ -67,7 +70,7 @@ def draw(found: Comparison) -> "Figure":
     """A table of accuracies for each network."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.0, 2.3), layout="constrained")
+    figure = Figure(figsize=(7.2, 2.4), layout="constrained")
     axes = figure.subplots(1, len(found.accuracy), sharey=True)
     for ax, (name, accuracy) in zip(axes, found.accuracy.items(), strict=True):
         mesh = draw_table(ax, accuracy)

@@ -4,21 +4,20 @@ The map of which learning rates train is not smooth: its border is a fractal (So
 neural network trainability is fractal"). Computed by `train_sweep`; here is what is read off it.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vgjax.checks import positive_integer
-from vgjax.trainability import TrainingSweep
+from vgjax.trainability import GROUP, TrainingSweep
 
 
 class BoxCount(NamedTuple):
     """How many boxes of each size the border meets.
 
     Attributes:
-        sizes: sides of the boxes, in points of the grid, shape ``(sizes,)``.
-        counts: boxes that hold a piece of the border, shape ``(sizes,)``.
+        sizes: sides of the boxes, in steps of the grid, shape ``(sizes,)``.
+        counts: boxes that cover the border, a mean over all ways to lay them, shape ``(sizes,)``.
         dimension: the slope of ln counts against -ln sizes: 1 for a smooth line, 2 for what fills the plane; NaN where
             there is no border.
     """
@@ -29,18 +28,17 @@ class BoxCount(NamedTuple):
 
 
 def border(converged: np.ndarray) -> np.ndarray:
-    """The points of a grid that differ from the next one to the right or above, shape ``(x, y)``."""
-    edge = np.zeros(converged.shape, bool)
-    edge[:-1] |= converged[:-1] != converged[1:]
-    edge[:, :-1] |= converged[:, :-1] != converged[:, 1:]
-    return edge
+    """The cells of a grid of points whose four corners are not all alike, shape ``(x - 1, y - 1)``."""
+    corners = np.stack([converged[i : i - 1 or None, j : j - 1 or None] for i in (0, 1) for j in (0, 1)])
+    return np.asarray(corners.any(axis=0) & ~corners.all(axis=0))
 
 
 def box_dimension(converged: np.ndarray) -> BoxCount:
     """The box-counting dimension of the border between True and False on a grid.
 
-    ``N(s) ~ s^-D``: N boxes of side s meet the border. Sides are powers of 2, from a single point to an eighth of the
-    grid.
+    ``N(s) ~ s^-D``: N boxes of side s cover the border, on average over all s^2 ways to lay them, so that nothing hangs
+    on where they begin. Sides are powers of 2, from one cell to an eighth of the grid. A border cut off by the edge of
+    the grid reads low: a straight line across by .02, one that fills the plane by .1.
 
     Args:
         converged: shape ``(x, y)``, each at least 32.
@@ -52,32 +50,37 @@ def box_dimension(converged: np.ndarray) -> BoxCount:
     if converged.ndim != 2 or min(converged.shape) < 32:
         raise ValueError(f"converged must be a grid of at least 32 x 32 points, got shape {converged.shape}")
     edge = border(converged)
-    sizes = 2 ** np.arange(int(np.log2(min(edge.shape) / 8)) + 1)
+    sizes = 2 ** np.arange(int(np.log2(min(converged.shape) / 8)) + 1)
     counts = np.array([_boxes(edge, int(size)) for size in sizes])
     if not counts[0]:
         return BoxCount(sizes, counts, float("nan"))
     return BoxCount(sizes, counts, float(-np.polyfit(np.log(sizes), np.log(counts), 1)[0]))
 
 
-def _boxes(edge: np.ndarray, size: int) -> int:
-    """How many boxes hold a True; what does not fill a box at the far sides is left out."""
-    x, y = (n // size for n in edge.shape)
-    return int(edge[: x * size, : y * size].reshape(x, size, y, size).any(axis=(1, 3)).sum())
+def _boxes(edge: np.ndarray, size: int) -> float:
+    """How many boxes hold a True, a mean over all ways to lay them: those of each way have one corner in s^2 cells."""
+    sums = np.pad(edge, ((size, size - 1),) * 2).cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    inside = sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]
+    return float(np.count_nonzero(inside)) / size**2
 
 
 def zoom(
     sweep: TrainingSweep, factor: float, points: int | None = None, at: tuple[float, float] | None = None
-) -> dict[str, np.ndarray]:
-    """The axes of a closer look at the border: around a point of it, an interval smaller by a factor.
+) -> dict[str, Any]:
+    """A closer look at the border: around a point of it, an interval smaller by a factor along both axes.
+
+    ``train_sweep(..., **zoom(sweep, 10))``, all else as it was for the sweep, is that look. Zooms of more than a few
+    thousand need ``dtype="float64"`` from the first sweep on.
 
     Args:
         sweep: over two axes; equal steps or equal ratios.
-        factor: above 1.
+        factor: above 1. Beyond the points of the grid there may be no border in what is left.
         points: along each axis; as many as before if left out.
-        at: where to look: the point of the border nearest to it on the grid; left out, where the border is densest.
+        at: where to look: the place of the border nearest to it on the grid; left out, where the border is densest.
 
     Returns:
-        By name, values spaced as before, float64.
+        The axes as `vgjax.train_sweep` takes them: ``"learning_rate"`` with its values (or a dict of them by group) and
+        scales with theirs; spaced as before, within the earlier interval, float64.
 
     Raises:
         ValueError: a sweep over other than two axes, a factor of at most 1, or no border to be seen.
@@ -92,12 +95,11 @@ def zoom(
     preferred = _density(edge) if at is None else _nearness(edge, sweep, at)
     where = np.unravel_index(int(preferred.argmax()), edge.shape)
     grids = zip(sweep.axes.items(), where, strict=True)
-    return {name: _closer(values, int(i), factor, points) for (name, values), i in grids}
-
-
-def rates(axes: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Those of the axes that are learning rates, by group, as `train_sweep` takes them."""
-    return {n.removeprefix("learning_rate_"): values for n, values in axes.items() if n.startswith("learning_rate_")}
+    closer: dict[str, Any] = {name: _closer(values, int(i), factor, points) for (name, values), i in grids}
+    kept = {name: rate for name, rate in sweep.fixed.items() if name.startswith(GROUP)}
+    if by_group := {n.removeprefix(GROUP): v for n, v in {**closer, **kept}.items() if n.startswith(GROUP)}:
+        closer = {"learning_rate": by_group} | {n: v for n, v in closer.items() if not n.startswith(GROUP)}
+    return closer
 
 
 def _density(edge: np.ndarray) -> np.ndarray:
@@ -114,11 +116,13 @@ def _nearness(edge: np.ndarray, sweep: TrainingSweep, at: tuple[float, float]) -
     return edge / (1 + (x - wanted[0]) ** 2 + (y - wanted[1]) ** 2)
 
 
-def _closer(values: np.ndarray, centre: int, factor: float, points: int | None) -> np.ndarray:
+def _closer(values: np.ndarray, cell: int, factor: float, points: int | None) -> np.ndarray:
+    """An interval around the middle of a cell, but none of it outside the axis."""
     points = len(values) if points is None else positive_integer("points", points)
     values = np.asarray(values, dtype=np.float64)
     ratios = values[0] > 0 and np.allclose(values[1:] / values[:-1], values[1] / values[0], rtol=1e-6, atol=0)
     scale = np.log(values) if ratios and not np.allclose(np.diff(values), values[1] - values[0], atol=0) else values
-    half = (scale[-1] - scale[0]) / factor / 2
-    closer = np.linspace(scale[centre] - half, scale[centre] + half, points)
+    whole = scale[-1] - scale[0]
+    low = (scale[cell] + scale[cell + 1] - whole / factor) / 2
+    closer = np.clip(low, scale[0], scale[-1] - whole / factor) + np.linspace(0, whole / factor, points)
     return np.exp(closer) if scale is not values else closer

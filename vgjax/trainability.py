@@ -37,6 +37,8 @@ WORK = 2e10
 CACHED = 2**14
 """Units a layer, of all examples and trainings, that one batch on a CPU should not exceed: a training of more than that
 is as fast alone (`benchmarks/bench_training.py`)."""
+GROUP = "learning_rate_"
+"""What the axis of a group's learning rate begins with."""
 LEARNED = 0.5
 """Accuracy from which a network counts as trainable (of ten classes)."""
 
@@ -363,7 +365,7 @@ def _checked_networks(network: Network | Sequence[Network]) -> list[Network]:
 
 def _axis(group: str) -> str:
     """The name of the axis of a group's learning rate."""
-    return f"learning_rate_{group}" if group else "learning_rate"
+    return GROUP + group if group else "learning_rate"
 
 
 def _settings(jobs: list[Job], key: Array) -> dict[str, Any]:
