@@ -42,7 +42,7 @@ def compute() -> Zooms:
 
     rates = {"stem": np.geomspace(1, 1e4, POINTS), "blocks": np.geomspace(0.03, 3, POINTS)}
     sweeps = [trained(learning_rate=rates)]
-    sweeps.append(trained(**vg.zoom(sweeps[-1], FACTORS[0], at=(18, 0.5))))
+    sweeps.append(trained(**vg.zoom(sweeps[-1], FACTORS[0], at=(15.1, 0.475))))
     sweeps.append(trained(**vg.zoom(sweeps[-1], FACTORS[1] / FACTORS[0])))
     zooms = Zooms(sweeps)
     print("dimensions", zooms.dimensions)

@@ -1,7 +1,7 @@
-"""What vanishing costs: a shallow and a deep sigmoid network in training, and the deep one with ReLU and He weights."""
+"""What vanishing costs: a shallow and a deep sigmoid network in training; the deep one with ReLU, and with skips too."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 WIDTH, SHALLOW, DEEP, STEPS = (16, 2, 5, 20) if SMALL else (100, 3, 50, 1000)
 RATE = 0.3
+RELU: dict[str, Any] = {"activation": "relu"}
+SKIPS = RELU | {"residual": "pre", "scheme": "stable"}
 CASES = {
-    f"sigmoid, {SHALLOW} hidden layers": ("sigmoid", SHALLOW, 1.0, RATE),
-    f"sigmoid, {DEEP} hidden layers": ("sigmoid", DEEP, 1.0, RATE),
-    f"ReLU, He weights, {DEEP} hidden layers": ("relu", DEEP, 2**0.5, RATE / 30),
+    f"sigmoid, {SHALLOW} layers": ({"activation": "sigmoid"}, SHALLOW, 1.0, RATE),
+    f"sigmoid, {DEEP} layers": ({"activation": "sigmoid"}, DEEP, 1.0, RATE),
+    f"ReLU, {DEEP} layers": (RELU, DEEP, 2**0.5, RATE / 30),
+    f"ReLU with skips, {DEEP} layers": (SKIPS, DEEP, 2**0.5, RATE / 3),
 }
-COLOURS = (plots.EXPLODING, plots.VANISHING, plots.CRITICAL)
-LINES = ("-", (0, (5, 1.5)), (0, (1, 1)))
+COLOURS = (plots.EXPLODING, plots.VANISHING, plots.CRITICAL, "#e08214")
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def compute() -> dict[str, Run]:
     """Plain gradient descent on the images of digits."""
     training, test = vg.data.split(jax.random.key(9), vg.data.digits())
     runs = {}
-    for name, (activation, layers, sigma_w, rate) in CASES.items():
-        network = vg.mlp(width=WIDTH, depth=layers - 1, activation=activation, inputs=64, outputs=10)
+    for name, (options, layers, sigma_w, rate) in CASES.items():
+        network = vg.mlp(width=WIDTH, depth=layers - 1, inputs=64, outputs=10, **options)
         found = vg.train(
             jax.random.key(0),
             network,
@@ -62,7 +65,8 @@ def compute() -> dict[str, Run]:
             record=np.linspace(0, STEPS, min(STEPS, 50) + 1).round(),
         )
         ratio = found.looks.log_update_ratio
-        kernels = np.concatenate([ratio["stem/kernel"][:, None], ratio["kernel"]], axis=1)
+        hidden = next(of for path, of in ratio.items() if path.endswith("kernel") and of.ndim == 2)
+        kernels = np.concatenate([ratio["stem/kernel"][:, None], hidden], axis=1)
         seen = found.steps, found.looks.log_gradient, kernels
         runs[name] = Run(np.asarray(found.loss), *map(np.asarray, seen), float(found.looks.test_accuracy[-1]))
     return runs
@@ -87,7 +91,7 @@ def draw(runs: dict[str, Run]) -> "Figure":
     for ax, (name, run) in zip(heats, runs.items(), strict=True):
         mesh = plots.draw_gradient_heat(ax, run.steps, run.log_gradient, reach)
         mark_float32(ax, run)
-        ax.set_title(name, fontsize=7.5)
+        ax.set_title(name.replace(", ", "\n"), fontsize=7.5)
     ticks = plots.powers_of_ten(*reach)
     text = r"$\|\partial L / \partial h^l\|$"
     plots.colour_bar(below, heats, mesh, text, ticks, plots.power_of_ten, extend="neither")  # type: ignore[arg-type]
@@ -103,8 +107,8 @@ def draw_losses(ax: "Axes", runs: dict[str, Run]) -> None:
         ax.plot(np.arange(len(smooth)) + window / 2, smooth, color=colour, linestyle=line, label=text)
     ax.axhline(np.log(10), color="0.7", linewidth=0.6, zorder=0)
     ax.text(STEPS, np.log(10) * 1.06, "guessing", color="0.4", ha="right", fontsize=7)
-    ax.set(xlabel="step", ylabel="training loss", yscale="log", xlim=(0, STEPS), ylim=(None, 6))
-    ax.legend(loc="lower left", fontsize=6.8, handlelength=2.2)
+    ax.set(xlabel="step", ylabel="training loss", yscale="log", xlim=(0, STEPS), ylim=(1e-5, 6))
+    ax.legend(loc="lower left", fontsize=6.5, handlelength=2.4)
 
 
 def draw_updates(ax: "Axes", runs: dict[str, Run]) -> None:
