@@ -1,4 +1,4 @@
-"""What vanishing costs: a shallow and a deep sigmoid network in training; the deep one with ReLU, and with skips too."""
+"""What vanishing costs: a shallow and a deep sigmoid network in training; the deep one with ReLU, and with skips."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

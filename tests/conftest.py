@@ -1,11 +1,16 @@
 """What every test shares."""
 
+import gc
 from collections.abc import Iterator
 
 import jax
 import pytest
 import scipy.linalg  # noqa: F401 - so that its BLAS is loaded before it is limited
 from threadpoolctl import threadpool_limits
+
+# Most of the time goes into tracing and compiling, a tenth of that into these two.
+gc.set_threshold(200_000, 20, 100)
+jax.config.update("jax_traceback_filtering", "off")
 
 
 @pytest.fixture(scope="session", autouse=True)

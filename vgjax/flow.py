@@ -312,6 +312,7 @@ def directions(key: Array, network: Network, count: int) -> Array:
     return jax.vmap(lambda k: direction(k, state_shapes(network)[0], jnp.float32))(jax.random.split(key, count))
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def direction(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """A random direction of norm 1, uniform on the sphere."""
     v = jax.random.normal(key, shape, dtype)

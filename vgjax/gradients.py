@@ -101,19 +101,21 @@ def gradient_flow(
         known("naive", dtype, NAIVE_DTYPES)
     xs = jnp.asarray(x)
     single = xs.shape == network.input_shape
-    xs = xs[None] if single else xs
-    loss, ys = losses.targets(network, y, loss, key, len(xs), single)
-    result = _gradient_flow(parameters, scales, xs, ys, loss, tuple(naive))
-    return result if not single else _first_example(result)
+    loss, ys = losses.targets(network, y, loss, key, 1 if single else len(xs), single)
+    return (_of_one if single else _of_batch)(parameters, scales, xs, ys, loss, tuple(naive))
 
 
-def _first_example(flow: GradientFlow) -> GradientFlow:
+@functools.partial(jax.jit, static_argnames=("loss", "naive"))
+def _of_one(
+    parameters: Parameters, scales: Scales, x: Array, ys: Array, loss: str, naive: tuple[str, ...]
+) -> GradientFlow:
+    """Without the batch axis."""
+    flow = _gradient_flow(parameters, scales, x[None], ys, loss, naive)
     of_batch: Any = {name: getattr(flow, name) for name in ("log_parameter_gradient", "log_tied_gradient")}
     without: Any = {name: {} for name in of_batch}
     return jax.tree.map(lambda a: a[0], flow._replace(**without))._replace(**of_batch)
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "naive"))
 def _gradient_flow(
     parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, naive: tuple[str, ...]
 ) -> GradientFlow:
@@ -168,6 +170,9 @@ def _gradient_flow(
         saturated,
         left_range,
     )
+
+
+_of_batch = functools.partial(jax.jit, static_argnames=("loss", "naive"))(_gradient_flow)
 
 
 # --- where the loss enters ------------------------------------------------------------------------------------------

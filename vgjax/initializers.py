@@ -6,7 +6,7 @@ it; a bias is drawn with unit variance. What multiplies them are `Scales`: named
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ class Scales(Mapping[str, Array]):
         self._scales = {name: jnp.asarray(value) for name, value in scales.items()}
 
     @classmethod
-    def _of(cls, scales: dict[str, Array]) -> "Scales":
+    def _of(cls, scales: dict[str, Any]) -> "Scales":
         made = object.__new__(cls)
         made._scales = scales
         return made

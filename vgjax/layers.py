@@ -224,23 +224,26 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
     far = 2.0 ** window(np.dtype(dtype))
     rng = np.random.default_rng(0)
 
-    def normal(shape: tuple[int, ...]) -> Array:
-        return jnp.asarray(rng.normal(size=shape), dtype)
+    def normal(shape: tuple[int, ...]) -> Any:
+        return rng.normal(size=shape).astype(dtype)
 
     with jax.enable_x64(dtype == "float64"), np.errstate(divide="ignore", invalid="ignore"):
         like = jax.eval_shape(functools.partial(draw, spec), jax.random.key(0))
         drawn = jax.tree.map(lambda leaf: _stand_in(leaf, normal), like)
         layer = Layer(spec, drawn, unit_scales(spec, dtype), None if read is None else normal(read))
-        h, v = normal(shape), normal(jax.eval_shape(layer, jnp.zeros(shape, dtype)).shape)
+        h = normal(shape)
+        v = normal(jax.eval_shape(layer, h).shape)
 
+        # Numbers of numpy: an operation of JAX outside of the one program would be a program of its own.
         def log_sizes(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, dict[str, Array]]:
             back = jax.vjp(lambda h, p: layer.with_parameters(p)(h), size * h, layer.trainable())[1]
             return jax.tree.map(lambda g: jnp.log2(jnp.linalg.norm(g.reshape(-1))), back(v))
 
         # A few numbers once: what counts is how long it compiles.
         quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-        measured = jax.jit(log_sizes).lower(layer, h, v, jnp.ones((), dtype)).compile(quick)
-        logs = [measured(layer, h, v, jnp.asarray(size, dtype)) for size in (1 / far, 2 / far, far, 2 * far)]
+        measured = jax.jit(log_sizes).lower(layer, h, v, np.ones((), dtype)).compile(quick)
+        sizes = np.array([1 / far, 2 / far, far, 2 * far], dtype)
+        logs = [jax.tree.map(np.asarray, measured(layer, h, v, size)) for size in sizes]
         growth = jax.tree.map(lambda a, b, c, d: (float(b - a), float(d - c)), *logs)
 
     of_state, of_parameters = growth
@@ -250,14 +253,14 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
     return Degrees((below, above), rounded)  # type: ignore[arg-type]
 
 
-def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Array]) -> Array:
+def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Any]) -> Any:
     """Some numbers in place of a draw: kernels of about unit gain, vectors of ones, keys."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jnp.broadcast_to(jax.random.key(0), leaf.shape)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return jnp.zeros(leaf.shape, leaf.dtype)
+        return np.zeros(leaf.shape, leaf.dtype)
     if len(leaf.shape) < 2:
-        return jnp.ones(leaf.shape, leaf.dtype)
+        return np.ones(leaf.shape, leaf.dtype)
     return (normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(leaf.dtype)
 
 
@@ -285,7 +288,7 @@ def head_layer(parameters: Parameters) -> Layer | None:
 def unit_scales(spec: Spec, dtype: Any) -> Scales:
     """Every scale that a block declares: those of parameters at 1, the others at their default."""
     declared = about(spec).scales.items()
-    return Scales._of({n: jnp.asarray(1 if n.startswith("sigma") else value, dtype) for n, value in declared})
+    return Scales._of({n: np.asarray(1 if n.startswith("sigma") else value, dtype) for n, value in declared})
 
 
 def scan_layers(
