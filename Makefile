@@ -8,13 +8,16 @@ SIZE ?= full
 export OPENBLAS_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: map test figures bench check clean
+.PHONY: map test test-slow figures bench check clean
 
 map: $(ENV)/ready
 	$(RUN) -m vgjax map --out $(OUT)
 
 test: $(ENV)/ready
 	$(RUN) -m pytest
+
+test-slow: $(ENV)/ready
+	$(RUN) -m pytest -m slow
 
 figures: $(ENV)/ready
 	for script in $(filter-out figures/common.py,$(wildcard figures/*.py)); do SIZE=$(SIZE) $(RUN) $$script || exit 1; done

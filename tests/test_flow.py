@@ -86,7 +86,14 @@ def assert_logs_close(ours: Any, truth: Any, tolerance: float) -> None:
 # --- a loss ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.activation}-{case.dtype}")
+SLOW = ("gelu", "selu", "linear")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow) if case.activation in SLOW else case for case in CASES],
+    ids=lambda case: f"{case.activation}-{case.dtype}",
+)
 def test_every_gradient_is_that_of_automatic_differentiation(case: Case) -> None:
     tolerance = TOLERANCE[case.dtype]
     with precision(case.dtype):

@@ -22,7 +22,9 @@ def test_every_law_has_unit_gain(law: str, fan_in: int, fan_out: int) -> None:
     assert abs(squares.mean() - 1) < 4 * error
 
 
-@pytest.mark.parametrize("law", ["gaussian", "truncated", "uniform", "orthogonal"])
+@pytest.mark.parametrize(
+    "law", [pytest.param(law, marks=pytest.mark.slow) for law in ("truncated", "uniform")] + ["gaussian", "orthogonal"]
+)
 def test_kernels_of_a_network_have_unit_gain_in_every_layer(law: str) -> None:
     net = vg.mlp(widths=(20, 35, 35, 35), inputs=50, outputs=40, law=law)
     params = vg.init(KEY, net)

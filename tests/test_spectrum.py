@@ -146,7 +146,7 @@ class Convolution(nnx.Module):
     ("block", "argument", "shape", "rank", "dtype"),
     [
         (Pairs, 10, (10,), 5, "float32"),
-        (Normed, 9, (9,), 7, "float32"),
+        pytest.param(Normed, 9, (9,), 7, "float32", marks=pytest.mark.slow),
         (Normed, 9, (9,), 7, "float64"),
         (BatchNormed, 3, (5, 3), 9, "float32"),
         (Convolution, 2, (6, 2), 12, "float64"),

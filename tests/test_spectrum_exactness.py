@@ -63,7 +63,9 @@ def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.Parameters,
     return network, vg.Parameters(stem, (weights,), {}, network), vg.Scales(**scales), case.first
 
 
-@pytest.mark.parametrize("name", list(REFERENCE))
+@pytest.mark.parametrize(
+    "name", [n if n.endswith("/12") else pytest.param(n, marks=pytest.mark.slow) for n in REFERENCE]
+)
 def test_every_singular_value_against_arbitrary_precision(name: str) -> None:
     kind, width = name.split("/")
     network, parameters, scales, x = reference_network(kind, int(width))

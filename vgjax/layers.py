@@ -232,7 +232,7 @@ def _degrees(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         drawn = jax.tree.map(lambda leaf: _stand_in(leaf, normal), like)
         layer = Layer(spec, drawn, unit_scales(spec, dtype), None if read is None else normal(read))
         h = normal(shape)
-        v = normal(jax.eval_shape(layer, h).shape)
+        v = normal(jax.eval_shape(Layer.__call__, layer, h).shape)
 
         # Numbers of numpy: an operation of JAX outside of the one program would be a program of its own.
         def log_sizes(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, dict[str, Array]]:
