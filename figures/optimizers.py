@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DEPTHS, STEPS = (8, (1, 2), 5) if SMALL else (64, (2, 5, 10, 20, 40), 300)
+WIDTH, DEPTHS, STEPS = (8, (2,), 5) if SMALL else (64, (2, 5, 10, 20, 40), 300)
 OPTIMIZERS = {
     "gradient descent": ("sgd", 0.1),
     "momentum": ("momentum", 0.03),
