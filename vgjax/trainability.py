@@ -35,8 +35,8 @@ from vgjax.training import Training, trained
 WORK = 2e10
 """About how many multiplications a chunk should cost: a second or two."""
 CACHED = 2**14
-"""Units a layer, of all examples and trainings, that one batch on a CPU should not exceed: a training of more than that
-is as fast alone (`benchmarks/bench_training.py`)."""
+"""Units a layer, of all examples and trainings, that one batch on a CPU should not exceed: beyond it a batch gains at
+most a third (width 64), where at width 16 it gains half (`benchmarks/bench_training.py`)."""
 GROUP = "learning_rate_"
 """What the axis of a group's learning rate begins with."""
 LEARNED = 0.5
