@@ -124,7 +124,8 @@ def train(
         learning_rate: a number (default .01); or one for each group of parameters, by a part of their path: ``{"stem":
             .1, "blocks": .01, "head": .01}`` or ``{"kernel": .1, "bias": .01}``.
         schedule: a name in `SCHEDULES`, or a function from the number of steps to an optax schedule of what the
-            learning rate is multiplied with (``lambda steps: optax.linear_schedule(1.0, 0.0, steps)``).
+            learning rate is multiplied with (``lambda steps: optax.linear_schedule(1.0, 0.0, steps)``); a finished
+            optimizer has its own.
         batch_size: examples a minibatch, drawn without repetition within an epoch; None takes all of them, in order.
         loss: ``"cross_entropy"`` or ``"squared_error"`` (half the sum of squares); left out, read off the labels.
         test: examples for test loss and accuracy.
