@@ -14,8 +14,8 @@ from common import SMALL, best_of, print_table, write_json
 from jax import Array, lax
 
 import vgjax as vg
-from vgjax.flow import directions
-from vgjax.sweeps import measure
+from vgjax.ensembles.sweep import measure
+from vgjax.measure.flow import directions
 
 WIDTH, DEPTH, POINTS, RUNS = (16, 4, 4, 1) if SMALL else (256, 50, 256, 5)
 TOKENS, BATCH, CHANNELS, SIZE = (4, 4, 4, (4, 4)) if SMALL else (8, 16, 16, (8, 8))
@@ -148,7 +148,7 @@ def profiles() -> list[dict[str, Any]]:
         for naive in ((), ("float32",)):
             work = {
                 "ours": lambda net=net, p=parameters, x=x, naive=naive: vg.gradient_flow(
-                    net, p, vg.Scales(), x, 1, naive=naive
+                    p, vg.Scales(), x, 1, naive=naive
                 )
             }
             seconds = best_of(RUNS, work)["ours"]

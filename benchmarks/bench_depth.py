@@ -37,7 +37,7 @@ def problem(depth: int) -> tuple[Any, ...]:
     import numpy as np
 
     import vgjax as vg
-    from vgjax import flow
+    from vgjax.measure import flow
 
     network = vg.mlp(width=WIDTH, depth=depth, activation="tanh", inputs=INPUTS)
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
@@ -51,11 +51,11 @@ def compiled(arguments: tuple[Any, ...]) -> tuple[float, Any]:
     """Seconds from the Python function to the compiled program, with nothing cached, and that program."""
     import jax
 
-    from vgjax import sweeps
+    from vgjax.ensembles import sweep
 
     jax.clear_caches()
     start = time.perf_counter()
-    program = jax.jit(sweeps.measure.__wrapped__).lower(*arguments).compile()
+    program = jax.jit(sweep.measure.__wrapped__).lower(*arguments).compile()
     return time.perf_counter() - start, program
 
 
@@ -103,7 +103,7 @@ def stream() -> dict[str, Any]:
     parameters = jax.block_until_ready(vg.init(jax.random.key(0), network, stream=True))
     drawn = peak()
     start = time.perf_counter()
-    found = jax.block_until_ready(vg.push_forward(network, parameters, vg.Scales(sigma_w=1.5, sigma_b=0.1), x))
+    found = jax.block_until_ready(vg.push_forward(parameters, vg.Scales(sigma_w=1.5, sigma_b=0.1), x))
     seconds = time.perf_counter() - start
     return {
         "width": STREAM_WIDTH,

@@ -14,9 +14,9 @@ from common import SMALL, print_table, write_json
 from scipy.special import ndtr
 
 import vgjax as vg
-from vgjax.exponents import clipped
-from vgjax.flow import visited_states
-from vgjax.layers import head_layer
+from vgjax.floatexp import to_float_clipped
+from vgjax.measure.flow import visited_states
+from vgjax.networks.layers import head_layer
 
 DEPTHS = (10, 100, 1000) if SMALL else (10, 100, 1000, 10_000)
 WIDTH = 64
@@ -143,23 +143,23 @@ def worst(ours: np.ndarray, truth: np.ndarray) -> float:
     return float(np.max(np.abs(ours - truth) / np.maximum(1, np.abs(truth))))
 
 
-def case(activation: str, sigma_w: float, law: str, how: str, sigma_b: float, depth: int) -> dict:
+def case(activation: str, sigma_w: float, kernel_init: str, how: str, sigma_b: float, depth: int) -> dict:
     """One network, both directions: the largest error over all layers of every kind of result."""
-    network = vg.mlp(width=WIDTH, depth=depth, activation=activation, inputs=20, outputs=WIDTH, law=law)
+    network = vg.mlp(width=WIDTH, depth=depth, activation=activation, inputs=20, outputs=WIDTH, kernel_init=kernel_init)
     parameters = vg.init(jax.random.key(depth), network)
     x, u, v = (jax.random.normal(jax.random.key(i), (n,)) for i, n in ((1, 20), (2, WIDTH), (3, WIDTH)))
     # All readings at the ordinary parameters, so that ours and the oracle's kernels are the same floats.
-    ordinary = vg.scaled(parameters, vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b))
+    ordinary = vg.absorb_scales(parameters, vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b))
     unit = vg.Scales(sigma_w=1.0, sigma_b=1.0)
-    push = vg.push_forward(network, ordinary, unit, x, u)
-    pull = vg.pull_back(network, ordinary, unit, x, v)
-    flow = vg.gradient_flow(network, ordinary, unit, x, v, loss="cotangent", naive=("float32",))
+    push = vg.push_forward(ordinary, unit, x, u)
+    pull = vg.pull_back(ordinary, unit, x, v)
+    flow = vg.gradient_flow(ordinary, unit, x, v, loss="cotangent", naive=("float32",))
 
     states = visited_states(ordinary, unit, x)
     kernels, biases = (np.asarray(ordinary.stages[0][name], np.float64) for name in ("kernel", "bias"))
     values, exponents = np.asarray(states.value, np.float64), np.asarray(states.exponent)
     # The loss's cotangent enters behind the head, whose own Jacobian is taken as the library has it.
-    start = jax.vjp(head_layer(ordinary), clipped(jax.tree.map(lambda a: a[-1], states)))[1](v)[0]
+    start = jax.vjp(head_layer(ordinary), to_float_clipped(jax.tree.map(lambda a: a[-1], states)))[1](v)[0]
     truth = log_products(activation, kernels, values, exponents, float64(u), float64(v))
     of_loss = log_products(activation, kernels, values, exponents, float64(u), float64(start))
     log_norms = log_states(how, activation, kernels, biases, values, exponents)
@@ -167,7 +167,7 @@ def case(activation: str, sigma_w: float, law: str, how: str, sigma_b: float, de
         "activation": activation,
         "sigma_w": round(sigma_w, 4),
         "sigma_b": sigma_b,
-        "law": law,
+        "kernel_init": kernel_init,
         "depth": depth,
         "ln gain": float(push.log_gain[-1]),
         "push": worst(push.log_gain, truth["push"]),

@@ -36,7 +36,8 @@ from common import SMALL, best_of, print_table, write_json
 from jax import Array, lax
 
 import vgjax as vg
-from vgjax import flow, sweeps
+from vgjax.ensembles import sweep
+from vgjax.measure import flow
 
 try:
     import torch
@@ -280,7 +281,7 @@ def case(activation: str) -> dict[str, Any]:
     both = jnp.concatenate([states, tangents])
 
     def measure() -> Any:
-        return sweeps.measure(parameters, fixed, grid, x, u)
+        return sweep.measure(parameters, fixed, grid, x, u)
 
     def bare_stacked() -> Any:
         return one_product(plain["kernels"], both)
@@ -338,7 +339,7 @@ def check_agreement(
     """The contenders with the shared draw compute what the library does, where plain floats can (the ordered phase)."""
     sigma_w, sigma_b = 1.0, 0.1
     scales = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
-    truth = vg.gradient_flow(network, parameters, scales, x, label, loss="cross_entropy").log_gradient
+    truth = vg.gradient_flow(parameters, scales, x, label, loss="cross_entropy").log_gradient
     readable = truth > -40  # below, the square of a float32 is 0
     for name, f in one_by_one.items():
         if "(i)" not in name:  # those draw their own weights

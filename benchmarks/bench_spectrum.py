@@ -22,7 +22,8 @@ import numpy as np
 from common import SMALL, best_of, print_table, write_json
 
 import vgjax as vg
-from vgjax import spectrum, theory
+from vgjax import theory
+from vgjax.measure import spectrum
 
 TESTS = Path(__file__).parent.parent / "tests"
 WIDTHS = (12,) if SMALL else (12, 16, 32)
@@ -66,7 +67,7 @@ def exactness() -> list[dict[str, Any]]:
             network, parameters, scales, x = reference_network(kind, width)
             for dtype in ("float64", "float32"):
                 found = vg.log_singular_values(
-                    network, parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
+                    parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
                 )
                 row[dtype] = max(row[dtype], largest_error(found.log_singular_values, exact))
             row["allowed in float32"] = max(row["allowed in float32"], 2e-3, 2.0**-23 * found.condition)
@@ -105,9 +106,9 @@ def determinant() -> dict[str, float]:
     row: dict[str, float] = {"layers": LAYERS}
     for dtype in ("float64", "float32"):
         start = time.perf_counter()
-        found = vg.log_singular_values(network, parameters, scales, x, dtype=dtype)
+        found = vg.log_singular_values(parameters, scales, x, dtype=dtype)
         row[f"seconds, {dtype}"] = time.perf_counter() - start
-        exact = vg.log_determinant(network, parameters, scales, x, dtype="float64")[-1]
+        exact = vg.log_determinant(parameters, scales, x, dtype="float64")[-1]
         row[f"error of the sum, {dtype}"] = float(abs(found.log_det[0] / exact - 1))
         row["span in nats"] = float(found.log_condition[0])
     return row
@@ -116,8 +117,8 @@ def determinant() -> dict[str, float]:
 def edges() -> list[dict[str, Any]]:
     """Largest s^2, the mean of its log over draws, against the infinite width."""
     rows = []
-    for activation, law, q, depth, expected in EDGES:
-        network = vg.mlp(width=EDGE_WIDTH, depth=depth, activation=activation, inputs=EDGE_WIDTH, law=law)
+    for activation, kernel_init, q, depth, expected in EDGES:
+        network = vg.mlp(width=EDGE_WIDTH, depth=depth, activation=activation, inputs=EDGE_WIDTH, kernel_init=kernel_init)
         sigma_w, sigma_b, x2 = (2**0.5 if activation == "relu" else 1.0), 0.0, 1.0
         if q is not None:
             critical = theory.critical_point(activation, q)
@@ -128,13 +129,13 @@ def edges() -> list[dict[str, Any]]:
             direction, weights = jax.random.split(jax.random.fold_in(KEY, seed))
             x = np.sqrt(x2) * jax.random.normal(direction, (EDGE_WIDTH,))
             scales = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
-            found = vg.log_singular_values(network, vg.init(weights, network), scales, x, top=1)
+            found = vg.log_singular_values(vg.init(weights, network), scales, x, top=1)
             logs.append(2 * float(found.log_singular_values[0, 0]))
         value = float(np.exp(np.mean(logs)))
         rows.append(
             {
                 "activation": activation,
-                "law": law,
+                "kernel_init": kernel_init,
                 "q*": q or float("nan"),
                 "depth": depth,
                 "measured": value,

@@ -179,7 +179,7 @@ def boundary() -> dict[str, Any]:
 
 def batching() -> list[dict[str, Any]]:
     """Seconds per training of 32 trainings on one core: batches of 1, 4 and 32, the second run of each."""
-    from vgjax import trainability
+    from vgjax.training import trainability
 
     rows, kept = [], trainability._together
     for width, batch in ((16, 16), (64, 64)):

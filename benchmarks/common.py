@@ -18,8 +18,8 @@ def write_json(name: str, result: dict[str, Any]) -> None:
 
     Runs at a small size leave the committed files alone.
     """
+    from vgjax.ensembles.result import machine
     from vgjax.files import whole_file
-    from vgjax.results import machine
 
     path = json_path(name)
     with whole_file(path) as temporary:

@@ -66,13 +66,13 @@ def log_gains(phi: str, batch: int, draws: list[vg.Parameters]) -> np.ndarray:
     for seed, drawn in enumerate(draws):
         of_x, of_u = jax.random.split(jax.random.fold_in(jax.random.key(1), seed))
         x = jax.random.normal(of_x, (batch, WIDTH))
-        found.append(vg.push_forward(network, replace(drawn, network=network), vg.Scales(), x, key=of_u).log_gain)
+        found.append(vg.push_forward(replace(drawn, network=network), vg.Scales(), x, key=of_u).log_gain)
     return np.array(found, float)
 
 
 def deep(phi: str, batch: int) -> vg.Network:
     """h <- W phi(BN(h)); the scale of W makes no difference."""
-    about: dict[str, Any] = {"norm": "batch", "epsilon": 0.0, "bias_law": "zero"}
+    about: dict[str, Any] = {"norm": "batch", "epsilon": 0.0, "bias_init": "zero"}
     return vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, batch=batch, **about)
 
 

@@ -104,7 +104,7 @@ def draw(runs: Runs) -> "Figure":
 
 def draw_accuracy(ax: "Axes", steps: np.ndarray, curves: dict[str, np.ndarray], title: str) -> None:
     """One curve a case; a cross where it ended."""
-    from vgjax.plots.training import CURVES, LINES
+    from vgjax.plots.learning import CURVES, LINES
 
     for (name, accuracy), colour, line in zip(curves.items(), CURVES, LINES, strict=False):
         lost = np.flatnonzero(np.isnan(accuracy))

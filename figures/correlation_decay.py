@@ -130,7 +130,7 @@ def one_minus_c(
 
 def cross(parameters: vg.Parameters, scales: vg.Scales, states: Array) -> Array:
     """`vg.forward` of every state; shape ``(pairs, 2, width)`` in and out."""
-    return jax.vmap(jax.vmap(lambda h: vg.forward(parameters.network, parameters, scales, h)))(states)
+    return jax.vmap(jax.vmap(lambda h: vg.forward(parameters, scales, h)))(states)
 
 
 def distance(states: Array) -> Array:

@@ -60,19 +60,19 @@ def compute() -> list[Measured]:
     return [linear, tanh]
 
 
-def measure(activation: str, law: str, scales: vg.Scales, q: float) -> Measured:
+def measure(activation: str, kernel_init: str, scales: vg.Scales, q: float) -> Measured:
     """A network whose first state has variance q."""
-    network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=activation, inputs=WIDTH, law=law)
+    network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=activation, inputs=WIDTH, kernel_init=kernel_init)
     parameters = vg.init(jax.random.key(1), network)
     root_mean_square = np.sqrt(q - float(scales.sigma_b) ** 2) / float(scales.sigma_w)
     x = root_mean_square * vg.data.sphere(jax.random.key(2), 1, WIDTH)[0]
     behind = np.geomspace(FIRST, DEPTHS[-1], LATER).astype(int)
     depths = sorted({*range(1, min(FIRST, DEPTHS[-1]) + 1), *behind.tolist(), *DEPTHS})
-    spectrum = vg.log_singular_values(network, parameters, scales, x, depths, dtype="float64")
+    spectrum = vg.log_singular_values(parameters, scales, x, depths, dtype="float64")
     if activation == "linear":
         exponents, limit = newman(WIDTH), "exact (Newman 1986)"
     else:
-        exponents = vg.lyapunov_exponents(network, parameters, scales, x, dtype="float64").exponents
+        exponents = vg.lyapunov_exponents(parameters, scales, x, dtype="float64").exponents
         limit = "Lyapunov exponents"
     plain = plain_log_singular_values(parameters, scales, x, depths)
     return Measured(activation, spectrum.depths, spectrum.log_singular_values, plain, exponents, limit)

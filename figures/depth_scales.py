@@ -11,7 +11,7 @@ from maps import one_minus_cosine, pair, without_stem
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.flow import visited_states
+from vgjax.measure.flow import visited_states
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

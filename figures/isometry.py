@@ -46,7 +46,7 @@ class Family:
     """
 
     activation: str
-    law: str
+    kernel_init: str
     scales: Callable[[int], Scales]
     depths: Sequence[int]
     fixed: bool = True
@@ -124,7 +124,7 @@ def draws(family: Family, depths: Sequence[int]) -> np.ndarray:
     """ln s of networks as deep as the last depth, begun at their fixed point, shape ``(draws, depths, width)``."""
     sigma_w, sigma_b, q = family.scales(depths[-1])
     network = vg.mlp(
-        width=family.width, depth=depths[-1], activation=family.activation, inputs=family.width, law=family.law
+        width=family.width, depth=depths[-1], activation=family.activation, inputs=family.width, kernel_init=family.kernel_init
     )
     return vg.spectrum_sweep(
         network,
@@ -139,11 +139,11 @@ def draws(family: Family, depths: Sequence[int]) -> np.ndarray:
 def expected(family: Family, depth: int) -> tuple[float, float]:
     """ln of the largest singular value and ln(s_95% / s_5%) at infinite width."""
     sigma_w, _, q = family.scales(depth)
-    point = (family.activation, q, depth, sigma_w, family.law)
-    largest, law = spectra.log_largest_singular_value(*point), spectra.density(*point)
-    if law.atoms:
+    point = (family.activation, q, depth, sigma_w, family.kernel_init)
+    largest, kernel_init = spectra.log_largest_singular_value(*point), spectra.density(*point)
+    if kernel_init.atoms:
         return largest, np.nan
-    log_s, height = law.log_singular_values, law.density_of_logs
+    log_s, height = kernel_init.log_singular_values, kernel_init.density_of_logs
     below = np.cumsum(np.diff(log_s) * (height[1:] + height[:-1]) / 2)
     lower, upper = np.interp([SHARE, 1 - SHARE], below / below[-1], log_s[1:])
     return largest, upper - lower
@@ -174,7 +174,7 @@ def draw(found: dict[str, Measured]) -> "Figure":
         if one.family.activation == "tanh":
             spread.plot(one.depths, one.log_spread, **LINE)
             draw_points(spread, one, np.log(one.spreads))
-        if one.family.law == "orthogonal" and not one.family.fixed:
+        if one.family.kernel_init == "orthogonal" and not one.family.fixed:
             draw_smallest(spread, one)
     away.axhline(0, **LINE)
     ticks = [4**i for i in range(int(np.log2(DEEPEST) / 2) + 1)]
@@ -198,7 +198,7 @@ def look(family: Family) -> dict[str, Any]:
     colour = COLOURS[family.activation]
     return {
         "color": colour,
-        "mfc": "white" if family.law == "gaussian" else colour,
+        "mfc": "white" if family.kernel_init == "gaussian" else colour,
         "marker": MARKERS[family.activation] if family.fixed else "^",
         "markersize": 4 if family.width == WIDTH else 2.6,
         "mew": 0.8,

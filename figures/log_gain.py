@@ -54,12 +54,12 @@ def compute() -> tuple[list[LogGains], vg.Sweep, theory.Band]:
 
 def log_gains(widths: tuple[int, ...], key: Array) -> LogGains:
     """Every draw has its own weights and its own direction u; the first l layers are a network of depth l."""
-    network = vg.mlp(widths=widths, activation="relu", inputs=INPUTS, bias_law="zero")
+    network = vg.mlp(widths=widths, activation="relu", inputs=INPUTS, bias_init="zero")
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
 
     def one(key: Array) -> Array:
         weights, direction = jax.random.split(key)
-        return vg.push_forward(network, vg.init(weights, network), vg.Scales(sigma_w=HE), x, key=direction).log_gain
+        return vg.push_forward(vg.init(weights, network), vg.Scales(sigma_w=HE), x, key=direction).log_gain
 
     log_gain = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20))(jax.random.split(key, DRAWS))
     size = np.log(np.array(widths) / widths[0])
@@ -89,8 +89,8 @@ def draw(data: tuple[list[LogGains], vg.Sweep, theory.Band]) -> "Figure":
 
     relu, sweep, band = data
     figure = Figure(figsize=(7.2, 2.75), layout="constrained")
-    law, collapse, spread = figure.subplots(1, 3)
-    draw_histograms(law, relu[:2])
+    kernel_init, collapse, spread = figure.subplots(1, 3)
+    draw_histograms(kernel_init, relu[:2])
     draw_moments(collapse, relu)
     draw_spread(spread, sweep, band)
     return figure

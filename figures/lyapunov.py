@@ -107,7 +107,7 @@ def exponents(size: int, gains: Sequence[float], draws: int = DRAWS, count: int 
         for at, gain in enumerate(gains):
             scales = vg.Scales(sigma_w=gain, sigma_b=0.0)
             dtype = "float64" if count is None else "float32"
-            found = vg.lyapunov_exponents(network, parameters, scales, x, count, discard=TRANSIENT, dtype=dtype)
+            found = vg.lyapunov_exponents(parameters, scales, x, count, discard=TRANSIENT, dtype=dtype)
             order = np.argsort(-found.exponents)
             values[at, draw], errors[at, draw] = found.exponents[order], found.standard_error[order]
     return Exponents(size, np.array(gains), values, errors)
@@ -115,7 +115,7 @@ def exponents(size: int, gains: Sequence[float], draws: int = DRAWS, count: int 
 
 def deep(size: int, depth: int) -> vg.Network:
     """h <- sigma_w J tanh(h) in every layer."""
-    return vg.mlp(width=size, depth=depth, activation="tanh", inputs=size, bias_law="zero")
+    return vg.mlp(width=size, depth=depth, activation="tanh", inputs=size, bias_init="zero")
 
 
 def weights(size: int, draw: int) -> vg.Parameters:

@@ -12,7 +12,7 @@ from jax import Array
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.flow import visited_states
+from vgjax.measure.flow import visited_states
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

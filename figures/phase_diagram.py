@@ -221,7 +221,7 @@ def name_dashes(ax: "Axes", lines: dict[str, tuple[list[theory.Critical], str]])
             fontsize=6.5,
             ha="center",
             va="center",
-            rotation=np.degrees(np.arctan2(-0.04, low - high)),
+            rotation=np.homogeneities(np.arctan2(-0.04, low - high)),
             transform_rotates_text=True,
             rotation_mode="anchor",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],

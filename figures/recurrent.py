@@ -19,7 +19,7 @@ WIDTH, STEPS, SEEDS, INPUTS = (16, 30, 2, 8) if SMALL else (128, 200, 8, 32)
 SMALL_WEIGHTS, DRIVE = 0.01, 0.1  # scale of all kernels; of the input kernels where the recurrent ones differ
 BIASES: dict[str, tuple[float, ...]] = {"LSTM": (0.0, 1.0, 4.0), "GRU": (0.0, 4.0)}
 PLAIN = {"RNN": (np.nan,)}  # it has no gate
-LAWS = ("gaussian", "orthogonal", "identity")
+KERNEL_INITS = ("gaussian", "orthogonal", "identity")
 
 
 Curves = dict[tuple[str, float], np.ndarray]
@@ -36,27 +36,27 @@ class Data:
 
     small: Curves
     ordinary: Curves
-    laws: dict[tuple[str, str], np.ndarray]
+    kernel_inits: dict[tuple[str, str], np.ndarray]
 
 
 def compute() -> Data:
     """Random inputs at every step, a random cotangent at the last; 8 draws."""
     size: dict[str, Any] = {"width": WIDTH, "depth": STEPS, "inputs": INPUTS}
-    plain, lstm, gru = vg.rnn(**size, bias_law="zero"), vg.lstm(**size), vg.gru(**size)
+    plain, lstm, gru = vg.rnn(**size, bias_init="zero"), vg.lstm(**size), vg.gru(**size)
     draws = {"RNN": drawn(plain), "LSTM": drawn(lstm), "GRU": drawn(gru)}
 
     def gated(cells: dict[str, tuple[float, ...]], sigma: float) -> Curves:
         return {(cell, bias): gradients(draws[cell], sigma, sigma, bias) for cell in cells for bias in cells[cell]}
 
-    laws = {}
-    for law in LAWS:
+    kernel_inits = {}
+    for kernel_init in KERNEL_INITS:
         # Laws differ in their draws alone: under one network all are compiled for once.
-        same = [replace(draw, network=plain) for draw in drawn(vg.rnn(**size, law=law, bias_law="zero"))]
-        laws["tanh", law] = gradients(same, 1.0, DRIVE)
-        if law == "orthogonal":
-            linear = vg.rnn(**size, activation="linear", law=law, bias_law="zero")
-            laws["linear", law] = gradients([replace(draw, network=linear) for draw in same], 1.0, DRIVE)
-    return Data(gated(BIASES, SMALL_WEIGHTS), gated(PLAIN | BIASES, 1.0), laws)
+        same = [replace(draw, network=plain) for draw in drawn(vg.rnn(**size, kernel_init=kernel_init, bias_init="zero"))]
+        kernel_inits["tanh", kernel_init] = gradients(same, 1.0, DRIVE)
+        if kernel_init == "orthogonal":
+            linear = vg.rnn(**size, activation="linear", kernel_init=kernel_init, bias_init="zero")
+            kernel_inits["linear", kernel_init] = gradients([replace(draw, network=linear) for draw in same], 1.0, DRIVE)
+    return Data(gated(BIASES, SMALL_WEIGHTS), gated(PLAIN | BIASES, 1.0), kernel_inits)
 
 
 def drawn(network: vg.Network) -> list[vg.Parameters]:
@@ -71,7 +71,7 @@ def gradients(draws: list[vg.Parameters], sigma_w: float, sigma_v: float, bias: 
     for seed, parameters in enumerate(draws):
         of_x, of_v = jax.random.split(jax.random.fold_in(jax.random.key(1), seed))
         x = jax.random.normal(of_x, (STEPS, INPUTS))
-        found.append(vg.gradient_flow(parameters.network, parameters, scales, x, key=of_v, naive=()).log_gradient)
+        found.append(vg.gradient_flow(parameters, scales, x, key=of_v, naive=()).log_gradient)
     return np.array(found, float)
 
 
@@ -93,12 +93,12 @@ def draw(data: Data) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    small, ordinary, laws = figure.subplots(1, 3)
+    small, ordinary, kernel_inits = figure.subplots(1, 3)
     draw_cells(small, data.small, SMALL_WEIGHTS)
     draw_cells(ordinary, data.ordinary, 1.0)
     about = "theory of gates:\nvanishing weights;\nof the RNN:\nmean field"
     ordinary.text(0.98, 0.04, about, transform=ordinary.transAxes, color="0.3", ha="right", fontsize=7)
-    draw_laws(laws, data)
+    draw_laws(kernel_inits, data)
     small.set_ylabel(r"$\|\partial L / \partial h_t\|$")
     ordinary.plot([], [], color="0.3", **THEORY, label="theory")
     handles, labels = ordinary.get_legend_handles_labels()
@@ -137,9 +137,9 @@ def mean_field(sigma_w: float, sigma_v: float) -> np.ndarray:
 
 def draw_laws(ax: "Axes", data: Data) -> None:
     """tanh cells under weak inputs; a linear one with an orthogonal kernel keeps the norm exactly."""
-    for (phi, law), (colour, marker) in LAW_LOOKS.items():
+    for (phi, kernel_init), (colour, marker) in LAW_LOOKS.items():
         text = f"{phi}, {law.replace('gaussian', 'Gaussian')}"
-        curve(ax, data.laws[phi, law], colour, marker, text, markersize=3.2, markevery=STEPS // 10)
+        curve(ax, data.kernel_inits[phi, kernel_init], colour, marker, text, markersize=3.2, markevery=STEPS // 10)
     steps = STEPS - time()[:-1]
     exact = [theory.recurrent.orthogonal_log_growth(1.0, int(count)) for count in steps]
     ax.plot(time()[:-1], exact, color="0.3", **THEORY)

@@ -6,7 +6,8 @@ import jax
 from common import SMALL, render
 
 import vgjax as vg
-from vgjax import plots, treatments
+from vgjax import plots
+from vgjax.ensembles import remedies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +17,7 @@ SEEDS = 8
 
 def compute() -> list[vg.Remedies]:
     """Three patients, every treatment, the same inputs."""
-    found = [measured(patient) for patient in treatments.PATIENTS]
+    found = [measured(patient) for patient in remedies.PATIENTS]
     for one in found:
         print(one.to_markdown(), end="\n\n")
     return found
@@ -28,7 +29,7 @@ def measured(patient: str) -> vg.Remedies:
     if not SMALL:
         return vg.remedies(patient, key=key, seeds=SEEDS, progress=True)
     layers, width, examples = 6, 12, 4
-    few = dict(list(treatments.PATIENTS[patient][0](layers, width, examples).items())[:3])
+    few = dict(list(remedies.PATIENTS[patient][0](layers, width, examples).items())[:3])
     return vg.remedies(patient, key=key, seeds=2, layers=layers, width=width, examples=examples, treatments=few)
 
 

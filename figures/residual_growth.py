@@ -47,7 +47,7 @@ def compute() -> dict[str, dict[tuple[float, float], Growth]]:
 
 def growths(phi: str) -> dict[tuple[float, float], Growth]:
     """Theory and measurement; all stacks share the same draws."""
-    network = vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, residual="plain", bias_law="zero")
+    network = vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, residual="plain", bias_init="zero")
     x = vg.data.sphere(jax.random.key(1), SEEDS, WIDTH)
     about: dict[str, Any] = {
         "key": jax.random.key(0),

@@ -105,7 +105,7 @@ def strengths_of(parameters: Any, layers: int, modes: int) -> np.ndarray:
 def flow(layers: int, ends: Sequence[float], starts: Sequence[float], times: np.ndarray) -> np.ndarray:
     """Strengths of the modes under gradient flow, shape ``(times, modes)``."""
     data, start = examples(layers, ends), aligned(layers, starts)
-    found = vg.train_continuously(start.network, start, vg.Scales(), data, times, dtype="float64", rtol=1e-8)
+    found = vg.train_continuously(start, vg.Scales(), data, times, dtype="float64", rtol=1e-8)
     assert found.succeeded, found.status
     return np.stack([strengths_of(found.at(i), layers, len(ends)) for i in range(len(times))])
 
@@ -126,7 +126,7 @@ def step(parameters: vg.Parameters, data: vg.data.Examples, rate: float) -> vg.P
     """One of gradient descent, on half the mean squared error of all examples."""
 
     def loss(parameters: vg.Parameters) -> jax.Array:
-        outputs = jax.vmap(lambda x: vg.forward(parameters.network, parameters, vg.Scales(), x))(data.inputs)
+        outputs = jax.vmap(lambda x: vg.forward(parameters, vg.Scales(), x))(data.inputs)
         return jnp.mean(jnp.sum((outputs - data.labels) ** 2, axis=1)) / 2
 
     optimizer = optax.sgd(rate)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, DEPTHS, DRAWS = (48, (2, 8), 2) if SMALL else (256, (2, 8, 32, 128), 5)
-LAWS = ("gaussian", "orthogonal")
+KERNEL_INITS = ("gaussian", "orthogonal")
 Q_STAR = 0.25
 SAME = 1e-5  # ln s^(1/L) closer than this are one value that many singular values take (kernels are float32)
 BINS = 40
@@ -52,7 +52,7 @@ class Densities:
     """
 
     case: Case
-    law: str
+    kernel_init: str
     rates: np.ndarray
     predicted: list[spectra.Spectrum]
     edges: np.ndarray
@@ -61,7 +61,7 @@ class Densities:
 def compute() -> list[Densities]:
     """Four activations with either law of kernels, 5 draws of width 256 each, all depths from one pass."""
     shown = cases()[2:3] if SMALL else cases()
-    return [densities(case, law) for law in LAWS for case in shown]
+    return [densities(case, kernel_init) for kernel_init in KERNEL_INITS for case in shown]
 
 
 def cases() -> list[Case]:
@@ -78,9 +78,9 @@ def cases() -> list[Case]:
     return found
 
 
-def densities(case: Case, law: str) -> Densities:
+def densities(case: Case, kernel_init: str) -> Densities:
     """Draws that begin at the fixed point: the input is such that E (h^0)^2 = q."""
-    network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=case.name, inputs=WIDTH, law=law)
+    network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=case.name, inputs=WIDTH, kernel_init=kernel_init)
     sweep = vg.spectrum_sweep(
         network,
         np.sqrt(case.q - case.sigma_b**2) / case.sigma_w * vg.data.sphere(jax.random.key(1), 1, WIDTH)[0],
@@ -91,10 +91,10 @@ def densities(case: Case, law: str) -> Densities:
         dtype="float64",
     )
     rates = np.moveaxis(sweep.log_singular_values / np.array(DEPTHS)[:, None], 1, 0)
-    points = [(case.name, case.q, depth, case.sigma_w, law) for depth in DEPTHS]
+    points = [(case.name, case.q, depth, case.sigma_w, kernel_init) for depth in DEPTHS]
     edges = [np.exp(spectra.log_largest_singular_value(*point) / point[2]) for point in points]
     predicted = [spectra.density(*point, points=1000) for point in points]
-    return Densities(case, law, rates.reshape(len(DEPTHS), -1), predicted, np.array(edges))
+    return Densities(case, kernel_init, rates.reshape(len(DEPTHS), -1), predicted, np.array(edges))
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def draw(found: list[Densities]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 5.8), layout="constrained")
-    axes = figure.subplots(len(LAWS), len(found) // len(LAWS), sharex="row", sharey=True, squeeze=False)
+    axes = figure.subplots(len(KERNEL_INITS), len(found) // len(KERNEL_INITS), sharex="row", sharey=True, squeeze=False)
     for ax, one in zip(axes.flat, found, strict=True):
         for i in range(len(DEPTHS)):
             draw_depth(ax, one, i)
@@ -119,7 +119,7 @@ def draw(found: list[Densities]) -> "Figure":
         ax.set_xlabel("$s^{1/L}$")
     for ax, one in zip(axes[0], found, strict=False):
         ax.set_title(one.case.title)
-    for row, law, end in zip(axes, LAWS, (1.95, 1.5), strict=True):
+    for row, kernel_init, end in zip(axes, KERNEL_INITS, (1.95, 1.5), strict=True):
         row[0].set(
             ylabel=f"{law.capitalize()} kernels\ndensity of $s^{{1/L}}$, each to its own scale", xlim=(-0.35, end)
         )

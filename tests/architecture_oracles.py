@@ -287,10 +287,10 @@ def normed(kind: str, p: Tree, h: Any, *, epsilon: float, groups: int = 1) -> An
     return norm(h)
 
 
-def dropped(law: str, p: Tree, a: Any, rate: float) -> Any:
+def dropped(kernel_init: str, p: Tree, a: Any, rate: float) -> Any:
     """Dropout by the mask that was drawn."""
     noise = p.get("dropout", p)["noise"]
-    if law == "bernoulli":
+    if kernel_init == "bernoulli":
         return jnp.where(noise < rate, 0, 1) * a / (1 - rate)
     return a + a * noise * np.sqrt(rate / (1 - rate))
 

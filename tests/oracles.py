@@ -36,7 +36,7 @@ def weights(parameters: Any, sigma_w: Any = 1.0, sigma_b: Any = 0.0) -> Weights:
     return [*scaled, head]
 
 
-def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32", law: str = "gaussian") -> Any:
+def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32", kernel_init: str = "gaussian") -> Any:
     """Parameters of an mlp of these sizes (inputs, widths of h^0 ... h^L, outputs), drawn by numpy: no compilation.
 
     Kernels are Gaussian of variance 1 / fan_in, or orthonormal; biases standard normal, except the head's, which is 0.
@@ -45,7 +45,7 @@ def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "flo
 
     def layers(depth: int, fan_in: int, fan_out: int) -> dict[str, np.ndarray]:
         shape = depth, fan_in, fan_out
-        kernel = orthonormal(rng, shape) if law == "orthogonal" else rng.normal(size=shape) / np.sqrt(fan_in)
+        kernel = orthonormal(rng, shape) if kernel_init == "orthogonal" else rng.normal(size=shape) / np.sqrt(fan_in)
         return {"kernel": kernel.astype(dtype), "bias": rng.normal(size=(depth, fan_out)).astype(dtype)}
 
     stem, head = ({name: a[0] for name, a in layers(1, *ends).items()} for ends in (sizes[:2], sizes[-2:]))

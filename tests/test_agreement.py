@@ -150,7 +150,7 @@ def test_the_measured_edge_is_the_critical_line(name, widths):
 def test_the_largest_singular_value_of_an_orthogonal_tanh_network():
     n, depth, q = 384, 8, 0.25
     point = theory.critical_point("tanh", q)
-    expected = theory.spectra.log_largest_singular_value("tanh", q, depth, law="orthogonal")
+    expected = theory.spectra.log_largest_singular_value("tanh", q, depth, kernel_init="orthogonal")
     network = vg.mlp(width=n, depth=depth, activation="tanh", inputs=n)
 
     @jax.jit
@@ -162,7 +162,7 @@ def test_the_largest_singular_value_of_an_orthogonal_tanh_network():
 
     found = []
     for seed in range(4):
-        draws = oracles.drawn(network, (*[n] * (depth + 2), 1), seed, law="orthogonal").stages[0]
+        draws = oracles.drawn(network, (*[n] * (depth + 2), 1), seed, kernel_init="orthogonal").stages[0]
         h = math.sqrt(q) * np.random.default_rng(100 + seed).normal(size=n).astype(np.float32)
         found.append(math.log(np.linalg.norm(np.asarray(jacobian(draws, h)), 2)))
     # Edges scatter by n^(-2/3) of the spectrum's width, and single draws by some percent of it.
@@ -179,7 +179,7 @@ def test_compare_says_so_when_theory_is_wrong():
 
 def test_compare_refuses_what_theory_does_not_cover():
     sweep = measured("tanh", 1.0, 0.05, 64)
-    by_hand = vg.Sweep(sweep.axes, sweep.log_gain, sweep.log_mean_square, sweep.left_range, 64)
+    by_hand = vg.Sweep(sweep.axes, sweep.log_gain, sweep.log_mean_square, sweep.first_inexact_layer, 64)
     with pytest.raises(ValueError, match=r"compare needs a sweep of vgjax\.mlp, got one of an unknown network"):
         vg.compare(by_hand)
     network = vg.mlp(width=8, depth=2, inputs=3)
@@ -189,7 +189,7 @@ def test_compare_refuses_what_theory_does_not_cover():
 
 
 def test_unequal_widths_and_zero_bias_are_known_from_the_sweep():
-    network = vg.mlp(widths=(40, 24, 32, 28), activation="relu", inputs=5, bias_law="zero")
+    network = vg.mlp(widths=(40, 24, 32, 28), activation="relu", inputs=5, bias_init="zero")
     sweep = vg.sweep(
         network, jnp.ones(5), key=jax.random.key(0), seeds=40, progress=False, sigma_w=[1.0, 1.5], sigma_b=[0.0, 3.0]
     )

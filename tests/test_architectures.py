@@ -48,7 +48,7 @@ class Case(NamedTuple):
     last: str = ""
     dtype: str = "float32"
     zero: tuple[str, ...] = ()
-    readings: Callable[..., dict[str, float]] | None = None
+    diagnostics: Callable[..., dict[str, float]] | None = None
     batch: int = 2
     naive: tuple[str, ...] = ()
     noise: str = "bernoulli"
@@ -67,7 +67,7 @@ def recurrent(kind: Callable[..., vg.Network], **options: Any) -> Callable[..., 
 
 
 def attentive(**options: Any) -> Callable[..., vg.Network]:
-    sizes = {"width": 6, "depth": 3, "heads": 2, "tokens": 3, "inputs": 4, "outputs": 5, "bias_law": "gaussian"}
+    sizes = {"width": 6, "depth": 3, "heads": 2, "tokens": 3, "inputs": 4, "outputs": 5, "bias_init": "gaussian"}
     return functools.partial(vg.transformer, **{**sizes, **options})
 
 
@@ -206,7 +206,7 @@ CASES = {
             outputs=3,
             batch=3,
             scheme="skipinit",
-            bias_law="gaussian",
+            bias_init="gaussian",
         ),
         truth.resnet(truth.Around(RELU, functools.partial(truth.normed, "batch", epsilon=1e-5), padding="zero")),
         "cross_entropy",
@@ -219,7 +219,7 @@ CASES = {
         truth.recurrent(truth.simple_cell, 5, every_step=True),
         "squared_error",
         {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3},
-        readings=_simple_readings,
+        diagnostics=_simple_readings,
         naive=("float32", "bfloat16"),
     ),
     "minimal cell": Case(
@@ -227,23 +227,23 @@ CASES = {
         truth.recurrent(truth.minimal_cell, 5),
         "cross_entropy",
         {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3, "forget_bias": 0.6},
-        readings=_minimal_readings,
+        diagnostics=_minimal_readings,
     ),
     "lstm, a loss at every step": Case(
-        recurrent(vg.lstm, every_step=True, bias_law="gaussian"),
+        recurrent(vg.lstm, every_step=True, bias_init="gaussian"),
         truth.recurrent(truth.lstm_cell, 5, parts=2, every_step=True),
         "cross_entropy",
         {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3, "forget_bias": (0.7, -0.4, 1.5)},
         dtype="float64",
-        readings=_lstm_readings,
+        diagnostics=_lstm_readings,
     ),
     "gru": Case(
-        recurrent(vg.gru, bias_law="gaussian"),
+        recurrent(vg.gru, bias_init="gaussian"),
         truth.recurrent(truth.gru_cell, 5),
         "squared_error",
         {"sigma_w": 1.4, "sigma_v": 0.8, "sigma_b": 0.3, "forget_bias": -0.6},
         dtype="float64",
-        readings=_gru_readings,
+        diagnostics=_gru_readings,
     ),
     "transformer pre, causal": Case(
         attentive(causal=True),
@@ -306,11 +306,11 @@ def make(case: Case) -> Made:
     by_layer = [{n: float(v[i]) for n, v in values.items() if not n.startswith("sigma")} for i in range(net.depth)]
     rng = np.random.default_rng(1)
     xs = rng.normal(size=(case.batch, *net.input_shape)).astype(case.dtype)
-    shape = (case.batch, *jax.eval_shape(lambda x: vg.forward(net, parameters, scales, x), xs[0]).shape)
+    shape = (case.batch, *jax.eval_shape(lambda x: vg.forward(parameters, scales, x), xs[0]).shape)
     ys = rng.normal(size=shape).astype(case.dtype)
     if case.loss == "cross_entropy":
         ys = rng.integers(0, shape[-1], shape[:-1])
-    return Made(net, parameters, scales, truth.compiled(vg.scaled, parameters, scales), by_layer, xs, ys)
+    return Made(net, parameters, scales, truth.compiled(vg.absorb_scales, parameters, scales), by_layer, xs, ys)
 
 
 def assert_close(ours: Any, other: Any, tolerance: float, what: str) -> None:
@@ -319,12 +319,12 @@ def assert_close(ours: Any, other: Any, tolerance: float, what: str) -> None:
     np.testing.assert_allclose(ours, other, rtol=0, atol=tolerance, err_msg=what)
 
 
-def readings(case: Case, made: Made, states: list[np.ndarray]) -> dict[str, np.ndarray]:
+def diagnostics(case: Case, made: Made, states: list[np.ndarray]) -> dict[str, np.ndarray]:
     """What a cell reports of itself, at every step of every example."""
     weights = jax.tree.map(lambda a: np.asarray(a, np.float64), made.ordinary.stages[0])
 
     def at(example: int, step: int) -> dict[str, float]:
-        return case.readings(weights, states[step][example], made.xs[example, step], made.by_layer[step])
+        return case.diagnostics(weights, states[step][example], made.xs[example, step], made.by_layer[step])
 
     found = [[at(b, t) for t in range(made.network.depth)] for b in range(case.batch)]
     return {name: np.array([[step[name] for step in steps] for steps in found]) for name in found[0][0]}
@@ -376,14 +376,14 @@ def test_every_gradient_is_that_of_automatic_differentiation_of_the_unrolled_net
     assert set(flow.log_gradient_parts) == set(names)
     for part, log in zip(names, expected.log_gradient_parts, strict=False):
         assert_close(flow.log_gradient_parts[part], log, tolerance, part)
-    mean_gates = readings(case, made, expected.states) if case.readings else {}
-    assert set(flow.readings) == set(mean_gates)
+    mean_gates = diagnostics(case, made, expected.states) if case.diagnostics else {}
+    assert set(flow.diagnostics) == set(mean_gates)
     for reading, series in mean_gates.items():
-        assert_close(flow.readings[reading], series, tolerance, reading)
+        assert_close(flow.diagnostics[reading], series, tolerance, reading)
     assert set(flow.naive) == set(case.naive)
     assert not any(np.any(lost) for lost in flow.naive.values())
     assert not np.any(flow.saturated)
-    assert np.all(flow.left_range == made.network.depth + 1)
+    assert np.all(flow.first_inexact_layer == made.network.depth + 1)
 
 
 # --- products and outputs -------------------------------------------------------------------------------------------
@@ -420,13 +420,13 @@ def test_products_are_those_of_dense_jacobians_and_outputs_those_of_flax(name: s
 def test_a_norm_on_activations_may_stand_before_the_pooling_of_a_head() -> None:
     net = convolutional(norm="layer", norm_on="activations")()
     x = np.ones(net.input_shape)
-    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), truth.drawn(net)).shape == (3,)
+    assert jax.eval_shape(lambda p: vg.forward(p, vg.Scales(), x), truth.drawn(net)).shape == (3,)
 
 
 def test_batch_norm_in_float64_does_not_warn(x64: None) -> None:
     net = fully_connected(norm="batch", batch=4)(dtype="float64")
     x = np.ones(net.input_shape)
-    assert jax.eval_shape(lambda p: vg.forward(net, p, vg.Scales(), x), truth.drawn(net)).dtype == np.float64
+    assert jax.eval_shape(lambda p: vg.forward(p, vg.Scales(), x), truth.drawn(net)).dtype == np.float64
 
 
 def test_attention_in_float64_is_exact_to_float64(x64: None) -> None:
@@ -543,7 +543,7 @@ class Rounding(nnx.Module):
         (fully_connected(scheme="rezero"), "scheme is of a residual network, and residual must say which"),
         (attentive(scheme="fixup"), "scheme must be one of stable, rezero, skipinit, got 'fixup'"),
         (
-            lambda: vg.blocks.Conv(4, 3, law="delta_orthogonal", rngs=nnx.Rngs(0)),
+            lambda: vg.blocks.Conv(4, 3, kernel_init="delta_orthogonal", rngs=nnx.Rngs(0)),
             "delta_orthogonal needs channels_in <= channels_out, got 4 and 3",
         ),
         (

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vgjax import chunks, files
+from vgjax import files
+from vgjax.ensembles import runner
 
 SETTINGS = {"steps": 5, "rate": 0.1, "axes": {"sigma_w": [1.0, 2.0]}}
 NAMES = [f"piece-{i}" for i in range(4)]
@@ -27,16 +28,16 @@ class Work:
     def __init__(self) -> None:
         self.made: list[str] = []
 
-    def piece(self, name: str) -> chunks.Arrays:
+    def piece(self, name: str) -> runner.Arrays:
         self.made.append(name)
         rng = np.random.default_rng(NAMES.index(name))
         return {"loss": rng.normal(size=(2, 3)).astype(np.float32), "first": rng.integers(0, 9, 2)}
 
-    def __call__(self) -> dict[str, Callable[[], chunks.Arrays]]:
+    def __call__(self) -> dict[str, Callable[[], runner.Arrays]]:
         return {name: lambda name=name: self.piece(name) for name in NAMES}
 
 
-def assert_same(found: dict[str, chunks.Arrays], expected: dict[str, chunks.Arrays]) -> None:
+def assert_same(found: dict[str, runner.Arrays], expected: dict[str, runner.Arrays]) -> None:
     assert list(found) == list(expected)
     for name, piece in expected.items():
         assert list(found[name]) == list(piece)
@@ -45,9 +46,9 @@ def assert_same(found: dict[str, chunks.Arrays], expected: dict[str, chunks.Arra
 
 
 @pytest.fixture
-def whole() -> dict[str, chunks.Arrays]:
+def whole() -> dict[str, runner.Arrays]:
     """All pieces, done in one go and kept nowhere."""
-    return chunks.run(Work()(), "test")
+    return runner.run(Work()(), "test")
 
 
 def listed(folder: Path) -> list[str]:
@@ -59,7 +60,7 @@ def listed(folder: Path) -> list[str]:
 
 def test_chunks_take_every_point_once_in_pieces_of_one_size() -> None:
     for points, size in itertools.product(range(1, 12), range(1, 12)):
-        pieces = list(chunks.chunks(points, size))
+        pieces = list(runner.chunks(points, size))
         assert {len(taken) for taken, _ in pieces} == {size}
         assert [point for taken, new in pieces for point in taken[:new]] == list(range(points))
         assert all(0 <= point < points for taken, _ in pieces for point in taken)
@@ -67,7 +68,7 @@ def test_chunks_take_every_point_once_in_pieces_of_one_size() -> None:
 
 def test_a_chunk_fits_its_memory_and_all_are_of_equal_size() -> None:
     for points, each, memory in itertools.product((1, 7, 100, 1000), (1, 8, 33), (1, 100, 3300, 10**6)):
-        size = chunks.chunk_size(points, each, memory)
+        size = runner.chunk_size(points, each, memory)
         assert 1 <= size <= points
         assert size == 1 or size * each <= memory
         fewest = -(-points // max(1, min(points, memory // each)))
@@ -83,7 +84,7 @@ def test_a_value_made_once_is_made_once_by_all_threads() -> None:
         time.sleep(0.02)
         return object()
 
-    once, found = chunks.Once(make), []
+    once, found = runner.Once(make), []
     threads = [threading.Thread(target=lambda: found.append(once())) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -102,7 +103,7 @@ def test_a_value_that_could_not_be_made_is_tried_again() -> None:
             raise outcome
         return outcome
 
-    once = chunks.Once(make)
+    once = runner.Once(make)
     with pytest.raises(MemoryError):
         once()
     assert once() == once() == 7
@@ -112,13 +113,13 @@ def test_a_value_that_could_not_be_made_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_pieces_come_back_in_the_order_of_the_work(whole: dict[str, chunks.Arrays], workers: int) -> None:
+def test_pieces_come_back_in_the_order_of_the_work(whole: dict[str, runner.Arrays], workers: int) -> None:
     """The first takes the longest, and is the first nevertheless."""
     work = Work()
     pieces = work()
     first = pieces[NAMES[0]]
     pieces[NAMES[0]] = lambda: time.sleep(0.05) or first()
-    assert_same(chunks.run(pieces, "test", workers=workers), whole)
+    assert_same(runner.run(pieces, "test", workers=workers), whole)
     assert sorted(work.made) == NAMES
 
 
@@ -126,16 +127,16 @@ def test_workers_work_at_once() -> None:
     """Each piece waits for the other: one after the other they would never end."""
     together = threading.Barrier(2, timeout=5)
     pieces = {name: lambda: {"number": np.array(together.wait() >= 0)} for name in "ab"}
-    assert list(chunks.run(pieces, "test", workers=2)) == ["a", "b"]
+    assert list(runner.run(pieces, "test", workers=2)) == ["a", "b"]
 
 
 def test_a_bar_counts_the_pieces_on_standard_error_and_only_if_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    chunks.run(Work()(), "the label", show=True)
+    runner.run(Work()(), "the label", show=True)
     shown = capsys.readouterr()
     assert "the label:" in shown.err
     assert "0/4" in shown.err
-    chunks.run(Work()(), "the label", show=False)
-    chunks.run(Work()(), "the label")  # no terminal here
+    runner.run(Work()(), "the label", show=False)
+    runner.run(Work()(), "the label")  # no terminal here
     assert capsys.readouterr() == ("", "")
     assert shown.out == ""
 
@@ -145,25 +146,25 @@ def test_a_bar_counts_the_pieces_on_standard_error_and_only_if_shown(capsys: pyt
 
 @pytest.mark.parametrize("stop", [RuntimeError("stop"), MemoryError(), KeyboardInterrupt(), SystemExit(1)])
 def test_a_run_that_was_stopped_goes_on_where_it_was(
-    tmp_path: Path, whole: dict[str, chunks.Arrays], stop: BaseException
+    tmp_path: Path, whole: dict[str, runner.Arrays], stop: BaseException
 ) -> None:
     work = Work()
     pieces = work()
 
-    def stopped() -> chunks.Arrays:
+    def stopped() -> runner.Arrays:
         raise stop
 
     pieces[NAMES[2]] = stopped
     with pytest.raises(type(stop)):
-        chunks.run(pieces, "test", store=chunks.Store(tmp_path, SETTINGS))
+        runner.run(pieces, "test", store=runner.Store(tmp_path, SETTINGS))
     assert work.made[:2] == NAMES[:2]
     kept = [f"{name}.npz" for name in work.made]
     assert listed(tmp_path) == [*sorted(kept), "settings.json"]
 
     again = Work()
-    assert_same(chunks.run(again(), "test", store=chunks.Store(tmp_path, SETTINGS)), whole)
+    assert_same(runner.run(again(), "test", store=runner.Store(tmp_path, SETTINGS)), whole)
     assert sorted([*work.made, *again.made]) == NAMES  # each was made once
-    assert_same(chunks.run({name: None for name in NAMES}, "test", store=chunks.Store(tmp_path, SETTINGS)), whole)
+    assert_same(runner.run({name: None for name in NAMES}, "test", store=runner.Store(tmp_path, SETTINGS)), whole)
 
 
 def test_pieces_that_run_when_another_fails_are_kept_and_no_new_one_begins(tmp_path: Path) -> None:
@@ -171,18 +172,18 @@ def test_pieces_that_run_when_another_fails_are_kept_and_no_new_one_begins(tmp_p
     work = Work()
     pieces = work()
 
-    def fails() -> chunks.Arrays:
+    def fails() -> runner.Arrays:
         failed.set()
         raise RuntimeError("stop")
 
-    def slow() -> chunks.Arrays:
+    def slow() -> runner.Arrays:
         failed.wait(5)
         time.sleep(0.1)
         return work.piece(NAMES[1])
 
     pieces |= {NAMES[0]: fails, NAMES[1]: slow}
     with pytest.raises(RuntimeError, match="stop"):
-        chunks.run(pieces, "test", store=chunks.Store(tmp_path, SETTINGS), workers=2)
+        runner.run(pieces, "test", store=runner.Store(tmp_path, SETTINGS), workers=2)
     assert NAMES[1] in work.made
     assert len(work.made) <= 2  # at most the one that took the place of the failed one
     assert listed(tmp_path) == [*sorted(f"{name}.npz" for name in work.made), "settings.json"]
@@ -192,7 +193,7 @@ def test_a_piece_is_in_the_folder_before_the_next_is_done(tmp_path: Path) -> Non
     """What is seen on the disk while the run goes on: whole pieces, and nothing else."""
     work, seen = Work(), []
     pieces = {name: lambda f=f: seen.append(listed(tmp_path)) or f() for name, f in work().items()}
-    chunks.run(pieces, "test", store=chunks.Store(tmp_path, SETTINGS))
+    runner.run(pieces, "test", store=runner.Store(tmp_path, SETTINGS))
     assert seen == [[*(f"{name}.npz" for name in NAMES[:i]), "settings.json"] for i in range(4)]
 
 
@@ -200,7 +201,7 @@ def test_a_piece_is_in_the_folder_before_the_next_is_done(tmp_path: Path) -> Non
 def test_a_file_that_could_not_be_finished_is_never_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    store = chunks.Store(tmp_path, SETTINGS)
+    store = runner.Store(tmp_path, SETTINGS)
     seen = []
 
     def half(file: Any, **arrays: Any) -> None:
@@ -220,21 +221,21 @@ def test_a_file_that_could_not_be_finished_is_never_there(
 # --- files that are not what they should be -------------------------------------------------------------------------
 
 
-def test_a_corrupt_piece_is_made_again(tmp_path: Path, whole: dict[str, chunks.Arrays]) -> None:
-    chunks.run(Work()(), "test", store=chunks.Store(tmp_path, SETTINGS))
+def test_a_corrupt_piece_is_made_again(tmp_path: Path, whole: dict[str, runner.Arrays]) -> None:
+    runner.run(Work()(), "test", store=runner.Store(tmp_path, SETTINGS))
     paths = [tmp_path / f"{name}.npz" for name in NAMES]
     good = paths[1].read_bytes()
     paths[0].write_bytes(b"")
     paths[1].write_bytes(good[: len(good) // 2])
     paths[2].write_bytes(b"no archive at all")
     work = Work()
-    assert_same(chunks.run(work(), "test", store=chunks.Store(tmp_path, SETTINGS)), whole)
+    assert_same(runner.run(work(), "test", store=runner.Store(tmp_path, SETTINGS)), whole)
     assert work.made == NAMES[:3]
     assert paths[1].read_bytes() == good
 
 
 def test_whatever_byte_of_a_piece_is_wrong_it_is_read_as_it_was_or_not_at_all(tmp_path: Path) -> None:
-    store = chunks.Store(tmp_path, SETTINGS)
+    store = runner.Store(tmp_path, SETTINGS)
     piece = {"loss": np.arange(3, dtype=np.float32)}
     store.write("piece", piece)
     path = tmp_path / "piece.npz"
@@ -256,7 +257,7 @@ def test_whatever_byte_of_a_piece_is_wrong_it_is_read_as_it_was_or_not_at_all(tm
 
 
 def test_a_piece_that_is_another_kind_of_file_is_made_again(tmp_path: Path) -> None:
-    store = chunks.Store(tmp_path, SETTINGS)
+    store = runner.Store(tmp_path, SETTINGS)
     array = io.BytesIO()
     np.save(array, np.zeros(3))
     pickled = io.BytesIO()
@@ -286,41 +287,41 @@ def test_a_piece_that_is_another_kind_of_file_is_made_again(tmp_path: Path) -> N
 def test_a_folder_of_other_settings_is_refused_with_their_names(
     tmp_path: Path, changed: dict[str, Any], names: str
 ) -> None:
-    chunks.Store(tmp_path, SETTINGS).write("piece", {"loss": np.zeros(3)})
+    runner.Store(tmp_path, SETTINGS).write("piece", {"loss": np.zeros(3)})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     rule = "folder must hold an earlier run of the same settings, got one that differs in "
     refused = pytest.raises(ValueError, match=f"^{rule}{names}$") if names else contextlib.nullcontext()
     with refused:
-        chunks.Store(tmp_path, {**SETTINGS, **changed})
+        runner.Store(tmp_path, {**SETTINGS, **changed})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_settings_are_compared_as_the_json_they_are_kept_as(tmp_path: Path) -> None:
     settings = {"shape": (2, 3), "rate": 0.1}  # a tuple comes back as a list
-    chunks.Store(tmp_path, settings)
-    chunks.Store(tmp_path, settings)
+    runner.Store(tmp_path, settings)
+    runner.Store(tmp_path, settings)
     kept = json.loads((tmp_path / "settings.json").read_text())
     assert kept == {"shape": [2, 3], "rate": 0.1, "chunks": None}
 
 
 def test_the_layout_of_an_earlier_run_holds(tmp_path: Path) -> None:
-    assert chunks.Store(tmp_path, SETTINGS, [[4, 2]]).layout == [[4, 2]]
-    assert chunks.Store(tmp_path, SETTINGS, [[8, 8], [1, 1]]).layout == [[4, 2]]
+    assert runner.Store(tmp_path, SETTINGS, [[4, 2]]).layout == [[4, 2]]
+    assert runner.Store(tmp_path, SETTINGS, [[8, 8], [1, 1]]).layout == [[4, 2]]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "piece-0.npz", ".hidden"])
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=r"folder must be empty or hold an earlier run, got .* with other files"):
-        chunks.Store(tmp_path, SETTINGS)
+        runner.Store(tmp_path, SETTINGS)
     assert listed(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[str, chunks.Arrays]) -> None:
-    chunks.Store(tmp_path, SETTINGS)
+def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[str, runner.Arrays]) -> None:
+    runner.Store(tmp_path, SETTINGS)
     (tmp_path / "notes.txt").write_text("mine")
-    assert_same(chunks.run(Work()(), "test", store=chunks.Store(tmp_path, SETTINGS)), whole)
+    assert_same(runner.run(Work()(), "test", store=runner.Store(tmp_path, SETTINGS)), whole)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -328,7 +329,7 @@ def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[
 def test_settings_that_cannot_be_read_are_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(ValueError, match=r"folder must hold an earlier run, got an unreadable .*settings\.json"):
-        chunks.Store(tmp_path, SETTINGS)
+        runner.Store(tmp_path, SETTINGS)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +337,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
     taken.write_text("a file")
     for folder in (taken, taken / "below"):
         with pytest.raises(ValueError, match=r"folder must be a folder that can be written to, got '.*taken.*' \("):
-            chunks.Store(folder, SETTINGS)
+            runner.Store(folder, SETTINGS)
     assert taken.read_text() == "a file"
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -344,11 +345,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"can be written to, got .*new' \(Read-only file system\)"):
-        chunks.Store(tmp_path / "new", SETTINGS)
+        runner.Store(tmp_path / "new", SETTINGS)
 
 
 def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
-    chunks.Store(tmp_path / "a" / "b", SETTINGS).write("piece", {"loss": np.zeros(3)})
+    runner.Store(tmp_path / "a" / "b", SETTINGS).write("piece", {"loss": np.zeros(3)})
     assert listed(tmp_path / "a" / "b") == ["piece.npz", "settings.json"]
 
 
@@ -357,16 +358,16 @@ def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["savez", "replace", "fsync", "mkstemp"])
 def test_on_a_full_disk_the_run_goes_on_in_memory_and_says_so_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, chunks.Arrays], where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, runner.Arrays], where: str
 ) -> None:
-    store = chunks.Store(tmp_path, SETTINGS)
+    store = runner.Store(tmp_path, SETTINGS)
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr({"savez": np, "mkstemp": files.tempfile}.get(where, os), where, full)
     with pytest.warns(RuntimeWarning, match="takes no more pieces .No space left on device.; the run goes on") as all_:
-        found = chunks.run(Work()(), "test", store=store, workers=3)
+        found = runner.run(Work()(), "test", store=store, workers=3)
     assert len(all_) == 1
     assert_same(found, whole)
     monkeypatch.undo()

@@ -39,7 +39,7 @@ def test_map_is_the_same_bytes_twice(tmp_path):
         (["--width", "0"], "width must be at least 1, got 0"),
         (["--depth", "0"], "depth must be at least 1, got 0"),
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
-        (["--law", "gausian"], "did you mean 'gaussian'"),
+        (["--kernel-init", "gausian"], "did you mean 'gaussian'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, capsys, arguments, sentence):

@@ -13,10 +13,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import vgjax as vg
-from vgjax import objective
-from vgjax.continuous import ContinuousTraining
-from vgjax.layers import Stream
+from vgjax.networks.layers import Stream
 from vgjax.theory import learning
+from vgjax.training import problem
+from vgjax.training.continuous import ContinuousTraining
 
 # --- one mode of a deep linear network ------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def flow(
     network: vg.Network, kernels: list[np.ndarray], times: np.ndarray, solver: str = "tsit5"
 ) -> ContinuousTraining:
     parameters = with_kernels(network, kernels)
-    return vg.train_continuously(network, parameters, vg.Scales(), TARGETS, times, solver=solver, max_steps=STEPS)
+    return vg.train_continuously(parameters, vg.Scales(), TARGETS, times, solver=solver, max_steps=STEPS)
 
 
 def kernels_of(found: ContinuousTraining) -> list[np.ndarray]:
@@ -239,7 +239,7 @@ def test_a_nonlinear_network_against_explicit_steps():
     moving = ravel_pytree(by_name(network, lambda name, shape: np.full(shape, name in ("kernel", "bias", "scale"))))[0]
     xs, labels = RNG.normal(size=(9, 3)), np.arange(9) % 2
     found = vg.train_continuously(
-        network, drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8"
+        drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8"
     )
 
     scaled = [
@@ -249,7 +249,7 @@ def test_a_nonlinear_network_against_explicit_steps():
         start, whole = ravel_pytree(dataclasses.replace(drawn, stem=scaled[0], stages=tuple(scaled[1:])))
 
         def loss(theta: jax.Array) -> jax.Array:
-            outputs = jax.vmap(lambda x: vg.forward(network, whole(theta), left, x))(jnp.asarray(xs))
+            outputs = jax.vmap(lambda x: vg.forward(whole(theta), left, x))(jnp.asarray(xs))
             right = jnp.take_along_axis(outputs, jnp.asarray(labels)[:, None], axis=1)[:, 0]
             return jnp.mean(jax.nn.logsumexp(outputs, axis=1) - right)
 
@@ -267,14 +267,14 @@ def test_batches_that_are_states_count_by_example():
     network = vg.mlp(width=4, depth=1, activation="linear", inputs=3, outputs=2, batch=4)
     kernels = [RNG.normal(size=shape) for shape in ((3, 4), (4, 4), (4, 2))]
     xs, ys = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
-    loss, lot, examples = objective.checked_examples("data", network, vg.data.Examples(xs, ys), None)
+    loss, lot, examples = problem.checked_examples("data", network, vg.data.Examples(xs, ys), None)
     assert (loss, lot) == ("squared_error", 4)
     expected = np.mean(np.sum((xs @ product(kernels) - ys) ** 2, axis=1)) / 2
-    mean_loss = jax.jit(objective.mean_loss, static_argnums=(0, 1))
-    value = mean_loss(loss, lot, with_kernels(network, kernels), vg.Scales(), objective.in_states(lot, examples))
+    mean_loss = jax.jit(problem.mean_loss, static_argnums=(0, 1))
+    value = mean_loss(loss, lot, with_kernels(network, kernels), vg.Scales(), problem.in_states(lot, examples))
     assert float(value) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"data must hold at least the 4 examples of a state, got 3"):
-        objective.checked_examples("data", network, vg.data.Examples(xs[:3], ys[:3]), None)
+        problem.checked_examples("data", network, vg.data.Examples(xs[:3], ys[:3]), None)
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence():
@@ -283,7 +283,7 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence():
 
     def refused(match: str, data: vg.data.Examples = TARGETS, times: object = (1.0,), **others: object) -> None:
         with pytest.raises(ValueError, match=match):
-            vg.train_continuously(network, others.pop("parameters", drawn), vg.Scales(), data, times, **others)
+            vg.train_continuously(others.pop("parameters", drawn), vg.Scales(), data, times, **others)
 
     refused("times must be finite and not negative, got -1", times=[-1.0, 0.0])
     refused(r"times must increase \(in float32\), got 1 behind 1", times=[0.0, 1.0, 1.0 + 1e-9], dtype="float32")
@@ -306,4 +306,4 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence():
 def test_without_diffrax_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match=r"continuous training needs diffrax: pip install 'vgjax\[ode\]'"):
-        vg.train_continuously(linear(2), with_kernels(linear(2), [AXES, AXES]), vg.Scales(), TARGETS, [1.0])
+        vg.train_continuously(with_kernels(linear(2), [AXES, AXES]), vg.Scales(), TARGETS, [1.0])

@@ -14,19 +14,19 @@ from vgjax import initializers
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "truncated", "uniform", "orthogonal"])
+@pytest.mark.parametrize("kernel_init", ["gaussian", "truncated", "uniform", "orthogonal"])
 @pytest.mark.parametrize(("fan_in", "fan_out"), [(90, 31), (31, 90)], ids=["narrowing", "widening"])
-def test_every_law_has_unit_gain(law: str, fan_in: int, fan_out: int) -> None:
-    squares = np.asarray(initializers.law(law)(KEY, (fan_in, fan_out), jnp.float32), np.float64) ** 2 * fan_in
+def test_every_law_has_unit_gain(kernel_init: str, fan_in: int, fan_out: int) -> None:
+    squares = np.asarray(initializers.kernel_init(kernel_init)(KEY, (fan_in, fan_out), jnp.float32), np.float64) ** 2 * fan_in
     error = squares.std() / math.sqrt(squares.size)
     assert abs(squares.mean() - 1) < 4 * error
 
 
 @pytest.mark.parametrize(
-    "law", [pytest.param(law, marks=pytest.mark.slow) for law in ("truncated", "uniform")] + ["gaussian", "orthogonal"]
+    "kernel_init", [pytest.param(kernel_init, marks=pytest.mark.slow) for kernel_init in ("truncated", "uniform")] + ["gaussian", "orthogonal"]
 )
-def test_kernels_of_a_network_have_unit_gain_in_every_layer(law: str) -> None:
-    net = vg.mlp(widths=(20, 35, 35, 35), inputs=50, outputs=40, law=law)
+def test_kernels_of_a_network_have_unit_gain_in_every_layer(kernel_init: str) -> None:
+    net = vg.mlp(widths=(20, 35, 35, 35), inputs=50, outputs=40, kernel_init=kernel_init)
     params = vg.init(KEY, net)
     kernels = [params.stem["kernel"], params.head["kernel"], *(k for s in params.stages for k in s["kernel"])]
     assert [k.shape for k in kernels] == [(50, 20), (35, 40), (20, 35), (35, 35), (35, 35)]
@@ -41,14 +41,14 @@ def test_kernels_of_a_network_have_unit_gain_in_every_layer(law: str) -> None:
 
 @pytest.mark.parametrize(("fan_in", "fan_out"), [(40, 12), (12, 40), (12, 12)], ids=["narrow", "wide", "square"])
 def test_orthogonal_kernels_are_orthogonal(fan_in: int, fan_out: int) -> None:
-    w = np.asarray(initializers.law("orthogonal")(KEY, (fan_in, fan_out), jnp.float32), np.float64)
+    w = np.asarray(initializers.kernel_init("orthogonal")(KEY, (fan_in, fan_out), jnp.float32), np.float64)
     product, scale = (w @ w.T, fan_out / fan_in) if fan_out > fan_in else (w.T @ w, 1)
     np.testing.assert_allclose(product, scale * np.eye(len(product)), atol=1e-5)
 
 
 def test_bounded_laws_keep_their_bounds() -> None:
     uniform, truncated = (
-        np.abs(initializers.law(law)(KEY, (25, 400), jnp.float32)) for law in ("uniform", "truncated")
+        np.abs(initializers.kernel_init(kernel_init)(KEY, (25, 400), jnp.float32)) for kernel_init in ("uniform", "truncated")
     )
     assert 0.99 < uniform.max() / math.sqrt(3 / 25) <= 1
     deviation = 0.8796256610342398  # of a standard normal cut at 2
@@ -60,7 +60,7 @@ def test_bounded_laws_keep_their_bounds() -> None:
 def test_schemes_are_those_of_jax(author: str, shape: str) -> None:
     fans = (60, 500)
     scheme = vg.scheme(f"{author}_{shape}", *fans)
-    ours = scheme.sigma_w * np.asarray(initializers.law(scheme.law)(KEY, fans, jnp.float32), np.float64)
+    ours = scheme.sigma_w * np.asarray(initializers.kernel_init(scheme.kernel_init)(KEY, fans, jnp.float32), np.float64)
     theirs = np.asarray(getattr(jax.nn.initializers, f"{author}_{shape}")()(jax.random.key(1), fans), np.float64)
     assert ours.var() == pytest.approx(theirs.var(), rel=0.03)
     assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.01)

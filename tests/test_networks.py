@@ -34,7 +34,7 @@ def test_forward_is_the_unrolled_flax_network(dtype: str, tolerance: float, sigm
     with jax.enable_x64(dtype == "float64"):
         net = uneven(dtype)
         params = oracles.drawn(net, SIZES, dtype=dtype)
-        ours = vg.forward(net, params, vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), example(dtype))
+        ours = vg.forward(params, vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), example(dtype))
         truth = oracles.forward(oracles.weights(params, sigma_w, sigma_b), oracles.ACTIVATIONS["gelu"], example(dtype))
     assert ours.shape == (SIZES[-1],)
     assert ours.dtype == dtype
@@ -45,40 +45,40 @@ def test_scales_left_out_are_sigma_w_1_and_sigma_b_0() -> None:
     net = uneven()
     params = oracles.drawn(net, SIZES)
     truth = oracles.forward(oracles.weights(params), oracles.ACTIVATIONS["gelu"], example())
-    np.testing.assert_allclose(vg.forward(net, params, vg.Scales(), example()), truth, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(vg.forward(params, vg.Scales(), example()), truth, rtol=1e-5, atol=1e-6)
 
 
 def test_batches_of_forward_are_vmap() -> None:
     net = uneven()
     params, scales = oracles.drawn(net, SIZES), vg.Scales(sigma_w=1.7, sigma_b=0.3)
     xs = np.random.default_rng(1).normal(size=(3, SIZES[0])).astype(np.float32)
-    batch = jax.vmap(lambda x: vg.forward(net, params, scales, x))(xs)
-    np.testing.assert_allclose(batch, [vg.forward(net, params, scales, x) for x in xs], rtol=1e-5, atol=1e-6)
+    batch = jax.vmap(lambda x: vg.forward(params, scales, x))(xs)
+    np.testing.assert_allclose(batch, [vg.forward(params, scales, x) for x in xs], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("sigma_w", "sigma_b"), [(1.7, 0.3), (SIGMA_W, SIGMA_B)], ids=["numbers", "per layer"])
 def test_scaled_parameters_are_sigma_w_z_and_give_the_same_output_at_unit_scales(sigma_w: Any, sigma_b: Any) -> None:
     net = uneven()
     params, scales = oracles.drawn(net, SIZES), vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
-    ordinary = vg.scaled(params, scales)
+    ordinary = vg.absorb_scales(params, scales)
     for ours, truth in zip(oracles.weights(ordinary, 1, 1), oracles.weights(params, sigma_w, sigma_b), strict=True):
         np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6)
         np.testing.assert_allclose(ours[1], truth[1], rtol=1e-6)
-    output = vg.forward(net, ordinary, vg.Scales(sigma_w=1.0, sigma_b=1.0), example())
-    np.testing.assert_allclose(output, vg.forward(net, params, scales, example()), rtol=1e-5, atol=1e-6)
+    output = vg.forward(ordinary, vg.Scales(sigma_w=1.0, sigma_b=1.0), example())
+    np.testing.assert_allclose(output, vg.forward(params, scales, example()), rtol=1e-5, atol=1e-6)
 
 
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 
 def test_streamed_parameters_give_the_flow_of_stored_ones() -> None:
-    net = vg.mlp(widths=(4, 4, 4, 4), inputs=6, outputs=3, activation="gelu", law="uniform")
+    net = vg.mlp(widths=(4, 4, 4, 4), inputs=6, outputs=3, activation="gelu", kernel_init="uniform")
     stored, streamed = vg.init(KEY, net), vg.init(KEY, net, stream=True)
     scales, x = vg.Scales(sigma_w=SIGMA_W[:3], sigma_b=SIGMA_B[:3]), example()
-    stored_flow, streamed_flow = (vg.gradient_flow(net, p, scales, x, 1, naive=()) for p in (stored, streamed))
+    stored_flow, streamed_flow = (vg.gradient_flow(p, scales, x, 1, naive=()) for p in (stored, streamed))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), streamed_flow, stored_flow)
     with pytest.raises(ValueError, match="parameters must be stored to be scaled"):
-        vg.scaled(streamed, scales)
+        vg.absorb_scales(streamed, scales)
 
 
 def test_the_first_layers_of_a_deep_network_are_the_shallow_network() -> None:
@@ -90,7 +90,7 @@ def test_the_first_layers_of_a_deep_network_are_the_shallow_network() -> None:
         np.testing.assert_array_equal(deep.stem[name], shallow.stem[name])
         np.testing.assert_array_equal(deep.head[name], shallow.head[name])
     u, x, scales = np.ones(6, np.float32), np.arange(4, dtype=np.float32), vg.Scales(sigma_w=1.5, sigma_b=0.3)
-    short, long = (vg.push_forward(net, p, scales, x, u) for net, p in zip(nets, (shallow, deep), strict=True))
+    short, long = (vg.push_forward(p, scales, x, u) for net, p in zip(nets, (shallow, deep), strict=True))
     np.testing.assert_allclose(long.log_gain[:21], short.log_gain, atol=1e-5)
     np.testing.assert_allclose(long.log_mean_square[:21], short.log_mean_square, atol=1e-5)
 
@@ -108,7 +108,7 @@ def test_keys_decide_the_draw() -> None:
 def test_a_network_is_hashable_and_equal_when_built_twice() -> None:
     assert uneven() == uneven()
     assert hash(uneven()) == hash(uneven())
-    assert uneven() != uneven(law="uniform")
+    assert uneven() != uneven(kernel_init="uniform")
     mine = oracles.user_activation
     assert vg.mlp(width=3, depth=2, inputs=1, activation=mine) == vg.mlp(width=3, depth=2, inputs=1, activation=mine)
     assert vg.mlp(width=3, depth=2, inputs=1) == vg.mlp(widths=(3, 3, 3), inputs=1)
@@ -142,8 +142,8 @@ def test_equal_layers_in_a_row_are_one_stage() -> None:
         ({"activation": "rleu"}, "did you mean 'relu'"),
         ({"activation": jax.nn.softmax}, "activation 'softmax' must"),
         ({"activation": jnp.log}, "must not return NaN"),
-        ({"law": "gausian"}, "law must be one of .* did you mean 'gaussian'"),
-        ({"bias_law": "uniform"}, "law must be one of gaussian, zero"),
+        ({"kernel_init": "gausian"}, "law must be one of .* did you mean 'gaussian'"),
+        ({"bias_init": "uniform"}, "law must be one of gaussian, zero"),
         ({"dtype": "float16"}, "dtype must be float32 or float64, got float16"),
         ({"dtype": "float64"}, "float64 needs jax.enable_x64"),
     ],
@@ -211,5 +211,5 @@ def test_blocks_that_do_not_stack_are_refused_in_one_sentence() -> None:
 def test_a_stack_of_the_librarys_own_dense_blocks_is_plain_with_their_defaults():
     plain = vg.stack(vg.blocks.Dense, 5, 3, depth=1, input_shape=5).plain
     assert plain is not None
-    assert (plain.activation.name, plain.law, plain.bias_law) == ("linear", "gaussian", "gaussian")
+    assert (plain.activation.name, plain.kernel_init, plain.bias_init) == ("linear", "gaussian", "gaussian")
     assert plain.widths == (5, 3)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import vgjax as vg
 from vgjax import plots
-from vgjax.results import Sweep
+from vgjax.ensembles.result import Sweep
 
 
 def synthetic(shape=(9, 5), depth=8, seeds=2) -> Sweep:
@@ -28,7 +28,7 @@ def test_rate_and_edge_of_a_known_sweep():
 
 def test_edge_is_missing_where_there_is_none():
     sweep = synthetic()
-    growing = Sweep(sweep.axes, np.abs(sweep.log_gain) + np.arange(9), sweep.log_mean_square, sweep.left_range, 16)
+    growing = Sweep(sweep.axes, np.abs(sweep.log_gain) + np.arange(9), sweep.log_mean_square, sweep.first_inexact_layer, 16)
     assert np.isnan(growing.edge()).all()
 
 
@@ -36,7 +36,7 @@ def test_a_dead_network_is_a_rate_of_minus_infinity():
     sweep = synthetic()
     log_gain = sweep.log_gain.copy()
     log_gain[:, 0, 0, 5:] = -np.inf
-    rate = Sweep(sweep.axes, log_gain, sweep.log_mean_square, sweep.left_range, 16).rate()
+    rate = Sweep(sweep.axes, log_gain, sweep.log_mean_square, sweep.first_inexact_layer, 16).rate()
     assert rate[0, 0] == -np.inf
     assert np.isfinite(rate).sum() == rate.size - 1
 
@@ -57,7 +57,7 @@ def test_phase_map_of_one_axis_and_of_too_many():
         {"sigma_w": sweep.axes["sigma_w"]},
         sweep.log_gain[:, :, 0],
         sweep.log_mean_square[:, :, 0],
-        sweep.left_range[:, :, 0],
+        sweep.first_inexact_layer[:, :, 0],
         16,
     )
     assert len(plots.phase_map(line).axes) == 2  # the panel and its colour bar

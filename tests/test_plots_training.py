@@ -7,7 +7,7 @@ import pytest
 
 import vgjax as vg
 from vgjax import plots
-from vgjax.plots.training import intensity
+from vgjax.plots.learning import intensity
 
 
 def swept(shape: tuple[int, ...], axes: dict[str, np.ndarray], steps: int = 20) -> vg.TrainingSweep:

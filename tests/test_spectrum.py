@@ -16,8 +16,8 @@ import scipy.special
 from flax import nnx
 
 import vgjax as vg
-from vgjax import chunks, products
-from vgjax.layers import scan_layers
+from vgjax.ensembles import runner
+from vgjax.networks.layers import scan_layers
 
 KEY = jax.random.key(11)
 SCALES = vg.Scales(sigma_w=1.3, sigma_b=0.4)
@@ -35,12 +35,12 @@ RELU_X = np.array([0.5, -1.0, 2.0], np.float32)
 
 def of_relu(parameters: vg.Parameters, scales: vg.Scales) -> vg.Spectrum:
     """Spectra of a ReLU network in float32."""
-    return vg.log_singular_values(RELU, parameters, scales, RELU_X, [0, 2, 5])
+    return vg.log_singular_values(parameters, scales, RELU_X, [0, 2, 5])
 
 
 def at_every_depth(scales: vg.Scales = SCALES, parameters: vg.Parameters = PARAMETERS) -> vg.Spectrum:
     """The spectra of that network from its first state on."""
-    return vg.log_singular_values(NET, parameters, scales, X, range(6), dtype="float64")
+    return vg.log_singular_values(parameters, scales, X, range(6), dtype="float64")
 
 
 def by_numpy(matrix: Any) -> np.ndarray:
@@ -67,19 +67,19 @@ def test_products_of_unequal_widths_against_dense_jacobians() -> None:
     dense = oracles.jacobians(weights, oracles.ACTIVATIONS[activation], x)
     # Where the rank is below n, dense arithmetic leaves rounding in place of zeros.
     ranks = np.minimum.accumulate(widths)
-    found = vg.log_singular_values(net, parameters, SCALES, x, range(depth + 1), dtype="float64")
+    found = vg.log_singular_values(parameters, SCALES, x, range(depth + 1), dtype="float64")
     np.testing.assert_array_equal(found.rank, ranks)
     np.testing.assert_allclose(found.log_singular_values[0], 0, atol=1e-14)
     for m in range(1, depth + 1):
         rank = ranks[m]
         np.testing.assert_allclose(found.log_singular_values[m, :rank], by_numpy(dense[m, 0])[:rank], atol=1e-9)
-    from_input = vg.log_singular_values(net, parameters, SCALES, x, from_input=True, dtype="float64")
+    from_input = vg.log_singular_values(parameters, SCALES, x, from_input=True, dtype="float64")
     rank = min(6, *widths)
     np.testing.assert_allclose(
         from_input.log_singular_values[0, :rank], by_numpy(dense[depth, 0] @ weights[0][0].T)[:rank], atol=1e-9
     )
     assert from_input.rank == [rank]
-    started = vg.log_singular_values(net, parameters, SCALES, x, start=depth - 1, dtype="float64")
+    started = vg.log_singular_values(parameters, SCALES, x, start=depth - 1, dtype="float64")
     np.testing.assert_allclose(started.log_singular_values[0], by_numpy(dense[depth, depth - 1]), atol=1e-9)
     assert not jax.config.jax_enable_x64
 
@@ -156,7 +156,7 @@ def test_blocks_of_every_kind_and_what_they_lose(block: Any, argument: int, shap
     depth = 6
     net = vg.stack(block, argument, depth=depth, input_shape=shape)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = vg.log_singular_values(net, truth.drawn(net), vg.Scales(), x, [1, depth], dtype=dtype)
+    found = vg.log_singular_values(truth.drawn(net), vg.Scales(), x, [1, depth], dtype=dtype)
     np.testing.assert_array_equal(found.rank, [rank, rank])
     for row, matrix in zip(found.log_singular_values, dense_jacobians(net, depth), strict=True):
         tolerance = 1e-9 if dtype == "float64" else 5e-4
@@ -183,10 +183,10 @@ def dense_jacobians(net: vg.Network, depth: int) -> list[np.ndarray]:
 
 def test_the_linear_orthogonal_network_is_exact() -> None:
     with jax.enable_x64(True):
-        net = vg.mlp(width=20, depth=300, activation="linear", inputs=3, law="orthogonal", dtype="float64")
+        net = vg.mlp(width=20, depth=300, activation="linear", inputs=3, kernel_init="orthogonal", dtype="float64")
         parameters = vg.init(KEY, net)
         sigma_w = np.linspace(0.1, 3, 300)
-        found = vg.log_singular_values(net, parameters, vg.Scales(sigma_w=sigma_w), np.ones(3), [1, 300])
+        found = vg.log_singular_values(parameters, vg.Scales(sigma_w=sigma_w), np.ones(3), [1, 300])
     expected = np.log(sigma_w).cumsum()[[0, 299], None]
     np.testing.assert_allclose(found.log_singular_values, np.broadcast_to(expected, (2, 20)), atol=1e-11)
     assert found.condition < 1.1
@@ -225,15 +225,15 @@ def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypat
     with mpmath.workdps(80 + 2 * int(span * 0.31)):
         graded = mpmath.matrix(rows.T.tolist()) * mpmath.diag([mpmath.mpf(2) ** int(k) for k in exponents])
         exact = by_mpmath(graded)
-    found = products.log_singular_values(exponents, rows)
+    found = graded.log_singular_values(exponents, rows)
     np.testing.assert_allclose(found[:14], exact, rtol=1e-14, atol=1e-12)
     assert np.all(np.isneginf(found[14:]))
     order = rng.permutation(14)
     np.testing.assert_allclose(
-        products.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
+        graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
     )
     monkeypatch.setattr(products, "_SPAN", 250)  # short windows: the same numbers
-    np.testing.assert_allclose(products.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
+    np.testing.assert_allclose(graded.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -250,23 +250,23 @@ def test_a_product_of_nothing_but_zeros_has_no_direction_left(dtype: str) -> Non
 def test_the_sum_of_logs_is_the_log_determinant_at_ten_thousand_layers() -> None:
     net = vg.mlp(width=9, depth=10_000, activation="tanh", inputs=4)
     parameters, x = oracles.drawn(net, (4, *[9] * 10_001, 1)), np.ones(4, np.float32)
-    found = vg.log_singular_values(net, parameters, SCALES, x, [1, 100, 10_000], dtype="float64")
-    exact = vg.log_determinant(net, parameters, SCALES, x, dtype="float64")
+    found = vg.log_singular_values(parameters, SCALES, x, [1, 100, 10_000], dtype="float64")
+    exact = vg.log_determinant(parameters, SCALES, x, dtype="float64")
     assert exact.shape == (10_001,)
     assert exact[0] == 0
     np.testing.assert_allclose(found.log_det, exact[[1, 100, 10_000]], rtol=1e-9)
     assert found.log_condition[2] > 1e4
-    single = vg.layer_singular_values(net, parameters, SCALES, x, dtype="float64")
+    single = vg.layer_singular_values(parameters, SCALES, x, dtype="float64")
     np.testing.assert_allclose(single.sum(axis=1).cumsum(), exact[1:], rtol=1e-9)
     np.testing.assert_allclose(single[0], found.log_singular_values[0], atol=1e-9)
 
 
 def test_norms_agree_with_the_spectrum() -> None:
     found = at_every_depth()
-    exact = vg.log_frobenius(NET, PARAMETERS, SCALES, X)
+    exact = vg.log_frobenius(PARAMETERS, SCALES, X)
     np.testing.assert_allclose(exact.log_norm, found.log_frobenius, atol=1e-5)
     assert not exact.standard_error.any()
-    estimate = vg.log_frobenius(NET, PARAMETERS, SCALES, X, probes=400, key=KEY)
+    estimate = vg.log_frobenius(PARAMETERS, SCALES, X, probes=400, key=KEY)
     assert np.all(estimate.standard_error[1:] > 0)
     assert np.all(np.abs(estimate.log_norm - found.log_frobenius)[1:] < 4 * estimate.standard_error[1:])
 
@@ -274,8 +274,8 @@ def test_norms_agree_with_the_spectrum() -> None:
 def test_the_largest_alone_are_those_of_the_whole_spectrum() -> None:
     net = vg.mlp(width=11, depth=5, activation="tanh", inputs=14)
     parameters, x = oracles.drawn(net, (14, *[11] * 6, 1)), np.ones(14, np.float32)
-    whole = vg.log_singular_values(net, parameters, SCALES, x, [3, 5], from_input=True, dtype="float64")
-    some = vg.log_singular_values(net, parameters, SCALES, x, [3, 5], from_input=True, top=2, dtype="float64")
+    whole = vg.log_singular_values(parameters, SCALES, x, [3, 5], from_input=True, dtype="float64")
+    some = vg.log_singular_values(parameters, SCALES, x, [3, 5], from_input=True, top=2, dtype="float64")
     np.testing.assert_allclose(some.log_singular_values, whole.log_singular_values[:, :2], atol=1e-5)
 
 
@@ -283,22 +283,22 @@ def test_lyapunov_exponents_of_gaussian_layers_are_those_of_newman() -> None:
     """lambda_i = (ln(2/n) + digamma((n - i + 1) / 2)) / 2 (Newman 1986, Commun. Math. Phys. 103)."""
     n = 6
     net = vg.mlp(width=n, depth=4000, activation="linear", inputs=1)
-    found = vg.lyapunov_exponents(net, vg.init(KEY, net, stream=True), vg.Scales(), np.ones(1))
+    found = vg.lyapunov_exponents(vg.init(KEY, net, stream=True), vg.Scales(), np.ones(1))
     expected = (np.log(2 / n) + scipy.special.digamma((n - np.arange(n)) / 2)) / 2
     assert np.all(found.standard_error < 0.03)
     assert np.all(np.abs(found.exponents - expected) < 4 * found.standard_error)
     assert found.log_stretch.shape == (4000, n)
     np.testing.assert_allclose(found.running[-1], found.exponents, rtol=1e-9)
-    first = vg.lyapunov_exponents(net, vg.init(KEY, net, stream=True), vg.Scales(), np.ones(1), 2, discard=0)
+    first = vg.lyapunov_exponents(vg.init(KEY, net, stream=True), vg.Scales(), np.ones(1), 2, discard=0)
     assert first.log_stretch.shape == (4000, 2)
     # Whatever columns one starts with, the flag is soon the same.
     np.testing.assert_allclose(first.log_stretch[500:], found.log_stretch[500:, :2], atol=1e-3)
 
 
 def test_lyapunov_exponents_of_orthogonal_layers_are_the_log_of_their_gain() -> None:
-    net = vg.mlp(width=7, depth=30, activation="linear", inputs=1, law="orthogonal")
-    parameters = oracles.drawn(net, (1, *[7] * 31, 1), law="orthogonal")
-    found = vg.lyapunov_exponents(net, parameters, vg.Scales(sigma_w=0.7), np.ones(1))
+    net = vg.mlp(width=7, depth=30, activation="linear", inputs=1, kernel_init="orthogonal")
+    parameters = oracles.drawn(net, (1, *[7] * 31, 1), kernel_init="orthogonal")
+    found = vg.lyapunov_exponents(parameters, vg.Scales(sigma_w=0.7), np.ones(1))
     np.testing.assert_allclose(found.exponents, np.log(0.7), atol=1e-6)
     assert found.discarded == 3
 
@@ -331,12 +331,12 @@ def test_a_sweep_of_spectra_is_the_loop_over_its_points(tmp_path: Path) -> None:
             np.testing.assert_allclose(
                 whole.log_singular_values[seed, i][alive], one.log_singular_values[alive], atol=1e-5
             )
-            assert whole.left_range[seed, i] == one.left_range == 6
+            assert whole.first_inexact_layer[seed, i] == one.first_inexact_layer == 6
     for name in ("spectra.npz", "spectra.nc"):
         back = vg.load(whole.save(tmp_path / name))
         assert isinstance(back, vg.SpectrumSweep)
         assert list(back.axes) == ["sigma_w"]
-        for array in ("log_singular_values", "depths", "condition", "left_range"):
+        for array in ("log_singular_values", "depths", "condition", "first_inexact_layer"):
             np.testing.assert_array_equal(getattr(back, array), getattr(whole, array))
         assert (back.fixed, back.provenance) == (whole.fixed, whole.provenance)
     alone = vg.spectrum_sweep(net, x, key=KEY, seeds=2, dtype="float64", from_input=True)
@@ -369,7 +369,7 @@ def test_bad_input_is_one_sentence(call: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"scales": SCALES, "x": np.ones(2), **call}
     scales, x = arguments.pop("scales"), arguments.pop("x")
     with pytest.raises(ValueError, match=message):
-        vg.log_singular_values(NET, PARAMETERS, scales, x, **arguments)
+        vg.log_singular_values(PARAMETERS, scales, x, **arguments)
 
 
 def test_a_jacobian_that_is_not_finite_is_named_by_its_layer() -> None:
@@ -380,8 +380,8 @@ def test_a_jacobian_that_is_not_finite_is_named_by_its_layer() -> None:
     with refused:
         at_every_depth(parameters=broken)
     with refused:
-        vg.log_singular_values(NET, broken, SCALES, X, top=2)
-    vg.log_singular_values(NET, broken, SCALES, X, [2])
+        vg.log_singular_values(broken, SCALES, X, top=2)
+    vg.log_singular_values(broken, SCALES, X, [2])
 
 
 def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() -> None:
@@ -392,8 +392,8 @@ def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() ->
     net = vg.stack(Wide, 50_000, depth=3, input_shape=50_000)
     parameters, x = vg.Parameters({}, ({},), {}, net), np.ones(50_000, np.float32)
     with pytest.raises(ValueError, match=r"must fit into memory = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"):
-        vg.log_singular_values(net, parameters, vg.Scales(), x)
-    found = vg.log_singular_values(net, parameters, vg.Scales(), x, top=3)
+        vg.log_singular_values(parameters, vg.Scales(), x)
+    found = vg.log_singular_values(parameters, vg.Scales(), x, top=3)
     np.testing.assert_allclose(found.log_singular_values[0], 3 * np.log(4), atol=0.02)
 
 
@@ -401,15 +401,15 @@ def test_other_bad_input() -> None:
     x = np.ones(2)
     stream = vg.init(KEY, NET, stream=True)
     with pytest.raises(ValueError, match="streamed parameters must be computed in their own dtype, got float64"):
-        vg.log_singular_values(NET, stream, SCALES, x, dtype="float64")
+        vg.log_singular_values(stream, SCALES, x, dtype="float64")
     with pytest.raises(ValueError, match="discard must be a whole number from 0 to 4, got 5"):
-        vg.lyapunov_exponents(NET, stream, SCALES, x, discard=5)
+        vg.lyapunov_exponents(stream, SCALES, x, discard=5)
     narrow = vg.mlp(widths=(5, 4, 5), inputs=2)
     for f in (vg.lyapunov_exponents, vg.log_determinant, vg.layer_singular_values):
         with pytest.raises(ValueError, match=r"all states must have one shape, got \[\(4,\), \(5,\)\]"):
             f(narrow, oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
     with pytest.raises(ValueError, match="probes must be at least 2, got 1"):
-        vg.log_frobenius(NET, stream, SCALES, x, probes=1)
+        vg.log_frobenius(stream, SCALES, x, probes=1)
     bad = vg.stack(Broken, depth=2, input_shape=3)
     with pytest.raises(ValueError, match="got a NaN or an infinity at layer 1 of seed 0"):
         vg.spectrum_sweep(bad, np.zeros(3), key=KEY, seeds=1)
@@ -422,9 +422,9 @@ def test_jacobians_formed_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch
         taken.append(chunk_size(*arguments))
         return taken[-1]
 
-    chunk_size = chunks.chunk_size
+    chunk_size = runner.chunk_size
     monkeypatch.setattr(chunks, "chunk_size", recorded)
     monkeypatch.setattr(chunks, "MEMORY", 1)  # one column at a time
-    chunked = vg.log_singular_values(NET, PARAMETERS, SCALES, X, [4, 5], dtype="float64")  # compiled nowhere else
+    chunked = vg.log_singular_values(PARAMETERS, SCALES, X, [4, 5], dtype="float64")  # compiled nowhere else
     assert set(taken) == {1}
     np.testing.assert_allclose(chunked.log_singular_values, at_every_depth().log_singular_values[4:], atol=1e-9)

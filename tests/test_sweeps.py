@@ -32,7 +32,7 @@ def single(net: vg.Network, seed: int, tangents: int, scales: vg.Scales, x: np.n
     weights, of_tangents = jax.random.split(jax.random.fold_in(KEY, seed))
     us = np.stack([jax.random.normal(key, (6,)) for key in jax.random.split(of_tangents, tangents)])
     us /= np.linalg.norm(us, axis=1, keepdims=True)
-    push = vg.push_forward(net, vg.init(weights, net, stream=False), scales, x, us)
+    push = vg.push_forward(vg.init(weights, net, stream=False), scales, x, us)
     root_mean_square = np.log(np.mean(np.exp(2 * np.asarray(push.log_gain, np.float64)), axis=0)) / 2
     return push._replace(log_gain=root_mean_square)
 
@@ -45,7 +45,7 @@ def test_a_sweep_is_the_loop_over_its_points(net: vg.Network, swept: vg.Sweep) -
         one = single(net, seed, 2, vg.Scales(sigma_w=w, sigma_b=b))
         np.testing.assert_allclose(swept.log_gain[seed, i, j], one.log_gain, atol=1e-5)
         np.testing.assert_allclose(swept.log_mean_square[seed, i, j], one.log_mean_square, atol=1e-5)
-        assert swept.left_range[seed, i, j] == 6
+        assert swept.first_inexact_layer[seed, i, j] == 6
 
 
 def test_fixed_scales_are_given_as_numbers_or_as_scales_of_any_shape(net: vg.Network) -> None:
@@ -110,7 +110,7 @@ def test_a_profile_is_the_gradient_flow_of_the_draws_of_a_sweep(net: vg.Network)
     assert flows.log_gradient.shape == (2, 6)
     for seed in range(2):
         params = vg.init(jax.random.split(jax.random.fold_in(KEY, seed))[0], net, stream=False)
-        flow = vg.gradient_flow(net, params, scales, X, np.ones(1, np.float32), naive=())
+        flow = vg.gradient_flow(params, scales, X, np.ones(1, np.float32), naive=())
         np.testing.assert_allclose(flows.log_gradient[seed], flow.log_gradient, atol=1e-6)
 
 
@@ -184,7 +184,7 @@ def test_what_is_saved_is_loaded_whole(swept: vg.Sweep, tmp_path: Path, suffix: 
     assert list(loaded.axes) == list(swept.axes)
     for name, values in swept.axes.items():
         np.testing.assert_array_equal(loaded.axes[name], values)
-    for name in ("log_gain", "log_mean_square", "left_range"):
+    for name in ("log_gain", "log_mean_square", "first_inexact_layer"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(swept, name))
         assert getattr(loaded, name).dtype == getattr(swept, name).dtype
     assert loaded.fixed == swept.fixed
@@ -206,7 +206,7 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path
     good = made(np.zeros((1, 3, 4)), sigma_w=SIGMA_W)
     good.save(path)
     before = path.read_bytes()
-    bad = vg.Sweep(good.axes, good.log_gain, good.log_mean_square, good.left_range, 4, {"sigma_b": object()})
+    bad = vg.Sweep(good.axes, good.log_gain, good.log_mean_square, good.first_inexact_layer, 4, {"sigma_b": object()})
     with pytest.raises(TypeError):
         bad.save(path)
     assert path.read_bytes() == before

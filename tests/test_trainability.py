@@ -17,7 +17,8 @@ import pytest
 from scipy.special import logsumexp
 
 import vgjax as vg
-from vgjax import chunks, trainability
+from vgjax.ensembles import runner
+from vgjax.training import trainability
 
 KEY = jax.random.key(5)
 STEPS, BATCH, EXAMPLES = 12, 8, 21
@@ -186,7 +187,7 @@ def test_a_chunk_fits_the_memory(memory: int, monkeypatch: pytest.MonkeyPatch) -
 # --- the axes -------------------------------------------------------------------------------------------------------
 
 
-def fake_piece(job: trainability.Job, taken: list[int], new: int) -> chunks.Arrays:
+def fake_piece(job: trainability.Job, taken: list[int], new: int) -> runner.Arrays:
     """What a chunk would be if a network said nothing but which it is."""
     seed, rates, scales = job.points.take(taken[:new])
     depth, nothing = len(job.plan.task.network.stages), np.zeros((new, 1), np.float32)
@@ -197,7 +198,7 @@ def fake_piece(job: trainability.Job, taken: list[int], new: int) -> chunks.Arra
     return found | {"log_gradient": np.ones((new, 1, job.plan.task.network.depth + 1), np.float32)}
 
 
-def never(*_: Any) -> chunks.Arrays:
+def never(*_: Any) -> runner.Arrays:
     """In place of a chunk where nothing may be trained."""
     raise AssertionError("trained, and should have been refused")
 
@@ -257,7 +258,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_is_the_same_bit_for_bit(
 ) -> None:
     real, trained = trainability.Job.piece, []
 
-    def counted(job: trainability.Job, taken: list[int], new: int) -> chunks.Arrays:
+    def counted(job: trainability.Job, taken: list[int], new: int) -> runner.Arrays:
         if len(trained) == 2:
             raise stop
         trained.append(taken)

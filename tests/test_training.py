@@ -17,8 +17,8 @@ import scipy.special
 from flax import nnx
 
 import vgjax as vg
-from vgjax import plans, training
-from vgjax.layers import trainable
+from vgjax.networks.layers import trainable
+from vgjax.training import config, loop
 
 KEY = jax.random.key(3)
 WEIGHTS, ORDER, _ = jax.random.split(KEY, 3)
@@ -325,7 +325,7 @@ def test_sizes_of_parameters_are_in_the_order_of_layers_across_stages() -> None:
     network = vg.mlp(widths=[6, 5, 5, 5, 7], inputs=4, outputs=3)
     assert [stage.depth for stage in network.stages] == [1, 2, 1]
     drawn = oracles.drawn(network, (4, 6, 5, 5, 5, 7, 3))
-    found, expected = training.log_norms(network, trainable(drawn)), by_path(oracles.weights(drawn, 1.0, 1.0))
+    found, expected = loop.log_norms(network, trainable(drawn)), by_path(oracles.weights(drawn, 1.0, 1.0))
     assert set(found) == set(expected)
     for path, log in expected.items():
         np.testing.assert_allclose(found[path], log, rtol=1e-6, err_msg=path)
@@ -368,7 +368,7 @@ KINDS = {
         ("sgd", optax.sgd(0.1)),
     ),
     "an LSTM": Kind(
-        vg.lstm(width=5, depth=4, inputs=3, outputs=3, bias_law="gaussian"),
+        vg.lstm(width=5, depth=4, inputs=3, outputs=3, bias_init="gaussian"),
         architectures.recurrent(architectures.lstm_cell, 5, parts=2),
         SEQUENCES,
         {"sigma_w": SIGMA_W, "sigma_v": 0.75, "sigma_b": SIGMA_B, "forget_bias": 0.5},
@@ -566,13 +566,13 @@ def test_fewer_steps_are_the_first_of_more_whatever_is_recorded() -> None:
 
 
 def test_by_default_it_looks_at_the_ends_of_20_intervals() -> None:
-    steps = plans.checked_steps(None, DRAWS)
+    steps = config.checked_steps(None, DRAWS)
     assert len(steps) == 21
     assert (steps[0], steps[-1]) == (0, DRAWS)
     assert set(np.diff(steps)) <= {15, 16}
-    assert plans.checked_steps(None, 4) == (0, 1, 2, 3, 4)
-    assert plans.checked_steps([7, 0, 7], 9) == (0, 7, 9)
-    assert plans.checked_steps([], 9) == (9,)
+    assert config.checked_steps(None, 4) == (0, 1, 2, 3, 4)
+    assert config.checked_steps([7, 0, 7], 9) == (0, 7, 9)
+    assert config.checked_steps([], 9) == (9,)
 
 
 def test_other_numbers_run_the_same_programs() -> None:
@@ -627,13 +627,13 @@ def updates_of(optimizer: Any, leaves: Any) -> list[Any]:
 
 
 def test_every_optimizer_is_the_one_of_optax_at_a_traced_learning_rate() -> None:
-    assert set(plans.OPTIMIZERS) == set(NAMED)
+    assert set(config.OPTIMIZERS) == set(NAMED)
     leaves = {"stem/kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)}
 
     @jax.jit
     def both(rate: Any) -> Any:
         named = {name: SimpleNamespace(optimizer=name, schedule="constant", groups=("",)) for name in NAMED}
-        found = {name: plans.made(plan, {"": rate}, leaves) for name, plan in named.items()}
+        found = {name: config.made(plan, {"": rate}, leaves) for name, plan in named.items()}
         return [
             {name: updates_of(optimizer, leaves) for name, optimizer in some.items()}
             for some in (found, {name: make(0.05) for name, make in NAMED.items()})
@@ -665,16 +665,16 @@ def risen_and_fallen(t: np.ndarray, steps: int, risen: int) -> np.ndarray:
 
 
 def test_schedules_have_the_shapes_they_are_named_for() -> None:
-    assert set(plans.SCHEDULES) == set(SHAPES)
+    assert set(config.SCHEDULES) == set(SHAPES)
     t = np.arange(37)
     for name, factors in SHAPES.items():
-        found = [float(plans.SCHEDULES[name](36)(i)) for i in t]
+        found = [float(config.SCHEDULES[name](36)(i)) for i in t]
         np.testing.assert_allclose(found, factors(t, 36), rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_schedules_of_a_single_step_begin_where_longer_ones_begin(name: str) -> None:
-    assert float(plans.SCHEDULES[name](1)(0)) == SHAPES[name](np.arange(21), 20)[0]
+    assert float(config.SCHEDULES[name](1)(0)) == SHAPES[name](np.arange(21), 20)[0]
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

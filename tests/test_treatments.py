@@ -10,7 +10,7 @@ import oracles
 import pytest
 
 import vgjax as vg
-from vgjax import treatments
+from vgjax.ensembles import remedies
 
 KEY = jax.random.key(2)
 LAYERS, WIDTH = 5, 6
@@ -35,12 +35,12 @@ def test_a_row_is_what_the_gradient_of_one_draw_says(measured: vg.Remedies) -> N
     net = vg.mlp(width=WIDTH, depth=LAYERS - 1, inputs=64, outputs=10, activation="sigmoid")
     images, seed = vg.data.digits(), 1
     params = vg.init(jax.random.fold_in(KEY, seed), net, stream=False)
-    flow = vg.gradient_flow(net, params, vg.Scales(), images.inputs[:3], images.labels[:3])
+    flow = vg.gradient_flow(params, vg.Scales(), images.inputs[:3], images.labels[:3])
     ends = np.linalg.norm(np.exp(np.asarray(flow.log_gradient, float)), axis=0)[[0, -1]]
     assert measured.log_ratio[seed, 0] == pytest.approx(math.log(ends[0] / ends[1]), rel=1e-5)
     assert measured.factor[seed, 0] == pytest.approx((ends[0] / ends[1]) ** (1 / (LAYERS - 1)), rel=1e-5)
     logs = np.concatenate([np.ravel(log) for log in flow.log_parameter_gradient.values()])
-    weights = vg.scaled(params, vg.Scales())
+    weights = vg.absorb_scales(params, vg.Scales())
     size = math.sqrt(sum(float(np.sum(np.asarray(leaf) ** 2)) for leaf in jax.tree.leaves(weights)))
     expected = math.log(0.1 * math.sqrt(np.sum(np.exp(2 * logs))) / size)
     assert measured.log_step[seed, 0] == pytest.approx(expected, abs=1e-5)
@@ -79,7 +79,7 @@ def test_the_table_prints_saves_and_loads(measured: vg.Remedies, tmp_path: Path)
 
 
 def test_the_textbooks_treatments_are_networks_with_scales_they_know() -> None:
-    for make, layers in treatments.PATIENTS.values():
+    for make, layers in remedies.PATIENTS.values():
         for name, treatment in make(layers, 8, 4).items():
             vg.networks.check_scales(treatment.network, vg.Scales(**treatment.scales))
             assert treatment.network.depth in (layers, layers - 1), name
@@ -99,11 +99,11 @@ def test_bad_treatments_are_refused_in_one_sentence() -> None:
 
 
 def test_lsuv_gives_every_layer_unit_variance() -> None:
-    net = vg.mlp(widths=(9, 12, 12, 7), inputs=5, law="orthogonal", activation="relu")
-    params = oracles.drawn(net, (5, 9, 12, 12, 7, 1), law="orthogonal")
+    net = vg.mlp(widths=(9, 12, 12, 7), inputs=5, kernel_init="orthogonal", activation="relu")
+    params = oracles.drawn(net, (5, 9, 12, 12, 7, 1), kernel_init="orthogonal")
     scales = vg.Scales(sigma_w=0.4, sigma_b=0.3)
     xs = jax.random.normal(KEY, (40, 5))
-    ready = vg.lsuv(net, params, scales, xs)
+    ready = vg.lsuv(params, scales, xs)
     hs = xs @ (0.4 * ready.stem["kernel"]) + 0.3 * ready.stem["bias"]
     for stage in ready.stages:
         for kernel, bias in zip(stage["kernel"], stage["bias"], strict=True):
@@ -119,9 +119,9 @@ def test_calibrated_running_statistics_are_those_of_the_batch() -> None:
     running, training = vg.mlp(**about, norm="batch_running"), vg.mlp(**about, norm="batch", batch=30)
     xs, scales = jax.random.normal(KEY, (30, 4)), vg.Scales(sigma_w=1.7, sigma_b=0.3)
     params = truth.drawn(running)
-    ready = vg.calibrate(running, params, scales, xs)
-    alone = jax.vmap(lambda x: vg.forward(running, ready, scales, x))(xs)
-    together = vg.forward(training, vg.Parameters(params.stem, params.stages, params.head, training), scales, xs)
+    ready = vg.calibrate(params, scales, xs)
+    alone = jax.vmap(lambda x: vg.forward(ready, scales, x))(xs)
+    together = vg.forward(vg.Parameters(params.stem, params.stages, params.head, training), scales, xs)
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
@@ -129,9 +129,9 @@ def test_what_cannot_be_set_from_data_is_refused() -> None:
     net = vg.mlp(width=4, depth=2, inputs=3, residual="pre")
     xs = np.ones((2, 3))
     with pytest.raises(ValueError, match="lsuv needs fully connected or convolutional layers, got Residual"):
-        vg.lsuv(net, truth.drawn(net), vg.Scales(), xs)
+        vg.lsuv(truth.drawn(net), vg.Scales(), xs)
     with pytest.raises(ValueError, match=r"xs must be a batch of inputs, shape \(batch, \*\(3,\)\), got one input"):
-        vg.calibrate(net, truth.drawn(net), vg.Scales(), xs[0])
+        vg.calibrate(truth.drawn(net), vg.Scales(), xs[0])
     tied = vg.mlp(width=4, depth=2, inputs=3, tied=True)
     with pytest.raises(ValueError, match="parameters must be stored, each layer with its own"):
-        vg.calibrate(tied, truth.drawn(tied), vg.Scales(), xs)
+        vg.calibrate(truth.drawn(tied), vg.Scales(), xs)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from vgjax.checks import known, untraced
-from vgjax.exponents import Scaled, clipped
+from vgjax.floatexp import FloatExp, to_float_clipped
 
 Elementwise = Callable[[Array], Array]
 
@@ -74,8 +74,8 @@ class Facts:
     above: bool
 
 
-def apply(activation: Activation, number: Scaled) -> Scaled:
-    """phi of a normalized scaled number of any size, by `exponents.euler`, with what is known about phi used to save
+def apply(activation: Activation, number: FloatExp) -> FloatExp:
+    """phi of a normalized scaled number of any size, by `floatexp.euler`, with what is known about phi used to save
     work.
 
     Args:
@@ -87,13 +87,13 @@ def apply(activation: Activation, number: Scaled) -> Scaled:
     """
     facts = activation.facts
     value, exponent = number
-    y, linear = jax.jvp(activation, (clipped(number),), (value,))
+    y, linear = jax.jvp(activation, (to_float_clipped(number),), (value,))
     below = jnp.zeros((), bool) if facts.at_zero else exponent < 0
     above = jnp.zeros((), bool) if facts.bounded else exponent > 0
     if facts.plateau:  # all units on it: what is left is its level, at exponent 0
         above = above & jnp.any(linear != 0)
     outside = below | above
-    return Scaled(jnp.where(outside, linear, y), jnp.where(outside, exponent, 0))
+    return FloatExp(jnp.where(outside, linear, y), jnp.where(outside, exponent, 0))
 
 
 @functools.cache

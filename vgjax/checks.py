@@ -32,6 +32,15 @@ def positive_integer(name: str, value: Any) -> int:
     return int(value)
 
 
+def whole_numbers(name: str, values: Iterable[Any], least: int, most: int) -> list[int]:
+    """The values as ints, if all are whole numbers within bounds."""
+    values = list(values)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+            raise ValueError(f"{name} must be whole numbers from {least} to {most}, got {value!r}")
+    return [int(value) for value in values]
+
+
 def not_negative(name: str, value: Any) -> None:
     """Pass numbers that are finite and not negative."""
     finite(name, value, "not negative", lambda v: v >= 0)

@@ -11,9 +11,9 @@ import numpy as np
 from vgjax import plots
 from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
+from vgjax.ensembles.result import nearest
 from vgjax.files import writable_folder
-from vgjax.initializers import LAWS
-from vgjax.results import nearest
+from vgjax.initializers import KERNEL_INITS
 
 if TYPE_CHECKING:
     from vgjax.theory import Critical
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=int, default=256, help="units of a layer")
     p.add_argument("--depth", type=int, default=100, help="layers")
     p.add_argument("--seeds", type=int, default=4, help="independent draws, each with its own image")
-    p.add_argument("--law", default="gaussian", help=f"of the weights: {', '.join(LAWS)}")
+    p.add_argument("--kernel-init", default="gaussian", help=f"of the weights: {', '.join(KERNEL_INITS)}")
     p.add_argument("--at", type=float, default=0.05, help="bias scale of the depth panel and of the profile")
     p.add_argument("--key", type=int, default=0, help="seed of all draws")
     p.add_argument("--out", default="results", help="folder for the figures (PNG, PDF) and the data (.npz)")
@@ -88,7 +88,7 @@ def _map(arguments: argparse.Namespace) -> None:
         activation=arguments.activation,
         inputs=images.inputs.shape[1],
         outputs=10,
-        law=arguments.law,
+        kernel_init=arguments.kernel_init,
     )
     folder = writable_folder(arguments.out)
     key = jax.random.key(arguments.key)

@@ -7,10 +7,10 @@ import numpy as np
 
 from vgjax import activations, theory
 from vgjax.activations import Activation, Elementwise
-from vgjax.gradients import GradientFlow
+from vgjax.ensembles.result import Sweep
 from vgjax.initializers import Scales
-from vgjax.networks import Network
-from vgjax.results import Sweep
+from vgjax.measure.gradients import GradientFlow
+from vgjax.networks.network import Network
 from vgjax.theory import Band
 
 CURVE_POINTS = 201
@@ -90,16 +90,16 @@ def compare(sweep: Sweep, activation: str | Activation | Elementwise | None = No
     phi = activations.get(about["activation"] if activation is None else activation)
     scales = {name: np.asarray(sweep.fixed.get(name, default), float) for name, default in _DEFAULTS.items()}
     scales |= {name: values.astype(float) for name, values in sweep.axes.items()}
-    scales["sigma_b"] = scales["sigma_b"] * (about["bias_law"] != "zero")
+    scales["sigma_b"] = scales["sigma_b"] * (about["bias_init"] != "zero")
     grid = dict(zip(sweep.axes, np.meshgrid(*(scales[name] for name in sweep.axes), indexing="ij"), strict=True))
     band = theory.band(
         phi,
         about.get("widths") or [sweep.state_size] * (sweep.depth + 1),
         **{**scales, **grid},
-        law=about["law"],
+        kernel_init=about["kernel_init"],
         q0=np.exp(sweep.log_mean_square[..., 0].astype(float)).mean(axis=0),
     )
-    whole = np.isfinite(sweep.log_gain).all(axis=0) & (sweep.left_range.min(axis=0) > sweep.depth)[..., None]
+    whole = np.isfinite(sweep.log_gain).all(axis=0) & (sweep.first_inexact_layer.min(axis=0) > sweep.depth)[..., None]
     error = np.where(whole, band.deviation / np.sqrt(sweep.seeds), np.nan)
     line = _critical(phi, scales["sigma_b"])
     return Comparison(sweep.axes, sweep.mean_log_gain, band.mean, error, line, phi.name, 1 - whole.mean())
@@ -130,8 +130,8 @@ def predicted_profile(network: Network, flow: GradientFlow, scales: Scales) -> B
             raise ValueError(f"predicted_profile takes one {name} for all layers, got one a layer")
     sigma_w, sigma_b = (float(scales.get(name, default)) for name, default in _DEFAULTS.items())
     first = float(np.exp(np.asarray(flow.log_mean_square)[..., 0].astype(float)).mean())
-    bias = sigma_b * (plain.bias_law != "zero")
-    band = theory.band(plain.activation, plain.widths, sigma_w, bias, law=plain.law, q0=first)
+    bias = sigma_b * (plain.bias_init != "zero")
+    band = theory.band(plain.activation, plain.widths, sigma_w, bias, kernel_init=plain.kernel_init, q0=first)
     last = np.asarray(flow.log_gradient)[..., -1].astype(float)
     spread = float(last.std(ddof=1)) if last.size > 1 else 0.0
     # Forwards a gain from n to n' units has a factor n' / n in its mean square that it has not backwards.
@@ -145,7 +145,7 @@ _DEFAULTS = {"sigma_w": 1.0, "sigma_b": 0.0}
 
 def _check(sweep: Sweep, about: dict[str, Any]) -> None:
     """Raise unless theory covers the sweep."""
-    if "law" not in about:
+    if "kernel_init" not in about:
         raise ValueError(f"compare needs a sweep of vgjax.mlp, got one of {about.get('network', 'an unknown network')}")
     others = [name for name in sweep.axes if name not in _DEFAULTS]
     if others:

@@ -89,7 +89,7 @@ def check_scale(name: str, value: ArrayLike) -> None:
 
 # --- laws -----------------------------------------------------------------------------------------------------------
 
-Law = Callable[[Array, tuple[int, int], jnp.dtype], Array]
+KernelInit = Callable[[Array, tuple[int, int], jnp.dtype], Array]
 
 
 def gaussian(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
@@ -125,32 +125,32 @@ def zeros(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
     return jnp.zeros(shape, dtype)
 
 
-LAWS: dict[str, Law] = {
+KERNEL_INITS: dict[str, KernelInit] = {
     "gaussian": gaussian,
     "truncated": truncated,
     "uniform": uniform,
     "orthogonal": orthogonal,
     "identity": identity,
 }
-BIAS_LAWS: dict[str, Law] = {
+BIAS_INITS: dict[str, KernelInit] = {
     "gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
     "zero": zeros,
 }
 
 
-def law(name: str, laws: Mapping[str, Law] = LAWS) -> Law:
+def kernel_init(name: str, kernel_inits: Mapping[str, KernelInit] = KERNEL_INITS) -> KernelInit:
     """The unit-gain draw of that name.
 
     Raises:
         ValueError: an unknown name; the nearest known one is named.
     """
-    return laws[known("law", name, laws)]
+    return kernel_inits[known("kernel_init", name, kernel_inits)]
 
 
 PADDINGS = {"circular": "CIRCULAR", "zero": "SAME"}
 """Paddings of convolutions, and what Flax calls them."""
 
-CONVOLUTION_LAWS = ("gaussian", "truncated", "uniform", "orthogonal", "delta_orthogonal")
+CONVOLUTION_INITS = ("gaussian", "truncated", "uniform", "orthogonal", "delta_orthogonal")
 
 
 def convolution(
@@ -168,12 +168,12 @@ def convolution(
 
     Source: Xiao et al. 2018, "Dynamical isometry and a mean field theory of CNNs", algorithm 1.
     """
-    known("law", name, CONVOLUTION_LAWS)
+    known("kernel_init", name, CONVOLUTION_INITS)
     if any(size % 2 == 0 for size in kernel_size):
         raise ValueError(f"kernel_size must be odd to keep the image's size, got {kernel_size}")
     fan_in, shape = math.prod(kernel_size) * channels_in, (*kernel_size, channels_in, channels_out)
     if name != "delta_orthogonal":
-        return lambda key, dtype: LAWS[name](key, (fan_in, channels_out), dtype).reshape(shape)
+        return lambda key, dtype: KERNEL_INITS[name](key, (fan_in, channels_out), dtype).reshape(shape)
     if channels_in > channels_out:
         raise ValueError(f"delta_orthogonal needs channels_in <= channels_out, got {channels_in} and {channels_out}")
     centre = tuple(size // 2 for size in kernel_size)
@@ -185,7 +185,7 @@ def convolution(
 class Scheme(NamedTuple):
     """A named initialization scheme as a unit-gain law and the scale that turns it into the scheme."""
 
-    law: str
+    kernel_init: str
     sigma_w: float
 
 
@@ -205,6 +205,6 @@ def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
     """
     fan_in, fan_out = positive_integer("fan_in", fan_in), positive_integer("fan_out", fan_out)
     variances = {"lecun": 1.0, "glorot": 2 * fan_in / (fan_in + fan_out), "he": 2.0}
-    laws = {"normal": "truncated", "uniform": "uniform"}
-    author, shape = known("scheme", name, [f"{v}_{shape}" for v in variances for shape in laws]).split("_")
-    return Scheme(laws[shape], math.sqrt(variances[author]))
+    kernel_inits = {"normal": "truncated", "uniform": "uniform"}
+    author, shape = known("scheme", name, [f"{v}_{shape}" for v in variances for shape in kernel_inits]).split("_")
+    return Scheme(kernel_inits[shape], math.sqrt(variances[author]))

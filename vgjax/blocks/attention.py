@@ -23,7 +23,7 @@ class Attention(nnx.Module):
         width: of a token, a multiple of ``heads``.
         heads: attention heads.
         causal: a token looks at itself and those before it only.
-        law: unit-gain law of the kernels.
+        kernel_init: unit-gain law of the kernels.
         dtype: of the parameters.
         rngs: where the draws come from.
 
@@ -41,7 +41,7 @@ class Attention(nnx.Module):
         heads: int,
         *,
         causal: bool = False,
-        law: str = "gaussian",
+        kernel_init: str = "gaussian",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -55,7 +55,7 @@ class Attention(nnx.Module):
             decode=False,
             deterministic=True,
             attention_fn=_softmax_attention,
-            kernel_init=initializers.law(law),
+            kernel_init=initializers.kernel_init(kernel_init),
             param_dtype=dtype,
             keep_rngs=False,
             rngs=rngs,
@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         mask = jnp.tril(jnp.ones((1, len(h), len(h)), bool)) if self.causal else None
         return scales.sigma_vo * self.attention(key / scales.temperature, key, value, mask=mask)
 
-    def absorb(self, scales: Scales) -> frozenset[str]:
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """Each kernel takes its scale."""
         a = self.attention
         for part, sigma in ((a.query, "sigma_qk"), (a.key, "sigma_qk"), (a.value, "sigma_vo"), (a.out, "sigma_vo")):

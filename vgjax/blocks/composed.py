@@ -9,7 +9,7 @@ from jax import Array
 
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec
-from vgjax.exponents import Scaled, add, normalize, settled
+from vgjax.floatexp import FloatExp, add, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 
 
@@ -38,15 +38,15 @@ class Chain(nnx.Module):
             h = protocol.call(part, h, scales)
         return h
 
-    def step(self, state: Scaled, scales: Scales) -> Scaled:
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size."""
         for i, part in enumerate(self._parts()):
             state = protocol.step(part, normalize(state)[0] if i else state, scales)
         return state
 
-    def absorb(self, scales: Scales) -> frozenset[str]:
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """What its parts absorb."""
-        return frozenset().union(*(protocol.absorb(part, scales) for part in self._parts()))
+        return frozenset().union(*(protocol.absorb_scales(part, scales) for part in self._parts()))
 
     def _parts(self) -> list[Any]:
         return [getattr(self, name) for name in self.order]
@@ -87,16 +87,16 @@ class Residual(nnx.Module):
         kept = protocol.call(self.shortcut, h, scales) if self.shortcut else h
         return scales.skip * kept + self._factor(scales) * protocol.call(self.branch, h, scales)
 
-    def step(self, state: Scaled, scales: Scales) -> Scaled:
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size."""
         kept = protocol.step(self.shortcut, state, scales) if self.shortcut else state
         added = protocol.step(self.branch, state, scales)
         terms = ((scales.skip, kept), (self._factor(scales), added))
-        return add(*(settled(Scaled(factor * term.value, term.exponent)) for factor, term in terms))
+        return add(*(with_zero_exponent(FloatExp(factor * term.value, term.exponent)) for factor, term in terms))
 
-    def absorb(self, scales: Scales) -> frozenset[str]:
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """What its parts absorb; the gate takes the branch's scale."""
-        inside = protocol.absorb(self.branch, scales) | protocol.absorb(self.shortcut, scales)
+        inside = protocol.absorb_scales(self.branch, scales) | protocol.absorb_scales(self.shortcut, scales)
         if self.gate is None:
             return inside
         self.gate[...] = self._factor(scales)

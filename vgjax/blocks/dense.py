@@ -13,7 +13,7 @@ from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec
 from vgjax.checks import known
-from vgjax.exponents import Scaled, add, normalize, offset, settled
+from vgjax.floatexp import FloatExp, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Scales
 
 
@@ -42,7 +42,7 @@ class Affine(nnx.Module):
         before: Spec | None,
         after: Spec | None,
         names: tuple[str, str],
-        bias_law: str,
+        bias_init: str,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
@@ -50,7 +50,7 @@ class Affine(nnx.Module):
         self.names = names
         self.before = before.build(rngs) if before else None
         self.after = after.build(rngs) if after else None
-        bias = initializers.law(bias_law, initializers.BIAS_LAWS)(rngs.params(), (1, outputs), dtype)
+        bias = initializers.kernel_init(bias_init, initializers.BIAS_INITS)(rngs.params(), (1, outputs), dtype)
         self.bias = nnx.Param(bias[0])
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Affine(nnx.Module):
         return {**own, **protocol.scales_of(self.before), **protocol.scales_of(self.after)}
 
     @property
-    def degree(self) -> tuple[int, int] | None:
+    def homogeneity(self) -> tuple[int, int] | None:
         """Asymptotically linear where phi is; with other blocks inside, to be measured."""
         return None if self.before or self.after else (0, 0)
 
@@ -74,15 +74,15 @@ class Affine(nnx.Module):
         a = protocol.call(self.after, a, scales) if self.after else a
         return self.product(scales[self.names[0]] * a) + scales[self.names[1]] * self.bias[...]
 
-    def step(self, state: Scaled, scales: Scales) -> Scaled:
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size; the result is not normalized."""
         if self.before:
             state = normalize(protocol.step(self.before, state, scales))[0]
         a = activations.apply(self.activation, state)
         if self.after:
             a = protocol.step(self.after, normalize(a)[0], scales)
-        product = Scaled(self.product(scales[self.names[0]] * a.value), a.exponent)
-        return add(settled(product), offset(scales[self.names[1]], self.bias[...]))
+        product = FloatExp(self.product(scales[self.names[0]] * a.value), a.exponent)
+        return add(with_zero_exponent(product), scaled_bias(scales[self.names[1]], self.bias[...]))
 
     def slopes(self, h: Array, scales: Scales) -> tuple[Array, float]:
         """phi' of the units, of the shape of the state, and the largest |phi'|."""
@@ -96,8 +96,8 @@ class Dense(Affine):
     Args:
         fan_in, fan_out: sizes of the states before and after.
         activation: phi: a name, an `Activation` or a callable.
-        law: name of the kernel's unit-gain law (`initializers.LAWS`).
-        bias_law: ``"gaussian"`` or ``"zero"``.
+        kernel_init: name of the kernel's unit-gain law (`initializers.KERNEL_INITS`).
+        bias_init: ``"gaussian"`` or ``"zero"``.
         before, after: specs of blocks on either side of phi: ``W after(phi(before(h))) + b``.
         names: of the scales of kernel and bias.
         dtype: of the parameters.
@@ -110,22 +110,22 @@ class Dense(Affine):
         fan_out: int,
         *,
         activation: str | Activation | Elementwise = "linear",
-        law: str = "gaussian",
-        bias_law: str = "gaussian",
+        kernel_init: str = "gaussian",
+        bias_init: str = "gaussian",
         before: Spec | None = None,
         after: Spec | None = None,
         names: tuple[str, str] = ("sigma_w", "sigma_b"),
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(initializers.law(law)(rngs.params(), (fan_in, fan_out), dtype))
-        super().__init__(fan_out, activation, before, after, names, bias_law, dtype, rngs)
+        self.kernel = nnx.Param(initializers.kernel_init(kernel_init)(rngs.params(), (fan_in, fan_out), dtype))
+        super().__init__(fan_out, activation, before, after, names, bias_init, dtype, rngs)
 
     def product(self, a: Array) -> Array:
         """The matrix product."""
         return jnp.dot(a, self.kernel[...])
 
-    def absorb(self, scales: Scales) -> frozenset[str]:
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """W = sigma_w Z, b = sigma_b z."""
         return _absorb(self, self.kernel, scales)
 
@@ -139,9 +139,9 @@ class Conv(Affine):
         kernel_size: odd, one number a dimension.
         strides: one number a dimension, or one for all.
         padding: ``"circular"`` or ``"zero"``.
-        law: unit-gain law of the kernel, fan_in being channels_in times the window; ``"delta_orthogonal"`` is
+        kernel_init: unit-gain law of the kernel, fan_in being channels_in times the window; ``"delta_orthogonal"`` is
             orthogonal at the centre of the window and 0 elsewhere.
-        activation, bias_law, before, after, names, dtype, rngs: as for `Dense`.
+        activation, bias_init, before, after, names, dtype, rngs: as for `Dense`.
 
     Raises:
         ValueError: an even kernel, an unknown padding, or delta-orthogonal with channels_in > channels_out.
@@ -156,15 +156,15 @@ class Conv(Affine):
         strides: int = 1,
         padding: str = "circular",
         activation: str | Activation | Elementwise = "linear",
-        law: str = "gaussian",
-        bias_law: str = "gaussian",
+        kernel_init: str = "gaussian",
+        bias_init: str = "gaussian",
         before: Spec | None = None,
         after: Spec | None = None,
         names: tuple[str, str] = ("sigma_w", "sigma_b"),
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        draw = initializers.convolution(law, kernel_size, channels_in, channels_out)
+        draw = initializers.convolution(kernel_init, kernel_size, channels_in, channels_out)
         self.conv = nnx.Conv(
             channels_in,
             channels_out,
@@ -176,13 +176,13 @@ class Conv(Affine):
             kernel_init=lambda key, _, dtype: draw(key, dtype),
             rngs=rngs,
         )
-        super().__init__(channels_out, activation, before, after, names, bias_law, dtype, rngs)
+        super().__init__(channels_out, activation, before, after, names, bias_init, dtype, rngs)
 
     def product(self, a: Array) -> Array:
         """The convolution."""
         return self.conv(a)
 
-    def absorb(self, scales: Scales) -> frozenset[str]:
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """W = sigma_w Z, b = sigma_b z."""
         return _absorb(self, self.conv.kernel, scales)
 
@@ -191,5 +191,5 @@ def _absorb(block: Affine, kernel: nnx.Param, scales: Scales) -> frozenset[str]:
     of_kernel, of_bias = block.names
     kernel[...] = scales[of_kernel] * kernel[...]
     block.bias[...] = scales[of_bias] * block.bias[...]
-    inside = (protocol.absorb(part, scales) for part in (block.before, block.after))
+    inside = (protocol.absorb_scales(part, scales) for part in (block.before, block.after))
     return frozenset(block.names).union(*inside)

@@ -25,7 +25,7 @@ class Dropout(nnx.Module):
 
     Args:
         shape: of the state.
-        law: ``"bernoulli"`` or ``"gaussian"``.
+        kernel_init: ``"bernoulli"`` or ``"gaussian"``.
         dtype: of the noise.
         rngs: where the draws come from.
 
@@ -35,19 +35,21 @@ class Dropout(nnx.Module):
     scales: ClassVar[Mapping[str, float]] = {"dropout": 0.0}
     linear = True
 
-    def __init__(self, shape: tuple[int, ...], *, law: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs):
-        self.law = known("dropout", law, ("bernoulli", "gaussian"))
+    def __init__(
+        self, shape: tuple[int, ...], *, kernel_init: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.kernel_init = known("dropout", kernel_init, ("bernoulli", "gaussian"))
         self.noise = Mask(jnp.zeros(shape, dtype))
         self.redraw(rngs.params())
 
     def redraw(self, key: Array) -> None:
         """New noise."""
-        draw = jax.random.uniform if self.law == "bernoulli" else jax.random.normal
+        draw = jax.random.uniform if self.kernel_init == "bernoulli" else jax.random.normal
         self.noise[...] = draw(key, self.noise[...].shape, self.noise[...].dtype)
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""
         rate, noise = scales.dropout, self.noise[...]
-        if self.law == "bernoulli":
+        if self.kernel_init == "bernoulli":
             return jnp.where(noise >= rate, h / (1 - rate), 0)
         return h * (1 + jnp.sqrt(rate / (1 - rate)) * noise)

@@ -7,7 +7,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.checks import known
-from vgjax.exponents import Scaled, add, clipped, euler, excess, plain, settled
+from vgjax.floatexp import FloatExp, add, euler, from_float, residual_exponent, to_float_clipped, with_zero_exponent
 from vgjax.initializers import Scales
 
 NORMS = ("layer", "rms", "group", "batch", "batch_running")
@@ -67,21 +67,24 @@ class Norm(nnx.Module):
         """Of the state's shape."""
         return self.norm(h[None])[0] if self.kind == "group" else self.norm(h)
 
-    def step(self, state: Scaled, scales: Scales) -> Scaled:
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size, without Euler's tangent product: what depends on the direction
-        alone is itself at `clipped`, and below the root of epsilon a norm is linear, up to its offset."""
+        alone is itself at `to_float_clipped`, and below the root of epsilon a norm is linear, up to its offset."""
         if self.kind == "batch_running":
             return euler(lambda h: nnx.clone(self)(h), state)
-        value = nnx.clone(self)(clipped(state))  # a copy: see `protocol.step`
+        value = nnx.clone(self)(to_float_clipped(state))  # a copy: see `protocol.step`
         if not self.norm.epsilon:
-            return plain(value)
+            return from_float(value)
         offset = jnp.zeros_like(value) if self.kind == "rms" else jnp.broadcast_to(self.norm.bias[...], value.shape)
-        below = add(settled(Scaled(value - offset, excess(state))), settled(plain(offset)))
+        below = add(
+            with_zero_exponent(FloatExp(value - offset, residual_exponent(state))),
+            with_zero_exponent(from_float(offset)),
+        )
         small = state.exponent < 0
-        return Scaled(jnp.where(small, below.value, value), jnp.where(small, below.exponent, 0))
+        return FloatExp(jnp.where(small, below.value, value), jnp.where(small, below.exponent, 0))
 
     @property
-    def degree(self) -> tuple[int, int]:
+    def homogeneity(self) -> tuple[int, int]:
         """Of the direction alone; linear below the root of epsilon, and everywhere with running statistics."""
         if self.kind == "batch_running":
             return 0, 0

@@ -5,19 +5,18 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 
 - ``scales``: class attribute or property, the names of the `Scales` it reads with their defaults; it is then called
   ``block(h, scales)``. A name that begins with ``sigma_`` multiplies parameters and is never negative;
-- ``absorb(scales)``: multiply scales into its own parameters, in place, and return the names of those that then stand
+- ``absorb_scales(scales)``: multiply scales into its own parameters, in place, and return the names of those that then stand
   at 1: what makes ordinary parameters of unit-gain draws;
 - ``step(state, scales)``: itself on a scaled number past the float range (default: Euler's rule, one tangent product
   more);
 - ``linear``: class attribute, True if it is a linear map (so the exponent passes through);
-- ``degree``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0 for an
+- ``homogeneity``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0 for an
   asymptotically linear map, -1 for what depends on the direction alone (default: measured on one draw);
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``readings(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean of
   a gate (default: none);
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
-- ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c);
-- ``prefix_closed``: class attribute, False if what leaves it depends on layers behind it.
+- ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
 A block in a stage that is fed (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
 scales, x)``. What a call changes in the block's own state is forgotten: a random key gives the same numbers in every
@@ -25,15 +24,16 @@ call, so that a network is a function. Derivatives are always those of the plain
 for a new block.
 """
 
+import functools
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 from jax import Array
 
-from vgjax.exponents import Scaled, euler
+from vgjax.floatexp import FloatExp, euler
 from vgjax.initializers import Scales
 
 
@@ -85,22 +85,65 @@ def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
 
 
 def step(
-    block: Any, state: Scaled, scales: Scales, x: Array | None = None, degree: tuple[int, int] | None = None
-) -> Scaled:
+    block: Any, state: FloatExp, scales: Scales, x: Array | None = None, homogeneity: tuple[int, int] | None = None
+) -> FloatExp:
     """The block on a normalized scaled number of any size; the result is not normalized.
 
-    ``degree`` as above, where the block does not declare it.
+    ``homogeneity`` as above, where the block does not declare it.
     """
     if getattr(block, "linear", False):
-        return Scaled(call(block, state.value, scales, x), state.exponent)
+        return FloatExp(call(block, state.value, scales, x), state.exponent)
     if hasattr(block, "step"):
         with jax.default_matmul_precision("highest"):
             return block.step(state, scales)
-    degree = getattr(block, "degree", degree) or (0, 0)
+    homogeneity = getattr(block, "degree", homogeneity) or (0, 0)
     # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
-    return euler(lambda h: call(nnx.clone(block), h, scales, x), state, degree)
+    return euler(lambda h: call(nnx.clone(block), h, scales, x), state, homogeneity)
 
 
-def absorb(block: Any, scales: Scales) -> frozenset[str]:
+def absorb_scales(block: Any, scales: Scales) -> frozenset[str]:
     """Let a block take scales into its parameters, if it can; the names of those that then stand at 1."""
-    return frozenset(block.absorb(scales)) if hasattr(block, "absorb") else frozenset()
+    return frozenset(block.absorb_scales(scales)) if hasattr(block, "absorb_scales") else frozenset()
+
+
+class BlockInfo(NamedTuple):
+    """What a block says about itself once it is built.
+
+    Attributes:
+        graph: its static part; `nnx.merge` with a dict of its arrays gives the module back.
+        trainable: paths of its `nnx.Param` leaves, "linear/kernel".
+        scales: the names and defaults of the scales it declares.
+        degree: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
+        parts: the names of the parts of its state; empty if it has none.
+        noisy: whether it holds noise that training draws anew at every step.
+    """
+
+    graph: nnx.GraphDef
+    trainable: frozenset[str]
+    scales: Mapping[str, float]
+    homogeneity: tuple[int, int] | None
+    parts: tuple[str, ...]
+    noisy: bool
+
+
+@functools.cache
+def block_info(spec: Spec) -> BlockInfo:
+    """What a block says about itself, from one abstract build."""
+    info: list[BlockInfo] = []
+
+    def build() -> None:
+        block: Any = spec.build(nnx.Rngs(0))
+        graph = nnx.split(block)[0]
+        leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
+        trainable = frozenset(path_name(path) for path, _ in leaves)
+        noisy = any(hasattr(part, "redraw") for _, part in nnx.iter_modules(block))
+        declared = getattr(block, "degree", None), tuple(getattr(block, "parts", ())), noisy
+        info.append(BlockInfo(graph, trainable, dict(scales_of(block)), *declared))
+
+    jax.eval_shape(build)
+    return info[0]
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A path in a nested dict as "linear/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

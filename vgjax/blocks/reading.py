@@ -6,7 +6,7 @@ from jax import Array
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
-from vgjax.exponents import Scaled
+from vgjax.floatexp import FloatExp
 from vgjax.initializers import Scales
 
 
@@ -63,6 +63,6 @@ class Activate(nnx.Module):
         """Elementwise."""
         return self.activation(h)
 
-    def step(self, state: Scaled, scales: Scales) -> Scaled:
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size."""
         return activations.apply(self.activation, state)

@@ -24,8 +24,8 @@ class _Cell(nnx.Module):
 
     Args:
         width, inputs: sizes of the hidden state and of one input.
-        law, input_law: unit-gain laws of the recurrent and the input kernels.
-        bias_law: ``"gaussian"`` or ``"zero"``.
+        kernel_init, input_kernel_init: unit-gain laws of the recurrent and the input kernels.
+        bias_init: ``"gaussian"`` or ``"zero"``.
         dtype: of the parameters.
         rngs: where the draws come from.
     """
@@ -37,19 +37,23 @@ class _Cell(nnx.Module):
         width: int,
         inputs: int,
         *,
-        law: str = "gaussian",
-        input_law: str = "gaussian",
-        bias_law: str = "gaussian",
+        kernel_init: str = "gaussian",
+        input_kernel_init: str = "gaussian",
+        bias_init: str = "gaussian",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        def kernels(law: str, fan_in: int) -> nnx.Param:
-            draws = [initializers.law(law)(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)]
+        def kernels(kernel_init: str, fan_in: int) -> nnx.Param:
+            draws = [
+                initializers.kernel_init(kernel_init)(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)
+            ]
             return nnx.Param(jnp.concatenate(draws, axis=1))
 
-        self.kernel = kernels(law, width)
-        self.input_kernel = kernels(input_law, inputs)
-        bias = initializers.law(bias_law, initializers.BIAS_LAWS)(rngs.params(), (1, self.gates * width), dtype)
+        self.kernel = kernels(kernel_init, width)
+        self.input_kernel = kernels(input_kernel_init, inputs)
+        bias = initializers.kernel_init(bias_init, initializers.BIAS_INITS)(
+            rngs.params(), (1, self.gates * width), dtype
+        )
         self.bias = nnx.Param(bias[0])
 
     def drive(self, x: Array, scales: Scales) -> Array:
@@ -60,7 +64,7 @@ class _Cell(nnx.Module):
         """W h, shape ``(gates * width,)``."""
         return jnp.dot(scales.sigma_w * h, self.kernel[...])
 
-    def absorb(self, scales: Scales) -> frozenset[str]:
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """W = sigma_w Z, V = sigma_v Y, b = sigma_b z."""
         self.kernel[...] = scales.sigma_w * self.kernel[...]
         self.input_kernel[...] = scales.sigma_v * self.input_kernel[...]
@@ -73,7 +77,7 @@ class RNNCell(_Cell):
 
     Args:
         activation: phi: a name, an `Activation` or a callable.
-        width, inputs, law, input_law, bias_law, dtype, rngs: as for every cell of this module.
+        width, inputs, law, input_kernel_init, bias_init, dtype, rngs: as for every cell of this module.
     """
 
     scales: ClassVar[Mapping[str, float]] = _SIGMAS
@@ -86,7 +90,7 @@ class RNNCell(_Cell):
         """Shapes ``(width,)``, ``(inputs,)`` -> ``(width,)``."""
         return self.activation(self.recur(h, scales) + self.drive(x, scales))
 
-    def readings(self, h: Array, scales: Scales, x: Array) -> dict[str, Array]:
+    def diagnostics(self, h: Array, scales: Scales, x: Array) -> dict[str, Array]:
         """Mean square slope of its units."""
         return {
             "mean_square_slope": jnp.mean(
@@ -112,7 +116,7 @@ class MinimalCell(_Cell):
         u = self.gate(h, scales, x)
         return u * h + (1 - u) * x
 
-    def readings(self, h: Array, scales: Scales, x: Array) -> dict[str, Array]:
+    def diagnostics(self, h: Array, scales: Scales, x: Array) -> dict[str, Array]:
         """Mean of the update gate: 1 keeps the state."""
         return {"update_gate": jnp.mean(self.gate(h, scales, x))}
 
@@ -138,7 +142,7 @@ class LSTMCell(_Cell):
         c = f * state[1] + i * g
         return jnp.stack([o * _tanh(c), c])
 
-    def readings(self, state: Array, scales: Scales, x: Array) -> dict[str, Array]:
+    def diagnostics(self, state: Array, scales: Scales, x: Array) -> dict[str, Array]:
         """Means of the three gates."""
         i, f, _, o = self._gates(state, scales, x)
         return {"input_gate": jnp.mean(i), "forget_gate": jnp.mean(f), "output_gate": jnp.mean(o)}
@@ -159,13 +163,13 @@ class GRUCell(_Cell):
         width: int,
         inputs: int,
         *,
-        bias_law: str = "gaussian",
+        bias_init: str = "gaussian",
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        super().__init__(width, inputs, bias_law=bias_law, dtype=dtype, rngs=rngs, **options)
-        bias = initializers.law(bias_law, initializers.BIAS_LAWS)(rngs.params(), (1, width), dtype)
+        super().__init__(width, inputs, bias_init=bias_init, dtype=dtype, rngs=rngs, **options)
+        bias = initializers.kernel_init(bias_init, initializers.BIAS_INITS)(rngs.params(), (1, width), dtype)
         self.recurrent_bias = nnx.Param(bias[0])
 
     def _gates(self, h: Array, scales: Scales, x: Array) -> tuple[Array, Array, Array]:
@@ -180,12 +184,12 @@ class GRUCell(_Cell):
         _, z, n = self._gates(h, scales, x)
         return (1 - z) * n + z * h
 
-    def readings(self, h: Array, scales: Scales, x: Array) -> dict[str, Array]:
+    def diagnostics(self, h: Array, scales: Scales, x: Array) -> dict[str, Array]:
         """Means of the two gates."""
         r, z, _ = self._gates(h, scales, x)
         return {"reset_gate": jnp.mean(r), "update_gate": jnp.mean(z)}
 
-    def absorb(self, scales: Scales) -> frozenset[str]:
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """The bias inside the reset gate as well."""
         self.recurrent_bias[...] = scales.sigma_b * self.recurrent_bias[...]
-        return super().absorb(scales)
+        return super().absorb_scales(scales)

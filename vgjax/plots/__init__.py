@@ -5,8 +5,25 @@ Nothing here knows JAX, and matplotlib is imported when something is drawn. Colo
 and every distinction is also a line, a marker or a word.
 """
 
-from vgjax.plots.maps import describe, draw_critical_line, draw_gain_against_depth, draw_rate, name_edges, phase_map
-from vgjax.plots.profiles import depth_profile, draw_band, draw_profile, spectrum
+from vgjax.plots.cures import remedies
+from vgjax.plots.curves import depth_profile, draw_band, draw_profile, spectrum
+from vgjax.plots.learning import (
+    draw_boundary,
+    draw_gradient_heat,
+    draw_losses,
+    draw_trainability,
+    trainability_boundary,
+    trainability_map,
+    training,
+)
+from vgjax.plots.phase_maps import (
+    describe,
+    draw_critical_line,
+    draw_gain_against_depth,
+    draw_rate,
+    name_edges,
+    phase_map,
+)
 from vgjax.plots.style import (
     CRITICAL,
     EXPLODING,
@@ -22,16 +39,6 @@ from vgjax.plots.style import (
     save,
     styled,
 )
-from vgjax.plots.training import (
-    draw_boundary,
-    draw_gradient_heat,
-    draw_losses,
-    draw_trainability,
-    trainability_boundary,
-    trainability_map,
-    training,
-)
-from vgjax.plots.treatments import remedies
 
 __all__ = [
     "CRITICAL",

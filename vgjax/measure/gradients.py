@@ -1,0 +1,345 @@
+"""Gradients: where the gradient of a loss goes, layer by layer and parameter by parameter."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from vgjax.blocks.protocol import block_info
+from vgjax.floatexp import (
+    ZERO,
+    FloatExp,
+    add,
+    from_float,
+    normalize,
+    power_of_two,
+    residual_exponent,
+    to_float_clipped,
+    with_zero_exponent,
+)
+from vgjax.initializers import Scales
+from vgjax.measure import losses
+from vgjax.networks.layer import Layer
+from vgjax.networks.layers import Layers, Walk, bind, by_path, by_stage, checked_input, describe_states, joined
+from vgjax.networks.network import Network
+from vgjax.networks.parameters import Parameters
+
+FLAT = 0.05
+"""A unit is saturated where |phi'| is below this share of phi's largest slope."""
+
+
+class GradientFlow(NamedTuple):
+    """Where the gradient of one network goes, layer by layer.
+
+    ``batch`` below stands for the leading axis of the input, if it had one.
+
+    Attributes:
+        log_mean_square: ln of the mean square of the state s_l, shape ``(*batch, depth + 1)``.
+        log_gradient: ln ||dL/ds_l||, shape ``(*batch, depth + 1)``; L is the loss of that example alone.
+        log_parameter_gradient: by Flax path, ln of the norm of the gradient of the *summed* loss of the batch: shape
+            ``(depth,)`` for the blocks (``"kernel"``, ``"bias"``), ``()`` for ``"stem/..."`` and ``"head/..."``. NaN
+            in layers without that parameter. Of tied parameters, what each layer (each step of a recurrence)
+            contributes.
+        log_tied_gradient: by Flax path, ln of the norm of the whole gradient of tied parameters, the sum of those
+            contributions, shape ``()``; empty if there are none.
+        log_gradient_parts: by name, ln of the norm of a part of dL/ds_l, where states have parts (an LSTM's ``h`` and
+            ``c``), shape ``(*batch, depth + 1)``.
+        diagnostics: by name, what blocks report of themselves (the mean of a gate), shape ``(*batch, depth)``.
+        mean_square_slope: mean of phi'^2 over a block's units, shape ``(*batch, depth)``; NaN where not reported.
+        saturation: share of a block's units on a flat end (`FLAT`), shape ``(*batch, depth)``; NaN where not reported.
+        saturated: True where the loss's own gradient is too small even for an exponent (below e^-1.8e8):
+            ``log_gradient`` is then an upper bound. Shape ``(*batch,)``.
+        first_inexact_layer: as for `Push`, shape ``(*batch,)``.
+    """
+
+    log_mean_square: Array
+    log_gradient: Array
+    log_parameter_gradient: dict[str, Array]
+    log_tied_gradient: dict[str, Array]
+    log_gradient_parts: dict[str, Array]
+    diagnostics: dict[str, Array]
+    mean_square_slope: Array
+    saturation: Array
+    saturated: Array
+    first_inexact_layer: Array
+
+
+OF_BATCH = ("log_parameter_gradient", "log_tied_gradient")
+"""What is of the summed loss and has no batch axis."""
+
+
+def gradient_flow(
+    parameters: Parameters,
+    scales: Scales,
+    x: ArrayLike,
+    y: ArrayLike | None = None,
+    *,
+    loss: str | None = None,
+    key: Array | None = None,
+) -> GradientFlow:
+    """Where the gradient of a loss goes: ln ||dL/ds_l|| of every layer, and of every parameter, at any depth.
+
+    Parameter gradients are those of the ordinary parameters (`vgjax.absorb_scales`: W = sigma_w Z, b = sigma_b z). A
+    gradient that is zero by symmetry reads as rounding noise.
+
+    Args:
+        parameters, scales: as for `forward`.
+        x: one input, or a batch with one more leading axis.
+        y: what the loss compares the output with: integer labels (cross-entropy), numbers of the output's shape
+            (squared error), or the output's cotangent; with the batch axis of x. Left out, a random cotangent of norm
+            1.
+        loss: ``"cross_entropy"`` (softmax), ``"squared_error"`` (half the sum of squares) or ``"cotangent"``; left
+            out, read off y.
+        key: draws the random cotangent (default ``jax.random.key(0)``).
+
+    Returns:
+        `GradientFlow`.
+
+    Raises:
+        ValueError: unknown scales or loss, inputs or targets of the wrong shape, labels out of range.
+    """
+    x = checked_input(parameters, scales, x, batch=True)
+    single = x.shape == parameters.network.input_shape
+    loss, y = losses.targets(parameters.network, y, loss, key, 1 if single else len(x), single)
+    return (_of_one if single else of_batch)(parameters, scales, x, y, loss)
+
+
+def of_one(parameters: Parameters, scales: Scales, x: Array, y: Array, loss: str) -> GradientFlow:
+    """`of_batch` of one example, without the batch axis; y has one of length 1."""
+    flow = _gradient_flow(parameters, scales, x[None], y, loss)
+    of_batch: Any = {name: getattr(flow, name) for name in OF_BATCH}
+    without: Any = {name: {} for name in of_batch}
+    return jax.tree.map(lambda a: a[0], flow._replace(**without))._replace(**of_batch)
+
+
+_of_one = functools.partial(jax.jit, static_argnames="loss")(of_one)
+
+
+# --- one pass forward, one back -------------------------------------------------------------------------------------
+
+
+class _Carry(NamedTuple):
+    """What the reverse pass hands from layer to layer.
+
+    Attributes:
+        cotangent: dL/ds behind the layer, with a batch axis.
+        tied: sums of the gradients of tied parameters so far, by path.
+    """
+
+    cotangent: FloatExp
+    tied: dict[str, FloatExp]
+
+
+class _Report(NamedTuple):
+    """What the reverse pass reports of each layer: the fields of `GradientFlow`, of one layer."""
+
+    log_gradient: Array
+    log_parameter_gradient: dict[str, Array]
+    log_gradient_parts: dict[str, Array]
+    diagnostics: dict[str, Array]
+    mean_square_slope: Array
+    saturation: Array
+
+
+def _gradient_flow(parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str) -> GradientFlow:
+    network, layers = parameters.network, _bind_batch(parameters, scales, xs)
+    forward = _walk_batch(parameters, scales, xs)
+    entering, of_head, saturated = _where_loss_enters(layers, forward, ys, loss)
+    names = _part_names(network)
+    carry = _Carry(jax.tree.map(lambda a: a[-1], entering), _zeros(parameters))
+    extras = list(zip(forward.reports, _entering_before(network, entering), strict=True))
+    carry, reports = layers.scan(carry, functools.partial(_visit_back, names), extras=extras, reverse=True)
+    first, log_first = jax.vmap(normalize)(carry.cotangent)
+    log_parameter_gradient = of_head | _of_stem(layers.stem, xs, first)
+    log_mean_square, first_inexact = jax.vmap(functools.partial(describe_states, network))(forward.log_norms)
+    depths = [stage.depth for stage in network.stages]
+    of_state = joined([(report.log_gradient, report.log_gradient_parts) for report in reports])
+    log_gradient, parts = jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[:, None], rest.T], axis=1),
+        (log_first, _part_logs(first, names)),
+        of_state,
+    )
+    return GradientFlow(
+        log_mean_square,
+        log_gradient,
+        log_parameter_gradient | by_path([report.log_parameter_gradient for report in reports], depths),
+        _logs(carry.tied),
+        parts,
+        {name: a.T for name, a in by_path([report.diagnostics for report in reports], depths).items()},
+        *(joined([getattr(report, name) for report in reports]).T for name in ("mean_square_slope", "saturation")),
+        saturated,
+        first_inexact,
+    )
+
+
+of_batch = functools.partial(jax.jit, static_argnames="loss")(_gradient_flow)
+
+
+def _bind_batch(parameters: Parameters, scales: Scales, xs: Array) -> Layers:
+    """The layers of a batch: what a fed block reads has a batch axis behind that of the layers."""
+    return bind(parameters, scales, jnp.moveaxis(xs, 0, 1) if parameters.network.fed else xs)
+
+
+def _walk_batch(parameters: Parameters, scales: Scales, xs: Array) -> Walk:
+    """The states of every example: states with axes (layer, batch), logarithms with (batch, layer)."""
+
+    def walk(x: Array) -> Walk:
+        layers = bind(parameters, scales, x)
+        return layers.walk(layers.first_state(x))
+
+    return jax.vmap(walk, out_axes=Walk(None, 1, 0, 0))(xs)  # type: ignore[arg-type]
+
+
+def _visit_back(
+    names: tuple[str, ...], layer: Layer, carry: _Carry, extra: tuple[FloatExp, FloatExp | None]
+) -> tuple[_Carry, _Report]:
+    states, entering = extra
+    back = _back(layer.absorb_scales(), states, carry.cotangent)
+    tied = carry.tied
+    if layer.tied:
+        tied = {p: add(with_zero_exponent(t), with_zero_exponent(back.gradients[p])) for p, t in tied.items()}
+    report = _Report(
+        back.log_cotangent,
+        _logs(back.gradients),
+        _part_logs(back.cotangent, names),
+        _over(layer, Layer.diagnostics, jax.vmap(to_float_clipped)(states)),
+        *_slope_statistics(layer, states),
+    )
+    return _Carry(back.before if entering is None else _sum(back.before, entering), tied), report
+
+
+def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, Array]:
+    """ln of the stem's parameter gradients, from the cotangents of the first state."""
+    if stem is None:
+        return {}
+    x = jax.vmap(lambda x: normalize(from_float(x))[0])(xs.astype(first.value.dtype))
+    return {f"stem/{path}": log for path, log in _logs(_back(stem.absorb_scales(), x, first).gradients).items()}
+
+
+# --- where the loss enters ------------------------------------------------------------------------------------------
+
+
+def _where_loss_enters(layers: Layers, forward: Walk, ys: Array, loss: str) -> tuple[FloatExp, dict[str, Array], Array]:
+    """dL/ds of every state that the head reads, with leading axes (states read, batch); ln of the head's parameter
+    gradients; which examples are saturated."""
+    head, every = layers.head, layers.network.every_step
+    read = jax.tree.map(lambda a: a[None], forward.last)
+    read, ys = (joined([*forward.reports, read]), jnp.moveaxis(ys, 1, 0)) if every else (read, ys[None])
+    read = jax.tree.map(lambda a: a[-len(ys) :], read)
+    outputs = jax.vmap(jax.vmap(lambda s: normalize(head.step(s) if head else s)[0]))(read)
+    ys = ys if loss == "cross_entropy" else ys.astype(outputs.value.dtype)
+    deltas, saturated = jax.vmap(jax.vmap(functools.partial(losses.cotangent, loss)))(outputs, ys)
+    saturated = jnp.any(saturated, axis=0)
+    if head is None:
+        return deltas, {}, saturated
+    lead = deltas.exponent.shape
+    back = _back(head, *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
+    logs = {f"head/{path}": log for path, log in _logs(back.gradients).items()}
+    return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), logs, saturated
+
+
+def _entering_before(network: Network, entering: Any) -> list[Any]:
+    """By stage, what the loss adds to the cotangent before each layer; None where it reads the last state alone.
+
+    The first state is not read, and what the last one adds is where the reverse pass begins.
+    """
+    if not network.every_step:
+        return [None] * len(network.stages)
+    return by_stage(network, jax.tree.map(lambda a: jnp.concatenate([0 * a[:1], a[:-1]]), entering))
+
+
+def _sum(a: FloatExp, b: FloatExp) -> FloatExp:
+    return jax.vmap(lambda a, b: add(with_zero_exponent(a), with_zero_exponent(b)))(a, b)
+
+
+# --- one layer back -------------------------------------------------------------------------------------------------
+
+
+class _Back(NamedTuple):
+    """One layer back, for a batch.
+
+    Attributes:
+        before: the cotangents before it, not normalized.
+        gradients: its parameter gradients, summed over the batch, not normalized.
+        cotangent: the cotangents behind it, normalized.
+        log_cotangent: ln of their norms.
+    """
+
+    before: FloatExp
+    gradients: dict[str, FloatExp]
+    cotangent: FloatExp
+    log_cotangent: Array
+
+
+def _back(layer: Layer, states: FloatExp, cotangents: FloatExp) -> _Back:
+    cotangents, logs = jax.vmap(normalize)(cotangents)
+    before = _over(layer, Layer.pull, states, cotangents)
+    return _Back(before, _parameter_gradients(layer, states, cotangents), cotangents, logs)
+
+
+def _over(layer: Layer, f: Callable[..., Any], *rows: Any) -> Any:
+    """f(layer, row) for a batch of rows; the layer's own input, if it has one, has that leading axis too."""
+    of_input = None if layer.input is None else 0
+    return jax.vmap(lambda x, *row: f(replace(layer, input=x), *row), (of_input, *[0] * len(rows)))(layer.input, *rows)
+
+
+def _logs(gradients: dict[str, FloatExp]) -> dict[str, Array]:
+    return {path: normalize(gradient)[1] for path, gradient in gradients.items()}
+
+
+def _part_names(network: Network) -> tuple[str, ...]:
+    """The parts of its states, if all have the same."""
+    names = {block_info(stage.spec).parts for stage in network.stages}
+    return names.pop() if len(names) == 1 else ()
+
+
+def _part_logs(cotangents: FloatExp, names: tuple[str, ...]) -> dict[str, Array]:
+    def part(i: int) -> Array:
+        return jax.vmap(lambda v: normalize(v._replace(value=v.value[i]))[1])(cotangents)
+
+    return {name: part(i) for i, name in enumerate(names)}
+
+
+def _zeros(parameters: Parameters) -> dict[str, FloatExp]:
+    """Where the sums of the gradients of tied parameters begin, by path."""
+    stages = zip(parameters.network.stages, parameters.stages, strict=True)
+    tied = [Layer(stage.spec, tree, Scales()) for stage, tree in stages if stage.tied]  # type: ignore[arg-type]
+    leaves = (leaf for layer in tied for leaf in layer.trainable().items())
+    return {path: FloatExp(jnp.zeros_like(leaf), jnp.asarray(ZERO)) for path, leaf in leaves}
+
+
+def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -> dict[str, FloatExp]:
+    """sum_b dL_b/d(parameter), not normalized, by path.
+
+    The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each
+    parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`Layer.homogeneities`).
+    """
+    h, beyond = jax.vmap(to_float_clipped)(states), jax.vmap(residual_exponent)(states)
+    one = replace(layer, input=None if layer.input is None else layer.input[0])
+    kinds = one.homogeneities(jax.tree.map(lambda a: a[0], states)).parameters
+
+    def gradient(below: int, above: int) -> tuple[dict[str, Array], Array]:
+        exponent = cotangents.exponent + beyond * jnp.where(beyond < 0, below, above)
+        common = jnp.max(exponent)
+        weights = jax.vmap(lambda e: power_of_two(e - common, h.dtype))(exponent)
+        v = cotangents.value * weights.reshape(-1, *(1,) * (cotangents.value.ndim - 1))
+        at = lambda p: _over(layer.with_parameters(p), Layer.__call__, h)  # noqa: E731
+        return jax.vjp(at, layer.trainable())[1](v)[0], common
+
+    # One product per kind of parameter; what a kind does not use is never computed (XLA drops it).
+    by_kind = {kind: gradient(*kind) for kind in set(kinds.values())}
+    return {path: FloatExp(by_kind[kind][0][path], by_kind[kind][1]) for path, kind in kinds.items()}
+
+
+def _slope_statistics(layer: Layer, states: FloatExp) -> tuple[Array, Array]:
+    """Mean of phi'^2, and the share of flat units, of every example."""
+    slopes, largest = _over(layer, Layer.slopes, jax.vmap(to_float_clipped)(states))
+    largest = jnp.broadcast_to(largest, len(slopes))[:, None]
+    slopes = slopes.reshape(len(slopes), -1)
+    flat = jnp.where(jnp.isnan(slopes), jnp.nan, (jnp.abs(slopes) < FLAT * largest).astype(slopes.dtype))
+    return jnp.mean(slopes**2, axis=1), jnp.mean(flat, axis=1)

@@ -1,0 +1,100 @@
+"""Parameters: the numbers of a network, drawn at unit gain."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from vgjax.networks.layer import Tree, draw
+from vgjax.networks.network import Network
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head"], meta_fields=["network"])
+@dataclass(frozen=True)
+class Parameters:
+    """A network's draws at unit gain (`init`), or its ordinary parameters (`absorb_scales`): a pytree of plain arrays.
+
+    Attributes:
+        stem, head: parameters of one block, by Flax path; empty if there is none.
+        stages: one a stage: the parameters of its blocks stacked along a leading layer axis, or a `Stream`; of a tied
+            stage, one block's.
+        network: what they belong to (static), so that nothing else has to be handed along with them.
+    """
+
+    stem: Tree
+    stages: tuple["Tree | Stream", ...]
+    head: Tree
+    network: Network
+
+    @property
+    def streamed(self) -> bool:
+        """Whether some kernels are drawn anew in every pass instead of stored."""
+        return any(isinstance(stage, Stream) for stage in self.stages)
+
+    @property
+    def dtype(self) -> Any:
+        """Of the floating-point numbers; of streamed ones, that which they are drawn in."""
+        stage, tree = self.network.stages[0], self.stages[0]
+        if isinstance(tree, Stream):
+            tree = jax.eval_shape(functools.partial(draw, stage.spec), jax.ShapeDtypeStruct((), tree.keys.dtype))
+        floats = (leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
+        return next(floats, jnp.dtype(jnp.float32))
+
+    def astype(self, dtype: Any) -> "Parameters":
+        """The same draws in another floating-point dtype."""
+        return as_dtype(dtype, self)
+
+
+class Stream(NamedTuple):
+    """A stage whose blocks are drawn inside the scan, each from its own key, and never stored.
+
+    Attributes:
+        keys: one key a layer, shape ``(depth,)``.
+    """
+
+    keys: Array
+
+
+def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
+    """Draw a network's parameters at unit gain.
+
+    Layer l is drawn from ``fold_in(key, l)``, so the first layers of a deeper network are those of a shallower one.
+
+    Args:
+        key: `jax.random.key`.
+        network: what to draw for.
+        stream: keep only the keys and draw each layer inside every scan, so that no kernel is stored; same numbers.
+    """
+    return _init(key, network, stream)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _init(key: Array, network: Network, stream: bool) -> Parameters:
+    stem_key, block_key, head_key = jax.random.split(key, 3)
+    layer_keys = jax.vmap(functools.partial(jax.random.fold_in, block_key))(jnp.arange(network.depth))
+    stages: list[Tree | Stream] = []
+    start = 0
+    for stage in network.stages:
+        keys = layer_keys[start : start + stage.depth]
+        if stage.tied:
+            stages.append(draw(stage.spec, keys[0]))
+        else:
+            # One layer after the other: the same bits as `vmap`, which needs temporaries of three times the weights.
+            stages.append(Stream(keys) if stream else lax.map(functools.partial(draw, stage.spec), keys))
+        start += stage.depth
+    return Parameters(
+        draw(network.stem, stem_key) if network.stem else {},
+        tuple(stages),
+        draw(network.head, head_key) if network.head else {},
+        network,
+    )
+
+
+def as_dtype(dtype: Any, tree: Any) -> Any:
+    """A tree with all its floating-point numbers in a dtype; whole numbers and keys stay what they are."""
+    return jax.tree.map(
+        lambda a: jnp.asarray(a).astype(dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, tree
+    )

@@ -1,0 +1,110 @@
+"""What an optimizer moves: ordinary parameters, the trainable ones among them, and noise drawn anew."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vgjax.blocks import Spec
+from vgjax.blocks.protocol import block_info
+from vgjax.initializers import Scales
+from vgjax.networks.layer import Layer, Tree
+from vgjax.networks.layers import bind
+from vgjax.networks.network import check_scales
+from vgjax.networks.parameters import Parameters
+
+
+def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
+    """The ordinary Flax parameters that a user's optimizer would see, W = sigma_w Z and b = sigma_b z, and the scales
+    that are left.
+
+    Z is the stored draw at unit gain, so W has standard deviation sigma_w / sqrt(fan_in). Both together are the same
+    network: ``forward(*absorb_scales(params, scales), x)``. Of the scales those that multiply parameters then stand at
+    1; the others (skip, temperature, dropout) are what they were. The head is at unit gain already.
+
+    Args:
+        parameters: draws at unit gain (`init`).
+        scales: numbers, or one value per layer.
+
+    Returns:
+        Parameters of the same network, and every scale that it declares, shape ``(depth,)`` or ``()``.
+
+    Raises:
+        ValueError: unkntree scales, or streamed parameters, which are never stored.
+    """
+    check_scales(parameters.network, scales)
+    if parameters.streamed:
+        raise ValueError("parameters must be stored to take scales; draw them with init(..., stream=False)")
+    return absorbed(parameters, scales)
+
+
+def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
+    """`absorb_scales`, unchecked: for use inside compiled programs."""
+    layers, stages = bind(parameters, scales, None), parameters.network.stages
+
+    def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, Scales]]:
+        ordinary = layer.absorb_scales()
+        return None, (ordinary.parameters, ordinary.scales)
+
+    _, reports = layers.scan(None, visit)
+    kept = (
+        jax.tree.map(lambda a: a[0], tree) if stage.tied else tree
+        for stage, (tree, _) in zip(stages, reports, strict=True)
+    )
+    left = {name: jnp.concatenate([scales[name] for _, scales in reports]) for name in reports[0][1]}
+    if any(stage.tied for stage in stages):  # the scales of shared parameters are one number (`check_scales`)
+        left = {name: value[0] if name.startswith("sigma") else value for name, value in left.items()}
+    stem = layers.stem.absorb_scales().parameters if layers.stem else {}
+    return replace(parameters, stem=stem, stages=tuple(kept)), Scales._of(left)
+
+
+def trainable(parameters: Parameters) -> dict[str, Array]:
+    """The `nnx.Param` leaves of stored parameters, by path: "stem/kernel", "blocks/0/kernel" (of the first stage,
+    stacked by layer unless it is tied), "head/bias"."""
+    return {
+        f"{where}/{path}": leaf
+        for where, (spec, tree) in _subtrees(parameters).items()
+        for path, leaf in Layer(spec, tree, Scales()).trainable().items()
+    }
+
+
+def with_trainable(parameters: Parameters, leaves: dict[str, Array]) -> Parameters:
+    """The same parameters with the leaves of `trainable` replaced."""
+
+    def put(where: str, spec: Spec, tree: Tree) -> Tree:
+        mine = {path.removeprefix(f"{where}/"): leaf for path, leaf in leaves.items() if path.startswith(f"{where}/")}
+        return Layer(spec, tree, Scales()).with_parameters(mine).parameters
+
+    return _assemble(parameters, {where: put(where, *at) for where, at in _subtrees(parameters).items()})
+
+
+def redrawn(parameters: Parameters, key: Array) -> Parameters:
+    """Stored parameters with the noise of every block (dropout) drawn anew; those of a network without any as they
+    are."""
+
+    def put(i: int, where: str, spec: Spec, tree: Tree) -> Tree:
+        if not block_info(spec).noisy:
+            return tree
+        here = jax.random.fold_in(key, i)
+        draw_one = lambda tree, key: Layer(spec, tree, Scales()).redrawn(key).parameters  # noqa: E731
+        stage = parameters.network.stages[int(where.split("/")[1])] if "/" in where else None
+        if stage is None or stage.tied:
+            return draw_one(tree, here)
+        return jax.vmap(draw_one)(tree, jax.random.split(here, stage.depth))
+
+    return _assemble(parameters, {at[0]: put(i, at[0], *at[1]) for i, at in enumerate(_subtrees(parameters).items())})
+
+
+def _subtrees(parameters: Parameters) -> dict[str, tuple[Spec, Any]]:
+    """Where parameters lie: the stem, every stage, the head; with the spec of their block."""
+    network = parameters.network
+    subtrees = {f"blocks/{i}": (s.spec, parameters.stages[i]) for i, s in enumerate(network.stages)}
+    ends = {"stem": (network.stem, parameters.stem), "head": (network.head, parameters.head)}
+    return subtrees | {name: (spec, tree) for name, (spec, tree) in ends.items() if spec is not None}
+
+
+def _assemble(parameters: Parameters, tree: dict[str, Tree]) -> Parameters:
+    stages = tuple(tree[f"blocks/{i}"] for i in range(len(parameters.stages)))
+    return replace(parameters, stem=tree.get("stem", {}), stages=stages, head=tree.get("head", {}))

@@ -1,0 +1,234 @@
+"""Training: losses and gradients along the way, what trains at which depth, and the border of divergence."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from vgjax.training.loop import Training
+    from vgjax.training.trainability import TrainingSweep
+
+CURVES = ("#b2182b", "#2166ac", "#4d4d4d", "#e08214", "#1b7837", "#762a83", "#01665e")
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (5, 1, 1, 1)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (8, 2)),
+    "--",
+)
+
+
+@styled
+def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Figure":
+    """Loss curves of several trainings, and for each the gradient over layer and step as a heat map.
+
+    Args:
+        runs: name -> `vgjax.train`, with gradients.
+        title: above the first panel.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.6 + 2.3 * len(runs), 2.7), layout="constrained")
+    curves, *heats = figure.subplots(1, 1 + len(runs), width_ratios=(1.25, *[1] * len(runs)))
+    draw_losses(curves, {name: np.asarray(run.loss) for name, run in runs.items()})
+    curves.set_title(title or "loss")
+    gradients = {name: np.asarray(run.looks.log_gradient) for name, run in runs.items()}
+    finite = np.concatenate([g[np.isfinite(g)] for g in gradients.values()])
+    for ax, (name, gradient) in zip(heats, gradients.items(), strict=True):
+        mesh = draw_gradient_heat(
+            ax, np.asarray(runs[name].steps), gradient, (float(finite.min()), float(finite.max()))
+        )
+        ax.set_title(name)
+    ticks = powers_of_ten(float(finite.min()), float(finite.max()))
+    colour_bar(figure, heats, mesh, r"$\|\partial L / \partial h^l\|$", ticks, power_of_ten, extend="neither")
+    return figure
+
+
+def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1) -> None:
+    """One loss curve a training, on a logarithmic axis; a cross where it stops being finite.
+
+    Args:
+        ax: where.
+        losses: name -> loss of every step, shape ``(num_steps,)``.
+        smooth: steps over which to average.
+    """
+    for (name, loss), colour, line in zip(losses.items(), CURVES * 9, LINES * 9, strict=False):
+        shown = np.convolve(loss, np.ones(smooth) / smooth, "valid")
+        steps = np.arange(len(shown)) + (smooth - 1) / 2
+        (drawn,) = ax.plot(steps, shown, color=colour, linestyle=line, linewidth=1.1, label=name)
+        end = int(np.argmax(~np.isfinite(loss))) if not np.isfinite(loss).all() else 0
+        if end:
+            ax.plot(end - 1, loss[end - 1], "X", color=drawn.get_color(), markersize=6, markeredgecolor="white")
+    ax.set(xlabel="step", ylabel="training loss", yscale="log")
+    ax.margins(x=0.01)
+    ax.legend(handlelength=2.4, fontsize=7)
+
+
+def draw_gradient_heat(
+    ax: "Axes", steps: np.ndarray, log_gradient: np.ndarray, reach: tuple[float, float] | None = None
+) -> Any:
+    """The gradient's norm over layer and step; white where it is a true zero or does not exist.
+
+    Args:
+        ax: where.
+        steps: shape ``(r,)``.
+        log_gradient: natural logarithms, shape ``(r, layers)``.
+        reach: the ends of the colours.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = reach if reach is not None else (None, None)
+    shown = np.where(np.isfinite(log_gradient), log_gradient, np.nan)
+    layers = np.arange(shown.shape[1])
+    mesh = ax.pcolormesh(steps, layers, shown.T, cmap="magma", vmin=low, vmax=high, shading="nearest", rasterized=True)
+    ax.set(xlabel="step", ylabel="layer $l$")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return mesh
+
+
+# --- the trainability map -------------------------------------------------------------------------------------------
+
+
+@styled
+def trainability_map(
+    sweep: "TrainingSweep",
+    *,
+    name: str = "train_accuracy",
+    xi: np.ndarray | None = None,
+    multiples: Sequence[float] = (1, 3, 6),
+    lost: np.ndarray | None = None,
+    title: str | None = None,
+) -> "Figure":
+    """Accuracy after training over weight variance and depth, at the best learning rate, with the theory over it.
+
+    Args:
+        sweep: over ``depth`` and ``sigma_w`` (and learning rates).
+        name: which accuracy.
+        xi, multiples, lost: as for `draw_trainability`.
+        title: above the axes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.3, 3.2), layout="constrained")
+    ax = figure.subplots()
+    variance = np.asarray(sweep.axes["sigma_w"]) ** 2
+    mesh = draw_trainability(ax, variance, sweep.axes["depth"], sweep.best(name), xi=xi, multiples=multiples, lost=lost)
+    ax.set_title(title or "")
+    text = name.replace("_", " ").replace("train ", "training ")
+    colour_bar(figure, ax, mesh, text, np.linspace(0, 1, 6), "{:.0%}".format, extend="neither")
+    return figure
+
+
+def draw_trainability(
+    ax: "Axes",
+    variance: np.ndarray,
+    depths: np.ndarray,
+    accuracy: np.ndarray,
+    *,
+    xi: np.ndarray | None = None,
+    multiples: Sequence[float] = (1, 3, 6),
+    lost: np.ndarray | None = None,
+) -> Any:
+    """Accuracy over weight variance and depth, with multiples of the predicted depth scale over it.
+
+    Args:
+        ax: where.
+        variance: sigma_w^2, shape ``(points,)``.
+        depths: shape ``(depths,)``.
+        accuracy: between 0 and 1, shape ``(depths, points)``.
+        xi: the depth scale xi_c at each variance, shape ``(points,)`` or ``(2, fine)``: variances and their xi.
+        multiples: of xi to draw.
+        lost: the depth from which float32 reads no gradient at the first layer, shape ``(points,)``; NaN for never.
+    """
+    mesh = ax.pcolormesh(variance, depths, accuracy, cmap="cividis", vmin=0, vmax=1, shading="nearest", rasterized=True)
+    frame = ax.get_xlim(), ax.get_ylim()
+    if xi is not None:
+        where, scale = xi if np.ndim(xi) == 2 else (variance, xi)
+        for times, line in zip(multiples, ("-", "--", ":", "-."), strict=False):
+            text = rf"{times:g} $\xi_c$" if times != 1 else r"$\xi_c$"
+            ax.plot(where, times * scale, color="white", linestyle=line, linewidth=1.2, label=text)
+    if lost is not None and (lost < frame[1][1]).any():
+        ax.plot(variance, lost, color="#ef3b2c", marker="x", markersize=4, linewidth=0.8, label="float32 reads 0")
+    ax.set(xlim=frame[0], ylim=frame[1], xlabel=r"weight variance $\sigma_w^2$", ylabel="depth $L$")
+    if ax.get_legend_handles_labels()[0]:
+        legend = ax.legend(loc="upper right", fontsize=6.5, frameon=True, labelcolor="white")
+        legend.get_frame().set(facecolor="0.3", alpha=0.8, linewidth=0)
+    return mesh
+
+
+# --- the boundary ---------------------------------------------------------------------------------------------------
+
+
+@styled
+def trainability_boundary(*sweeps: "TrainingSweep", titles: Sequence[str] = ()) -> "Figure":
+    """Where small networks converge and where they diverge, over two learning rates (or a learning rate and a scale).
+
+    Args:
+        *sweeps: each over two axes, of one seed; a zoom is outlined in the picture before it.
+        titles: above the panels.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.5 * len(sweeps) + 0.3, 2.75), layout="constrained")
+    axes = figure.subplots(1, len(sweeps), squeeze=False)[0]
+    for i, (ax, sweep) in enumerate(zip(axes, sweeps, strict=True)):
+        draw_boundary(ax, sweep)
+        ax.set_title(titles[i] if i < len(titles) else "")
+        if i + 1 < len(sweeps):
+            outline(ax, sweeps[i + 1])
+    return figure
+
+
+def draw_boundary(ax: "Axes", sweep: "TrainingSweep") -> Any:
+    """Blue where the loss goes down, darker the sooner; red where it does not, darker the sooner it is lost."""
+    from matplotlib.ticker import MaxNLocator
+
+    x, y = sweep.axes.values()
+    converged = sweep.converged[0]
+    shade = intensity(sweep.loss[0], converged).T
+    mesh = ax.pcolormesh(x, y, shade, cmap="RdBu", vmin=-1, vmax=1, shading="nearest", rasterized=True)
+    for axis, values, set_scale in ((ax.xaxis, x, ax.set_xscale), (ax.yaxis, y, ax.set_yscale)):
+        if values[0] > 0 and values[-1] / values[0] > 20:
+            set_scale("log")
+        else:
+            axis.set_major_locator(MaxNLocator(4))
+    ax.set(xlabel=label(next(iter(sweep.axes))), ylabel=label([*sweep.axes][1]))
+    return mesh
+
+
+def intensity(loss: np.ndarray, converged: np.ndarray) -> np.ndarray:
+    """Between .15 and 1 where training converged and -.15 and -1 where it did not, by rank: the sum of the losses over
+    the first one where it did, of their inverses where it did not.
+
+    Args:
+        loss: shape ``(*axes, num_steps)``.
+        converged: shape ``axes``.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        relative = loss / loss[..., :1]
+        slow = np.where(converged, relative.sum(-1), np.nan_to_num(1 / relative, nan=0.0, posinf=1e30).sum(-1))
+    shade = np.zeros(converged.shape)
+    for side, sign in ((converged, 1), (~converged, -1)):
+        if side.any():
+            rank = np.argsort(np.argsort(slow[side])) / max(1, side.sum() - 1)
+            shade[side] = sign * (1 - 0.85 * rank)
+    return shade
+
+
+def outline(ax: "Axes", inner: "TrainingSweep") -> None:
+    """A frame around what another sweep covers; a cross where that is too small to be seen."""
+    from matplotlib.patches import Rectangle
+
+    x, y = inner.axes.values()
+    ax.add_patch(Rectangle((x[0], y[0]), x[-1] - x[0], y[-1] - y[0], fill=False, edgecolor="k", linewidth=0.9))
+    ax.plot(
+        np.mean(x), np.mean(y), "o", markersize=11, markerfacecolor="none", markeredgecolor="k", markeredgewidth=0.7
+    )
