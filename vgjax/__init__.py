@@ -3,6 +3,10 @@
 from vgjax import activations, blocks, data, theory
 from vgjax.activations import Activation
 from vgjax.blocks import Spec, spec
+from vgjax.ensembles.measurement import Measurement, measurement
+from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
+from vgjax.ensembles.result import Result, load
+from vgjax.ensembles.sweep import Case, sweep
 from vgjax.initializers import Scales, scheme
 from vgjax.measure.correlation import correlation, token_correlation
 from vgjax.measure.flow import gain_matrix, pull_back, push_forward, states

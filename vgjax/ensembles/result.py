@@ -1,65 +1,246 @@
-"""Named results: what a sweep measured, with where it came from; saved and loaded whole."""
+"""The result of a sweep: what was measured, over what, and where it came from; saved and loaded whole."""
 
+import html
 import json
 import os
 import platform
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vgjax.checks import known
 from vgjax.files import whole_file
+from vgjax.networks.network import Network
 
 if TYPE_CHECKING:
     import xarray
 
-
 _EXPONENTS = {"float32": (-126, 128), "bfloat16": (-126, 128), "float16": (-14, 16)}
-"""Exponents of the smallest normal number and of the first power of two beyond the largest."""
+"""Exponents of the smallest normal number and of the first power of two beyond the largest (IEEE 754)."""
+
+NATURAL = "natural logarithm"
 
 
-class Result(ABC):
-    """What saves and loads: a dataclass with ``axes`` (swept scales in order, name -> values), ``fixed``,
-    ``provenance`` and arrays whose leading dimensions are the seed and the axes."""
+@dataclass(frozen=True)
+class Result:
+    """What `vgjax.sweep` measured. Every variable is an attribute: ``result.log_gain``. Logarithms are natural; -inf is
+    a true zero, NaN what does not exist.
 
-    trailing: ClassVar[dict[str, tuple[str, ...]]]
-    """Its arrays, and what their dimensions behind the seed and the axes are called."""
+    Attributes:
+        measure: the name of the measurement.
+        axes: what was swept, in order: name -> values, shape ``(points,)``.
+        arrays: the variables, by name: dimensions (network if there are several, seed, *axes, *dims of the variable).
+        dims: names of every variable's dimensions behind the axes; ``layer`` runs over s_0 ... s_L, ``block`` over what
+            is between them.
+        coordinates: values along such dimensions, where they are not just counted.
+        networks: by name; one without a name where there was one. None for one that a file could not hold (with an
+            activation or a block of a user's own).
+        fixed: scales and other numbers that were not swept: name -> value.
+        provenance: networks, key, versions, device, pieces: plain JSON values.
+    """
 
+    measure: str
     axes: dict[str, np.ndarray]
-    fixed: dict[str, Any]
-    provenance: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    dims: dict[str, tuple[str, ...]]
+    coordinates: dict[str, np.ndarray] = field(default_factory=dict)
+    networks: dict[str, Network | None] = field(default_factory=lambda: {"": None})
+    fixed: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
-    kinds: ClassVar[dict[str, Any]] = {}
-    """Every result, by name."""
+    def __getattr__(self, name: str) -> Any:
+        arrays = self.__dict__.get("arrays", {})
+        if name in arrays:
+            return arrays[name]
+        inside = {key[len(name) + 1 :].replace(".", "/"): a for key, a in arrays.items() if key.startswith(f"{name}.")}
+        if inside:
+            return inside
+        raise AttributeError(f"no variable {name!r} here; there are {', '.join(arrays)}")
 
-    def __init_subclass__(cls) -> None:
-        Result.kinds[cls.__name__] = cls
+    # --- what it is about ---
 
     @property
-    @abstractmethod
-    def coordinates(self) -> dict[str, Any]:
-        """Values along the trailing dimensions, by the dimension's name (or pairs of dimension and values)."""
+    def network(self) -> Network:
+        """The network, where there was one.
+
+        Raises:
+            ValueError: of several, or of one that a file could not hold.
+        """
+        if len(self.networks) > 1:
+            raise ValueError(
+                f"a result over several networks has them as networks, by name: {', '.join(self.networks)}"
+            )
+        (network,) = self.networks.values()
+        if network is None:
+            raise ValueError(
+                "the file could not hold this network (an activation or a block of your own): "
+                "hand it over as load(path, network=...)"
+            )
+        return network
+
+    @property
+    def several(self) -> bool:
+        """Whether the variables have a leading dimension ``network``."""
+        return "" not in self.networks
+
+    @property
+    def lead(self) -> tuple[str, ...]:
+        """Names of the dimensions that all variables begin with."""
+        return (*(("network",) if self.several else ()), "seed", *self.axes)
+
+    @property
+    def seeds(self) -> int:
+        """How many independent draws."""
+        return int(next(iter(self.arrays.values())).shape[int(self.several)])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Every dimension's size."""
+        found: dict[str, int] = {}
+        for name, a in self.arrays.items():
+            found |= dict(zip((*self.lead, *self.dims[name]), a.shape, strict=True))
+        return found
+
+    @property
+    def depth(self) -> int:
+        """L, the number of layers (of several networks, of the deepest)."""
+        sizes = self.sizes
+        if "layer" in sizes:
+            return sizes["layer"] - 1
+        return max(network.depth for network in self.networks.values() if network is not None)
+
+    def __repr__(self) -> str:
+        over = ", ".join(
+            f"{size} {name}{'s' if size > 1 and name == 'seed' else ''}" for name, size in self.sizes.items()
+        )
+        names = [name or str(net) for name, net in self.networks.items()]
+        of = names[0] if len(names) == 1 else f"{len(names)} networks"
+        return f"<{self.measure} of {of} over {over}: {', '.join(self.arrays)}>"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(dict(zip((*self.lead, *self.dims[name]), a.shape))))}"
+            f"</td><td>{a.dtype}</td></tr>"
+            for name, a in self.arrays.items()
+        )
+        head = "<tr><th>variable</th><th>dimensions</th><th>dtype</th></tr>"
+        return f"<p>{html.escape(repr(self).split(':')[0].lstrip('<'))}</p><table>{head}{''.join(rows)}</table>"
+
+    # --- statistics over seeds ---
+
+    def mean(self, name: str) -> np.ndarray:
+        """Mean of a variable over seeds: of logarithms the quenched one, what a typical network does; shape without
+        ``seed``."""
+        return self._variable(name).mean(axis=int(self.several))
+
+    def error(self, name: str) -> np.ndarray:
+        """Standard error of `mean`; NaN for a single seed, and where some seed's logarithm is that of a true zero."""
+        values, axis = self._variable(name), int(self.several)
+        if self.seeds < 2:
+            return np.full(np.delete(values.shape, axis), np.nan)
+        with np.errstate(invalid="ignore"):
+            return values.std(axis=axis, ddof=1) / np.sqrt(self.seeds)
+
+    def annealed(self, name: str) -> np.ndarray:
+        """ln of the root mean square over seeds of what a variable is the logarithm of (what chi predicts, doubled):
+        ``ln(mean exp(2 a)) / 2``; shape without ``seed``."""
+        return (np.logaddexp.reduce(2 * self._variable(name), axis=int(self.several)) - np.log(self.seeds)) / 2
+
+    def rate(self, from_layer: int | None = None) -> np.ndarray:
+        """Mean over seeds of the log gain per layer, from a layer (default: half the depth, past the transient) to L.
+
+        Negative: gradients vanish; positive: they explode. Half of ln chi, in theory. -inf where the gain is a true
+        zero at L.
+
+        Returns:
+            Shape ``(*axes,)``, with several networks ``(network, *axes)``.
+
+        Raises:
+            ValueError: a result without gains, or a layer that is not before the last.
+        """
+        mean, depth = self._gains(), self.depth
+        from_layer = depth // 2 if from_layer is None else from_layer
+        if not 0 <= from_layer < depth:
+            raise ValueError(f"from_layer must lie in 0 .. {depth - 1}, got {from_layer}")
+        last, first = mean[..., -1], mean[..., from_layer]
+        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (depth - from_layer)
+
+    def edge(self, along: str | None = None) -> np.ndarray:
+        """Where along an axis gradients stop vanishing and start exploding: the first sign change of `rate`,
+        interpolated.
+
+        Args:
+            along: the axis; left out, the first.
+
+        Returns:
+            Values of that axis, of the shape of the remaining ones; NaN where there is no such change.
+
+        Raises:
+            ValueError: a result without gains or without such an axis.
+        """
+        along = next(iter(self.axes), "") if along is None else along
+        known("along", along, self.axes)
+        values, axis = self.axes[along], [*self.axes].index(along) + self.several
+        rate = np.moveaxis(self.rate(), axis, 0)
+        crossing = (rate[:-1] < 0) & (rate[1:] >= 0)
+        i = crossing.argmax(axis=0) if len(crossing) else np.zeros(rate.shape[1:], int)
+        low, high = (np.take_along_axis(rate, np.minimum(i + k, len(rate) - 1)[None], axis=0)[0] for k in (0, 1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.where(np.isfinite(low), -low / (high - low), 1)
+        between = values[i] + share * (values[np.minimum(i + 1, len(values) - 1)] - values[i])
+        return np.where(crossing.any(axis=0), between, np.nan)
+
+    def lost(self, dtype: str = "float32") -> np.ndarray:
+        """True where a plain pass in ``dtype`` would read the gradient, or the state behind it, as 0 or not finite.
+
+        The naive reading (the root of the sum of squares of a gradient of norm 1 pulled through those layers),
+        derived from the logarithms: right to a few layers. `vgjax.naive_reading` runs the pass itself.
+
+        Returns:
+            Booleans of the shape of ``log_gain``.
+
+        Raises:
+            ValueError: a result without gains, or a dtype other than float32, bfloat16 and float16.
+        """
+        self._gains()
+        lowest, highest = _EXPONENTS[known("dtype", dtype, _EXPONENTS)]
+        square, n = 2 * self.log_gain, self.provenance["state_size"]
+        # A sum of squares is 0 when its largest term is: about 2 ln n times the mean of n Gaussian ones.
+        zero = square + np.log(max(1.0, 2 * np.log(n)) / n) < lowest * np.log(2)
+        infinite = square > highest * np.log(2)
+        return zero | infinite | (self.log_mean_square > 2 * highest * np.log(2))
+
+    def _variable(self, name: str) -> np.ndarray:
+        return self.arrays[known("variable", name, self.arrays)]
+
+    def _gains(self) -> np.ndarray:
+        if "log_gain" not in self.arrays:
+            raise ValueError(f"rate, edge and lost need a sweep of gains, got one of {self.measure}")
+        return self.mean("log_gain")
+
+    # --- labels and files ---
 
     def to_xarray(self) -> "xarray.Dataset":
-        """A labelled `xarray.Dataset` over seed, swept scales and what is behind, with the provenance in its
-        attributes.
+        """A labelled `xarray.Dataset`, with the provenance in its attributes.
 
         Raises:
             ImportError: xarray is not installed.
         """
-        xr = _xarray()
-        variables, lead = {}, ("seed", *self.axes)
-        for name, behind in self.trailing.items():
-            values = getattr(self, name)
-            about = {"units": "natural logarithm"} if name.startswith("log_") else {}
-            variables[name] = ((*lead, *behind), values, about)
+        xr, sizes = _xarray(), self.sizes
+        units = {name: {"units": NATURAL} if name.startswith("log_") else {} for name in self.arrays}
+        variables = {name: ((*self.lead, *self.dims[name]), a, units[name]) for name, a in self.arrays.items()}
+        counted = {dim: np.arange(sizes[dim]) for dim in ("seed", "layer") if dim in sizes}
+        counted |= {"block": np.arange(1, sizes["block"] + 1)} if "block" in sizes else {}
+        named: dict[str, Any] = {"network": np.array(list(self.networks))} if self.several else {}
+        if self.several and None not in self.networks.values():
+            named["depth"] = ("network", np.array([net.depth for net in self.networks.values()]))  # type: ignore[union-attr]
         return xr.Dataset(
             variables,
-            coords={"seed": np.arange(len(values)), **self.axes, **self.coordinates},
-            attrs={"kind": type(self).__name__, **{name: json.dumps(value) for name, value in self._about().items()}},
+            coords={**named, **counted, **self.axes, **self.coordinates},
+            attrs={name: json.dumps(value) for name, value in self._description().items()},
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -77,254 +258,75 @@ class Result(ABC):
             if path.suffix == ".nc":
                 self.to_xarray().to_netcdf(temporary)
             else:
-                about = json.dumps({"kind": type(self).__name__, "axes": [*self.axes], **self._about()})
-                arrays: dict[str, Any] = {f"axis_{name}": values for name, values in self.axes.items()}
-                arrays |= {name: getattr(self, name) for name in self.trailing} | self._stored_coordinates()
-                np.savez_compressed(temporary, about=np.array(about), **arrays)
+                arrays = {f"axis/{name}": values for name, values in self.axes.items()}
+                arrays |= {f"coordinate/{name}": values for name, values in self.coordinates.items()}
+                arrays |= {f"variable/{name}": values for name, values in self.arrays.items()}
+                description = np.array(json.dumps(self._description()))
+                np.savez_compressed(temporary, description=description, **arrays)  # type: ignore[arg-type]
         return path
 
-    def _about(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, Any]:
         """All that is no array, as plain JSON values."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._arrays()}  # type: ignore
+        return {
+            "measure": self.measure,
+            "axes": list(self.axes),
+            "coordinates": list(self.coordinates),
+            "dims": {name: list(dims) for name, dims in self.dims.items()},
+            "networks": {name: None for name, net in self.networks.items()},
+            "fixed": self.fixed,
+            "provenance": self.provenance,
+        }
 
-    def _stored_coordinates(self) -> dict[str, np.ndarray]:
-        """Those coordinates that are fields."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in self.coordinates}  # type: ignore
 
-    def _arrays(self) -> set[str]:
-        return {"axes", *self.trailing, *self.coordinates}
+def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None) -> Result:
+    """Read back what `Result.save` wrote.
 
-
-def load(path: str | os.PathLike[str]) -> Any:
-    """Read back what the ``save`` of a result (`Sweep`, `SpectrumSweep`, `Remedies`) wrote.
+    Args:
+        path: ``.npz`` or ``.nc``.
+        network: the network, or several by name, where a file cannot hold them: with an activation or a block of your
+            own.
 
     Raises:
-        ValueError: a suffix other than ``.npz`` and ``.nc``, or a file that holds no result.
+        ValueError: a suffix other than ``.npz`` and ``.nc``, a file that holds no result, or a network other than that
+            of the result.
         FileNotFoundError: there is no such file.
     """
     path = _with_known_suffix(path)
-    if path.suffix == ".nc":
-        with _xarray().open_dataset(path) as dataset:
-            data = dataset.load()
-        if "kind" not in data.attrs:
-            raise ValueError(f"path must hold a saved result, got {path}")
-        kind = Result.kinds[data.attrs.pop("kind")]
-        names = [*data[next(iter(kind.trailing))].dims]
-        about = {name: json.loads(value) for name, value in data.attrs.items()}
-        axes = {str(n): data[n].values for n in names[1 : len(names) - len(next(iter(kind.trailing.values())))]}
-        arrays = {f.name: data[f.name].values for f in fields(kind) if f.name in data and f.name not in axes}
-        return kind(axes=axes, **arrays, **about)
+    description, axes, coordinates, arrays = (_read_nc if path.suffix == ".nc" else _read_npz)(path)
+    networks = {name: None for name, each in description["networks"].items()}
+    given = {"": network} if isinstance(network, Network) else dict(network or {})
+    for (name, each), said in zip(networks.items(), description["provenance"].get("networks", []), strict=False):
+        if name in given and repr(given[name]) != said:
+            raise ValueError(f"network must be that of the result, {said}, got {given[name]!r}")
+        networks[name] = given.get(name, each)
+    dims = {name: tuple(each) for name, each in description["dims"].items()}
+    kept = description["fixed"], description["provenance"]
+    return Result(description["measure"], axes, arrays, dims, coordinates, networks, *kept)
+
+
+Read = tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def _read_npz(path: Path) -> Read:
     with np.load(path) as file:
-        if "about" not in file:
+        if "description" not in file:
             raise ValueError(f"path must hold a saved result, got {path}")
-        about = json.loads(str(file["about"]))
-        kind = Result.kinds[about.pop("kind")]
-        axes = {name: file[f"axis_{name}"] for name in about.pop("axes")}
-        arrays = {f.name: file[f.name] for f in fields(kind) if f.name in file}
-        return kind(axes=axes, **arrays, **about)
+        kinds: dict[str, dict[str, np.ndarray]] = {"axis": {}, "coordinate": {}, "variable": {}}
+        for key in file.files:
+            kind, _, name = key.partition("/")
+            if name:
+                kinds[kind][name] = file[key]
+        return json.loads(str(file["description"])), kinds["axis"], kinds["coordinate"], kinds["variable"]
 
 
-@dataclass(frozen=True)
-class Sweep(Result):
-    """What `vgjax.sweep` measured. All logarithms are natural; -inf is a true zero.
-
-    Attributes:
-        axes: the swept scales, in order: name -> values, shape ``(points,)``.
-        log_gain: ln of the root mean square over random directions u of ||J_{l<-0} u|| / ||u||, shape ``(seed, *axes,
-            depth + 1)``.
-        log_mean_square: ln of the mean square of the state s_l, same shape.
-        first_inexact_layer: first layer whose state the activation does not cover, depth + 1 if none, shape ``(seed, *axes)``.
-        state_size: units of a state.
-        fixed: the scales that were not swept: name -> value.
-        provenance: network, key, versions, dtype, device, chunk size: plain JSON values.
-    """
-
-    trailing: ClassVar[dict[str, tuple[str, ...]]] = {
-        "log_gain": ("depth",),
-        "log_mean_square": ("depth",),
-        "first_inexact_layer": (),
-    }
-
-    axes: dict[str, np.ndarray]
-    log_gain: np.ndarray
-    log_mean_square: np.ndarray
-    first_inexact_layer: np.ndarray
-    state_size: int
-    fixed: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def coordinates(self) -> dict[str, np.ndarray]:
-        """Every depth."""
-        return {"depth": np.arange(self.depth + 1)}
-
-    @property
-    def depth(self) -> int:
-        """L, the number of blocks."""
-        return self.log_gain.shape[-1] - 1
-
-    @property
-    def seeds(self) -> int:
-        """How many independent draws."""
-        return self.log_gain.shape[0]
-
-    @property
-    def mean_log_gain(self) -> np.ndarray:
-        """Mean over seeds of the log gain (quenched: what a typical network does), shape ``(*axes, depth + 1)``."""
-        return self.log_gain.mean(axis=0)
-
-    @property
-    def standard_error(self) -> np.ndarray:
-        """Standard error of `mean_log_gain`; NaN for a single seed, and where some seed's gradient is a true zero."""
-        if self.seeds < 2:
-            return np.full(self.log_gain.shape[1:], np.nan)
-        with np.errstate(invalid="ignore"):
-            return self.log_gain.std(axis=0, ddof=1) / np.sqrt(self.seeds)
-
-    @property
-    def log_mean_square_gain(self) -> np.ndarray:
-        """ln of the mean over seeds of the squared gain (annealed: what chi predicts), shape ``(*axes, depth + 1)``."""
-        return np.logaddexp.reduce(2 * self.log_gain, axis=0) - np.log(self.seeds)
-
-    def rate(self, start: int | None = None) -> np.ndarray:
-        """Mean over seeds of the log gain per layer, from layer ``start`` (default: half the depth, past the
-        transient) to L.
-
-        Negative: gradients vanish; positive: they explode. Half of ln chi, in theory. -inf where the gain is a true
-            zero at L.
-
-        Returns:
-            Shape ``(*axes,)``.
-
-        Raises:
-            ValueError: a start that is not a layer before the last.
-        """
-        start = self.depth // 2 if start is None else start
-        if not 0 <= start < self.depth:
-            raise ValueError(f"start must lie in 0 .. {self.depth - 1}, got {start}")
-        last, first = self.mean_log_gain[..., -1], self.mean_log_gain[..., start]
-        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (self.depth - start)
-
-    def edge(self) -> np.ndarray:
-        """Where along the first axis gradients stop vanishing and start exploding: the first sign change of `rate`,
-        interpolated.
-
-        Returns:
-            Values of the first swept scale, of the shape of the remaining axes; NaN where there is no such change.
-        """
-        rate, values = self.rate(), next(iter(self.axes.values()))
-        crossing = (rate[:-1] < 0) & (rate[1:] >= 0)
-        i = crossing.argmax(axis=0)
-        low, high = (np.take_along_axis(rate, (i + k)[None], axis=0)[0] for k in (0, 1))
-        with np.errstate(invalid="ignore"):
-            share = np.where(np.isfinite(low), -low / (high - low), 1)
-        return np.where(
-            crossing.any(axis=0), values[i] + share * (values[np.minimum(i + 1, len(values) - 1)] - values[i]), np.nan
-        )
-
-    def lost(self, dtype: str = "float32") -> np.ndarray:
-        """True where a plain pass in ``dtype`` would read the gradient, or the state behind it, as 0 or not finite.
-
-        The naive reading (the root of the sum of squares of a gradient of norm 1 pulled through those layers),
-        derived from the logarithms: right to a few layers. `gradient_flow` runs the pass itself.
-
-        Returns:
-            Booleans of the shape of ``log_gain``.
-
-        Raises:
-            ValueError: a dtype other than float32, bfloat16 and float16.
-        """
-        lowest, highest = _EXPONENTS[known("dtype", dtype, _EXPONENTS)]
-        square = 2 * self.log_gain
-        # A sum of squares is 0 when its largest term is: about 2 ln n times the mean of n Gaussian ones.
-        n = self.state_size
-        zero = square + np.log(max(1.0, 2 * np.log(n)) / n) < lowest * np.log(2)
-        infinite = square > highest * np.log(2)
-        return zero | infinite | (self.log_mean_square > 2 * highest * np.log(2))
-
-
-class Reading:
-    """What can be read off log singular values, shape ``(..., n)`` along the last axis; all logarithms natural."""
-
-    log_singular_values: np.ndarray
-
-    @property
-    def rank(self) -> np.ndarray:
-        """How many directions are not lost, shape ``(...)``."""
-        return np.isfinite(self.log_singular_values).sum(axis=-1)
-
-    @property
-    def log_frobenius(self) -> np.ndarray:
-        """ln of the Frobenius norm: half of ln of the sum of s^2."""
-        return np.logaddexp.reduce(2 * self.log_singular_values, axis=-1) / 2
-
-    @property
-    def log_condition(self) -> np.ndarray:
-        """ln of the largest over the smallest; inf where a direction is lost."""
-        values = self.log_singular_values
-        return np.where(np.isneginf(values[..., -1]), np.inf, values[..., 0] - np.nan_to_num(values[..., -1]))
-
-    @property
-    def log_det(self) -> np.ndarray:
-        """Their sum: ln |det J| where J is square; -inf where a direction is lost."""
-        return self.log_singular_values.sum(axis=-1)
-
-    @property
-    def participation(self) -> np.ndarray:
-        """(sum s^2)^2 / sum s^4: about how many directions carry the signal, from 1 to n; NaN where all are lost."""
-        with np.errstate(invalid="ignore"):
-            return np.exp(4 * self.log_frobenius - np.logaddexp.reduce(4 * self.log_singular_values, axis=-1))
-
-
-@dataclass(frozen=True)
-class Spectrum(Reading):
-    """Singular values of the Jacobian of one network, at a set of depths.
-
-    Attributes:
-        depths: the m of J_{m<-l}, shape ``(depths,)``.
-        log_singular_values: ln s, descending, shape ``(depths, n)``; -inf for a direction that is lost.
-        condition: about the largest condition number of a single layer, unequal sizes of its columns apart: ln s is
-            right to about this many roundings of the dtype.
-        first_inexact_layer: as for `Push`.
-    """
-
-    depths: np.ndarray
-    log_singular_values: np.ndarray
-    condition: float
-    first_inexact_layer: int
-
-
-@dataclass(frozen=True)
-class SpectrumSweep(Reading, Result):
-    """What `vgjax.spectrum_sweep` measured. All logarithms are natural; -inf is a direction that is lost.
-
-    Attributes:
-        axes: the swept scales, in order: name -> values, shape ``(points,)``.
-        depths: the m of J_{m<-l}, shape ``(depths,)``.
-        log_singular_values: ln s, descending, shape ``(seed, *axes, depths, n)``.
-        condition, first_inexact_layer: as for `Spectrum`, shape ``(seed, *axes)``.
-        fixed: the scales that were not swept: name -> value.
-        provenance: network, key, versions, dtype, device: plain JSON values.
-    """
-
-    trailing: ClassVar[dict[str, tuple[str, ...]]] = {
-        "log_singular_values": ("depths", "index"),
-        "condition": (),
-        "first_inexact_layer": (),
-    }
-
-    axes: dict[str, np.ndarray]
-    depths: np.ndarray
-    log_singular_values: np.ndarray
-    condition: np.ndarray
-    first_inexact_layer: np.ndarray
-    fixed: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def coordinates(self) -> dict[str, np.ndarray]:
-        """The depths."""
-        return {"depths": self.depths}
+def _read_nc(path: Path) -> Read:
+    with _xarray().open_dataset(path) as dataset:
+        data = dataset.load()
+    if "measure" not in data.attrs:
+        raise ValueError(f"path must hold a saved result, got {path}")
+    description = {name: json.loads(value) for name, value in data.attrs.items()}
+    axes, coordinates = ({n: data[n].values for n in description[kind]} for kind in ("axes", "coordinates"))
+    return description, axes, coordinates, {name: data[name].values for name in description["dims"]}
 
 
 def nearest(values: np.ndarray, value: float) -> float:
@@ -332,8 +334,8 @@ def nearest(values: np.ndarray, value: float) -> float:
     return float(values[np.abs(values - value).argmin()])
 
 
-def machine() -> dict[str, Any]:
-    """What ran this: versions, platform, device; JSON values."""
+def describe_machine() -> dict[str, Any]:
+    """What ran this and may change the last bits: versions, processor, device; JSON values."""
     import flax
     import jax
 
@@ -344,7 +346,6 @@ def machine() -> dict[str, Any]:
         "flax": flax.__version__,
         "numpy": np.__version__,
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
         "device": f"{device.platform}: {device.device_kind}",
     }
 

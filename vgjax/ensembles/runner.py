@@ -1,4 +1,4 @@
-"""Long work in pieces: a memory budget, a progress bar, all cores, and results on disk as they come."""
+"""The runner: long work in pieces, with a progress bar, on all cores, and kept on disk as it comes."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -20,27 +21,8 @@ T = TypeVar("T")
 
 Arrays = dict[str, np.ndarray]
 
-MEMORY = 2**28
-"""Default budget of one chunk, in bytes: 256 MiB."""
-
 LAYOUT = "chunks"
 """Where a folder's settings say how its run is cut into pieces."""
-
-
-def chunk_size(points: int, bytes_per_point: int, memory: int) -> int:
-    """How many points to take at once: as many as fit the budget (at least one), in chunks of equal size."""
-    fitting = max(1, min(points, memory // bytes_per_point))
-    chunks = -(-points // fitting)
-    return -(-points // chunks)
-
-
-def chunks(points: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """The chunks of ``range(points)``: the points each takes, and how many of them are new.
-
-    All have the same size, so that one compiled program serves them; the last is filled up by repeating its last point.
-    """
-    for start in range(0, points, size):
-        yield [min(i, points - 1) for i in range(start, start + size)], min(size, points - start)
 
 
 def progress(work: Iterable[T], total: int, label: str, show: bool | None = None) -> Iterator[T]:
@@ -76,34 +58,40 @@ def run(
     work: Mapping[str, Callable[[], Arrays]],
     label: str,
     *,
-    store: "Store | None" = None,
+    checkpoint: "Checkpoint | None" = None,
     workers: int = 1,
     show: bool | None = None,
 ) -> dict[str, Arrays]:
     """Do all pieces of a long work, several at a time, and keep each as soon as it is done.
 
-    What the store holds already is read, not done again. Whatever ends the run early (an error, an interrupt), the
-    pieces that were done by then are in the store.
+    What the checkpoint holds already is read, not done again. Whatever ends the run early (an error, an interrupt), the
+    pieces that were done by then are in the checkpoint.
 
     Args:
         work: by name, what makes a piece.
         label: of the progress bar.
-        store: where pieces are kept; None keeps them in memory alone.
+        checkpoint: where pieces are kept; None keeps them in memory alone.
         workers: threads.
         show: as for `progress`.
 
     Returns:
         The pieces, by name, in the order of ``work``.
     """
-    kept = {name: found for name in work if store and (found := store.read(name)) is not None}
+    kept = {name: found for name in work if checkpoint and (found := checkpoint.read(name)) is not None}
+
+    wide = jax.dtypes.canonicalize_dtype("float64") == np.float64
 
     def done(name: str) -> tuple[str, Arrays]:
-        made = work[name]()
-        if store:
-            store.write(name, made)
+        with jax.enable_x64(wide):  # JAX's settings belong to a thread
+            made = work[name]()
+        if checkpoint:
+            checkpoint.write(name, made)
         return name, made
 
     missing = [name for name in work if name not in kept]
+    if workers == 1:  # in this thread: what the caller switched on (a device, a precision) holds
+        kept |= dict(progress(map(done, missing), len(missing), label, show))
+        return {name: kept[name] for name in work}
     with ThreadPoolExecutor(workers) as pool:
         futures: list[Future[tuple[str, Arrays]]] = [pool.submit(done, name) for name in missing]
         try:
@@ -115,7 +103,7 @@ def run(
     return {name: kept[name] for name in work}
 
 
-class Store:
+class Checkpoint:
     """A folder that holds the pieces of one run, so that a run that was killed goes on where it was.
 
     Args:

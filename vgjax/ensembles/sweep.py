@@ -1,8 +1,16 @@
-"""Sweeps: one draw, every point of a grid of scales, all depths in one pass."""
+"""The sweep: one measurement of networks, at every point of a grid of scales, for every seed.
 
+A seed's draw is made once and shared by the whole grid, so that a layer is one matrix product for all of it; every layer
+comes out of one pass; one compiled program serves all seeds, pieces and later grids of a network.
+"""
+
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,308 +20,424 @@ from jax.typing import ArrayLike
 
 from vgjax.checks import known, positive_integer
 from vgjax.ensembles import runner
-from vgjax.ensembles.result import SpectrumSweep, Sweep, machine
-from vgjax.initializers import Scales, check_scale
-from vgjax.measure import spectrum
-from vgjax.measure.flow import Push, directions, push, push_all, state_shapes
-from vgjax.measure.graded import orthonormal
-from vgjax.measure.gradients import GradientFlow, gradient_flow
-from vgjax.networks.layers import Parameters, init, parameter_dtype
-from vgjax.networks.network import Network, check_input, check_scales
+from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program
+from vgjax.ensembles.measurement import Arrays, Measurement
+from vgjax.ensembles.measurements import gains
+from vgjax.ensembles.result import Result, describe_machine
+from vgjax.initializers import Scales
+from vgjax.memory import MEMORY, chunks
+from vgjax.networks.layers import state_sizes
+from vgjax.networks.network import Network, check_scales
+
+LEADING = ("seed", "example")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network as one of several in a sweep, with what belongs to it alone.
+
+    Attributes:
+        network: what is drawn.
+        scales: fixed ones of its own: name -> value.
+        adapt: what becomes of the sweep's measurement here.
+    """
+
+    network: Network
+    scales: Mapping[str, Any] = field(default_factory=dict)
+
+    def adapt(self, measure: Measurement) -> Measurement:
+        """The measurement as it is made of this network."""
+        return measure
+
+
+Networks = Network | Case | Sequence[Network | Case] | Mapping[str, Network | Case]
 
 
 def sweep(
-    network: Network,
-    x: ArrayLike,
-    *,
+    network: Networks,
+    *inputs: ArrayLike,
     key: Array,
+    measure: Measurement | None = None,
     seeds: int = 8,
-    tangents: int = 1,
     scales: Scales | None = None,
-    stream: bool = False,
-    memory: int = runner.MEMORY,
+    leading: str | None = None,
+    folder: str | None = None,
+    memory: int = MEMORY,
+    workers: int | None = None,
     progress: bool | None = None,
-    **axes: ArrayLike,
-) -> Sweep:
-    """ln of the gradient gain at every point of a grid of scales, for every seed, at every depth up to the network's.
+    **axes: Any,
+) -> Result:
+    """One measurement at every point of a grid of scales, for every seed and every network.
 
-    Seed s draws its weights and directions from ``fold_in(key, s)`` once and shares them over the whole grid: every
-    layer is then one matrix product. One compilation serves all seeds and chunks, and a second grid of the same
-    shape.
+    Seed s draws from ``fold_in(key, s)``, the same parameters for every measurement: those of
+    ``init(jax.random.split(jax.random.fold_in(key, s))[0], network)``. One compilation serves all seeds and pieces, and
+    a second grid of the same size.
 
     Args:
-        network: prefix-closed, so that one pass answers for every depth.
-        x: one input for all seeds, shape ``network.input_shape``, or one a seed, with a leading axis of that length.
+        network: one; or several, an axis ``network`` of the result: a list, or a dict by name.
+        *inputs: what the measurement reads, after parameters and scales: one x for `gains`, x and y for `gradients`, x1
+            and x2 for `correlations`, none for `trainings`.
         key: `jax.random.key`.
+        measure: what is measured; left out, `gains`.
         seeds: independent draws.
-        tangents: random directions a draw; the gain is their root mean square (it tends to ||J||_F / sqrt(n)).
         scales: those that stay fixed, as for `forward`.
-        stream: draw each layer inside the scan and store none.
-        memory: budget in bytes for one chunk of the grid.
-        progress: a bar on standard error, one step a chunk; None shows it on a terminal only.
-        **axes: the grid: a scale's name with its values, shape ``(points,)``; a plain number stays fixed.
+        leading: what a leading axis of the inputs stands for: ``"seed"``: one input for each seed; ``"example"``: a
+            batch, an axis ``example`` of the result.
+        folder: where finished pieces are kept; called again with the same arguments after it was stopped, it goes on
+            from there and gives the same result.
+        memory: budget in bytes for one piece of the grid.
+        workers: pieces done at once; default: the cores of this process where a piece does not fill them alone.
+        progress: a bar on standard error, one step a piece; None shows it on a terminal only.
+        **axes: the grid: the name of a scale (or of what else the measurement takes: ``learning_rate``) with its
+            values, shape ``(points,)``; a plain number stays fixed.
 
     Returns:
-        `vgjax.ensembles.result.Sweep`, with axes (seed, *axes, depth).
+        `Result`, with dimensions (network, seed, *axes) and those of the measurement.
 
     Raises:
-        ValueError: an unknown or negative scale, an empty grid, a seed count that is not a whole number above 0, an
-            input of the wrong shape, or a network that is not prefix-closed.
+        ValueError: an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
+            that do not fit the network or whose leading axis is not named, a folder of another run.
     """
-    seeds, tangents = positive_integer("seeds", seeds), positive_integer("tangents", tangents)
-    memory = positive_integer("memory", memory)
-    grid, fixed = grid_of(network, scales if scales is not None else Scales(), axes)
-    inputs = _inputs(network, x, seeds)
-    if not network.prefix_closed:
-        raise ValueError("network must be prefix-closed to be swept over depth: some block depends on layers behind it")
-
-    shape, points = points_of(grid)
-    count = int(np.prod(shape))
-    size = runner.chunk_size(count, _bytes_per_point(network, tangents), memory)
-
-    def work() -> Iterator[Push]:
-        for seed in range(seeds):
-            weights, of_tangents = jax.random.split(jax.random.fold_in(key, seed))
-            parameters = init(weights, network, stream=stream)
-            u = directions(of_tangents, network, tangents)
-            for taken, new in runner.chunks(count, size):
-                swept = Scales(**{name: values[taken] for name, values in points.items()})
-                found = measure(parameters, Scales(**fixed), swept, inputs[seed], u)
-                yield jax.tree.map(lambda a, new=new: np.asarray(a)[:new], found)
-
-    total = seeds * -(-count // size)
-    pieces = list(runner.progress(work(), total, "sweep", progress))
-    found = jax.tree.map(lambda *parts: np.concatenate(parts).reshape(seeds, *shape, *parts[0].shape[1:]), *pieces)
-    return Sweep(
-        grid,
-        found.log_gain,
-        found.log_mean_square,
-        found.first_inexact_layer,
-        int(np.prod(state_shapes(network)[-1])),
-        {name: np.asarray(value).tolist() for name, value in fixed.items()},
-        provenance(network, key, seeds=seeds, tangents=tangents, chunk_size=size, stream=stream),
-    )
-
-
-def spectrum_sweep(
-    network: Network,
-    x: ArrayLike,
-    *,
-    key: Array,
-    seeds: int = 8,
-    depths: Sequence[int] | None = None,
-    scales: Scales | None = None,
-    from_input: bool = False,
-    dtype: str | None = None,
-    memory: int = runner.MEMORY,
-    progress: bool | None = None,
-    **axes: ArrayLike,
-) -> SpectrumSweep:
-    """`log_singular_values` of many networks: every seed at every point of a grid of scales, at a set of depths.
-
-    Seed s draws its weights from ``fold_in(key, s)``, as `sweep` does, and shares them over the whole grid; one
-    compilation serves all.
-
-    Args:
-        network, x, key, seeds, scales, progress, **axes: as for `sweep`; without axes, seeds alone.
-        depths, from_input, dtype: as for `log_singular_values`.
-        memory: budget in bytes for one chunk of the grid.
-
-    Returns:
-        `vgjax.ensembles.result.SpectrumSweep`, values with axes (seed, *axes, depths, n).
-
-    Raises:
-        ValueError: as `sweep` and `log_singular_values`; a layer whose Jacobian is not finite is named with its seed.
-    """
+    measure = gains() if measure is None else measure
+    if not isinstance(measure, Measurement):
+        raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {measure!r:.80}")
     seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
-    grid, fixed = grid_of(network, scales if scales is not None else Scales(), axes, least=0)
-    inputs = _inputs(network, x, seeds)
-    wanted = spectrum.checked_depths(network, depths, 0, from_input)
-    shape, points = points_of(grid)
-    count = int(np.prod(shape))
-    directions = int(np.prod(network.input_shape if from_input else state_shapes(network)[0]))
-    drawn = jax.eval_shape(functools.partial(init, network=network), key)
-    computed_in = np.dtype(dtype or parameter_dtype(drawn)).name
-    spectrum.check_memory(network, directions, len(wanted), computed_in, spectrum.DENSE)
-    per_point = spectrum.bytes_needed(network, directions, len(wanted), computed_in)
-    size = runner.chunk_size(count, per_point, memory)
-
-    def work() -> Iterator[list[spectrum.Found]]:
-        for seed in range(seeds):
-            parameters = init(jax.random.split(jax.random.fold_in(key, seed))[0], network, stream=False)
-            with spectrum.computing(parameters, dtype) as kind:
-                rotation = orthonormal(directions, directions, kind)
-                for taken, new in runner.chunks(count, size):
-                    swept = Scales(**{name: values[taken] for name, values in points.items()})
-                    about = (np.asarray(taken), rotation, tuple(wanted), from_input, kind)
-                    kept = measure_spectra(parameters, Scales(**fixed), swept, inputs[seed], *about)
-                    kept = jax.tree.map(np.asarray, kept)
-                    each = (spectrum.finished(jax.tree.map(lambda a, i=i: a[i], kept)) for i in range(new))
-                    yield [spectrum.checked(one, wanted[-1], f" of seed {seed}") for one in each]
-
-    pieces = list(runner.progress(work(), seeds * -(-count // size), "spectra", progress))
-    found = jax.tree.map(lambda *values: np.stack(values), *(one for piece in pieces for one in piece))
-    left = np.where(found.first_inexact_layer > wanted[-1], network.depth + 1, found.first_inexact_layer)
-    values, condition, first_inexact_layer = (
-        a.reshape(seeds, *shape, *a.shape[1:]) for a in (found.log_singular_values, found.condition, left)
-    )
-    about = provenance(network, key, seeds=seeds, chunk_size=size, from_input=from_input, dtype=computed_in)
-    named = {name: np.asarray(value).tolist() for name, value in fixed.items()}
-    return SpectrumSweep(grid, np.asarray(wanted), values, condition, first_inexact_layer, named, about)
+    fixed = Scales() if scales is None else scales
+    cases, many = _cases(network), not isinstance(network, (Network, Case))
+    grids = [_grid(case, measure, fixed, axes) for case in cases.values()]
+    jobs = [
+        _job(name, case, measure, grid, inputs, key, seeds, leading)
+        for (name, case), grid in zip(cases.items(), grids, strict=True)
+    ]
+    parallel = measure.parallel and jax.default_backend() == "cpu"
+    workers = (runner.cores() if parallel else 1) if workers is None else positive_integer("workers", workers)
+    with measure.computing(jobs[0].network):
+        layout = [list(job.measure.chunk(job.network, job.grid.points, memory, workers)) for job in jobs]
+        settings, checkpoint = _settings(jobs, key, seeds), None
+        if folder is not None:
+            checkpoint = runner.Checkpoint(folder, {**settings, "computed": _computed(jobs)}, layout)
+            layout = checkpoint.layout
+        jobs = [dataclasses.replace(job, size=tuple(size)) for job, size in zip(jobs, layout, strict=True)]
+        pieces = runner.run(
+            _in_turn(jobs, workers), measure.name, checkpoint=checkpoint, workers=workers, show=progress
+        )
+    return _assembled(jobs, pieces, many, {**settings, "chunks": layout})
 
 
-@functools.partial(jax.jit, static_argnames=("depths", "from_input", "dtype"))
-def measure_spectra(
-    parameters: Parameters,
+# --- what is asked for ----------------------------------------------------------------------------------------------
+
+
+def _cases(network: Networks) -> dict[str, Case]:
+    """The networks by name."""
+    if isinstance(network, (Network, Case)):
+        network = {"": network}
+    elif not isinstance(network, Mapping):
+        listed = list(network)
+        if not all(isinstance(each, (Network, Case)) for each in listed):
+            raise ValueError(f"network must be a network, or several of them, got {network!r:.80}")
+        cases = [_case(each) for each in listed]
+        names = [f"depth {case.network.depth}" for case in cases]
+        if len(set(names)) < len(names):
+            names = [f"{i}: {name}" for i, name in enumerate(names)]
+        network = dict(zip(names, cases, strict=True))
+    if not network:
+        raise ValueError("network must be at least one, got none")
+    return {str(name): _case(each) for name, each in network.items()}
+
+
+def _case(network: Any) -> Case:
+    if isinstance(network, Case):
+        return network
+    if not isinstance(network, Network):
+        raise ValueError(f"network must be a network, or several of them, got {network!r:.80}")
+    return Case(network)
+
+
+class Grid(NamedTuple):
+    """The points of one network.
+
+    Attributes:
+        axes: what is swept, in order: name -> values.
+        of_scales: which of them are scales; the others are numbers of the measurement.
+        scales, numbers: what stays fixed.
+    """
+
+    axes: dict[str, np.ndarray]
+    of_scales: frozenset[str]
+    scales: dict[str, Any]
+    numbers: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points along each axis."""
+        return tuple(len(values) for values in self.axes.values())
+
+    @property
+    def points(self) -> int:
+        """How many."""
+        return math.prod(self.shape)
+
+    def take(self, points: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Swept scales and numbers at some of the points, each of shape ``(points,)``."""
+        at = np.unravel_index(np.asarray(points), self.shape) if self.axes else ()
+        swept = {name: values[i] for (name, values), i in zip(self.axes.items(), at, strict=True)}
+        scales = {name: values for name, values in swept.items() if name in self.of_scales}
+        return scales, {name: values for name, values in swept.items() if name not in self.of_scales}
+
+
+def _grid(case: Case, measure: Measurement, scales: Scales, axes: Mapping[str, Any]) -> Grid:
+    """Swept axes as numpy arrays in the order given, and what stays fixed, all checked."""
+    network, adapted = case.network, case.adapt(measure)
+    for name in axes:
+        known("scale", name, [*network.scales, *adapted.number_names])
+    numbers = adapted.numbers(network, {name: v for name, v in axes.items() if name in adapted.number_names})
+    given: dict[str, Any] = {}
+    for name, values in axes.items():  # in the order of the call
+        ours = {n: v for n, v in numbers.items() if n == name or n.startswith(f"{name}_")}
+        given |= {name: values} if name in network.scales else ours
+    given = {**given, **{name: value for name, value in numbers.items() if name not in given}}
+    swept = {name: np.asarray(values) for name, values in given.items() if np.ndim(values)}
+    for name, values in swept.items():
+        if values.ndim != 1 or not values.size:
+            raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {values.shape}")
+    plain = {name: value for name, value in given.items() if name not in swept}
+    fixed = {**scales, **case.scales, **{name: value for name, value in plain.items() if name in network.scales}}
+    fixed = {name: value for name, value in fixed.items() if name not in swept}
+    check_scales(network, Scales(**fixed))
+    for name in swept.keys() & network.scales.keys():
+        for value in swept[name]:
+            check_scales(network, Scales(**{name: value}))
+    rest = {name: value for name, value in numbers.items() if name not in swept}
+    return Grid(swept, frozenset(swept) & frozenset(network.scales), fixed, rest)
+
+
+# --- the work of one network ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that is measured of one network.
+
+    Attributes:
+        name: of the network.
+        network, scales: what is drawn, and the scales of its own.
+        measure: what is measured of it.
+        grid: the points.
+        inputs: for each seed.
+        batch: whether they have an axis of examples.
+        key, seeds: of the draws.
+        size: points a piece, and points a batch.
+    """
+
+    name: str
+    network: Network
+    scales: Mapping[str, Any]
+    measure: Measurement
+    grid: Grid
+    inputs: list[tuple[Any, ...]]
+    batch: bool
+    key: Array
+    seeds: int
+    size: tuple[int, ...] = (1, 1)
+
+    def pieces(self, number: int, workers: int) -> Iterator[tuple[str, Callable[[], Arrays]]]:
+        """The pieces: their names, and what makes them."""
+        drawn = functools.lru_cache(maxsize=workers)(self.draw)  # a seed's pieces come one behind the other
+        for seed in range(self.seeds):
+            for i, (taken, new) in enumerate(chunks(self.grid.points, self.size[0])):
+                yield f"{number:04d}-{seed:05d}-{i:05d}", functools.partial(self.piece, drawn, seed, taken, new)
+
+    def draw(self, seed: int) -> Any:
+        """What is drawn once a seed."""
+        return self.measure.draw(jax.random.fold_in(self.key, seed), self.network)
+
+    def piece(self, drawn: Callable[[int], Any], seed: int, taken: list[int], new: int) -> Arrays:
+        """One piece, measured and finished."""
+        arguments = self.arguments(drawn(seed), self.inputs[seed], taken)
+        leaves, tree = jax.tree.flatten(arguments)
+        shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
+        program = _program(self.measure, self.batch, self.size[1], tree, shapes)()
+        found = flat(program(*arguments))
+        return self.measure.finish({name: np.asarray(a)[:new] for name, a in found.items()}, f" of seed {seed}")
+
+    def arguments(self, drawn: Any, inputs: tuple[Any, ...], taken: list[int]) -> tuple[Any, ...]:
+        """What the program is called with for some of the points."""
+        swept, numbers = self.grid.take(taken)
+        numbers = {**{n: np.broadcast_to(v, len(taken)) for n, v in self.grid.numbers.items()}, **numbers}
+        fixed = Scales(**self.grid.scales)
+        rest = jax.tree.map(jnp.asarray, (fixed, Scales(**swept), numbers, np.arange(len(taken)), inputs))
+        return (drawn, *rest)
+
+
+def _job(
+    name: str,
+    case: Case,
+    measure: Measurement,
+    grid: Grid,
+    inputs: tuple[ArrayLike, ...],
+    key: Array,
+    seeds: int,
+    leading: str | None,
+) -> Job:
+    """The inputs of every seed, checked."""
+    adapted = case.adapt(measure)
+    if leading is not None:
+        known("leading", leading, LEADING)
+    if leading == "seed":
+        for x in inputs:
+            if np.ndim(x) == 0 or len(np.asarray(x)) != seeds:
+                raise ValueError(f"inputs must be one for each of the {seeds} seeds, got shape {np.shape(x)}")
+    each = [tuple(np.asarray(x)[seed] for x in inputs) if leading == "seed" else inputs for seed in range(seeds)]
+    checked = [adapted.check(case.network, one) for one in (each if leading == "seed" else each[:1])]
+    checked = checked if leading == "seed" else checked * seeds
+    batch = checked[0][0]
+    if batch and leading != "example":
+        size, shape = len(np.asarray(checked[0][1][0])), case.network.input_shape
+        raise ValueError(
+            f"x must have shape {shape}, or its leading axis of {size} must be named: leading='seed' for one input a "
+            f"seed, leading='example' for a batch"
+        )
+    return Job(name, case.network, case.scales, adapted, grid, [one for _, one in checked], batch, key, seeds)
+
+
+@functools.cache
+def _program(
+    measure: Measurement, batch: bool, together: int, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
+) -> runner.Once:
+    """The program of a piece, compiled by the first thread that wants it while the others go on with their own."""
+    arguments = jax.tree.unflatten(tree, shapes)
+    return runner.Once(lambda: _measure_points.lower(measure, batch, together, *arguments).compile())
+
+
+@functools.partial(jax.jit, static_argnames=("measure", "batch", "together"))
+def _measure_points(
+    measure: Measurement,
+    batch: bool,
+    together: int,
+    drawn: Any,
     fixed: Scales,
     swept: Scales,
-    x: Array,
+    numbers: dict[str, Array],
     index: Array,
-    rotation: Array,
-    depths: tuple[int, ...],
-    from_input: bool,
-    dtype: Any,
-) -> spectrum.Kept:
-    """One draw's products at many points, with a leading axis of points.
+    inputs: tuple[Array, ...],
+) -> dict[str, Any]:
+    """One draw at many points, with a leading axis of points."""
 
-    On a CPU one after the other: its decompositions are, and a condition then decides for one point alone.
-    """
+    def at(point: tuple[Scales, dict[str, Array], Array]) -> dict[str, Any]:
+        scales = Scales._of({**fixed, **point[0]})
+        if batch:
+            return measure.over_examples(drawn, scales, point[1], *inputs)[0]
+        return measure.measure(drawn, scales, point[1], *inputs)
 
-    def at(point: tuple[Scales, Array]) -> spectrum.Kept:
-        start = spectrum.origin(
-            parameters, Scales(**{**fixed, **point[0]}), x, (0, max(depths[-1], 1)), from_input, dtype
-        )
-        return spectrum.kept_products(*start, rotation, depths)
-
-    together = 1 if jax.default_backend() == "cpu" else len(index)
-    return lax.map(at, (swept, index), batch_size=together)
-
-
-def profile(
-    network: Network,
-    x: ArrayLike,
-    y: ArrayLike | None = None,
-    *,
-    key: Array,
-    seeds: int = 8,
-    scales: Scales,
-    loss: str | None = None,
-    naive: Sequence[str] = ("float32",),
-) -> GradientFlow:
-    """`gradient_flow` of several draws, the same that `sweep` makes from that key: gradients layer by layer, with
-    their spread.
-
-    Args:
-        network, y, scales, loss, naive: as for `gradient_flow`; y for all seeds, or with a leading axis of seeds if x
-            has one.
-        x: one input for all seeds, or one a seed, with a leading axis of that length.
-        key: `jax.random.key`.
-        seeds: independent draws.
-
-    Returns:
-        `GradientFlow` of numpy arrays, each with a leading axis of seeds.
-
-    Raises:
-        ValueError: as `gradient_flow`, or a seed count that is not a whole number above 0.
-    """
-    seeds = positive_integer("seeds", seeds)
-    one_each = jnp.shape(x) != network.input_shape
-    inputs = _inputs(network, x, seeds)
-    flows = []
-    for seed in range(seeds):
-        weights, direction = jax.random.split(jax.random.fold_in(key, seed))
-        target = jnp.asarray(y)[seed] if one_each and y is not None else y
-        parameters = init(weights, network)
-        flows.append(gradient_flow(parameters, scales, inputs[seed], target, loss=loss, key=direction, naive=naive))
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *flows)
+    points = (swept, numbers, index)
+    if len(index) == 1:  # as the call of one network would be: no batch axis anywhere
+        return jax.tree.map(lambda a: a[None], at(jax.tree.map(lambda a: a[0], points)))
+    if together >= len(index):
+        return jax.vmap(at)(points)
+    # One after the other where a single point fills a core, or where its decompositions do not gain from a batch.
+    return lax.map(at, points, batch_size=together if together > 1 else None)
 
 
-@jax.jit
-def measure(parameters: Parameters, fixed: Scales, swept: Scales, x: Array, tangents: Array) -> Push:
-    """One draw at many points: `push` under `vmap` over the swept scales, the directions taken together.
-
-    Args:
-        parameters: one draw at unit gain.
-        fixed: scales shared by all points.
-        swept: scales with a leading axis of points.
-        x: one input.
-        tangents: directions of norm 1, shape ``(tangents, *state)``.
-
-    Returns:
-        `Push` with a leading axis of points; ``log_gain`` is ln of the root mean square over the tangents.
-    """
-
-    def at(point: Scales) -> Push:
-        scales = Scales(**{**fixed, **point})
-        if len(tangents) == 1:
-            return push(parameters, scales, x, tangents[0])
-        found = push_all(parameters, scales, x, tangents)
-        return found._replace(log_gain=(jax.nn.logsumexp(2 * found.log_gain, axis=0) - jnp.log(len(tangents))) / 2)
-
-    return jax.vmap(at)(swept)
+def _in_turn(jobs: list[Job], workers: int) -> dict[str, Callable[[], Arrays]]:
+    """A piece of every network in turn, so that their programs are compiled side by side; the deepest first."""
+    deepest_first = sorted(enumerate(jobs), key=lambda job: -job[1].network.depth)
+    rounds = itertools.zip_longest(*(job.pieces(i, workers) for i, job in deepest_first))
+    return dict(piece for pieces in rounds for piece in pieces if piece is not None)
 
 
-def points_of(grid: dict[str, np.ndarray]) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
-    """The shape of a grid, and the scales at each of its points."""
-    every = np.meshgrid(*grid.values(), indexing="ij")
-    return tuple(len(v) for v in grid.values()), {n: v.ravel() for n, v in zip(grid, every, strict=True)}
+# --- the result -----------------------------------------------------------------------------------------------------
 
 
-def grid_of(
-    network: Network, scales: Scales, axes: dict[str, ArrayLike], least: int = 1
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Swept axes as numpy arrays in the order given, and the fixed scales."""
-    grid: dict[str, np.ndarray] = {}
-    fixed: dict[str, Any] = dict(scales)
-    for name, values in axes.items():
-        known("scale", name, network.scales)
-        check_scale(name, values)
-        if np.ndim(values) == 0:
-            fixed[name] = values
-            continue
-        if np.ndim(values) != 1 or np.size(values) == 0:
-            raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {np.shape(values)}")
-        fixed.pop(name, None)
-        grid[name] = np.asarray(values)
-    if len(grid) < least:
-        raise ValueError(
-            f"a sweep needs at least one axis, an array of values for one of {', '.join(network.scales)}, got none"
-        )
-    check_scales(network, Scales(**fixed))
-    return grid, fixed
+def flat(tree: Mapping[str, Any]) -> Arrays:
+    """Nested dicts of arrays as one, by names with dots; a Flax path's "/" is one too."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
+    names = ("/".join(str(step.key) for step in path).replace("/", ".") for path, _ in leaves)
+    return {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 
-def _inputs(network: Network, x: ArrayLike, seeds: int) -> Array:
-    check_input(network, x, batch=True)
-    inputs = jnp.asarray(x)
-    if inputs.shape == network.input_shape:
-        return jnp.broadcast_to(inputs, (seeds, *inputs.shape))
-    if len(inputs) != seeds:
-        raise ValueError(f"x must be one input, or one for each of the {seeds} seeds, got {len(inputs)}")
-    return inputs
+def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings: dict[str, Any]) -> Result:
+    """The pieces as one result: of several networks, the largest of each dimension, NaN where one does not reach."""
+    whole = [_whole(job, i, pieces) for i, job in enumerate(jobs)]
+    names = list(dict.fromkeys(name for each in whole for name in each))
+    dims = {
+        name: next(_dims(job, name, each[name]) for job, each in zip(jobs, whole, strict=True) if name in each)
+        for name in names
+    }
+    arrays = {name: _stacked([each.get(name) for each in whole]) if many else whole[0][name] for name in names}
+    first, coordinates = jobs[0], {}
+    for job in jobs:  # of several networks the longest
+        for dim, values in job.measure.coordinates(job.network).items():
+            coordinates[dim] = max(coordinates.get(dim, values), values, key=len)
+    fixed = {name: np.asarray(v).tolist() for name, v in {**first.grid.scales, **first.grid.numbers}.items()}
+    return Result(
+        measure=first.measure.name,
+        axes=dict(first.grid.axes),
+        arrays=arrays,
+        dims=dims,
+        coordinates=coordinates,
+        networks={job.name: job.network for job in jobs},
+        fixed={name: value for name, value in fixed.items() if name not in first.scales},
+        provenance=settings,
+    )
 
 
-def _bytes_per_point(network: Network, tangents: int) -> int:
-    """About what one point of the grid keeps alive.
-
-    States and tangents before and after a layer, twice, and the results.
-    """
-    units = max(int(np.prod(shape)) for shape in state_shapes(network))
-    return 8 * (6 * (1 + tangents) * units + (2 + tangents) * (network.depth + 1))
+def _whole(job: Job, number: int, pieces: dict[str, Arrays]) -> Arrays:
+    """All of one network's pieces, with leading dimensions (seed, *axes)."""
+    mine = [pieces[name] for name, _ in job.pieces(number, 1)]
+    shape = (job.seeds, *job.grid.shape)
+    return {n: np.concatenate([p[n] for p in mine]).reshape(*shape, *mine[0][n].shape[1:]) for n in mine[0]}
 
 
-def provenance(network: Network, key: Array, **settings: Any) -> dict[str, Any]:
-    """Where a result comes from: versions, machine, network, key, settings; plain JSON values."""
+def _dims(job: Job, name: str, a: np.ndarray) -> tuple[str, ...]:
+    """Names of a variable's dimensions behind seed and axes."""
+    dims = job.measure.dims[name.partition(".")[0]]
+    behind = a.ndim - 1 - len(job.grid.shape)
+    return ("example", *dims) if behind == len(dims) + 1 else dims[:behind]
+
+
+def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray:
+    """One a network along a new first axis."""
+    there = [a for a in arrays if a is not None]
+    if len({a.ndim for a in there}) > 1:
+        raise ValueError("networks of a sweep must be alike in what they take as one input, got batches and examples")
+    shape = tuple(max(sizes) for sizes in zip(*(a.shape for a in there), strict=True))
+    if all(a is not None and a.shape == shape for a in arrays):
+        return np.stack(there)
+    whole = np.full((len(arrays), *shape), np.nan, np.result_type(np.float32, *(a.dtype for a in there)))
+    for row, a in zip(whole, arrays, strict=True):
+        if a is not None:
+            row[tuple(slice(size) for size in a.shape)] = a
+    return whole
+
+
+def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
+    """Where a result comes from, as plain JSON values."""
     from vgjax import __version__
 
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    about: dict[str, Any] = {
-        "network": repr(network),
-        "activation": network.activation,
-        "width": int(np.prod(state_shapes(network)[-1])),
+    return {
+        "vgjax": __version__,
+        **describe_machine(),
+        "measure": repr(jobs[0].measure),
+        "networks": [repr(job.network) for job in jobs],
+        "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],
+        "state_size": int(state_sizes(jobs[0].network)[-1]),
+        "key": np.asarray(key_data).tolist(),
+        "seeds": seeds,
+        "axes": {name: values.tolist() for name, values in jobs[0].grid.axes.items()},
+        "fixed": {name: np.asarray(v).tolist() for name, v in {**jobs[0].grid.scales, **jobs[0].grid.numbers}.items()},
+        "inputs": digest(*(x for job in jobs for one in job.inputs for x in one)),
     }
-    if network.plain is not None:
-        about |= {"kernel_init": network.plain.kernel_init, "bias_init": network.plain.bias_init}
-        if len(set(network.plain.widths)) > 1:
-            about["widths"] = list(network.plain.widths)
-    return {"vgjax": __version__, **machine(), **about, "key": np.asarray(key_data).tolist(), **settings}
+
+
+def _computed(jobs: list[Job]) -> str:
+    """A fingerprint of all that is computed: what tells two functions of one name apart."""
+    parts = []
+    for job in jobs:
+
+        def program(key: Array, job: Job = job) -> Any:
+            drawn = job.measure.draw(key, job.network)
+            return _measure_points(job.measure, job.batch, 1, *job.arguments(drawn, job.inputs[0], [0]))
+
+        parts += [digest_of_program(jax.make_jaxpr(program)(job.key)), digest_of_code(type(job.measure).finish)]
+    return digest(*(np.frombuffer(part.encode(), np.uint8) for part in parts))

@@ -9,12 +9,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from vgjax.checks import positive_integer
+from vgjax.checks import positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp, to_float_clipped
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, check_one_shape, columns, computing_from, jacobian
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import joined
+from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
 
 
@@ -81,18 +82,22 @@ def lyapunov_exponents(
 
     Source: Benettin et al. 1980, "Lyapunov characteristic exponents for smooth dynamical systems".
     """
-    depth = parameters.network.depth
-    discard = depth // 10 if discard is None else discard
-    if isinstance(discard, bool) or not isinstance(discard, (int, np.integer)) or not 0 <= discard < depth:
-        raise ValueError(f"discard must be a whole number from 0 to {depth - 1}, got {discard!r}")
+    discard = checked_discard(parameters.network, discard)
     check_one_shape(parameters.network)
     with computing_from(parameters, scales, x, dtype) as origin:
         size = origin.size if count is None else min(positive_integer("count", count), origin.size)
-        return Lyapunov(np.asarray(_stretches(origin, origin.rotation(size)), float), int(discard))
+        return Lyapunov(np.asarray(stretches(origin, origin.rotation(size)), float), discard)
+
+
+def checked_discard(network: Network, discard: int | None) -> int:
+    """How many layers count as transient: a tenth, or what was asked for."""
+    if discard is None:
+        return network.depth // 10
+    return whole_numbers("discard", [discard], 0, network.depth - 1)[0]
 
 
 @jax.jit
-def _stretches(origin: Origin, basis: Array) -> Array:
+def stretches(origin: Origin, basis: Array) -> Array:
     """ln |R_ii| of every layer, shape ``(depth, count)``."""
 
     def visit(layer: Layer, state: FloatExp, basis: Array, _: None) -> tuple[Array, Array]:

@@ -13,7 +13,8 @@ from vgjax.checks import positive_integer
 from vgjax.initializers import Scales
 from vgjax.measure.flow import direction, push_all
 from vgjax.memory import MEMORY, chunk_size, chunks
-from vgjax.networks.layers import checked_input, state_shapes
+from vgjax.networks.layers import checked_input, state_shapes, state_sizes
+from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
 
 
@@ -52,31 +53,44 @@ def log_frobenius(
 
     Source: Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix".
     """
-    x, shape = checked_input(parameters, scales, x), state_shapes(parameters.network)[0]
-    size = int(np.prod(shape))
-    if probes is not None and positive_integer("probes", probes) < 2:
-        raise ValueError(f"probes must be at least 2, got {probes}")
-    key = jax.random.key(0) if key is None else key
-
-    def directions(taken: Array) -> Array:  # E u u^T = 1, as for the unit vectors together
-        if probes is None:
-            return jax.nn.one_hot(taken, size).reshape(-1, *shape)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(taken)
-        return jax.vmap(lambda k: direction(k, shape, jnp.float32))(keys) * np.sqrt(size)
-
-    count = probes or size
+    x, network = checked_input(parameters, scales, x), parameters.network
+    probes = None if probes is None else checked_probes(probes)
+    vectors = probe_vectors(network, probes, jax.random.key(0) if key is None else key)
+    size = chunk_size(len(vectors), 32 * int(state_sizes(network)[0]), MEMORY)
     logs = [
-        np.asarray(_push_all(parameters, scales, x, directions(jnp.asarray(taken))).log_gain, float)[:new]
-        for taken, new in chunks(count, chunk_size(count, 32 * size, MEMORY))
+        np.asarray(_push_all(parameters, scales, x, vectors[jnp.asarray(taken)]).log_gain, float)[:new]
+        for taken, new in chunks(len(vectors), size)
     ]
-    squares = 2 * np.concatenate(logs)
-    total = np.logaddexp.reduce(squares)
-    if probes is None:
-        return Frobenius(total / 2, np.zeros(parameters.network.depth + 1))
-    total -= np.log(probes)
-    with np.errstate(invalid="ignore"):
-        spread = np.exp(squares - total).std(axis=0, ddof=1) / np.sqrt(probes)
-    return Frobenius(total / 2, np.nan_to_num(spread) / 2)
+    with jax.enable_x64(True):
+        return Frobenius(*map(np.asarray, read_squares(jnp.asarray(2 * np.concatenate(logs)), exact=probes is None)))
 
 
 _push_all = jax.jit(push_all)
+
+
+def checked_probes(probes: int) -> int:
+    """How many, if it is a whole number of at least 2."""
+    if positive_integer("probes", probes) < 2:
+        raise ValueError(f"probes must be at least 2, got {probes}")
+    return int(probes)
+
+
+def probe_vectors(network: Network, probes: int | None, key: Array) -> Array:
+    """Directions u at the first state with sum E u u^T = 1: every unit vector, or random ones, shape ``(n, *state)``."""
+    shape, size = state_shapes(network)[0], int(state_sizes(network)[0])
+    if probes is None:
+        return jnp.eye(size).reshape(-1, *shape)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(probes))
+    return jax.vmap(lambda k: direction(k, shape, jnp.float32))(keys) * np.sqrt(size)
+
+
+@functools.partial(jax.jit, static_argnames="exact")
+def read_squares(log_squares: Array, exact: bool) -> Frobenius:
+    """The norm from ln ||J u||^2 of every probe, shape ``(probes, depth + 1)``."""
+    total = jax.nn.logsumexp(log_squares, axis=0)
+    if exact:
+        return Frobenius(total / 2, jnp.zeros_like(total))
+    count = len(log_squares)
+    mean = total - np.log(count)
+    shares = jnp.exp(log_squares - jnp.where(jnp.isneginf(mean), 0, mean))  # of a lost product: all 0
+    return Frobenius(mean / 2, jnp.std(shares, axis=0, ddof=1) / np.sqrt(count) / 2)

@@ -1,0 +1,60 @@
+"""Fingerprints: of numbers, of compiled programs and of code, so that a folder never answers for another run."""
+
+import hashlib
+import re
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+
+def digest(*arrays: Any) -> str:
+    """Of arrays: their shapes, dtypes and bytes."""
+    whole = hashlib.sha256()
+    for a in arrays:
+        if isinstance(a, jax.Array) and jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a = jax.random.key_data(a)
+        a = np.asarray(a)
+        whole.update(f"{a.shape} {a.dtype}".encode() + a.tobytes())
+    return whole.hexdigest()[:16]
+
+
+def digest_of_program(program: core.ClosedJaxpr) -> str:
+    """Of what a function computes: its operations and every constant in them, whatever it is called.
+
+    Addresses of Python objects, which differ from process to process, are left out.
+    """
+    text = re.sub(r"0x[0-9a-f]+", "", str(program))
+    return digest(np.frombuffer(text.encode(), np.uint8), *_constants(program))
+
+
+def _constants(program: Any) -> Iterator[Any]:
+    """Those of a program and of all programs inside it."""
+    if isinstance(program, core.ClosedJaxpr):
+        yield from program.consts
+        yield from _constants(program.jaxpr)
+    elif isinstance(program, core.Jaxpr):
+        for equation in program.eqns:
+            yield from _constants(list(equation.params.values()))
+    elif isinstance(program, (list, tuple)):
+        for each in program:
+            yield from _constants(each)
+
+
+def digest_of_code(function: Callable[..., Any]) -> str:
+    """Of a Python function: its instructions, constants and names."""
+    whole = hashlib.sha256()
+
+    def add(code: types.CodeType) -> None:
+        whole.update(code.co_code + repr(code.co_names).encode())
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                add(constant)
+            else:
+                whole.update(repr(constant).encode())
+
+    add(function.__code__)
+    return whole.hexdigest()[:16]
