@@ -5,6 +5,7 @@ from vgjax.activations import Activation
 from vgjax.blocks import Spec, spec
 from vgjax.ensembles.measurement import Measurement, measurement
 from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
+from vgjax.ensembles.remedies import Remedy, first_steps, remedies, remedy_examples, remedy_table
 from vgjax.ensembles.result import Result, load
 from vgjax.ensembles.sweep import Case, sweep
 from vgjax.initializers import Scales, scheme

@@ -256,7 +256,7 @@ class Job:
         arguments = self.arguments(drawn(seed), self.inputs[seed], taken)
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
-        program = _program(self.measure, self.batch, self.size[1], tree, shapes)()
+        program = _program(self.measure.compiled_for(), self.batch, self.size[1], tree, shapes)()
         found = flat(program(*arguments))
         return self.measure.finish({name: np.asarray(a)[:new] for name, a in found.items()}, f" of seed {seed}")
 
@@ -437,7 +437,7 @@ def _computed(jobs: list[Job]) -> str:
 
         def program(key: Array, job: Job = job) -> Any:
             drawn = job.measure.draw(key, job.network)
-            return _measure_points(job.measure, job.batch, 1, *job.arguments(drawn, job.inputs[0], [0]))
+            return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, job.inputs[0], [0]))
 
         parts += [digest_of_program(jax.make_jaxpr(program)(job.key)), digest_of_code(type(job.measure).finish)]
     return digest(*(np.frombuffer(part.encode(), np.uint8) for part in parts))
