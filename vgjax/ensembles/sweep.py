@@ -7,6 +7,7 @@ comes out of one pass; one compiled program serves all seeds, pieces and later g
 import dataclasses
 import functools
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -418,7 +419,7 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     return {
         "vgjax": __version__,
         **describe_machine(),
-        "measure": repr(jobs[0].measure),
+        "options": _options(jobs[0].measure),
         "networks": [repr(job.network) for job in jobs],
         "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],
         "state_size": int(state_sizes(jobs[0].network)[-1]),
@@ -428,6 +429,13 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
         "fixed": {name: np.asarray(v).tolist() for name, v in {**jobs[0].grid.scales, **jobs[0].grid.numbers}.items()},
         "inputs": digest(*(x for job in jobs for one in job.inputs for x in one)),
     }
+
+
+def _options(measure: Measurement) -> dict[str, Any]:
+    """Those of a measurement that JSON can hold; functions and data are in the fingerprint."""
+    fields = ((f.name, getattr(measure, f.name)) for f in dataclasses.fields(measure) if f.init)  # type: ignore[arg-type]
+    plain = (str, int, float, bool, type(None), tuple)
+    return {name: json.loads(json.dumps(value, default=str)) for name, value in fields if isinstance(value, plain)}
 
 
 def _computed(jobs: list[Job]) -> str:
