@@ -3,7 +3,7 @@
 from vgjax import activations, blocks, data, theory
 from vgjax.activations import Activation
 from vgjax.blocks import Spec, spec
-from vgjax.initializers import Scales, scheme
+from vgjax.initializers import Scale, Scales, scheme
 from vgjax.measure.correlation import correlation, token_correlation
 from vgjax.measure.flow import gain_matrix, pull_back, push_forward, states
 from vgjax.measure.gradients import gradient_flow

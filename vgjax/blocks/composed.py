@@ -10,7 +10,7 @@ from jax import Array
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec
 from vgjax.floatexp import FloatExp, add, normalize, with_zero_exponent
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 
 
 class Chain(nnx.Module):
@@ -27,9 +27,9 @@ class Chain(nnx.Module):
             setattr(self, name, part.build(rngs))
 
     @property
-    def scales(self) -> Mapping[str, float]:
+    def scales(self) -> Mapping[str, Scale]:
         """Those of all parts."""
-        return {name: default for part in self._parts() for name, default in protocol.scales_of(part).items()}
+        return protocol.scales_of(*self._parts())
 
     def __call__(self, h: Array, scales: Scales | None = None) -> Array:
         """Through all parts; scales may be left out if none declares any."""
@@ -46,7 +46,7 @@ class Chain(nnx.Module):
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """What its parts absorb."""
-        return frozenset().union(*(protocol.absorb_scales(part, scales) for part in self._parts()))
+        return protocol.absorb_scales(scales, *self._parts())
 
     def _parts(self) -> list[Any]:
         return [getattr(self, name) for name in self.order]
@@ -77,10 +77,10 @@ class Residual(nnx.Module):
         self.gate = nnx.Param(jnp.ones((), dtype)) if gate else None
 
     @property
-    def scales(self) -> Mapping[str, float]:
+    def scales(self) -> Mapping[str, Scale]:
         """Those of the branch and the shortcut, and the factors on both."""
-        inside = {**protocol.scales_of(self.branch), **protocol.scales_of(self.shortcut)}
-        return {**inside, "branch": 1.0, "skip": 1.0}
+        branch = Scale(1.0, "factor" if self.gate is None else "parameter")  # a gate is a parameter
+        return protocol.scales_of(self.branch, self.shortcut) | {"branch": branch, "skip": Scale(1.0)}
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Skip and branch."""
@@ -96,7 +96,7 @@ class Residual(nnx.Module):
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """What its parts absorb; the gate takes the branch's scale."""
-        inside = protocol.absorb_scales(self.branch, scales) | protocol.absorb_scales(self.shortcut, scales)
+        inside = protocol.absorb_scales(scales, self.branch, self.shortcut)
         if self.gate is None:
             return inside
         self.gate[...] = self._factor(scales)

@@ -3,18 +3,18 @@
 A block is any `nnx.Module` built with ``rngs=`` and called as ``block(h)`` on a plain array (one example, unbatched;
 batches are `vmap`). What it may say about itself, all of it optional, so that a user's own module stacks as it is:
 
-- ``scales``: class attribute or property, the names of the `Scales` it reads with their defaults; it is then called
-  ``block(h, scales)``. A name that begins with ``sigma_`` multiplies parameters and is never negative;
-- ``absorb_scales(scales)``: multiply scales into its own parameters, in place, and return the names of those that then stand
-  at 1: what makes ordinary parameters of unit-gain draws;
+- ``scales``: class attribute or property, the names of the `Scales` it reads, each with its `Scale` (default and kind;
+  a bare number is the default of a factor); it is then called ``block(h, scales)``;
+- ``absorb_scales(scales)``: multiply scales into its own parameters, in place, and return the names of those that then
+  stand at 1: what makes ordinary parameters of unit-gain draws;
 - ``step(state, scales)``: itself on a scaled number past the float range (default: Euler's rule, one tangent product
   more);
 - ``linear``: class attribute, True if it is a linear map (so the exponent passes through);
-- ``homogeneity``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0 for an
-  asymptotically linear map, -1 for what depends on the direction alone (default: measured on one draw);
+- ``homogeneity``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0
+  for an asymptotically linear map, -1 for what depends on the direction alone (default: measured on one draw);
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
-- ``readings(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean of
-  a gate (default: none);
+- ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
+  of a gate (default: none);
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
@@ -33,8 +33,9 @@ import jax
 from flax import nnx
 from jax import Array
 
+from vgjax.checks import known
 from vgjax.floatexp import FloatExp, euler
-from vgjax.initializers import Scales
+from vgjax.initializers import KINDS, Scale, Scales
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,21 @@ def spec(block: type[nnx.Module], *arguments: Hashable, **options: Hashable) -> 
     return Spec(block, arguments, tuple(options.items()))
 
 
-def scales_of(block: Any) -> Mapping[str, float]:
-    """The names and defaults of the scales that a block (or its class) declares."""
-    return getattr(block, "scales", {})
+def scales_of(*blocks: Any) -> dict[str, Scale]:
+    """The scales that blocks declare between them; of two declarations of one name the later one's default holds.
+
+    Raises:
+        ValueError: an unknown kind, or one name declared with two kinds.
+    """
+    scales: dict[str, Scale] = {}
+    for block in blocks:
+        for name, declared in getattr(block, "scales", {}).items():
+            scale = declared if isinstance(declared, Scale) else Scale(float(declared))
+            known(f"the kind of scale {name}", scale.kind, KINDS)
+            if name in scales and scales[name].kind != scale.kind:
+                raise ValueError(f"scale {name} must be of one kind, got {scales[name].kind} and {scale.kind}")
+            scales[name] = scale
+    return scales
 
 
 def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, ...]:
@@ -96,14 +109,14 @@ def step(
     if hasattr(block, "step"):
         with jax.default_matmul_precision("highest"):
             return block.step(state, scales)
-    homogeneity = getattr(block, "degree", homogeneity) or (0, 0)
+    homogeneity = getattr(block, "homogeneity", homogeneity) or (0, 0)
     # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
     return euler(lambda h: call(nnx.clone(block), h, scales, x), state, homogeneity)
 
 
-def absorb_scales(block: Any, scales: Scales) -> frozenset[str]:
-    """Let a block take scales into its parameters, if it can; the names of those that then stand at 1."""
-    return frozenset(block.absorb_scales(scales)) if hasattr(block, "absorb_scales") else frozenset()
+def absorb_scales(scales: Scales, *blocks: Any) -> frozenset[str]:
+    """Let blocks take scales into their parameters, as far as they can; the names of those that then stand at 1."""
+    return frozenset().union(*(block.absorb_scales(scales) for block in blocks if hasattr(block, "absorb_scales")))
 
 
 class BlockInfo(NamedTuple):
@@ -112,15 +125,15 @@ class BlockInfo(NamedTuple):
     Attributes:
         graph: its static part; `nnx.merge` with a dict of its arrays gives the module back.
         trainable: paths of its `nnx.Param` leaves, "linear/kernel".
-        scales: the names and defaults of the scales it declares.
-        degree: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
+        scales: the names of the scales it declares, with their defaults and kinds.
+        homogeneity: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
     """
 
     graph: nnx.GraphDef
     trainable: frozenset[str]
-    scales: Mapping[str, float]
+    scales: Mapping[str, Scale]
     homogeneity: tuple[int, int] | None
     parts: tuple[str, ...]
     noisy: bool
@@ -137,8 +150,8 @@ def block_info(spec: Spec) -> BlockInfo:
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
         noisy = any(hasattr(part, "redraw") for _, part in nnx.iter_modules(block))
-        declared = getattr(block, "degree", None), tuple(getattr(block, "parts", ())), noisy
-        info.append(BlockInfo(graph, trainable, dict(scales_of(block)), *declared))
+        declared = getattr(block, "homogeneity", None), tuple(getattr(block, "parts", ())), noisy
+        info.append(BlockInfo(graph, trainable, scales_of(block), *declared))
 
     jax.eval_shape(build)
     return info[0]

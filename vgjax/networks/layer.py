@@ -67,7 +67,7 @@ class Layer:
         return FloatExp(moved, v.exponent + self.exponent_shift(state))
 
     def exponent_shift(self, state: FloatExp) -> Array:
-        """The power of two by which the Jacobian at a state beyond the float range differs from that at `to_float_clipped`."""
+        """The power of two between the Jacobian at a state beyond the float range and that at `to_float_clipped`."""
         below, above = self._homogeneity(state)
         if not below and not above:
             return jnp.zeros((), jnp.int32)
@@ -85,7 +85,7 @@ class Layer:
         """Named numbers that the block reports of itself at a state."""
         block: Any = self.module()
         arguments = protocol.arguments(block, self.scales, self.input)
-        return block.diagnostics(h, *arguments) if hasattr(block, "readings") else {}
+        return block.diagnostics(h, *arguments) if hasattr(block, "diagnostics") else {}
 
     def trainable(self) -> dict[str, Array]:
         """The `nnx.Param` leaves (no batch statistics, no random state), by path "linear/kernel"."""
@@ -101,7 +101,7 @@ class Layer:
     def absorb_scales(self) -> "Layer":
         """The same map with its scales inside its parameters (W = sigma_w Z), as far as the block can."""
         block = self.module()
-        absorbed = protocol.absorb_scales(block, self.scales)
+        absorbed = protocol.absorb_scales(self.scales, block)
         scales = {name: jnp.ones_like(s) if name in absorbed else s for name, s in self.scales.items()}
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(block)[1]), scales=Scales._of(scales))
 
@@ -197,5 +197,4 @@ def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct
 
 def unit_scales(spec: Spec, dtype: Any) -> Scales:
     """Every scale that a block declares: those of parameters at 1, the others at their default."""
-    declared = block_info(spec).scales.items()
-    return Scales._of({n: np.asarray(1 if n.startswith("sigma") else value, dtype) for n, value in declared})
+    return Scales._of({name: np.asarray(scale.unit, dtype) for name, scale in block_info(spec).scales.items()})

@@ -166,8 +166,8 @@ def bind(parameters: Parameters, scales: Scales, x: Array | None) -> Layers:
     ``x`` is the input of the network, which fed blocks read layer by layer: its leading axis is that of the layers.
     """
     network, dtype = parameters.network, parameters.dtype
-    full = {**network.scales, **scales}
-    along = {name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in full.items()}
+    given = {name: scales.get(name, scale.default) for name, scale in network.scales.items()}
+    along = {name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in given.items()}
     return Layers(parameters, Scales._of(along), as_dtype(dtype, x) if network.fed else None)
 
 

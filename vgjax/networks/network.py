@@ -1,8 +1,8 @@
 """Networks: what is compiled for, static and hashable.
 
 A `Network` is a stem, stages of identical blocks (one `lax.scan` each) and a head. The stem makes the first state s_0
-from the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth`` L counts the blocks. `vgjax.networks.builders`
-makes them.
+from the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth`` L counts the blocks.
+`vgjax.networks.builders` makes them.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from jax.typing import ArrayLike
 from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.blocks import Dense, Spec
-from vgjax.blocks.protocol import block_info
+from vgjax.blocks.protocol import block_info, scales_of
 from vgjax.checks import is_traced, known
-from vgjax.initializers import Scales, check_scale
+from vgjax.initializers import Scale, Scales
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Network:
         return sum(stage.depth for stage in self.stages)
 
     @property
-    def scales(self) -> dict[str, float]:
-        """The names of the scales its blocks declare, with their defaults."""
+    def scales(self) -> dict[str, Scale]:
+        """The scales that its blocks declare, by name, with their defaults here."""
         specs = [*([self.stem] if self.stem else []), *(stage.spec for stage in self.stages)]
-        declared = {name: default for spec in specs for name, default in block_info(spec).scales.items()}
-        return declared | dict(self.defaults)
+        declared = scales_of(*(block_info(spec) for spec in specs))
+        return declared | {name: declared[name]._replace(default=value) for name, value in self.defaults}
 
     @property
     def fed(self) -> bool:
@@ -128,14 +128,16 @@ def _activations(spec: Spec) -> Iterator[Activation]:
 
 
 def check_scales(network: Network, scales: Scales) -> None:
-    """Raise ValueError unless the network declares every scale and each is a number or one value per layer."""
+    """Raise ValueError unless the network declares every scale, each keeps the rule of its kind, and each is a number
+    or one value per layer."""
+    declared = network.scales
     for name, value in scales.items():
-        known("scale", name, list(network.scales))
-        check_scale(name, value)
+        scale = declared[known("scale", name, declared)]
+        scale.check(name, value)
         if np.shape(value) not in ((), (network.depth,)):
             expected = f"a number or one value per layer, shape ({network.depth},)"
             raise ValueError(f"{name} must be {expected}, got shape {np.shape(value)}")
-        if np.shape(value) and name.startswith("sigma") and any(stage.tied for stage in network.stages):
+        if np.shape(value) and scale.kind == "parameter" and any(stage.tied for stage in network.stages):
             raise ValueError(f"{name} must be one number where layers share their parameters, got one per layer")
 
 

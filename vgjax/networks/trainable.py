@@ -32,7 +32,7 @@ def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, S
         Parameters of the same network, and every scale that it declares, shape ``(depth,)`` or ``()``.
 
     Raises:
-        ValueError: unkntree scales, or streamed parameters, which are never stored.
+        ValueError: unknown scales, or streamed parameters, which are never stored.
     """
     check_scales(parameters.network, scales)
     if parameters.streamed:
@@ -55,7 +55,8 @@ def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales
     )
     left = {name: jnp.concatenate([scales[name] for _, scales in reports]) for name in reports[0][1]}
     if any(stage.tied for stage in stages):  # the scales of shared parameters are one number (`check_scales`)
-        left = {name: value[0] if name.startswith("sigma") else value for name, value in left.items()}
+        kinds = {name: scale.kind for name, scale in parameters.network.scales.items()}
+        left = {name: value[0] if kinds[name] == "parameter" else value for name, value in left.items()}
     stem = layers.stem.absorb_scales().parameters if layers.stem else {}
     return replace(parameters, stem=stem, stages=tuple(kept)), Scales._of(left)
 

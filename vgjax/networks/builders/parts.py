@@ -107,7 +107,7 @@ class Layers:
         if self.dropout:
             kernel_init, leading = self.dropout
             around["after"].append(
-                spec(blocks.Dropout, (*leading, features), kernel_init=kernel_init, dtype=self.drawn["dtype"])
+                spec(blocks.Dropout, (*leading, features), distribution=kernel_init, dtype=self.drawn["dtype"])
             )
         if self.pool:
             around["after"].append(spec(blocks.Pool, self.pool))
@@ -176,7 +176,7 @@ def drawn_as(
     kernel_init: str, bias_init: str, dtype: DTypeLike, kernel_inits: Sequence[str] = tuple(initializers.KERNEL_INITS)
 ) -> dict[str, Any]:
     """The options of every affine block, checked."""
-    known("kernel_init", kernel_init, kernel_inits), initializers.kernel_init(bias_init, initializers.BIAS_INITS)
+    known("kernel_init", kernel_init, kernel_inits), known("bias_init", bias_init, initializers.BIAS_INITS)
     return {"kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype_name(dtype)}
 
 

@@ -134,7 +134,7 @@ def _recurrent(
     width, depth = positive_integer("width", width), positive_integer("depth", depth)
     inputs, outputs = positive_integer("inputs", inputs), positive_integer("outputs", outputs)
     drawn = drawn_as(kernel_init, bias_init, dtype)
-    initializers.kernel_init(input_kernel_init)
+    initializers.kernel_initializer(input_kernel_init)
     about = {"activation": phi} if phi else {}
     shape = (2, width) if cell is blocks.LSTMCell else (width,)
     read = {"before": spec(blocks.Part, 0)} if cell is blocks.LSTMCell else {}
