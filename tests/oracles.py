@@ -36,7 +36,9 @@ def weights(parameters: Any, sigma_w: Any = 1.0, sigma_b: Any = 0.0) -> Weights:
     return [*scaled, head]
 
 
-def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32", kernel_init: str = "gaussian") -> Any:
+def drawn(
+    network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32", kernel_init: str = "gaussian"
+) -> Any:
     """Parameters of an mlp of these sizes (inputs, widths of h^0 ... h^L, outputs), drawn by numpy: no compilation.
 
     Kernels are Gaussian of variance 1 / fan_in, or orthonormal; biases standard normal, except the head's, which is 0.

@@ -34,7 +34,7 @@ def test_every_draw_has_unit_gain(kernel_init: str, fan_in: int, fan_out: int) -
     + ["gaussian", "orthogonal"],
 )
 def test_kernels_of_a_network_have_unit_gain_in_every_layer(kernel_init: str) -> None:
-    net = vg.mlp(widths=(20, 35, 35, 35), inputs=50, outputs=40, kernel_init=kernel_init)
+    net = vg.mlp(width=(20, 35, 35, 35), inputs=50, outputs=40, kernel_init=kernel_init)
     params = vg.init(KEY, net)
     kernels = [params.stem["kernel"], params.head["kernel"], *(k for s in params.stages for k in s["kernel"])]
     assert [k.shape for k in kernels] == [(50, 20), (35, 40), (20, 35), (35, 35), (35, 35)]

@@ -18,7 +18,7 @@ SIGMA_W, SIGMA_B = np.array([1.5, 0.2, 3.0, 0.9], np.float32), np.array([0.1, 0.
 
 
 def uneven(dtype: str = "float32", **options: Any) -> vg.Network:
-    return vg.mlp(widths=SIZES[1:-1], inputs=SIZES[0], outputs=SIZES[-1], activation="gelu", dtype=dtype, **options)
+    return vg.mlp(width=SIZES[1:-1], inputs=SIZES[0], outputs=SIZES[-1], activation="gelu", dtype=dtype, **options)
 
 
 def example(dtype: str = "float32") -> np.ndarray:
@@ -72,7 +72,7 @@ def test_scaled_parameters_are_sigma_w_z_and_give_the_same_output_at_unit_scales
 
 
 def test_streamed_parameters_give_the_flow_of_stored_ones() -> None:
-    net = vg.mlp(widths=(4, 4, 4, 4), inputs=6, outputs=3, activation="gelu", kernel_init="uniform")
+    net = vg.mlp(width=(4, 4, 4, 4), inputs=6, outputs=3, activation="gelu", kernel_init="uniform")
     stored, streamed = vg.init(KEY, net), vg.init(KEY, net, stream=True)
     scales, x = vg.Scales(sigma_w=SIGMA_W[:3], sigma_b=SIGMA_B[:3]), example()
     stored_flow, streamed_flow = (vg.gradient_flow(p, scales, x, 1) for p in (stored, streamed))
@@ -111,7 +111,7 @@ def test_a_network_is_hashable_and_equal_when_built_twice() -> None:
     assert uneven() != uneven(kernel_init="uniform")
     mine = oracles.user_activation
     assert vg.mlp(width=3, depth=2, inputs=1, activation=mine) == vg.mlp(width=3, depth=2, inputs=1, activation=mine)
-    assert vg.mlp(width=3, depth=2, inputs=1) == vg.mlp(widths=(3, 3, 3), inputs=1)
+    assert vg.mlp(width=3, depth=2, inputs=1) == vg.mlp(width=(3, 3, 3), inputs=1)
 
 
 def test_equal_layers_in_a_row_are_one_stage() -> None:
@@ -190,18 +190,20 @@ def test_scales_of_no_kind_or_of_two_are_refused_in_one_sentence() -> None:
         ({"width": True}, "width must be a whole number, got True"),
         ({"inputs": 0}, "inputs must be at least 1"),
         ({"outputs": "3"}, "outputs must be a whole number, got '3'"),
+        ({"inputs": None}, "inputs must be a whole number, got None"),
         ({"width": None}, "width must be a whole number, got None"),
-        ({"widths": (3, 3)}, "either width and depth or widths"),
-        ({"width": None, "depth": None}, "either width and depth or widths"),
-        ({"width": None, "depth": None, "widths": (3,)}, "at least 2 sizes"),
-        ({"width": None, "depth": None, "widths": (3, 0)}, "widths must be at least 1, got 0"),
+        ({"depth": None}, "depth must be a whole number, got None"),
+        ({"width": (3, 3)}, "depth must be left out beside the widths of all states, got depth=3"),
+        ({"width": (3,), "depth": None}, r"width must hold at least 2 sizes .*, got \(3,\)"),
+        ({"width": (3, 0), "depth": None}, "width must be at least 1, got 0"),
+        ({"stem": False}, r"inputs must be the 4 units of h\^0 \(or left out\) without a stem, got 2"),
         ({"activation": "rleu"}, "did you mean 'relu'"),
         ({"activation": jax.nn.softmax}, "activation 'softmax' must"),
         ({"activation": jnp.log}, "must not return NaN"),
         ({"kernel_init": "gausian"}, "kernel_init must be one of .* did you mean 'gaussian'"),
         ({"bias_init": "uniform"}, "bias_init must be one of gaussian, zero"),
         ({"dtype": "float16"}, "dtype must be float32 or float64, got float16"),
-        ({"dtype": "float64"}, "float64 needs jax.enable_x64"),
+        ({"dtype": "float64"}, r"dtype float64 needs jax.enable_x64\(True\) around the work, got it switched off"),
     ],
 )
 def test_bad_networks_are_refused_in_one_sentence(options: dict[str, Any], message: str) -> None:

@@ -1,5 +1,7 @@
 """Blocks made of blocks: one behind the other, and around a skip connection."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Spec
+from vgjax.blocks.protocol import Spec, TheoryArguments
 from vgjax.floatexp import FloatExp, add, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -30,6 +32,20 @@ class Chain(nnx.Module):
     def scales(self) -> Mapping[str, Scale]:
         """Those of all parts."""
         return protocol.scales_of(*self._parts())
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | dict[str, Any] | None:
+        """``V phi(W h + b) + a`` of two layers whose first is linear; of parts of a layer, what all of them say."""
+        said: list[Any] = [getattr(part, "theory_arguments", None) for part in self._parts()]
+        if all(isinstance(part, dict) for part in said):
+            return functools.reduce(operator.or_, said, {})
+        if len(said) != 2 or not all(isinstance(part, TheoryArguments) for part in said):
+            return None
+        first, second = said
+        if not (first.plain and first.activation.name == "linear" and first[1:3] == second[1:3]):
+            return None
+        widths, names = first.widths[:1] + second.widths, first.names + second.names
+        return second._replace(widths=(widths[0], widths[-1]), names=names) if second.residual is None else None
 
     def __call__(self, h: Array, scales: Scales | None = None) -> Array:
         """Through all parts; scales may be left out if none declares any."""
@@ -59,6 +75,7 @@ class Residual(nnx.Module):
         branch: F.
         shortcut: what the skip carries where the state changes its shape; None for the state itself.
         gate: give the branch a trainable factor of its own, drawn as 1 (ReZero, SkipInit: ``branch=0``).
+        defaults: of scales inside or of its own, where an initialization scheme sets them: (name, value) pairs.
         dtype: of the gate.
         rngs: where the draws come from.
     """
@@ -69,18 +86,29 @@ class Residual(nnx.Module):
         *,
         shortcut: Spec | None = None,
         gate: bool = False,
+        defaults: tuple[tuple[str, float], ...] = (),
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.branch = branch.build(rngs)
         self.shortcut = shortcut.build(rngs) if shortcut else None
         self.gate = nnx.Param(jnp.ones((), dtype)) if gate else None
+        self.defaults = defaults
 
     @property
     def scales(self) -> Mapping[str, Scale]:
         """Those of the branch and the shortcut, and the factors on both."""
         branch = Scale(1.0, "factor" if self.gate is None else "parameter")  # a gate is a parameter
-        return protocol.scales_of(self.branch, self.shortcut) | {"branch": branch, "skip": Scale(1.0)}
+        scales = protocol.scales_of(self.branch, self.shortcut) | {"branch": branch, "skip": Scale(1.0)}
+        return scales | {name: scales[name]._replace(default=value) for name, value in self.defaults}
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | None:
+        """Around one layer of phi: ``"pre"``, or ``"plain"`` with a linear one before it; not around others."""
+        inside = getattr(self.branch, "theory_arguments", None)
+        if self.shortcut is not None or not isinstance(inside, TheoryArguments) or inside.residual is not None:
+            return None
+        return inside._replace(residual="pre" if len(inside.names) == 2 else "plain")
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Skip and branch."""

@@ -11,7 +11,7 @@ from jax import Array
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Spec
+from vgjax.blocks.protocol import Spec, TheoryArguments
 from vgjax.floatexp import FloatExp, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -129,6 +129,7 @@ class Dense(Affine):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        self.draws = kernel_init, bias_init
         draw = initializers.kernel_initializer(kernel_init)
         self.kernel = nnx.Param(draw(rngs.params(), (fan_in, fan_out), dtype))
         super().__init__(fan_out, activation, before, after, names, bias_init, dtype, rngs)
@@ -137,6 +138,17 @@ class Dense(Affine):
     def weights(self) -> nnx.Param:
         """The kernel, shape ``(fan_in, fan_out)``."""
         return self.kernel
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | None:
+        """``W after(phi(before(h))) + b``, where normalization and dropout are all that stands around phi."""
+        fields: dict[str, Any] = {}
+        for place, part in (("preactivations", self.before), ("activations", self.after)):
+            said = getattr(part, "theory_arguments", {} if part is None else None)
+            if not isinstance(said, dict):
+                return None
+            fields |= said | ({"norm_on": place} if "norm" in said else {})
+        return TheoryArguments(self.activation, *self.draws, self.kernel.shape, self.names, **fields)
 
     def product(self, a: Array) -> Array:
         """The matrix product."""

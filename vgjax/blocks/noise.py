@@ -42,6 +42,11 @@ class Dropout(nnx.Module):
         self.noise = Mask(jnp.zeros(shape, dtype))
         self.redraw(rngs.params())
 
+    @property
+    def theory_arguments(self) -> dict[str, Any]:
+        """The distribution."""
+        return {"dropout": self.distribution}
+
     def redraw(self, key: Array) -> None:
         """New noise."""
         draw = jax.random.uniform if self.distribution == "bernoulli" else jax.random.normal

@@ -63,6 +63,11 @@ class Norm(nnx.Module):
             self.norm.mean = nnx.BatchStat(jnp.zeros(features, dtype))
             self.norm.var = nnx.BatchStat(jnp.ones(features, dtype))
 
+    @property
+    def theory_arguments(self) -> dict[str, Any]:
+        """Its kind and its epsilon."""
+        return {"norm": self.kind, "epsilon": float(self.norm.epsilon)}
+
     def __call__(self, h: Array) -> Array:
         """Of the state's shape."""
         return self.norm(h[None])[0] if self.kind == "group" else self.norm(h)

@@ -15,6 +15,8 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
   of a gate (default: none);
+- ``theory_arguments``: the `TheoryArguments` of a layer that mean-field theory covers, or the fields that a part sets
+  of the layer it stands in, as a dict (default: None, theory has nothing);
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
@@ -33,6 +35,7 @@ import jax
 from flax import nnx
 from jax import Array
 
+from vgjax.activations import Activation
 from vgjax.checks import known
 from vgjax.floatexp import FloatExp, euler
 from vgjax.initializers import KINDS, Scale, Scales
@@ -119,6 +122,38 @@ def absorb_scales(scales: Scales, *blocks: Any) -> frozenset[str]:
     return frozenset().union(*(block.absorb_scales(scales) for block in blocks if hasattr(block, "absorb_scales")))
 
 
+class TheoryArguments(NamedTuple):
+    """What mean-field theory has to be given of a layer, or of a stack of them.
+
+    Attributes:
+        activation: phi.
+        kernel_init, bias_init: how kernels and biases are drawn.
+        widths: sizes of the states: before and behind a layer; of a stack h^0 ... h^L.
+        names: of the scales of kernels and biases, in the order of the formula.
+        residual: None: ``W phi(h) + b``; ``"pre"``: ``skip h + branch (W phi(h) + b)``; ``"plain"``:
+            ``skip h + branch (V phi(W h + b) + a)``.
+        norm, epsilon: a normalization around phi, None for none, and what it adds to the variance.
+        norm_on: ``"preactivations"``: phi(norm(h)), or ``"activations"``: norm(phi(h)).
+        dropout: the distribution of the noise on the activations (its rate is the scale ``dropout``), None for none.
+    """
+
+    activation: Activation
+    kernel_init: str
+    bias_init: str
+    widths: tuple[int, ...]
+    names: tuple[str, ...]
+    residual: str | None = None
+    norm: str | None = None
+    epsilon: float = 0.0
+    norm_on: str = "preactivations"
+    dropout: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is ``W phi(h) + b`` and nothing else."""
+        return self.residual is None and self.norm is None and self.dropout is None
+
+
 class BlockInfo(NamedTuple):
     """What a block says about itself once it is built.
 
@@ -129,6 +164,7 @@ class BlockInfo(NamedTuple):
         homogeneity: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
+        theory: what mean-field theory has to be given of it; None where theory has nothing.
     """
 
     graph: nnx.GraphDef
@@ -137,6 +173,7 @@ class BlockInfo(NamedTuple):
     homogeneity: tuple[int, int] | None
     parts: tuple[str, ...]
     noisy: bool
+    theory: TheoryArguments | None
 
 
 @functools.cache
@@ -150,7 +187,9 @@ def block_info(spec: Spec) -> BlockInfo:
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
         noisy = any(hasattr(part, "redraw") for _, part in nnx.iter_modules(block))
-        declared = getattr(block, "homogeneity", None), tuple(getattr(block, "parts", ())), noisy
+        theory = getattr(block, "theory_arguments", None)
+        theory = theory if isinstance(theory, TheoryArguments) else None
+        declared = getattr(block, "homogeneity", None), tuple(getattr(block, "parts", ())), noisy, theory
         info.append(BlockInfo(graph, trainable, scales_of(block), *declared))
 
     jax.eval_shape(build)

@@ -195,6 +195,12 @@ def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct
     return jax.eval_shape(run, jax.random.key(0), state, x)
 
 
+def parameter_dtype(spec: Spec) -> Any:
+    """The dtype of a block's floating-point parameters; float32 if it has none."""
+    leaves = jax.tree.leaves(jax.eval_shape(functools.partial(draw, spec), jax.random.key(0)))
+    return next((leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)), np.dtype(np.float32))
+
+
 def unit_scales(spec: Spec, dtype: Any) -> Scales:
     """Every scale that a block declares: those of parameters at 1, the others at their default."""
     return Scales._of({name: np.asarray(scale.unit, dtype) for name, scale in block_info(spec).scales.items()})

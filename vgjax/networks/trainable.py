@@ -54,11 +54,14 @@ def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales
         for stage, (tree, _) in zip(stages, reports, strict=True)
     )
     left = {name: jnp.concatenate([scales[name] for _, scales in reports]) for name in reports[0][1]}
-    if any(stage.tied for stage in stages):  # the scales of shared parameters are one number (`check_scales`)
-        kinds = {name: scale.kind for name, scale in parameters.network.scales.items()}
-        left = {name: value[0] if kinds[name] == "parameter" else value for name, value in left.items()}
-    stem = layers.stem.absorb_scales().parameters if layers.stem else {}
-    return replace(parameters, stem=stem, stages=tuple(kept)), Scales._of(left)
+    stem = layers.stem.absorb_scales() if layers.stem else None
+    if stem:  # of a scale that no block reads (that of an embedding) the stem alone says what is left
+        read = {name for stage in stages for name in block_info(stage.spec).scales}
+        left |= {name: jnp.broadcast_to(s, left[name].shape) for name, s in stem.scales.items() if name not in read}
+    if any(stage.tied for stage in stages):  # what multiplies shared parameters is one number (`check_scales`)
+        declared = parameters.network.scales
+        left = {name: value[0] if declared[name].kind == "parameter" else value for name, value in left.items()}
+    return replace(parameters, stem=stem.parameters if stem else {}, stages=tuple(kept)), Scales._of(left)
 
 
 def trainable(parameters: Parameters) -> dict[str, Array]:
