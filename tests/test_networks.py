@@ -261,10 +261,3 @@ def test_blocks_that_do_not_stack_are_refused_in_one_sentence() -> None:
         vg.stack(Shrinking, [1, 2], depth=2, input_shape=4)
     with pytest.raises(ValueError, match="depth must be at least 1"):
         vg.stack(Shrinking, depth=0, input_shape=4)
-
-
-def test_a_stack_of_the_librarys_own_dense_blocks_is_plain_with_their_defaults():
-    plain = vg.stack(vg.blocks.Dense, 5, 3, depth=1, input_shape=5).plain
-    assert plain is not None
-    assert (plain.activation.name, plain.kernel_init, plain.bias_init) == ("linear", "gaussian", "gaussian")
-    assert plain.widths == (5, 3)

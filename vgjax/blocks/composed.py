@@ -36,16 +36,16 @@ class Chain(nnx.Module):
     @property
     def theory_arguments(self) -> TheoryArguments | dict[str, Any] | None:
         """``V phi(W h + b) + a`` of two layers whose first is linear; of parts of a layer, what all of them say."""
-        said: list[Any] = [getattr(part, "theory_arguments", None) for part in self._parts()]
-        if all(isinstance(part, dict) for part in said):
-            return functools.reduce(operator.or_, said, {})
-        if len(said) != 2 or not all(isinstance(part, TheoryArguments) for part in said):
+        told: list[Any] = [getattr(part, "theory_arguments", None) for part in self._parts()]
+        if all(isinstance(fields, dict) for fields in told):
+            return functools.reduce(operator.or_, told, {})
+        if len(told) != 2 or not all(isinstance(layer, TheoryArguments) for layer in told):
             return None
-        first, second = said
-        if not (first.plain and first.activation.name == "linear" and first[1:3] == second[1:3]):
+        first, second = told
+        draws = [(layer.kernel_init, layer.bias_init) for layer in told]
+        if not first.plain or first.activation.name != "linear" or second.residual or draws[0] != draws[1]:
             return None
-        widths, names = first.widths[:1] + second.widths, first.names + second.names
-        return second._replace(widths=(widths[0], widths[-1]), names=names) if second.residual is None else None
+        return second._replace(widths=(first.widths[0], second.widths[-1]), names=first.names + second.names)
 
     def __call__(self, h: Array, scales: Scales | None = None) -> Array:
         """Through all parts; scales may be left out if none declares any."""

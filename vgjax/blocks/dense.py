@@ -144,10 +144,10 @@ class Dense(Affine):
         """``W after(phi(before(h))) + b``, where normalization and dropout are all that stands around phi."""
         fields: dict[str, Any] = {}
         for place, part in (("preactivations", self.before), ("activations", self.after)):
-            said = getattr(part, "theory_arguments", {} if part is None else None)
-            if not isinstance(said, dict):
+            told = getattr(part, "theory_arguments", {} if part is None else None)
+            if not isinstance(told, dict):
                 return None
-            fields |= said | ({"norm_on": place} if "norm" in said else {})
+            fields |= told | ({"norm_on": place} if "norm" in told else {})
         return TheoryArguments(self.activation, *self.draws, self.kernel.shape, self.names, **fields)
 
     def product(self, a: Array) -> Array:

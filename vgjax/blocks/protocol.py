@@ -20,7 +20,7 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
-A block in a stage that is fed (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
+A block in a stage that is driven (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
 scales, x)``. What a call changes in the block's own state is forgotten: a random key gives the same numbers in every
 call, so that a network is a function. Derivatives are always those of the plain call; nothing else needs to be written
 for a new block.
@@ -94,7 +94,7 @@ def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, 
 
 
 def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
-    """The block on a plain array, with the scales it declares and its own input if it is fed."""
+    """The block on a plain array, with the scales it declares and its own input if it is driven."""
     # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
     with jax.default_matmul_precision("highest"):
         return block(h, *arguments(block, scales, x))

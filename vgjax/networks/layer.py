@@ -37,7 +37,7 @@ class Layer:
         spec: how the block is built (static).
         parameters: nested dicts of arrays, no layer axis.
         scales: one number each.
-        input: what the block reads beside its state, if its stage is fed.
+        input: what the block reads beside its state, if its stage is driven.
         tied: whether other layers share its parameters (static).
     """
 
@@ -119,8 +119,8 @@ class Layer:
         return _homogeneity_of(self.spec, state.value.shape, state.value.dtype.name, read)
 
     def _homogeneity(self, state: FloatExp) -> tuple[int, int]:
-        said = block_info(self.spec).homogeneity
-        return self.homogeneities(state).state if said is None else said
+        declared = block_info(self.spec).homogeneity
+        return self.homogeneities(state).state if declared is None else declared
 
     def module(self) -> nnx.Module:
         """The block as a Flax module that holds these parameters."""

@@ -34,7 +34,7 @@ class Layers:
     Attributes:
         parameters: draws at unit gain, or ordinary parameters.
         scales: every scale that the network declares, one value a layer, shape ``(depth,)``.
-        inputs: what fed blocks read, shape ``(depth, ...)``; None if there are none.
+        inputs: what driven blocks read, shape ``(depth, ...)``; None if there are none.
     """
 
     parameters: Parameters
@@ -88,7 +88,7 @@ class Layers:
                 if isinstance(tree, Stream):
                     stacked = draw(stage.spec, stacked.keys)
                 mine: Any = tree if stage.tied else stacked
-                return visit(Layer(stage.spec, mine, scales, x if stage.fed else None, stage.tied), carry, extra)
+                return visit(Layer(stage.spec, mine, scales, x if stage.driven else None, stage.tied), carry, extra)
 
             xs = (None if stage.tied else tree, here[i], extras[i] if extras is not None else None)
             if stage.keeps_shape:
@@ -163,12 +163,12 @@ class Walk(NamedTuple):
 def bind(parameters: Parameters, scales: Scales, x: Array | None) -> Layers:
     """A network with its numbers; the scales that are not given stand at their defaults.
 
-    ``x`` is the input of the network, which fed blocks read layer by layer: its leading axis is that of the layers.
+    ``x`` is the input of the network, which driven blocks read layer by layer: its leading axis is that of the layers.
     """
     network, dtype = parameters.network, parameters.dtype
     given = {name: scales.get(name, scale.default) for name, scale in network.scales.items()}
     along = {name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in given.items()}
-    return Layers(parameters, Scales._of(along), as_dtype(dtype, x) if network.fed else None)
+    return Layers(parameters, Scales._of(along), as_dtype(dtype, x) if network.driven else None)
 
 
 def checked_input(parameters: Parameters, scales: Scales, x: ArrayLike, *, batch: bool = False) -> Array:

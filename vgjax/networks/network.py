@@ -31,7 +31,7 @@ class Stage:
         spec: how a block is built.
         depth: how many.
         tied: all of them share one draw (a recurrence).
-        fed: each gets its own slice of the network's input, ``x[l]``, beside its state.
+        driven: each gets its own slice of the network's input, ``x[l]``, beside its state.
         read: the head reads the state behind each of them, not the last alone (a loss at every step).
         keeps_shape: the state behind a block has the shape of that before it; else the stage has one block.
     """
@@ -39,7 +39,7 @@ class Stage:
     spec: Spec
     depth: int
     tied: bool = False
-    fed: bool = False
+    driven: bool = False
     read: bool = False
     keeps_shape: bool = True
 
@@ -88,9 +88,9 @@ class Network:
         return scales_of(*(block_info(spec) for spec in specs))
 
     @property
-    def fed(self) -> bool:
+    def driven(self) -> bool:
         """Whether its blocks read the input layer by layer."""
-        return any(stage.fed for stage in self.stages)
+        return any(stage.driven for stage in self.stages)
 
     @property
     def every_step(self) -> bool:
@@ -109,7 +109,7 @@ class Network:
     def theory_arguments(self) -> TheoryArguments | None:
         """What mean-field theory has to be given of a stack whose layers have each their own draw and differ in nothing
         but their sizes; None where theory has nothing."""
-        layers = [None if stage.tied or stage.fed else block_info(stage.spec).theory for stage in self.stages]
+        layers = [None if stage.tied or stage.driven else block_info(stage.spec).theory for stage in self.stages]
         if None in layers or len({layer and layer._replace(widths=()) for layer in layers}) != 1:
             return None
         sizes = [layer.widths for layer in layers if layer]
@@ -138,7 +138,7 @@ def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     x, at_layer = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (network.input_shape, network.input_shape[1:]))
     states = [shape_after(network.stem, x) if network.stem else x]
     for stage in network.stages:
-        states.append(shape_after(stage.spec, states[-1], at_layer if stage.fed else None))
+        states.append(shape_after(stage.spec, states[-1], at_layer if stage.driven else None))
     return tuple(state.shape for state in states)
 
 
@@ -159,7 +159,7 @@ def state_sizes(network: Network) -> np.ndarray:
 # --- for people -----------------------------------------------------------------------------------------------------
 
 # What every network is made of, and what its name and its activation say already.
-_UNSAID = ("Dense", "Conv", "Chain", "Activate", "RNNCell", "LSTMCell", "GRUCell")
+_UNSAID = ("Dense", "Conv", "Chain", "Activate", "RNNCell", "LSTMCell", "GRUCell", "MinimalCell")
 
 
 def _in_one_line(network: Network) -> str:
@@ -181,13 +181,13 @@ def _by_x(shape: tuple[int, ...]) -> str:
 
 def _extras(network: Network) -> Iterator[str]:
     parts = [part for stage in network.stages for part in stage.spec.nested()]
-    options = [dict(part.options) for part in parts]
-    said = [part for part in parts if part.block.__name__ not in _UNSAID]
-    strings = ([a for a in part.arguments if isinstance(a, str)] for part in said)
-    yield from dict.fromkeys(" ".join([*s, p.block.__name__.lower()]) for s, p in zip(strings, said, strict=True))
+    options, kinds = [dict(part.options) for part in parts], []
+    for part in dict.fromkeys(part for part in parts if part.block.__name__ not in _UNSAID):
+        kinds.append(" ".join([*(a for a in part.arguments if isinstance(a, str)), part.block.__name__.lower()]))
+    yield from dict.fromkeys(kinds)
     yield from {str(o["kernel_init"]) for o in options if o.get("kernel_init", "gaussian") != "gaussian"}
     yield from {str(o["dtype"]) for o in options if o.get("dtype", "float32") != "float32"}
-    if any(stage.tied and not stage.fed for stage in network.stages):
+    if any(stage.tied and not stage.driven for stage in network.stages):
         yield "tied"
     if network.every_step:
         yield "every step read"
@@ -215,7 +215,7 @@ def check_input(network: Network, x: ArrayLike, *, batch: bool = False) -> None:
     shape, expected = np.shape(x), network.input_shape
     if not (shape == expected or (batch and shape[1:] == expected and shape[0] > 0)):
         leading = " (with or without a leading batch axis)" if batch else ""
-        steps = f": one input for each of the {network.depth} steps" if network.fed else ""
+        steps = f": one input for each of the {network.depth} steps" if network.driven else ""
         raise ValueError(f"x must have shape {expected}{leading}{steps}, got {shape}")
     if not is_traced(x) and not np.all(np.isfinite(np.asarray(x))):
         raise ValueError("x must be finite, got a NaN or an infinity")

@@ -4,7 +4,10 @@ Nothing is imported on the way back: blocks are looked up in `vgjax.blocks` and 
 user's own is written down for people to read, and makes a network that cannot be had back from its description.
 """
 
+import inspect
 from typing import Any
+
+from flax import nnx
 
 from vgjax import activations, blocks
 from vgjax.activations import Activation
@@ -12,6 +15,10 @@ from vgjax.blocks import Spec
 from vgjax.networks.network import Network, Stage
 
 Json = dict[str, Any]
+
+_BLOCKS = {
+    block.__name__: block for block in vars(blocks).values() if inspect.isclass(block) and issubclass(block, nnx.Module)
+}
 
 
 def network_to_json(network: Network) -> Json:
@@ -47,7 +54,7 @@ def _encoded(value: Any) -> Any:
         return {"tuple": [_encoded(item) for item in value]}
     if isinstance(value, Activation) and activations.registered(value):
         return {"activation": value.name}
-    if isinstance(value, Spec) and value.block.__name__ in blocks.__all__ and value.block in vars(blocks).values():
+    if isinstance(value, Spec) and _BLOCKS.get(value.block.__name__) is value.block:
         options = {name: _encoded(option) for name, option in value.options}
         return {"block": value.block.__name__, "arguments": [_encoded(a) for a in value.arguments], "options": options}
     return {"of a user": repr(value)}
@@ -60,8 +67,6 @@ def _decoded(value: Any) -> Any:
         return tuple(_decoded(item) for item in value["tuple"])
     if "activation" in value:
         return activations.get(value["activation"])
-    if value["block"] not in blocks.__all__:
-        raise ValueError(f"a block must be one of vgjax.blocks, got {value['block']!r}")
     arguments = tuple(_decoded(argument) for argument in value["arguments"])
     options = tuple((name, _decoded(option)) for name, option in value["options"].items())
-    return Spec(getattr(blocks, value["block"]), arguments, options)
+    return Spec(_BLOCKS[value["block"]], arguments, options)

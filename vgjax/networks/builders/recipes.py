@@ -48,9 +48,9 @@ def branch(kind: str, *, layers: int = 2, bottleneck: int | None = None, scheme:
 
 def as_branch(given: str | Branch, schemes: Sequence[str]) -> Branch:
     """Skip connections as they were asked for, with a scheme that the architecture knows."""
-    made = branch(given) if isinstance(given, str) else given
-    known_scheme(made.scheme, tuple(schemes))
-    return made
+    skips = branch(given) if isinstance(given, str) else given
+    known_scheme(skips.scheme, tuple(schemes))
+    return skips
 
 
 STACK_SCHEMES = ("stable", "rezero", "skipinit", "fixup")

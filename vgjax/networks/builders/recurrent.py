@@ -133,7 +133,7 @@ def _recurrent(cell: type[nnx.Module], sizes: tuple[int, int, int, int], every_s
     first_part = spec(blocks.Part, 0) if parts else None  # what the head reads of a state of several parts
     return Network(
         stem=spec(blocks.Start, (len(parts), width) if parts else (width,)),
-        stages=(Stage(spec(cell, width, inputs, **options), depth, tied=True, fed=True, read=every_step),),
+        stages=(Stage(spec(cell, width, inputs, **options), depth, tied=True, driven=True, read=every_step),),
         head=dense(width, outputs, before=first_part, bias_init="zero", dtype=options["dtype"]),
         input_shape=(depth, inputs),
         name=cell.__name__.removesuffix("Cell").lower(),

@@ -38,13 +38,13 @@ def stack(
     """
     if isinstance(block, Spec) and (arguments or options):
         raise ValueError(f"a Spec of {block.block.__name__} has its arguments already, got more of them")
-    made = block if isinstance(block, Spec) else spec(block, *arguments, **options)
-    name = made.block.__name__
+    copied = block if isinstance(block, Spec) else spec(block, *arguments, **options)
+    name = copied.block.__name__
     try:
-        hash(made)
+        hash(copied)
     except TypeError as error:
         raise ValueError(f"arguments of {name} must be hashable (they are compiled for): {error}") from None
-    copies = [made] * positive_integer("depth", depth)
+    copies = [copied] * positive_integer("depth", depth)
     return sequential(copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
 
 
@@ -67,20 +67,20 @@ def sequential(
     Raises:
         ValueError: no blocks, or one that changes the dtype of its state, or its shape where an equal one follows.
     """
-    rows = [(made, len(list(copies))) for made, copies in itertools.groupby(specs)]
+    rows = [(row, len(list(copies))) for row, copies in itertools.groupby(specs)]
     if not rows:
         raise ValueError("a network needs at least one block, got none")
     shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
     state = shape_after(stem, state) if stem else state
     stages = []
-    for made, depth in rows:
-        block, after = made.block.__name__, shape_after(made, state)
+    for row, depth in rows:
+        block, after = row.block.__name__, shape_after(row, state)
         if after.dtype != state.dtype:
             raise ValueError(f"{block} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
         if after.shape != state.shape and depth > 1:
             raise ValueError(f"{block} must keep the shape of its state, got {after.shape} from {state.shape}")
-        stages.append(Stage(made, depth, keeps_shape=after.shape == state.shape))
+        stages.append(Stage(row, depth, keeps_shape=after.shape == state.shape))
         state = after
     return Network(stem, tuple(stages), head, shape, name)
 
