@@ -50,9 +50,7 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
     "rnn(tanh, width 4, depth 5, inputs 5x3, outputs 5x1, every step read)": lambda: vg.rnn(
         **RECURRENT, every_step=True
     ),
-    "minimal(width 3, depth 5, inputs 5x3, outputs 1)": lambda: vg.rnn(
-        **RECURRENT | {"width": 3}, cell="minimal"
-    ),
+    "minimal(width 3, depth 5, inputs 5x3, outputs 1)": lambda: vg.rnn(**RECURRENT | {"width": 3}, cell="minimal"),
     "lstm(states 2x4, depth 5, inputs 5x3, outputs 1)": lambda: vg.lstm(**RECURRENT),
     "gru(width 4, depth 5, inputs 5x3, outputs 1)": lambda: vg.gru(**RECURRENT),
     "transformer(gelu, states 3x6, depth 3, inputs 3x4, outputs 1, residual, rms norm, attention)": lambda: TRANSFORMER(

@@ -1,6 +1,5 @@
 """Networks: forward passes, scaled parameters, streamed and prefix draws, and what is refused."""
 
-import math
 from typing import Any
 
 import jax
@@ -171,11 +170,37 @@ class Dropping(Confused):
 
 
 def test_scales_of_no_kind_or_of_two_are_refused_in_one_sentence() -> None:
-    with pytest.raises(ValueError, match="the kind of scale gain must be one of parameter, .* did you mean 'factor'"):
+    with pytest.raises(ValueError, match=r"the kind of scale gain must be one of parameter, .* did you mean 'factor'"):
         vg.stack(Confused, depth=1, input_shape=2)
     net = vg.stack(Scaled, 2, depth=1, input_shape=2, stem=vg.spec(Dropping))
     with pytest.raises(ValueError, match="scale gain must be of one kind, got rate and factor"):
         vg.forward(vg.init(KEY, net), vg.Scales(), np.ones(2))
+
+
+class Flat(nnx.Module):
+    """A user's block whose attributes are named as words of the protocol, which they are not."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(width, width, rngs=rngs)
+        self.step = nnx.Variable(jnp.zeros(()))
+        self.parts = ("this", "that")
+        self.slopes = self.diagnostics = self.redraw = self.homogeneity = self.scales = 3
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return jnp.tanh(self.linear(h))
+
+
+def test_only_what_a_blocks_class_declares_is_the_protocols() -> None:
+    """The state enters far beyond the float range, where a linear block would keep its exponent."""
+    net = vg.stack(Flat, 4, depth=3, input_shape=4)
+    params, x = vg.init(KEY, net), np.array([1.0, -2, 3, 4], np.float32) * 1e30
+    flow = vg.gradient_flow(params, vg.Scales(), x)
+    assert np.all(flow.log_mean_square[1:] <= 0)
+    assert flow.log_gradient_parts == flow.diagnostics == {}
+    kernels, h = params.stages[0]["linear"], x.astype(float)
+    for kernel, bias in zip(kernels["kernel"], kernels["bias"], strict=True):
+        h = np.tanh(h @ np.asarray(kernel, float) + np.asarray(bias))
+    np.testing.assert_allclose(flow.log_mean_square[-1], oracles.log_mean_square(h), rtol=1e-4)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -28,9 +28,7 @@ def test_rate_and_edge_of_a_known_sweep():
 
 def test_edge_is_missing_where_there_is_none():
     sweep = synthetic()
-    growing = Sweep(
-        sweep.axes, np.abs(sweep.log_gain) + np.arange(9), sweep.log_mean_square, sweep.first_inexact_layer, 16
-    )
+    growing = Sweep(sweep.axes, np.abs(sweep.log_gain) + np.arange(9), sweep.log_mean_square, sweep.first_inexact_layer, 16)
     assert np.isnan(growing.edge()).all()
 
 

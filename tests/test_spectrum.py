@@ -229,7 +229,9 @@ def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypat
     np.testing.assert_allclose(found[:14], exact, rtol=1e-14, atol=1e-12)
     assert np.all(np.isneginf(found[14:]))
     order = rng.permutation(14)
-    np.testing.assert_allclose(graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12)
+    np.testing.assert_allclose(
+        graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
+    )
     monkeypatch.setattr(products, "_SPAN", 250)  # short windows: the same numbers
     np.testing.assert_allclose(graded.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
 

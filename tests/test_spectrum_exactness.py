@@ -74,7 +74,9 @@ def test_every_singular_value_against_arbitrary_precision(name: str) -> None:
     lost = np.isneginf(exact)
     # float32 at the narrowest and the widest: `benchmarks/bench_spectrum.py` has all of them.
     for dtype, least in (("float64", 1e-8), ("float32", 2e-3))[: 1 if width == "16" else 2]:
-        found = vg.log_singular_values(parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype)
+        found = vg.log_singular_values(
+            parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
+        )
         assert np.array_equal(np.isneginf(found.log_singular_values), lost), dtype
         error = np.abs(np.where(lost, 0, found.log_singular_values) - np.where(lost, 0, exact)).max()
         assert error <= max(least, EPS[dtype] * found.condition)

@@ -36,7 +36,7 @@ class Chain(nnx.Module):
     @property
     def theory_arguments(self) -> TheoryArguments | dict[str, Any] | None:
         """``V phi(W h + b) + a`` of two layers whose first is linear; of parts of a layer, what all of them say."""
-        told: list[Any] = [getattr(part, "theory_arguments", None) for part in self._parts()]
+        told: list[Any] = [protocol.declared(part, "theory_arguments") for part in self._parts()]
         if all(isinstance(fields, dict) for fields in told):
             return functools.reduce(operator.or_, told, {})
         if len(told) != 2 or not all(isinstance(layer, TheoryArguments) for layer in told):
@@ -105,7 +105,7 @@ class Residual(nnx.Module):
     @property
     def theory_arguments(self) -> TheoryArguments | None:
         """Around one layer of phi: ``"pre"``, or ``"plain"`` with a linear one before it; not around others."""
-        inside = getattr(self.branch, "theory_arguments", None)
+        inside = protocol.declared(self.branch, "theory_arguments")
         if self.shortcut is not None or not isinstance(inside, TheoryArguments) or inside.residual is not None:
             return None
         return inside._replace(residual="pre" if len(inside.names) == 2 else "plain")

@@ -30,6 +30,8 @@ class Conv(Affine):
         ValueError: an even kernel, an unknown padding, or delta-orthogonal with channels_in > channels_out.
     """
 
+    kernel_path = "conv/kernel"
+
     def __init__(
         self,
         channels_in: int,
@@ -60,11 +62,6 @@ class Conv(Affine):
             rngs=rngs,
         )
         super().__init__(channels_out, activation, before, after, names, bias_init, dtype, rngs)
-
-    @property
-    def weights(self) -> nnx.Param:
-        """The kernel, shape ``(*kernel_size, channels_in, channels_out)``."""
-        return self.conv.kernel
 
     def product(self, a: Array) -> Array:
         """The convolution."""

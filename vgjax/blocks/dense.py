@@ -1,8 +1,9 @@
 """Affine layers, preactivation to preactivation: what they share, and the fully connected one."""
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -26,8 +27,10 @@ class Affine(nnx.Module):
         activation: phi.
         before, after: blocks on either side of phi (a normalization, dropout, a pooling), or None.
         names: of the scales of kernel and bias.
+        kernel_path: where the parameter that Z is made of stands.
     """
 
+    kernel_path: ClassVar[str] = "kernel"
     activation: Activation
     before: Any
     after: Any
@@ -52,9 +55,10 @@ class Affine(nnx.Module):
         self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype))
 
     @property
-    @abstractmethod
     def weights(self) -> nnx.Param:
         """The parameter that Z is made of."""
+        block: Any = self
+        return functools.reduce(getattr, self.kernel_path.split("/"), block)
 
     @abstractmethod
     def product(self, a: Array) -> Array:
@@ -135,16 +139,11 @@ class Dense(Affine):
         super().__init__(fan_out, activation, before, after, names, bias_init, dtype, rngs)
 
     @property
-    def weights(self) -> nnx.Param:
-        """The kernel, shape ``(fan_in, fan_out)``."""
-        return self.kernel
-
-    @property
     def theory_arguments(self) -> TheoryArguments | None:
         """``W after(phi(before(h))) + b``, where normalization and dropout are all that stands around phi."""
         fields: dict[str, Any] = {}
         for place, part in (("preactivations", self.before), ("activations", self.after)):
-            told = getattr(part, "theory_arguments", {} if part is None else None)
+            told = {} if part is None else protocol.declared(part, "theory_arguments")
             if not isinstance(told, dict):
                 return None
             fields |= told | ({"norm_on": place} if "norm" in told else {})

@@ -71,6 +71,14 @@ def spec(block: type[nnx.Module], *arguments: Hashable, **options: Hashable) -> 
     return Spec(block, arguments, tuple(options.items()))
 
 
+def declared(block: Any, name: str) -> Any:
+    """What the class of a block declares under a name; None if nothing.
+
+    What an instance holds under that name (a user's ``self.linear = nnx.Linear(...)``) says nothing of the block.
+    """
+    return getattr(block, name) if hasattr(type(block), name) else None
+
+
 def scales_of(*blocks: Any) -> dict[str, Scale]:
     """The scales that blocks declare between them; of two declarations of one name the later one's default holds.
 
@@ -79,8 +87,8 @@ def scales_of(*blocks: Any) -> dict[str, Scale]:
     """
     scales: dict[str, Scale] = {}
     for block in blocks:
-        for name, declared in getattr(block, "scales", {}).items():
-            scale = declared if isinstance(declared, Scale) else Scale(float(declared))
+        for name, value in (declared(block, "scales") or {}).items():
+            scale = value if isinstance(value, Scale) else Scale(float(value))
             known(f"the kind of scale {name}", scale.kind, KINDS)
             if name in scales and scales[name].kind != scale.kind:
                 raise ValueError(f"scale {name} must be of one kind, got {scales[name].kind} and {scale.kind}")
@@ -107,19 +115,19 @@ def step(
 
     ``homogeneity`` as above, where the block does not declare it.
     """
-    if getattr(block, "linear", False):
+    if declared(block, "linear"):
         return FloatExp(call(block, state.value, scales, x), state.exponent)
-    if hasattr(block, "step"):
+    if declared(block, "step"):
         with jax.default_matmul_precision("highest"):
             return block.step(state, scales)
-    homogeneity = getattr(block, "homogeneity", homogeneity) or (0, 0)
+    homogeneity = declared(block, "homogeneity") or homogeneity or (0, 0)
     # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
     return euler(lambda h: call(nnx.clone(block), h, scales, x), state, homogeneity)
 
 
 def absorb_scales(scales: Scales, *blocks: Any) -> frozenset[str]:
     """Let blocks take scales into their parameters, as far as they can; the names of those that then stand at 1."""
-    return frozenset().union(*(block.absorb_scales(scales) for block in blocks if hasattr(block, "absorb_scales")))
+    return frozenset().union(*(block.absorb_scales(scales) for block in blocks if declared(block, "absorb_scales")))
 
 
 class TheoryArguments(NamedTuple):
@@ -186,11 +194,11 @@ def block_info(spec: Spec) -> BlockInfo:
         graph = nnx.split(block)[0]
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
-        noisy = any(hasattr(part, "redraw") for _, part in nnx.iter_modules(block))
-        theory = getattr(block, "theory_arguments", None)
+        noisy = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
+        theory = declared(block, "theory_arguments")
         theory = theory if isinstance(theory, TheoryArguments) else None
-        declared = getattr(block, "homogeneity", None), tuple(getattr(block, "parts", ())), noisy, theory
-        info.append(BlockInfo(graph, trainable, scales_of(block), *declared))
+        parts = tuple(declared(block, "parts") or ())
+        info.append(BlockInfo(graph, trainable, scales_of(block), declared(block, "homogeneity"), parts, noisy, theory))
 
     jax.eval_shape(build)
     return info[0]

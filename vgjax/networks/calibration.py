@@ -11,7 +11,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from vgjax.blocks import Conv, Dense, protocol
+from vgjax.blocks import protocol
+from vgjax.blocks.dense import Affine
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, checked_input
@@ -43,7 +44,7 @@ def lsuv(parameters: Parameters, scales: Scales, xs: ArrayLike) -> Parameters:
     network = parameters.network
     specs = [*([network.stem] if network.stem else []), *(stage.spec for stage in network.stages)]
     for spec in specs:
-        if spec.block not in (Dense, Conv):
+        if not issubclass(spec.block, Affine):
             raise ValueError(f"lsuv needs fully connected or convolutional layers, got {spec.block.__name__}")
     return _calibrated(_unit_variance, parameters, scales, xs)
 
@@ -95,7 +96,7 @@ def _through(
 
 
 def _unit_variance(layer: Layer, hs: Array) -> tuple[Array, Any]:
-    path = "conv/kernel" if layer.spec.block is Conv else "kernel"
+    path: str = layer.spec.block.kernel_path  # type: ignore[attr-defined]
 
     def once(_: int, kernel: Array) -> Array:
         out = jax.vmap(layer.with_parameters({path: kernel}))(hs)

@@ -77,7 +77,7 @@ class Layer:
     def slopes(self, h: Array) -> tuple[Array, float]:
         """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
         block: Any = self.module()
-        if not hasattr(block, "slopes"):
+        if not protocol.declared(block, "slopes"):
             return jnp.full(h.shape, jnp.nan, h.dtype), 1.0
         return block.slopes(h, *protocol.arguments(block, self.scales, self.input))
 
@@ -85,7 +85,7 @@ class Layer:
         """Named numbers that the block reports of itself at a state."""
         block: Any = self.module()
         arguments = protocol.arguments(block, self.scales, self.input)
-        return block.diagnostics(h, *arguments) if hasattr(block, "diagnostics") else {}
+        return block.diagnostics(h, *arguments) if protocol.declared(block, "diagnostics") else {}
 
     def trainable(self) -> dict[str, Array]:
         """The `nnx.Param` leaves (no batch statistics, no random state), by path "linear/kernel"."""
@@ -108,8 +108,9 @@ class Layer:
     def redrawn(self, key: Array) -> "Layer":
         """The same layer with its noise drawn anew."""
         module = self.module()
+        part: Any
         for i, (_, part) in enumerate(nnx.iter_modules(module)):
-            if hasattr(part, "redraw"):
+            if protocol.declared(part, "redraw"):
                 part.redraw(jax.random.fold_in(key, i))
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(module)[1]))
 
