@@ -67,6 +67,21 @@ def test_scaled_parameters_are_sigma_w_z_and_give_the_same_output_at_unit_scales
     np.testing.assert_allclose(output, vg.forward(params, scales, example()), rtol=1e-5, atol=1e-6)
 
 
+def test_a_stem_absorbs_a_scale_that_not_every_layer_reads() -> None:
+    """sigma_w is of the stem and of the second layer; sigma_v of the first layer alone, sigma_in of a stem alone."""
+    layers = [vg.dense(4, 4, "tanh", names=("sigma_v", "sigma_a")), vg.dense(4, 4, "gelu")]
+    x = np.array([0.3, -1.0, 2.0], np.float32)
+    for of_stem in ("sigma_w", "sigma_in"):
+        stem = vg.dense(3, 4, names=(of_stem, "sigma_b"))
+        params = vg.init(KEY, vg.sequential(layers, input_shape=3, stem=stem))
+        scales = vg.Scales(**{"sigma_v": 0.8, "sigma_w": 1.3, "sigma_b": 0.3, of_stem: 1.7})
+        ordinary, left = vg.absorb_scales(params, scales)
+        np.testing.assert_allclose(ordinary.stem["kernel"], 1.7 * params.stem["kernel"], rtol=1e-6)
+        output = vg.forward(params, scales, x)
+        np.testing.assert_allclose(vg.forward(ordinary, left, x), output, rtol=1e-5)
+        assert not np.allclose(vg.forward(ordinary, scales, x), output, rtol=1e-3)
+
+
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 

@@ -122,8 +122,8 @@ def predicted_profile(network: Network, flow: GradientFlow, scales: Scales) -> B
     Raises:
         ValueError: a network with other blocks than dense ones, or scales that differ from layer to layer.
     """
-    plain = network.plain
-    if plain is None:
+    plain = network.theory_arguments
+    if plain is None or not plain.plain:
         raise ValueError(f"theory covers a plain network (vgjax.mlp), got {network!r:.200}")
     for name in _DEFAULTS:
         if np.ndim(scales.get(name, 0.0)):

@@ -42,24 +42,24 @@ def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, S
 
 def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
     """`absorb_scales`, unchecked: for use inside compiled programs."""
-    layers, stages = bind(parameters, scales, None), parameters.network.stages
+    layers, network = bind(parameters, scales, None), parameters.network
+    stem = layers.stem.absorb_scales() if layers.stem else None
+    left_of_stem = stem.scales if stem else {}
 
-    def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, Scales]]:
-        ordinary = layer.absorb_scales()
-        return None, (ordinary.parameters, ordinary.scales)
+    def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, dict[str, Array]]]:
+        ordinary, read = layer.absorb_scales(), block_info(layer.spec).scales
+        # A scale that this block does not read may be the stem's, which has absorbed it.
+        left = {name: s if name in read else left_of_stem.get(name, s) for name, s in ordinary.scales.items()}
+        return None, (ordinary.parameters, left)
 
     _, reports = layers.scan(None, visit)
     kept = (
         jax.tree.map(lambda a: a[0], tree) if stage.tied else tree
-        for stage, (tree, _) in zip(stages, reports, strict=True)
+        for stage, (tree, _) in zip(network.stages, reports, strict=True)
     )
     left = {name: jnp.concatenate([scales[name] for _, scales in reports]) for name in reports[0][1]}
-    stem = layers.stem.absorb_scales() if layers.stem else None
-    if stem:  # of a scale that no block reads (that of an embedding) the stem alone says what is left
-        read = {name for stage in stages for name in block_info(stage.spec).scales}
-        left |= {name: jnp.broadcast_to(s, left[name].shape) for name, s in stem.scales.items() if name not in read}
-    if any(stage.tied for stage in stages):  # what multiplies shared parameters is one number (`check_scales`)
-        declared = parameters.network.scales
+    if any(stage.tied for stage in network.stages):  # what multiplies shared parameters is one number
+        declared = network.scales
         left = {name: value[0] if declared[name].kind == "parameter" else value for name, value in left.items()}
     return replace(parameters, stem=stem.parameters if stem else {}, stages=tuple(kept)), Scales._of(left)
 
