@@ -54,6 +54,10 @@ class Measurement(ABC):
             *inputs: of `check`, for one example.
         """
 
+    def compiled_for(self) -> "Measurement":
+        """The measurement without those options that only `check` and `finish` read: equal ones share a program."""
+        return self
+
     def draw(self, key: Array, network: Network) -> Any:
         """What is drawn once a seed and shared by all points: here the parameters, and a key for all else.
 

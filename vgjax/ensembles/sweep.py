@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from jax.typing import ArrayLike
 
 from vgjax.checks import known, positive_integer
 from vgjax.ensembles import runner
-from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program
+from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
@@ -256,7 +257,7 @@ class Job:
         arguments = self.arguments(drawn(seed), self.inputs[seed], taken)
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
-        program = _program(self.measure, self.batch, self.size[1], tree, shapes)()
+        program = _program(self.measure.compiled_for(), self.batch, self.size[1], tree, shapes)()
         found = flat(program(*arguments))
         return self.measure.finish({name: np.asarray(a)[:new] for name, a in found.items()}, f" of seed {seed}")
 
@@ -414,11 +415,13 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     """Where a result comes from, as plain JSON values."""
     from vgjax import __version__
 
+    inputs = [x for job in jobs for one in job.inputs for x in one]
+    digests = {i: digest(x) for i, x in {id(x): x for x in inputs}.items()}  # seeds and networks share most of them
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return {
         "vgjax": __version__,
         **describe_machine(),
-        "measure": repr(jobs[0].measure),
+        "measure": _options(jobs[0].measure),
         "networks": [repr(job.network) for job in jobs],
         "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],
         "state_size": int(state_sizes(jobs[0].network)[-1]),
@@ -426,8 +429,15 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
         "seeds": seeds,
         "axes": {name: values.tolist() for name, values in jobs[0].grid.axes.items()},
         "fixed": {name: np.asarray(v).tolist() for name, v in {**jobs[0].grid.scales, **jobs[0].grid.numbers}.items()},
-        "inputs": digest(*(x for job in jobs for one in job.inputs for x in one)),
+        "inputs": digest_of_text("".join(digests[id(x)] for x in inputs)),
     }
+
+
+def _options(measure: Measurement) -> dict[str, str]:
+    """What a measurement was made with; of functions their names alone (`_computed` tells those of one name apart)."""
+    shown = [name for name, option in getattr(measure, "__dataclass_fields__", {}).items() if option.repr]
+    options = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(measure, name))) for name in shown}
+    return {"name": measure.name, **options}
 
 
 def _computed(jobs: list[Job]) -> str:
@@ -435,9 +445,10 @@ def _computed(jobs: list[Job]) -> str:
     parts = []
     for job in jobs:
 
-        def program(key: Array, job: Job = job) -> Any:
+        def program(key: Array, inputs: tuple[Array, ...], job: Job = job) -> Any:
             drawn = job.measure.draw(key, job.network)
-            return _measure_points(job.measure, job.batch, 1, *job.arguments(drawn, job.inputs[0], [0]))
+            return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, inputs, [0]))
 
-        parts += [digest_of_program(jax.make_jaxpr(program)(job.key)), digest_of_code(type(job.measure).finish)]
-    return digest(*(np.frombuffer(part.encode(), np.uint8) for part in parts))
+        traced = jax.make_jaxpr(program)(job.key, job.inputs[0])
+        parts += [digest_of_program(traced), digest_of_code(type(job.measure).finish)]
+    return digest_of_text("".join(parts))
