@@ -382,7 +382,7 @@ def bent(slope: float) -> vg.Network:
 
 SAME = {"optimizer": with_clip(1.0), "schedule": falling(1.0), "network": bent(0.1)}
 OTHERS = {
-    "measure.num_steps": {"num_steps": STEPS + 1},
+    "options.num_steps": {"num_steps": STEPS + 1},
     "key": {"key": jax.random.key(6)},
     "inputs": {"data": vg.data.Examples(DATA.inputs + 1e-6, DATA.labels)},
     "inputs, computed": {"test": None},
@@ -390,9 +390,9 @@ OTHERS = {
     "axes.learning_rate": {"rates": np.nextafter(WILD, 0)},
     "fixed.sigma_b": {"sigma_b": 0.26},
     "seeds": {"seeds": 3},
-    "measure.dtype": {"dtype": "float64"},
-    "measure.batch_size": {"batch_size": 7},
-    "measure.snapshots": {"snapshots": vg.SnapshotConfig((), num_eval=7, gradients=False)},
+    "options.dtype": {"dtype": "float64"},
+    "options.batch_size": {"batch_size": 7},
+    "options.snapshots": {"snapshots": vg.SnapshotConfig((), num_eval=7, gradients=False)},
     # functions of one name
     "^computed": {"optimizer": with_clip(1.0000001)},
     "^computed ": {"schedule": falling(1.0000001)},

@@ -1,10 +1,12 @@
 """vgjax maps where gradients vanish or explode in deep networks: before training, at any depth, exactly."""
 
-from vgjax import activations, blocks, data, theory
+from vgjax import activations, blocks, data, plots, theory
 from vgjax.activations import Activation
 from vgjax.blocks import Spec, spec
+from vgjax.comparison import Comparison, compare
 from vgjax.ensembles.measurement import Measurement, measurement
 from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
+from vgjax.ensembles.remedies import Remedy, first_steps, remedies, remedy_examples, remedy_table
 from vgjax.ensembles.result import Result, load
 from vgjax.ensembles.sweep import Case, sweep
 from vgjax.initializers import Scales, scheme

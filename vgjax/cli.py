@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -95,20 +95,27 @@ def _map(arguments: argparse.Namespace) -> None:
     chosen = jax.random.choice(jax.random.fold_in(key, seeds), len(images.inputs), (seeds,))
     x, y = images.inputs[chosen], images.labels[chosen]
 
-    show = False if arguments.quiet else None
-    sweep = vg.sweep(network, x, key=key, seeds=seeds, progress=show, sigma_w=grid["sigma_w"], sigma_b=grid["sigma_b"])
+    common: dict[str, Any] = {"key": key, "seeds": seeds, "leading": "seed"}
+    common["progress"] = False if arguments.quiet else None
+    sweep = vg.sweep(network, x, sigma_w=grid["sigma_w"], sigma_b=grid["sigma_b"], **common)
     sigma_b = nearest(grid["sigma_b"], arguments.at)
-    edge = sweep.edge()[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])]
+    edge = sweep.edge("sigma_w")[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])]
     comparison = vg.compare(sweep)
-    profiles, bands = {}, {}
-    for name, sigma_w in _shown(grid["sigma_w"], edge).items():
-        scales, curve = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), f"{name}, $\\sigma_w$ = {sigma_w:.2f}"
-        profiles[curve] = vg.profile(network, x, y, key=key, seeds=seeds, scales=scales, naive=("float32",))
-        bands[curve] = vg.predicted_profile(network, profiles[curve], scales)
+    shown = _shown(grid["sigma_w"], edge)
+    along = {"sigma_w": list(shown.values()), "sigma_b": sigma_b}
+    flows = vg.sweep(network, x, y, measure=vg.gradients(), **common, **along)
+    lost = vg.sweep(network, x, y, measure=vg.naive_readings("float32"), **common, **along).lost
+    bands = vg.compare(flows).bands
+    names = [f"{name}, $\\sigma_w$ = {sigma_w:.2f}" for name, sigma_w in shown.items()]
     activation = plots.describe(sweep)
     figures = {
         "map": plots.phase_map(sweep, at=sigma_b, theory=comparison),
-        "profile": plots.depth_profile(profiles, title=rf"{activation}, $\sigma_b$ = {sigma_b:.2g}", theory=bands),
+        "profile": plots.depth_profile(
+            dict(zip(names, flows.log_gradient.swapaxes(0, 1), strict=True)),
+            lost=dict(zip(names, lost.swapaxes(0, 1), strict=True)),
+            title=rf"{activation}, $\sigma_b$ = {sigma_b:.2g}",
+            theory=dict(zip(names, bands, strict=True)),
+        ),
     }
     written = [sweep.save(folder / "map.npz")]
     for name, figure in figures.items():

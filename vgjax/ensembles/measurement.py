@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax.checks import known
+from vgjax.ensembles.result import Result
 from vgjax.initializers import Scales
 from vgjax.memory import chunk_size
 from vgjax.networks.layers import state_sizes
@@ -169,5 +170,11 @@ def measurement(
         dims: name -> names of the array's dimensions; ``"layer"`` where it runs over s_0 ... s_L, ``"block"`` over the
             layers between.
         bytes_per_point: about what one point keeps alive, from which follows how many are taken at once.
+
+    Raises:
+        ValueError: a variable named as something else of a `Result` is.
     """
+    for name in dims:
+        if not name.isidentifier() or hasattr(Result, name):
+            raise ValueError(f"dims must name variables that a result has no other meaning for, got {name!r}")
     return Own(function, tuple((name, tuple(each)) for name, each in dims.items()), bytes_per_point)

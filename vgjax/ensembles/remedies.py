@@ -1,50 +1,156 @@
-"""Remedies, measured: a network whose gradients vanish or explode, and what each treatment of the textbooks does to it.
+"""Remedies: a network whose gradients vanish or explode, and what each remedy of the textbooks does to it.
 
-Every treatment is a network with its scales and with what an optimizer would do to its first gradient; all are measured
-alike, on the same inputs. One that does not help is seen not to help.
+Every remedy is a network with its scales and with what an optimizer would do to its first gradient: a case of a sweep,
+measured like any other. One that does not help is seen not to help.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from vgjax import data
 from vgjax.checks import known, positive_integer
-from vgjax.ensembles import runner
-from vgjax.ensembles.result import Result, machine
+from vgjax.data import Examples
+from vgjax.ensembles.measurement import Arrays, Measurement
+from vgjax.ensembles.measurements import Gradients
+from vgjax.ensembles.result import Result
+from vgjax.ensembles.sweep import Case
 from vgjax.initializers import Scales
-from vgjax.measure.gradients import GradientFlow, gradient_flow
+from vgjax.measure import naive
+from vgjax.measure.gradients import GradientFlow
 from vgjax.networks.builders import gru, lstm, mlp, rnn
-from vgjax.networks.calibration import lsuv
-from vgjax.networks.layers import Parameters, init, scaled
-from vgjax.networks.network import Network, check_scales
+from vgjax.networks.calibration import check_unit_variance, unit_variance
+from vgjax.networks.network import Network
+from vgjax.networks.parameters import Parameters
+from vgjax.networks.trainable import absorbed
 
 CLASSES = 10
+_SEQUENCE_INPUTS = 8
+_HE = math.sqrt(2)
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Treatment:
-    """A network and how its first step of gradient descent would be taken.
+class FirstSteps(Gradients):
+    """`first_steps`."""
 
-    Attributes:
-        network: what it builds; its examples are a batch, or one state if it takes a batch as one.
-        scales: of its blocks.
-        input_scale, target_scale: factors on inputs and (with squared error) on one-hot targets.
-        loss: cross_entropy or squared_error.
+    learning_rate: float
+    clip: float | None
+
+    name: ClassVar[str] = "first_steps"
+    dims: ClassVar[dict[str, tuple[str, ...]]] = {  # type: ignore[misc]
+        name: () for name in ("log_ratio", "lost_layers", "log_first_step", "log_step")
+    }
+
+    def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
+        """Of one example, or of a batch that is one state."""
+        parameters, x, y, loss = self._resolved(drawn, inputs, single=True)
+        flow = super().measure(drawn, scales, numbers, *inputs)
+        lost = naive.of_batch(parameters, scales, x[None], y, loss, "float32")
+        return self._read(flow, flow["log_gradient"], lost, absorbed(parameters, scales)[0])
+
+    def over_examples(
+        self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Of a batch: the root mean square over its examples, and the first step of their summed loss."""
+        parameters, x, y, loss = self._resolved(drawn, inputs, single=False)
+        flow, _ = super().over_examples(drawn, scales, numbers, *inputs)
+        log_gradient = jax.nn.logsumexp(2 * flow["log_gradient"], axis=0) / 2
+        lost = naive.of_batch(parameters, scales, x, y, loss, "float32")
+        read = self._read(flow, log_gradient, lost, absorbed(parameters, scales)[0])
+        return read, frozenset(read)
+
+    def _read(self, flow: dict[str, Any], log_gradient: Array, lost: Array, ordinary: Parameters) -> dict[str, Array]:
+        """Norms of gradients and weights; what an optimizer makes of them is read on the host."""
+        first, every = _log_norms(GradientFlow(**flow), ordinary)
+        return {
+            "log_ratio": log_gradient[0] - log_gradient[-1],
+            "lost_layers": jnp.mean(jnp.sum(lost.astype(log_gradient.dtype), axis=-1)),
+            "first": jnp.stack(first),
+            "every": jnp.stack(every),
+        }
+
+    def finish(self, arrays: Arrays, where: str) -> Arrays:
+        """Steps from gradients and weights."""
+        (first, first_weights), (every, weights) = (np.moveaxis(arrays.pop(name), -1, 0) for name in ("first", "every"))
+        shrink = 0.0 if self.clip is None else np.minimum(0.0, math.log(self.clip) - every)
+        rate = math.log(self.learning_rate) + shrink
+        return {**arrays, "log_first_step": rate + first - first_weights, "log_step": rate + every - weights}
+
+    def compiled_for(self) -> Measurement:
+        """All learning rates and clippings share a program."""
+        return replace(self, learning_rate=1.0, clip=None)
+
+
+def first_steps(learning_rate: float = 0.1, *, clip: float | None = None, loss: str | None = None) -> Measurement:
+    """What depth does to the gradient, and the first step of gradient descent that is left of it.
+
+    The sweep's inputs are x and y, best a batch (``leading="example"``). Variables, each one number a draw:
+    ``log_ratio``: ln of ||dL/ds_0|| / ||dL/ds_L||, first layer against last (root mean square over the examples);
+    ``lost_layers``: how many of the L + 1 layers plain float32 reads as 0 or not finite, a mean over the examples;
+    ``log_first_step``: ln of ||learning rate x gradient|| / ||weights|| of the first layer's kernel (of a recurrence,
+    what the first time step contributes to the kernel of the inputs); ``log_step``: the same of all parameters.
+
+    Args:
         learning_rate: of plain gradient descent.
         clip: largest norm of the whole gradient that a step takes; None for no clipping.
-        unit_variance: rescale the kernels layer by layer first (`lsuv`).
+        loss: as for `vgjax.gradient_flow`.
+
+    Raises:
+        ValueError: a rate or a clip that is not positive.
+    """
+    for name, value in (("learning_rate", learning_rate), ("clip", clip)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    return FirstSteps(loss, float(learning_rate), clip)
+
+
+def _log_norms(flow: GradientFlow, ordinary: Parameters) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """ln of the norms of gradient and weights: of the kernel that the inputs enter by, and of all parameters."""
+    by_path = flow.log_parameter_gradient
+    whole = {**by_path, **flow.log_tied_gradient}
+    logs = jnp.concatenate([jnp.ravel(log) for log in whole.values()])
+    every = jax.nn.logsumexp(2 * jnp.where(jnp.isnan(logs), -jnp.inf, logs)) / 2, _log_norm(ordinary)
+    if "stem/kernel" in by_path:
+        return (by_path["stem/kernel"], _log_norm(ordinary.stem["kernel"])), every
+    if "input_kernel" in by_path:
+        (cell,) = ordinary.stages
+        return (by_path["input_kernel"][0], _log_norm(cell["input_kernel"])), every  # type: ignore[call-overload]
+    nowhere = jnp.asarray(jnp.nan)  # an input that enters by no kernel of its own
+    return (nowhere, nowhere), every
+
+
+def _log_norm(tree: Any) -> Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.log(sum(jnp.sum(jnp.square(leaf)) for leaf in floats)) / 2
+
+
+# --- a remedy as a case of a sweep ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Remedy(Case):
+    """A network, its scales, and how its first step of gradient descent would be taken.
+
+    Attributes:
+        network, scales: as for `Case`; its examples are a batch, or one state if it takes a batch as one.
+        input_scale, target_scale: factors on inputs and (with squared error) on one-hot targets.
+        loss: cross_entropy or squared_error.
+        learning_rate, clip: as for `first_steps`.
+        unit_variance: rescale the kernels layer by layer first (`vgjax.lsuv`).
     """
 
-    network: Network
-    scales: Mapping[str, Any] = field(default_factory=dict)
     input_scale: float = 1.0
     target_scale: float = 1.0
     loss: str = "cross_entropy"
@@ -52,186 +158,171 @@ class Treatment:
     clip: float | None = None
     unit_variance: bool = False
 
+    def adapt(self, measure: Measurement) -> Measurement:
+        """The measurement with this remedy's options, of its inputs and its draws."""
+        options = {field.name for field in dataclasses.fields(measure)}  # type: ignore[arg-type]
+        ours = {name: getattr(self, name) for name in ("loss", "learning_rate", "clip") if name in options}
+        target_scale = self.target_scale if self.loss == "squared_error" else None
+        return Remedied(replace(measure, **ours), self.input_scale, target_scale, self.unit_variance)  # type: ignore
+
 
 @dataclass(frozen=True)
-class Remedies(Result):
-    """What `remedies` measured. Leading axes are (seed, treatment); the first treatment is the patient itself.
+class Remedied(Measurement):
+    """A measurement behind what a remedy does to inputs, targets and draws; all else is the measurement's own.
 
     Attributes:
-        treatment: names, shape ``(treatments,)``.
-        depth: layers (or steps) of each, shape ``(treatments,)``.
-        log_ratio: ln of ||dL/ds_0|| / ||dL/ds_L||, first layer against last: what the depth does to the gradient.
-        lost: how many of the L + 1 layers plain float32 reads as 0 or not finite, averaged over the examples.
-        log_first_step: ln of ||learning rate x gradient|| / ||weights|| of the first layer's kernel (of a recurrence,
-            what the first time step contributes to the kernel of the inputs).
-        log_step: the same of all parameters together.
-        axes, fixed: empty.
-        provenance: patient, key, versions, device: plain JSON values.
+        measured: the measurement.
+        input_scale, unit_variance: as for `Remedy`.
+        target_scale: of one-hot targets; None for labels.
     """
 
-    trailing: ClassVar[dict[str, tuple[str, ...]]] = {
-        name: ("treatment",) for name in ("log_ratio", "lost", "log_first_step", "log_step")
-    }
-
-    treatment: np.ndarray
-    depth: np.ndarray
-    log_ratio: np.ndarray
-    lost: np.ndarray
-    log_first_step: np.ndarray
-    log_step: np.ndarray
-    axes: dict[str, np.ndarray]
-    fixed: dict[str, Any]
-    provenance: dict[str, Any]
+    measured: Measurement
+    input_scale: float
+    target_scale: float | None
+    unit_variance: bool
 
     @property
-    def coordinates(self) -> dict[str, Any]:
-        """Names of the treatments, and their depths."""
-        return {"treatment": self.treatment, "depth": ("treatment", self.depth)}
+    def name(self) -> str:  # type: ignore[override]
+        """That of the measurement."""
+        return self.measured.name
 
     @property
-    def factor(self) -> np.ndarray:
-        """Factor on the gradient's norm in one layer, shape ``(seed, treatments)``: below 1 it vanishes."""
-        return np.exp(self.log_ratio / self.depth)
+    def dims(self) -> Any:  # type: ignore[override]
+        """Those of the measurement."""
+        return self.measured.dims
 
-    def rows(self) -> list[dict[str, str]]:
-        """The table as text: one dict a treatment, mean +- standard error over the seeds."""
-        columns = {
-            "log10 first/last": (self.log_ratio / math.log(10), ".1f"),
-            "per layer": (self.factor, ".3f"),
-            "float32 loses": (self.lost, ".0f"),
-            "log10 first step": (self.log_first_step / math.log(10), ".1f"),
-            "log10 step": (self.log_step / math.log(10), ".1f"),
-        }
-        table = []
-        for i, name in enumerate(self.treatment):
-            row = {"treatment": str(name)}
-            for column, (values, digits) in columns.items():
-                row[column] = _with_error(values[:, i], digits)
-            row["float32 loses"] += f" of {self.depth[i] + 1}"
-            table.append(row)
-        return table
+    def check(self, network: Network, inputs: tuple[ArrayLike, ...]) -> tuple[bool, tuple[Any, ...]]:
+        """Inputs and targets as the remedy scales them."""
+        if self.unit_variance:
+            check_unit_variance(network)
+        x, *ys = inputs
+        if self.target_scale is not None:
+            ys = [np.float32(self.target_scale) * np.eye(CLASSES, dtype=np.float32)[np.asarray(y)] for y in ys]
+        return self.measured.check(network, (np.asarray(x) * np.float32(self.input_scale), *ys))
 
-    def __str__(self) -> str:
-        return _aligned([list(self.rows()[0]), *(list(row.values()) for row in self.rows())], "  ")
+    def compiled_for(self) -> Measurement:
+        """Factors on inputs and targets are taken before the program."""
+        return Remedied(self.measured.compiled_for(), 1.0, None, self.unit_variance)
 
-    def to_markdown(self) -> str:
-        """The table in Markdown."""
-        rows = self.rows()
-        cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    def draw(self, key: Array, network: Network) -> Any:
+        """The measurement's."""
+        return self.measured.draw(key, network)
+
+    def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
+        """The measurement's, of draws of unit variance if asked for."""
+        return self.measured.measure(self._drawn(drawn, scales, inputs[0][None]), scales, numbers, *inputs)
+
+    def over_examples(
+        self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """The measurement's, of draws of unit variance if asked for."""
+        return self.measured.over_examples(self._drawn(drawn, scales, inputs[0]), scales, numbers, *inputs)
+
+    def _drawn(self, drawn: Any, scales: Scales, xs: Array) -> Any:
+        if not self.unit_variance:
+            return drawn
+        parameters, *rest = drawn
+        return (unit_variance(parameters, scales, xs), *rest)
+
+    def bytes_per_point(self, network: Network) -> int:
+        """The measurement's."""
+        return self.measured.bytes_per_point(network)
+
+    def chunk(self, network: Network, points: int, memory: int, workers: int) -> tuple[int, int]:
+        """The measurement's."""
+        return self.measured.chunk(network, points, memory, workers)
+
+    def finish(self, arrays: Arrays, where: str) -> Arrays:
+        """The measurement's."""
+        return self.measured.finish(arrays, where)
+
+
+# --- the textbooks --------------------------------------------------------------------------------------------------
 
 
 def remedies(
-    patient: str = "vanishing",
-    *,
-    key: Array | None = None,
-    seeds: int = 8,
-    layers: int | None = None,
-    width: int = 100,
-    examples: int = 32,
-    treatments: Mapping[str, Treatment] | None = None,
-    progress: bool | None = None,
-) -> Remedies:
-    """Measure what each remedy does to a network whose gradients vanish or explode.
+    kind: str = "vanishing", *, layers: int | None = None, width: int = 100, examples: int = 32
+) -> dict[str, Remedy]:
+    """A network whose gradients vanish or explode, and what the textbooks advise: networks of a sweep, by name.
+
+    ``vgjax.sweep(vgjax.remedies("vanishing"), *vgjax.remedy_examples("vanishing"), measure=vgjax.first_steps(),
+    leading="example", key=key)`` measures them all; `remedy_table` prints it, `vgjax.plots.remedies` draws it.
 
     Args:
-        patient: ``"vanishing"``: a sigmoid network of 50 hidden layers; ``"exploding"``: a ReLU network of 50 hidden
+        kind: ``"vanishing"``: a sigmoid network of 50 hidden layers; ``"exploding"``: a ReLU network of 50 hidden
             layers with sigma_w = 3; ``"recurrent"``: a tanh network of 200 time steps.
-        key: `jax.random.key` of the draws (default ``jax.random.key(0)``).
-        seeds: independent draws of each.
         layers: hidden layers, or time steps, if not those.
         width: units of a hidden layer.
-        examples: images (or sequences) of the loss.
-        treatments: yours, instead of the textbooks': name -> `Treatment`, the patient first; all with inputs of 64
-            numbers (of ``(layers, 8)`` for ``"recurrent"``) and 10 outputs.
-        progress: a bar on standard error; None shows it on a terminal only.
+        examples: of a batch, which batch norm has to know.
 
     Returns:
-        `Remedies`; print it, ``to_markdown()``, ``to_xarray()``, ``save(path)``; `vgjax.plots.remedies` draws it.
+        name -> `Remedy`, the network itself first.
 
     Raises:
-        ValueError: an unknown patient, a number below 1, or a treatment with unknown scales.
+        ValueError: an unknown kind, or a number below 1.
     """
-    known("patient", patient, PATIENTS)
-    seeds, examples = positive_integer("seeds", seeds), positive_integer("examples", examples)
-    width, layers = positive_integer("width", width), positive_integer("layers", layers or PATIENTS[patient][1])
-    chosen = PATIENTS[patient][0](layers, width, examples) if treatments is None else dict(treatments)
-    if not chosen:
-        raise ValueError("treatments must name at least one, got none")
-    for treatment in chosen.values():
-        check_scales(treatment.network, Scales(**treatment.scales))
-    key = jax.random.key(0) if key is None else key
-    xs, ys = _examples(jax.random.fold_in(key, seeds), patient, layers, examples)
-
-    measured = [
-        [_measure(treatment, xs, ys, jax.random.fold_in(key, seed)) for seed in range(seeds)]
-        for treatment in runner.progress(iter(chosen.values()), len(chosen), "remedies", progress)
-    ]
-    ratio, lost, first, every = np.array(measured).transpose(2, 1, 0)
-    about: dict[str, Any] = {
-        **machine(),
-        "patient": patient,
-        "layers": layers,
-        "width": width,
-        "examples": examples,
-        "seeds": seeds,
-    }
-    about |= {"key": np.asarray(jax.random.key_data(key)).tolist()}
-    depth = np.array([treatment.network.depth for treatment in chosen.values()])
-    return Remedies(np.array(list(chosen)), depth, ratio, lost, first, every, {}, {}, about)
+    book, usual = _BOOKS[known("kind", kind, _BOOKS)]
+    layers = usual if layers is None else positive_integer("layers", layers)
+    return book(layers, positive_integer("width", width), positive_integer("examples", examples))
 
 
-# --- one treatment, one draw ----------------------------------------------------------------------------------------
+def remedy_examples(
+    kind: str = "vanishing", *, layers: int | None = None, examples: int = 32, key: Array | None = None
+) -> Examples:
+    """Inputs and labels for `remedies`: digits, or for ``"recurrent"`` sequences of noise with random labels.
 
-
-def _measure(treatment: Treatment, xs: Array, ys: Array, key: Array) -> tuple[float, float, float, float]:
-    """log_ratio, lost, log_first_step, log_step."""
-    network, scales = treatment.network, Scales(**treatment.scales)
-    xs = treatment.input_scale * xs
-    parameters = init(key, network, stream=False)
-    if treatment.unit_variance:
-        parameters = lsuv(parameters, scales, xs)
-    together = xs.shape == network.input_shape  # the batch is one state (batch norm)
-    targets = ys if treatment.loss == "cross_entropy" else treatment.target_scale * jax.nn.one_hot(ys, CLASSES)
-    flow = gradient_flow(parameters, scales, xs, targets, loss=treatment.loss)
-    by_layer = np.asarray(flow.log_gradient, float)
-    lost = np.asarray(flow.naive["float32"], float)
-    if not together:
-        by_layer, lost = np.logaddexp.reduce(2 * by_layer, axis=0) / 2, lost.mean(axis=0)
-    first, every = _log_steps(flow, scaled(parameters, scales))
-    shrink = 0.0 if treatment.clip is None else min(0.0, math.log(treatment.clip) - every[0])
-    rate = math.log(treatment.learning_rate) + shrink
-    steps = (rate + gradient - weights for gradient, weights in (first, every))
-    return by_layer[0] - by_layer[-1], lost.sum(), *steps
-
-
-def _log_steps(flow: GradientFlow, ordinary: Parameters) -> tuple[tuple[float, float], tuple[float, float]]:
-    """ln of the norms of gradient and weights: of the kernel that the inputs enter by, and of all parameters."""
-    by_path = {path: np.asarray(log, float) for path, log in flow.log_parameter_gradient.items()}
-    tied = {path: np.asarray(log, float) for path, log in flow.log_tied_gradient.items()}
-    whole = [log.ravel() for path, log in {**by_path, **tied}.items()]
-    every = _log_norm_of_logs(np.concatenate(whole)), _log_norm(ordinary)
-    if "stem/kernel" in by_path:
-        return (float(by_path["stem/kernel"]), _log_norm(ordinary.stem["kernel"])), every
-    (cell,) = ordinary.stages
-    return (float(by_path["input_kernel"][0]), _log_norm(cell["input_kernel"])), every  # type: ignore[call-overload]
-
-
-def _log_norm_of_logs(logs: np.ndarray) -> float:
-    return float(np.logaddexp.reduce(2 * logs[~np.isnan(logs)]) / 2)
-
-
-def _log_norm(tree: Any) -> float:
-    return math.log(math.sqrt(sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(tree))))
-
-
-def _examples(key: Array, patient: str, layers: int, examples: int) -> tuple[Array, Array]:
-    if patient != "recurrent":
+    Args:
+        kind, layers, examples: as for `remedies`.
+        key: of the noise (default ``jax.random.key(0)``).
+    """
+    _, usual = _BOOKS[known("kind", kind, _BOOKS)]
+    examples = positive_integer("examples", examples)
+    if kind != "recurrent":
         digits = data.digits()
-        return digits.inputs[:examples], digits.labels[:examples]
-    of_inputs, of_labels = jax.random.split(key)
+        return Examples(digits.inputs[:examples], digits.labels[:examples])
+    of_inputs, of_labels = jax.random.split(jax.random.key(0) if key is None else key)
     labels = jax.random.randint(of_labels, (examples,), 0, CLASSES)
-    return jax.random.normal(of_inputs, (examples, layers, _SEQUENCE_INPUTS)), labels
+    steps = usual if layers is None else positive_integer("layers", layers)
+    return Examples(jax.random.normal(of_inputs, (examples, steps, _SEQUENCE_INPUTS)), labels)
+
+
+def remedy_table(result: Result, *, markdown: bool = False) -> str:
+    """A sweep of `first_steps` over several networks as a table, mean and standard error over the draws.
+
+    Args:
+        result: of ``vgjax.sweep(vgjax.remedies(...), ..., measure=vgjax.first_steps())``.
+        markdown: as a table of Markdown.
+
+    Raises:
+        ValueError: another result.
+    """
+    if result.measure != FirstSteps.name or not result.several or result.axes:
+        raise ValueError(f"a table of remedies needs first_steps of several networks without axes, got {result!r:.80}")
+    rows = _rows(result)
+    if not markdown:
+        return _aligned([list(rows[0]), *(list(row.values()) for row in rows)])
+    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _rows(result: Result) -> list[dict[str, str]]:
+    depths = {name: network.depth for name, network in result.networks.items() if network is not None}
+    table = []
+    for i, (name, depth) in enumerate(depths.items()):
+        log_ratio, lost, first, every = (
+            a[i] for a in (result.log_ratio, result.lost_layers, result.log_first_step, result.log_step)
+        )
+        table.append(
+            {
+                "remedy": name,
+                "log10 first/last": _with_error(log_ratio / math.log(10), ".1f"),
+                "per layer": _with_error(np.exp(log_ratio / depth), ".3f"),
+                "float32 loses": f"{_with_error(lost, '.0f')} of {depth + 1}",
+                "log10 first step": _with_error(first / math.log(10), ".1f"),
+                "log10 step": _with_error(every / math.log(10), ".1f"),
+            }
+        )
+    return table
 
 
 def _with_error(values: np.ndarray, digits: str) -> str:
@@ -239,89 +330,83 @@ def _with_error(values: np.ndarray, digits: str) -> str:
     return mean if len(values) < 2 else f"{mean} ± {format(values.std(ddof=1) / math.sqrt(len(values)), digits)}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], between: str) -> str:
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))] for row in rows)
-    return "\n".join(between.join(line) for line in lines)
+    return "\n".join("  ".join(line) for line in lines)
 
 
-# --- the textbooks --------------------------------------------------------------------------------------------------
-
-_SEQUENCE_INPUTS = 8
-_HE = math.sqrt(2)
-
-
-def vanishing(layers: int, width: int, examples: int) -> dict[str, Treatment]:
+def _vanishing(layers: int, width: int, examples: int) -> dict[str, Remedy]:
     """A deep sigmoid network, and what textbooks advise."""
     net = functools.partial(mlp, width=width, depth=layers - 1, inputs=64, outputs=CLASSES)
     sick = net(activation="sigmoid")
-    patient = Treatment(sick)
+    unchanged = Remedy(sick)
     return {
-        f"sigmoid, {layers} layers": patient,
-        "gradient clipping": replace(patient, clip=1.0),
-        "learning rate x 100": replace(patient, learning_rate=10.0),
-        "inputs x 10": replace(patient, input_scale=10.0),
-        "squared error": replace(patient, loss="squared_error"),
-        "squared error, targets x 100": replace(patient, loss="squared_error", target_scale=100.0),
-        "He weights": replace(patient, scales={"sigma_w": _HE}),
-        "weights x 4": replace(patient, scales={"sigma_w": 4.0}),
-        "orthogonal": Treatment(net(activation="sigmoid", kernel_init="orthogonal")),
-        "orthogonal, unit variance (LSUV)": Treatment(
+        f"sigmoid, {layers} layers": unchanged,
+        "gradient clipping": replace(unchanged, clip=1.0),
+        "learning rate x 100": replace(unchanged, learning_rate=10.0),
+        "inputs x 10": replace(unchanged, input_scale=10.0),
+        "squared error": replace(unchanged, loss="squared_error"),
+        "squared error, targets x 100": replace(unchanged, loss="squared_error", target_scale=100.0),
+        "He weights": replace(unchanged, scales={"sigma_w": _HE}),
+        "weights x 4": replace(unchanged, scales={"sigma_w": 4.0}),
+        "orthogonal": Remedy(net(activation="sigmoid", kernel_init="orthogonal")),
+        "orthogonal, unit variance (LSUV)": Remedy(
             net(activation="sigmoid", kernel_init="orthogonal"), unit_variance=True
         ),
-        "tanh, critical": Treatment(net(activation="tanh")),
-        "ReLU, LeCun weights": Treatment(net(activation="relu")),
-        "ReLU, He weights": Treatment(net(activation="relu"), {"sigma_w": _HE}),
-        "SELU, LeCun weights": Treatment(net(activation="selu")),
-        "layer norm": Treatment(net(activation="sigmoid", norm="layer")),
-        "batch norm": Treatment(net(activation="sigmoid", norm="batch", batch=examples)),
-        "residual": Treatment(net(activation="sigmoid", residual="pre")),
-        "ReZero": Treatment(net(activation="sigmoid", residual="pre", scheme="rezero")),
+        "tanh, critical": Remedy(net(activation="tanh")),
+        "ReLU, LeCun weights": Remedy(net(activation="relu")),
+        "ReLU, He weights": Remedy(net(activation="relu"), {"sigma_w": _HE}),
+        "SELU, LeCun weights": Remedy(net(activation="selu")),
+        "layer norm": Remedy(net(activation="sigmoid", norm="layer")),
+        "batch norm": Remedy(net(activation="sigmoid", norm="batch", batch=examples)),
+        "residual": Remedy(net(activation="sigmoid", residual="pre")),
+        "ReZero": Remedy(net(activation="sigmoid", residual="pre", scheme="rezero")),
     }
 
 
-def exploding(layers: int, width: int, examples: int) -> dict[str, Treatment]:
+def _exploding(layers: int, width: int, examples: int) -> dict[str, Remedy]:
     """A deep ReLU network with weights too large, and what textbooks advise."""
     net = functools.partial(mlp, width=width, depth=layers - 1, inputs=64, outputs=CLASSES, activation="relu")
     large = {"sigma_w": 3.0}
-    patient = Treatment(net(), large)
+    unchanged = Remedy(net(), large)
     return {
-        f"ReLU, sigma_w = 3, {layers} layers": patient,
-        "gradient clipping": replace(patient, clip=1.0),
-        "learning rate / 100": replace(patient, learning_rate=0.001),
-        "inputs / 100": replace(patient, input_scale=0.01),
-        "squared error": replace(patient, loss="squared_error"),
-        "squared error, targets / 100": replace(patient, loss="squared_error", target_scale=0.01),
-        "tanh instead": Treatment(net(activation="tanh"), large),
-        "orthogonal": Treatment(net(kernel_init="orthogonal"), large),
-        "unit variance (LSUV)": replace(patient, unit_variance=True),
-        "He weights": Treatment(net(), {"sigma_w": _HE}),
-        "layer norm": Treatment(net(norm="layer"), large),
-        "batch norm": Treatment(net(norm="batch", batch=examples), large),
-        "residual": Treatment(net(residual="pre"), large),
-        "residual, branch / sqrt(depth), He": Treatment(net(residual="pre", scheme="stable"), {"sigma_w": _HE}),
+        f"ReLU, sigma_w = 3, {layers} layers": unchanged,
+        "gradient clipping": replace(unchanged, clip=1.0),
+        "learning rate / 100": replace(unchanged, learning_rate=0.001),
+        "inputs / 100": replace(unchanged, input_scale=0.01),
+        "squared error": replace(unchanged, loss="squared_error"),
+        "squared error, targets / 100": replace(unchanged, loss="squared_error", target_scale=0.01),
+        "tanh instead": Remedy(net(activation="tanh"), large),
+        "orthogonal": Remedy(net(kernel_init="orthogonal"), large),
+        "unit variance (LSUV)": replace(unchanged, unit_variance=True),
+        "He weights": Remedy(net(), {"sigma_w": _HE}),
+        "layer norm": Remedy(net(norm="layer"), large),
+        "batch norm": Remedy(net(norm="batch", batch=examples), large),
+        "residual": Remedy(net(residual="pre"), large),
+        "residual, branch / sqrt(depth), He": Remedy(net(residual="pre", scheme="stable"), {"sigma_w": _HE}),
     }
 
 
-def recurrent(layers: int, width: int, examples: int) -> dict[str, Treatment]:
+def _recurrent(layers: int, width: int, examples: int) -> dict[str, Remedy]:
     """A recurrent network over many steps, and what textbooks advise."""
     sizes: dict[str, Any] = {"width": width, "depth": layers, "inputs": _SEQUENCE_INPUTS, "outputs": CLASSES}
     simple, gated = rnn(**sizes), {"lstm": lstm(**sizes), "gru": gru(**sizes)}
-    patient = Treatment(simple)
+    unchanged = Remedy(simple)
     chosen = {
-        f"tanh RNN, {layers} steps": patient,
-        "gradient clipping": replace(patient, clip=1.0),
-        "learning rate x 100": replace(patient, learning_rate=10.0),
-        "inputs / 10": replace(patient, input_scale=0.1),
-        "larger weights (sigma_w = 2)": replace(patient, scales={"sigma_w": 2.0}),
-        "orthogonal": Treatment(rnn(**sizes, kernel_init="orthogonal")),
-        "identity, ReLU (IRNN)": Treatment(rnn(**sizes, kernel_init="identity", activation="relu"), {"sigma_v": 0.03}),
+        f"tanh RNN, {layers} steps": unchanged,
+        "gradient clipping": replace(unchanged, clip=1.0),
+        "learning rate x 100": replace(unchanged, learning_rate=10.0),
+        "inputs / 10": replace(unchanged, input_scale=0.1),
+        "larger weights (sigma_w = 2)": replace(unchanged, scales={"sigma_w": 2.0}),
+        "orthogonal": Remedy(rnn(**sizes, kernel_init="orthogonal")),
+        "identity, ReLU (IRNN)": Remedy(rnn(**sizes, kernel_init="identity", activation="relu"), {"sigma_v": 0.03}),
     }
     for name, biases in (("lstm", (0.0, 1.0, 4.0)), ("gru", (0.0, 1.0, 4.0))):
         for bias in biases:
-            chosen[f"{name.upper()}, forget bias {bias:g}"] = Treatment(gated[name], {"forget_bias": bias})
+            chosen[f"{name.upper()}, forget bias {bias:g}"] = Remedy(gated[name], {"forget_bias": bias})
     return chosen
 
 
-PATIENTS = {"vanishing": (vanishing, 50), "exploding": (exploding, 50), "recurrent": (recurrent, 200)}
-"""Patients: their treatments as a function of layers, width and examples, and their usual number of layers."""
+_BOOKS = {"vanishing": (_vanishing, 50), "exploding": (_exploding, 50), "recurrent": (_recurrent, 200)}
+"""Remedies as a function of layers, width and examples, and the usual number of layers."""

@@ -193,7 +193,7 @@ class Result:
         between = values[i] + share * (values[np.minimum(i + 1, len(values) - 1)] - values[i])
         return np.where(crossing.any(axis=0), between, np.nan)
 
-    def lost(self, dtype: str = "float32") -> np.ndarray:
+    def naive_lost(self, dtype: str = "float32") -> np.ndarray:
         """True where a plain pass in ``dtype`` would read the gradient, or the state behind it, as 0 or not finite.
 
         The naive reading (the root of the sum of squares of a gradient of norm 1 pulled through those layers),
@@ -218,7 +218,7 @@ class Result:
 
     def _gains(self) -> np.ndarray:
         if "log_gain" not in self.arrays:
-            raise ValueError(f"rate, edge and lost need a sweep of gains, got one of {self.measure}")
+            raise ValueError(f"rate, edge and naive_lost need a sweep of gains, got one of {self.measure}")
         return self.mean("log_gain")
 
     # --- labels and files ---

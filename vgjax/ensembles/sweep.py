@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from jax.typing import ArrayLike
 
 from vgjax.checks import known, positive_integer
 from vgjax.ensembles import runner
-from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text
+from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
@@ -29,6 +28,7 @@ from vgjax.initializers import Scales
 from vgjax.memory import MEMORY, chunks
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network, check_scales
+from vgjax.version import VERSION
 
 LEADING = ("seed", "example")
 
@@ -413,15 +413,11 @@ def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray:
 
 def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     """Where a result comes from, as plain JSON values."""
-    from vgjax import __version__
-
-    inputs = [x for job in jobs for one in job.inputs for x in one]
-    digests = {i: digest(x) for i, x in {id(x): x for x in inputs}.items()}  # seeds and networks share most of them
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return {
-        "vgjax": __version__,
+        "vgjax": VERSION,
         **describe_machine(),
-        "measure": _options(jobs[0].measure),
+        "options": options_of(jobs[0].measure),
         "networks": [repr(job.network) for job in jobs],
         "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],
         "state_size": int(state_sizes(jobs[0].network)[-1]),
@@ -429,15 +425,8 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
         "seeds": seeds,
         "axes": {name: values.tolist() for name, values in jobs[0].grid.axes.items()},
         "fixed": {name: np.asarray(v).tolist() for name, v in {**jobs[0].grid.scales, **jobs[0].grid.numbers}.items()},
-        "inputs": digest_of_text("".join(digests[id(x)] for x in inputs)),
+        "inputs": digest(*(x for job in jobs for one in job.inputs for x in one)),
     }
-
-
-def _options(measure: Measurement) -> dict[str, str]:
-    """What a measurement was made with; of functions their names alone (`_computed` tells those of one name apart)."""
-    shown = [name for name, option in getattr(measure, "__dataclass_fields__", {}).items() if option.repr]
-    options = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(getattr(measure, name))) for name in shown}
-    return {"name": measure.name, **options}
 
 
 def _computed(jobs: list[Job]) -> str:

@@ -15,6 +15,7 @@ from vgjax.blocks import Conv, Dense, protocol
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, checked_input
+from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
 
 _ROUNDS = 10  # Mishkin and Matas stop after as many; one is enough where there is no bias
@@ -40,12 +41,21 @@ def lsuv(parameters: Parameters, scales: Scales, xs: ArrayLike) -> Parameters:
 
     Source: Mishkin and Matas 2016, "All you need is a good init", algorithm 1.
     """
-    network = parameters.network
+    check_unit_variance(parameters.network)
+    return _calibrated(_unit_variance, parameters, scales, xs)
+
+
+def check_unit_variance(network: Network) -> None:
+    """Raise ValueError unless `lsuv` knows all kinds of layers of a network, each with parameters of its own."""
     specs = [*([network.stem] if network.stem else []), *(stage.spec for stage in network.stages)]
     for spec in specs:
         if spec.block not in (Dense, Conv):
             raise ValueError(f"lsuv needs fully connected or convolutional layers, got {spec.block.__name__}")
-    return _calibrated(_unit_variance, parameters, scales, xs)
+
+
+def unit_variance(parameters: Parameters, scales: Scales, xs: Array) -> Parameters:
+    """`lsuv`, unchecked: for use inside compiled programs."""
+    return _through(_unit_variance, parameters, scales, xs)
 
 
 def calibrate(parameters: Parameters, scales: Scales, xs: ArrayLike) -> Parameters:

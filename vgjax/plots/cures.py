@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vgjax.ensembles.remedies import Remedies
+    from vgjax.ensembles.result import Result
 
 
 @styled
-def remedies(*found: "Remedies") -> "Figure":
+def remedies(*found: "Result") -> "Figure":
     """What remedies do: the gradient of the first layer against the last, and the first step it makes.
 
     Left: how much smaller (or larger) depth makes the gradient; beside the dots, how many layers float32 reads as 0 or
@@ -22,11 +22,11 @@ def remedies(*found: "Remedies") -> "Figure":
     Mean over the draws, with standard errors.
 
     Args:
-        *found: results of `vgjax.remedies`, one row of panels each; the patient is on top.
+        *found: sweeps of `vgjax.first_steps` over `vgjax.remedies`, one row of panels each; the first network is on top.
     """
     from matplotlib.figure import Figure
 
-    counts = [len(one.treatment) for one in found]
+    counts = [len(one.networks) for one in found]
     figure = Figure(figsize=(7.2, 0.19 * sum(counts) + 0.75 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), 2, squeeze=False, gridspec_kw={"height_ratios": [n + 3 for n in counts]})
     for (left, right), one in zip(grid, found, strict=True):
@@ -36,17 +36,18 @@ def remedies(*found: "Remedies") -> "Figure":
     return figure
 
 
-def draw_ratios(ax: "Axes", found: "Remedies") -> None:
-    """First-layer over last-layer gradient of every treatment, the patient on top."""
-    rows = np.arange(len(found.treatment))
+def draw_ratios(ax: "Axes", found: "Result") -> None:
+    """First-layer over last-layer gradient under every remedy, the network itself on top."""
+    rows = np.arange(len(found.networks))
     mean, error = _mean_and_error(found.log_ratio)
-    growth = mean / found.depth  # a factor of 1.05 a layer is what 50 layers forgive
+    depths = [net.depth if net else found.depth for net in found.networks.values()]
+    growth = mean / np.array(depths)  # a factor of 1.05 a layer is what 50 layers forgive
     colours = [VANISHING if g < -np.log(1.05) else EXPLODING if g > np.log(1.05) else CRITICAL for g in growth]
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.hlines(rows, np.minimum(mean, 0), np.maximum(mean, 0), colors=colours, linewidth=1, alpha=0.45)
     ax.hlines(rows, mean - error, mean + error, colors=colours, linewidth=2.5)
     ax.scatter(mean, rows, c=colours, s=14, zorder=3)
-    lost = found.lost.mean(axis=0).round().astype(int)
+    lost = found.lost_layers.mean(axis=1).round().astype(int)
     for row in np.flatnonzero(lost):
         side = -1 if mean[row] < 0 else 1
         ax.annotate(
@@ -58,7 +59,7 @@ def draw_ratios(ax: "Axes", found: "Remedies") -> None:
             va="center",
             fontsize=6,
         )
-    _treatment_axis(ax, found)
+    _remedy_axis(ax, found)
     low, high = min(float(mean.min()), 0.0), max(float(mean.max()), 0.0)
     below, above = (0.06 + 0.17 * bool(np.any(lost[side] > 0)) for side in (mean < 0, mean >= 0))
     low, high = low - below * (high - low), high + above * (high - low)
@@ -68,15 +69,15 @@ def draw_ratios(ax: "Axes", found: "Remedies") -> None:
     ax.set_xlabel(r"gradient of the first layer / of the last", fontsize=7.5)
 
 
-def draw_steps(ax: "Axes", found: "Remedies") -> None:
+def draw_steps(ax: "Axes", found: "Result") -> None:
     """The first step of gradient descent relative to the weights, first layer and all parameters."""
-    rows = np.arange(len(found.treatment))
+    rows = np.arange(len(found.networks))
     (first, first_error), (every, every_error) = (_mean_and_error(v) for v in (found.log_first_step, found.log_step))
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.hlines(rows, first, every, colors="0.85", linewidth=1, zorder=0)
     ax.errorbar(every, rows, xerr=every_error, fmt="o", color=CRITICAL, ms=3, mfc="white", label="all parameters")
     ax.errorbar(first, rows, xerr=first_error, fmt="D", color="k", ms=2.8, label="first layer")
-    _treatment_axis(ax, found)
+    _remedy_axis(ax, found)
     ax.set_yticklabels([])
     both = np.concatenate([first, every, [0.0]])
     room = 0.05 * float(np.ptp(both))
@@ -86,15 +87,16 @@ def draw_steps(ax: "Axes", found: "Remedies") -> None:
     ax.set_xlabel("first step / weights", fontsize=7.5)
 
 
-def _treatment_axis(ax: "Axes", found: "Remedies") -> None:
-    ax.set_yticks(np.arange(len(found.treatment)), [str(name) for name in found.treatment])
-    ax.set_ylim(len(found.treatment) - 0.5, -0.5)
+def _remedy_axis(ax: "Axes", found: "Result") -> None:
+    ax.set_yticks(np.arange(len(found.networks)), list(found.networks))
+    ax.set_ylim(len(found.networks) - 0.5, -0.5)
     ax.get_yticklabels()[0].set_fontweight("bold")
     ax.tick_params(axis="y", length=0, labelsize=7)
     ax.axhline(0.5, color="0.8", linewidth=0.6)
 
 
 def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Along the first axis: the mean and its standard error (0 for a single draw)."""
-    spread = values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros(values.shape[1:])
-    return values.mean(axis=0), spread
+    """Over the draws of each network: the mean and its standard error (0 for a single draw)."""
+    draws = values.shape[1]
+    spread = values.std(axis=1, ddof=1) / np.sqrt(draws) if draws > 1 else np.zeros(len(values))
+    return values.mean(axis=1), spread

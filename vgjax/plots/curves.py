@@ -4,27 +4,34 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from vgjax.ensembles.result import Spectrum
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from vgjax.measure.spectrum import Spectrum
     from vgjax.theory import Band
 
 
 @styled
 def depth_profile(
-    flows: Mapping[str, Any], *, title: str | None = None, theory: Mapping[str, "Band"] | None = None
+    curves: Mapping[str, ArrayLike],
+    *,
+    lost: Mapping[str, ArrayLike] | None = None,
+    title: str | None = None,
+    theory: Mapping[str, "Band"] | None = None,
 ) -> "Figure":
     """ln gradient norm against layer, one curve a network, seeds as a band, with the plain float32 reading ending
     where it ends.
 
     Args:
-        flows: name -> `GradientFlow` whose arrays have a leading axis of seeds (or none): ``log_gradient`` of shape
-            ``(seeds, depth + 1)``, and ``naive["float32"]`` alike.
+        curves: name -> ``log_gradient``, shape ``(depth + 1,)`` or ``(seeds, depth + 1)``: of `vgjax.gradient_flow`, or
+            of a sweep of `vgjax.gradients`.
+        lost: name -> where plain float32 reads 0 or inf, same shape: of `vgjax.naive_reading`, or of a sweep of
+            `vgjax.naive_readings`; left out, nothing is said of it.
         title: above the axes.
         theory: name -> `vgjax.predicted_profile`, drawn as a dashed line between two thin ones, one standard deviation
             of a draw away.
@@ -32,20 +39,18 @@ def depth_profile(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.2, 3.1), layout="constrained")
-    ax = figure.subplots()
-    colours = _by_growth({name: np.atleast_2d(flow.log_gradient) for name, flow in flows.items()})
-    for name, flow in flows.items():
-        naive = flow.naive.get("float32")
-        draw_profile(
-            ax, np.atleast_2d(flow.log_gradient), naive if naive is None else np.atleast_2d(naive), colours[name], name
-        )
+    ax, lost = figure.subplots(), dict(lost or {})
+    logs = {name: np.atleast_2d(curve) for name, curve in curves.items()}
+    colours = _by_growth(logs)
+    for name, log_gradient in logs.items():
+        draw_profile(ax, log_gradient, np.atleast_2d(lost[name]) if name in lost else None, colours[name], name)
     for band in (theory or {}).values():
         draw_band(ax, band)
     ax.set(xlabel=r"layer $l$", ylabel=r"$\|\partial L / \partial h^l\|$", title=title or "")
     ax.margins(x=0.01)
     if theory:
         ax.plot([], [], **_BAND_LINE, label=r"theory $\pm$ 1 s.d. of a draw")
-    if any("float32" in flow.naive for flow in flows.values()):
+    if lost:
         ax.plot([], [], "o", color="0.3", markersize=2.6, label="what float32 reads of it")
         ax.plot([], [], "X", color="0.3", markersize=6, linestyle="", label="where float32 reads 0 or inf")
         ax.axhspan(*_float32_sums(), color="0.95", zorder=-2, linewidth=0)
@@ -110,7 +115,7 @@ def _float32_sums() -> tuple[float, float]:
 
 
 @styled
-def spectrum(found: Spectrum, *, title: str | None = None) -> "Figure":
+def spectrum(found: "Spectrum", *, title: str | None = None) -> "Figure":
     """Singular values of the Jacobian, largest first, one curve a depth; what is lost is told in the legend.
 
     Args:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vgjax.ensembles.result import Sweep
+
 from vgjax.plots.style import (
     THEORY,
     colour_bar,
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from vgjax.comparison import Comparison
+    from vgjax.ensembles.result import Result
 
 
 @styled
 def phase_map(
-    sweep: Sweep, *, at: float = 0.05, title: str | None = None, theory: "Comparison | None" = None
+    sweep: "Result", *, at: float = 0.05, title: str | None = None, theory: "Comparison | None" = None
 ) -> "Figure":
     """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth
     along the first.
 
-    Left: the factor by which a gradient's norm changes in a layer, past the transient (`Sweep.rate`), with the
+    Left: the factor by which a gradient's norm changes in a layer, past the transient (`Result.rate`), with the
         measured edge
     between vanishing and exploding. Right: the same gradient against depth at one value of the second scale, with the
     depth at which float32 stops reading it.
@@ -47,6 +48,8 @@ def phase_map(
     """
     from matplotlib.figure import Figure
 
+    if sweep.several:
+        raise ValueError(f"a phase map is of one network, got {len(sweep.networks)}")
     names = [*sweep.axes]
     if len(names) > 2 or any(len(values) < 2 for values in sweep.axes.values()):
         shape = {name: len(values) for name, values in sweep.axes.items()}
@@ -158,21 +161,22 @@ def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, los
     return mesh
 
 
-def along_first(sweep: Sweep, at: float) -> tuple[np.ndarray, np.ndarray, str]:
+def along_first(sweep: "Result", at: float) -> tuple[np.ndarray, np.ndarray, str]:
     """Mean log gain and naive float32 mask along the first axis, at the second's value nearest ``at``, named."""
-    lost = sweep.lost("float32").mean(axis=0) > 0.5
+    lost, mean = sweep.naive_lost("float32").mean(axis=0) > 0.5, sweep.mean("log_gain")
     if len(sweep.axes) == 1:
-        return sweep.mean_log_gain, lost, ""
+        return mean, lost, ""
     name, values = [*sweep.axes.items()][1]
     row = int(np.abs(values - at).argmin())
-    return sweep.mean_log_gain[:, row], lost[:, row], f"along {label(name).split()[-1]} = {values[row]:.2g}"
+    return mean[:, row], lost[:, row], f"along {label(name).split()[-1]} = {values[row]:.2g}"
 
 
-def describe(sweep: Sweep) -> str:
+def describe(sweep: "Result") -> str:
     """Activation, width and depth of what was swept, as far as the sweep knows."""
-    about = sweep.provenance
-    parts = [str(about["activation"])] if about.get("activation") else []
-    parts += [f"width {about['width']}"] if about.get("width") else []
+    networks = [network for network in sweep.networks.values() if network is not None]
+    activation = networks[0].activation if len(networks) == 1 else None
+    parts = [activation] if activation else []
+    parts += [f"width {sweep.provenance['state_size']}"] if "state_size" in sweep.provenance else []
     return ", ".join([*parts, f"{sweep.depth} layers", f"{sweep.seeds} draw{'s' if sweep.seeds > 1 else ''}"])
 
 

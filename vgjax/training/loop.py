@@ -310,8 +310,9 @@ def _snapshot(problem: Problem, state: TrainState, test: Examples | None, snapsh
     """What is to be seen before a step: programs of their own, most of them the same for every optimizer."""
     config, whole = problem.config, with_trainable(problem.parameters, state.leaves)
     score = functools.partial(_score, config.loss, config.per_state, snapshots.num_eval, whole, problem.scales)
-    nothing = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
-    seen = Snapshots(state.step, *score(problem.data), *score(test), nothing)
+    no_gradient = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
+    (train_loss, train_accuracy), (test_loss, test_accuracy) = score(problem.data), score(test)
+    seen = Snapshots(state.step, train_loss, train_accuracy, test_loss, test_accuracy, no_gradient)
     if not snapshots.gradients:
         return seen
     log_gradient, of_parameters, of_tied = _gradient_norms(problem, state)

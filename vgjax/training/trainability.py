@@ -107,7 +107,8 @@ class Trainings(Measurement):
         loss = arrays["loss"]
         diverged = arrays["first_nonfinite"] < loss.shape[-1]
         last = loss[..., -max(1, loss.shape[-1] // 10) :].mean(axis=-1)
-        return arrays | {"diverged": diverged, "converged": ~diverged & (last < loss[..., 0])}
+        became = {"diverged": diverged, "converged": ~diverged & (last < loss[..., 0])}
+        return {name: (arrays | became)[name] for name in self.dims if name in arrays or name in became}
 
     def coordinates(self, network: Network) -> dict[str, np.ndarray]:
         """The steps of the snapshots."""
