@@ -41,5 +41,11 @@ from vgjax.networks.layers import forward
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters, init
 from vgjax.networks.trainable import absorb_scales
+from vgjax.training.boundary import BoxCount, box_dimension, zoom
+from vgjax.training.config import SnapshotConfig
+from vgjax.training.continuous import ContinuousTraining, train_continuously
+from vgjax.training.loop import Snapshots, Training, train
+from vgjax.training.teacher_student import teacher
+from vgjax.training.trainability import best, trainable_depth, trainings
 
 __version__ = "0.1.0"

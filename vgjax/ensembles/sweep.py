@@ -7,7 +7,6 @@ comes out of one pass; one compiled program serves all seeds, pieces and later g
 import dataclasses
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from jax.typing import ArrayLike
 
 from vgjax.checks import known, positive_integer
 from vgjax.ensembles import runner
-from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program
+from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
@@ -418,7 +417,7 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     return {
         "vgjax": VERSION,
         **describe_machine(),
-        "options": _options(jobs[0].measure),
+        "options": options_of(jobs[0].measure),
         "networks": [repr(job.network) for job in jobs],
         "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],
         "state_size": int(state_sizes(jobs[0].network)[-1]),
@@ -430,21 +429,15 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     }
 
 
-def _options(measure: Measurement) -> dict[str, Any]:
-    """Those of a measurement that JSON can hold; functions and data are in the fingerprint."""
-    fields = ((f.name, getattr(measure, f.name)) for f in dataclasses.fields(measure) if f.init)  # type: ignore[arg-type]
-    plain = (str, int, float, bool, type(None), tuple)
-    return {name: json.loads(json.dumps(value, default=str)) for name, value in fields if isinstance(value, plain)}
-
-
 def _computed(jobs: list[Job]) -> str:
     """A fingerprint of all that is computed: what tells two functions of one name apart."""
     parts = []
     for job in jobs:
 
-        def program(key: Array, job: Job = job) -> Any:
+        def program(key: Array, inputs: tuple[Array, ...], job: Job = job) -> Any:
             drawn = job.measure.draw(key, job.network)
-            return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, job.inputs[0], [0]))
+            return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, inputs, [0]))
 
-        parts += [digest_of_program(jax.make_jaxpr(program)(job.key)), digest_of_code(type(job.measure).finish)]
-    return digest(*(np.frombuffer(part.encode(), np.uint8) for part in parts))
+        traced = jax.make_jaxpr(program)(job.key, job.inputs[0])
+        parts += [digest_of_program(traced), digest_of_code(type(job.measure).finish)]
+    return digest_of_text("".join(parts))
