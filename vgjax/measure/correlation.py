@@ -140,9 +140,9 @@ def _minus(a: FloatExp, b: FloatExp) -> FloatExp:
 def _read(state: FloatExp, second: _Second) -> _Reading:
     """c and 1 - c of s (normalized) and s'.
 
-    Apart, from their directions: 1 - c = |s/|s| - s'/|s'||^2 / 2. Close to each other, from d = s' - s: with k the cosine
-    of d to s and r = |d| / |s|, s' is (1 + r k) along s and r sqrt(1 - k^2) across it, and 1 - c = across^2 / (|s'| (|s'|
-    + along)).
+    Apart, from their directions u and u': 1 - c = |u - u'|^2 / 2. Close to each other, from d = s' - s: with k the
+    cosine of d to s and r = |d| / |s|, s' is (1 + r k) along s and r sqrt(1 - k^2) across it, and 1 - c = across^2 /
+    (|s'| (|s'| + along)).
     """
     (unit, log_norm), (other, log_other), (step, log_apart) = map(_unit, (state, second.state, second.apart))
     k = jnp.sum(unit * step)
