@@ -284,7 +284,7 @@ class Result:
         return {
             "measure": self.measure,
             "axes": list(self.axes),
-            "coordinates": list(self.coordinates),
+            "coordinate_names": list(self.coordinates),  # xarray keeps "coordinates" to itself
             "dims": {name: list(dims) for name, dims in self.dims.items()},
             "networks": {name: None for name, net in self.networks.items()},
             "fixed": self.fixed,
@@ -339,7 +339,7 @@ def _read_nc(path: Path) -> Read:
     if "measure" not in data.attrs:
         raise ValueError(f"path must hold a saved result, got {path}")
     description = {name: json.loads(value) for name, value in data.attrs.items()}
-    axes, coordinates = ({n: data[n].values for n in description[kind]} for kind in ("axes", "coordinates"))
+    axes, coordinates = ({n: data[n].values for n in description[kind]} for kind in ("axes", "coordinate_names"))
     return description, axes, coordinates, {name: data[name].values for name in description["dims"]}
 
 

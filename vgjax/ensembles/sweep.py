@@ -364,7 +364,9 @@ def flat(tree: Mapping[str, Any]) -> Arrays:
 def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings: dict[str, Any]) -> Result:
     """The pieces as one result: of several networks, the largest of each dimension, NaN where one does not reach."""
     whole = [_whole(job, i, pieces) for i, job in enumerate(jobs)]
-    names = list(dict.fromkeys(name for each in whole for name in each))
+    order = list(jobs[0].measure.dims)
+    found = dict.fromkeys(name for each in whole for name in each)
+    names = sorted(found, key=lambda name: order.index(name.partition(".")[0]))
     dims = {
         name: next(_dims(job, name, each[name]) for job, each in zip(jobs, whole, strict=True) if name in each)
         for name in names
