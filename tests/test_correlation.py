@@ -25,7 +25,7 @@ PHIS = {
 }
 
 
-def network(activation: str, depth: int, dtype: str = "float32") -> tuple[vg.Network, vg.Parameters]:
+def network(activation: str, depth: int, dtype: str = "float32") -> tuple[vg.Network, vg.networks.Parameters]:
     """A small mlp with a draw of numpy."""
     net = vg.mlp(width=WIDTH, depth=depth, activation=activation, inputs=INPUTS, dtype=dtype)
     return net, oracles.drawn(net, (INPUTS, *[WIDTH] * (depth + 1), 1), dtype=dtype)
@@ -347,4 +347,4 @@ def test_bad_pairs_are_refused_in_one_sentence() -> None:
     with pytest.raises(
         ValueError, match=r"^states must be at least two tokens, shape \(tokens, width\), got shape \(6,\)$"
     ):
-        vg.token_correlation(parameters, vg.Scales(), X1)
+        vg.measure.token_correlation(parameters, vg.Scales(), X1)
