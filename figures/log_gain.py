@@ -54,7 +54,7 @@ def compute() -> tuple[list[LogGains], vg.Sweep, theory.Band]:
 
 def log_gains(widths: tuple[int, ...], key: Array) -> LogGains:
     """Every draw has its own weights and its own direction u; the first l layers are a network of depth l."""
-    network = vg.mlp(widths=widths, activation="relu", inputs=INPUTS, bias_init="zero")
+    network = vg.mlp(width=widths, activation="relu", inputs=INPUTS, bias_init="zero")
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
 
     def one(key: Array) -> Array:
