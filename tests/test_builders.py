@@ -47,6 +47,9 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
     ),
     "resnet(relu, states 32x8x8x16-32x4x4x32-32x2x2x64, depth 27, inputs 32x8x8x1, outputs 32x1, residual, "
     "batch norm)": vg.resnet,
+    "resnet(tanh, states 4x4x2-2x2x3, depth 2, inputs 4x4x1, outputs 1, residual, layer norm)": lambda: vg.resnet(
+        channels=(2, 3), depth=(1, 1), inputs=(4, 4, 1), activation="tanh", norm="layer", residual="post"
+    ),
     "rnn(tanh, width 4, depth 5, inputs 5x3, outputs 5x1, every step read)": lambda: vg.rnn(
         **RECURRENT, every_step=True
     ),
@@ -188,6 +191,9 @@ def test_a_resnet_works_on_its_own_defaults() -> None:
     assert output.shape == (32, 1)
     assert np.all(np.isfinite(output))
     assert np.std(output) > 0
+    # Behind a phi that closes every block the head has neither phi nor norm.
+    post = NETWORKS["resnet(tanh, states 4x4x2-2x2x3, depth 2, inputs 4x4x1, outputs 1, residual, layer norm)"]()
+    assert post.head == vg.dense(3, 1, bias_init="zero", after=vg.spec(vg.blocks.Pool, 2))
 
 
 def test_tied_and_untied_are_inverse_and_change_what_is_drawn() -> None:

@@ -46,6 +46,7 @@ class _Cell(nnx.Module):
         rngs: nnx.Rngs,
     ):
         def kernels(name: str, fan_in: int) -> nnx.Param:
+            # Gate by gate: each is orthogonal where orthogonal is asked for, which a part of a wider draw is not.
             draw = initializers.kernel_initializer(name)
             draws = [draw(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)]
             return nnx.Param(jnp.concatenate(draws, axis=1))

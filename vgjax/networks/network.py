@@ -65,6 +65,7 @@ class Network:
     stages: tuple[Stage, ...]
     head: Spec | None
     input_shape: tuple[int, ...]
+    # Not compared: it would compile equal networks twice.
     name: str = field(default="network", compare=False)
 
     def __post_init__(self) -> None:

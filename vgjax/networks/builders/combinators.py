@@ -61,6 +61,7 @@ def norm(
     Raises:
         ValueError: an unknown name, a negative epsilon, or ``"batch"`` without at least two examples.
     """
+    # epsilon is that of Flax's layer norm; its batch norm has 1e-5, but here a default means the same everywhere.
     known("norm", kind, NORMS), known("on", on, ("preactivations", "activations"))
     finite("epsilon", epsilon, "not negative", lambda v: v >= 0)
     if kind == "batch" and (batch is None or batch < 2):

@@ -99,7 +99,7 @@ def resnet(
         specs.append(block(before, after, shortcut=layer(before, after, strides=2, **narrow), strides=2))
         specs += [block(after, after)] * (length - 1)
     names = ("sigma_in" if skips.scheme == "fixup" else "sigma_w", "sigma_b")
-    return _network(specs, layer, image, (widths[0], widths[-1]), outputs, "resnet", names)
+    return _network(specs, layer, image, (widths[0], widths[-1]), outputs, "resnet", names, bare=skips.kind == "post")
 
 
 def _layer(
@@ -127,12 +127,13 @@ def _network(
     outputs: int,
     name: str,
     names: tuple[str, str] = ("sigma_w", "sigma_b"),
+    bare: bool = False,
 ) -> Network:
-    """The blocks between a convolution of the image and a head that reads the mean over it."""
+    """The blocks between a convolution of the image and a head that reads the mean of phi (or bare) over it."""
     options = layer.keywords
     norm: Normalization | None = options["norm"]
     ends: dict[str, Any] = {"kernel_init": end_init(options["kernel_init"])}
-    kept = {name: options[name] for name in ("activation", "norm", "dtype")}
+    kept = {option: options[option] for option in ("dtype", *(() if bare else ("activation", "norm")))}
     pool = spec(blocks.Pool, len(image) - 1)
     return sequential(
         specs,

@@ -71,6 +71,7 @@ def sequential(
     if not rows:
         raise ValueError("a network needs at least one block, got none")
     shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    # Parameters decide the dtype of a network (`Parameters.dtype`): inputs are cast to it.
     state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
     state = shape_after(stem, state) if stem else state
     stages = []
