@@ -58,6 +58,7 @@ class Affine(nnx.Module):
         self.names, self.bias_init = names, bias_init
         self.before = before.build(rngs) if before else None
         self.after = after.build(rngs) if after else None
+        # Drawn after the kernel, whose subclass comes first: the order of the draws is part of what a key means.
         self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype))
 
     @property
@@ -90,6 +91,7 @@ class Affine(nnx.Module):
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size; the result is not normalized."""
+        # Normalized between the parts: each step takes a normalized state.
         if self.before:
             state = normalize(protocol.step(self.before, state, scales))[0]
         a = activations.apply(self.activation, state)
@@ -139,6 +141,7 @@ class Dense(Affine):
     def theory_arguments(self) -> TheoryArguments | None:
         """``W after(phi(before(h))) + b``, where normalization and dropout are all that stands around phi."""
         fields: dict[str, Any] = {}
+        # A part says what it sets as a dict; one that theory does not know says nothing, and neither does the layer.
         for place, part in (("preactivations", self.before), ("activations", self.after)):
             told = {} if part is None else protocol.declared(part, "theory_arguments")
             if not isinstance(told, dict):

@@ -69,6 +69,7 @@ class Network:
     name: str = field(default="network", compare=False)
 
     def __post_init__(self) -> None:
+        # Gradients of tied parameters are summed by path, which two such stages would share.
         if sum(stage.tied for stage in self.stages) > 1:
             raise ValueError("a network may have one stage of tied parameters, got several")
         if len({stage.read for stage in self.stages}) > 1:
@@ -102,6 +103,7 @@ class Network:
     def activation(self) -> str | None:
         """Name of the blocks' activation, linear layers aside; None if they have none or differ."""
         names = {a.name for stage in self.stages for a in _activations(stage.spec)} - {"linear"}
+        # "linear" where nothing else is, but not for blocks that tell no activation at all.
         if not names and all(any(_activations(stage.spec)) for stage in self.stages):
             return "linear"
         return names.pop() if len(names) == 1 else None
@@ -136,6 +138,7 @@ def _activations(spec: Spec) -> Iterator[Activation]:
 @functools.cache
 def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of the first state and of the state behind every stage."""
+    # float32 for any dtype: only shapes are read, and float64 may be switched off here.
     x, at_layer = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (network.input_shape, network.input_shape[1:]))
     states = [shape_after(network.stem, x) if network.stem else x]
     for stage in network.stages:

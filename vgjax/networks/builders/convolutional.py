@@ -93,6 +93,7 @@ def resnet(
     skips = as_branch(residual, STACK_SCHEMES)
     layer = _layer(activation, norm, image, kernel_size, padding, kernel_init, bias_init, dtype)
     block = functools.partial(residual_block, layer, skips, depth=sum(depths))
+    # Gaussian: a projection may lead to fewer channels, which a delta-orthogonal kernel cannot.
     narrow = {"activation": "linear", "norm": None, "kernel_size": (1,) * (len(image) - 1), "kernel_init": "gaussian"}
     specs: list[Spec] = [block(widths[0], widths[0])] * depths[0]
     for before, after, length in zip(widths[:-1], widths[1:], depths[1:], strict=True):
