@@ -6,7 +6,10 @@ import inspect
 import json
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import architecture_oracles
@@ -34,7 +37,7 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
     "mlp(leaky_relu(0.3), width 6, depth 3, inputs 4, outputs 3, dropout, tied)": lambda: vg.tied(
         MLP(activation="leaky_relu(0.3)", dropout="gaussian")
     ),
-    "mlp(tanh, width 6, depth 3, inputs 4, outputs 3, residual, group norm, orthogonal)": lambda: MLP(
+    "mlp(tanh, width 6, depth 3, inputs 4, outputs 3, residual, orthogonal, group norm)": lambda: MLP(
         norm=vg.norm("group", groups=2, epsilon=0.0),
         residual=vg.branch("plain", bottleneck=8, scheme="rezero"),
         kernel_init="orthogonal",
@@ -75,6 +78,19 @@ def test_a_network_prints_as_one_line_and_is_equal_when_built_twice_pickled_or_c
     for again in (NETWORKS[line](), pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
         assert again == network
         assert hash(again) == hash(network)
+
+
+def test_parameters_are_pickled_with_their_network_and_read_by_another_process(tmp_path: Path) -> None:
+    params = vg.init(
+        jax.random.key(0), NETWORKS["cnn(relu, states 7x4, depth 2, inputs 7x1, outputs 1, delta_orthogonal)"]()
+    )
+    (tmp_path / "params").write_bytes(pickle.dumps(params))
+    read = f"import pickle; print(pickle.load(open({str(tmp_path / 'params')!r}, 'rb')).network)"
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr(params.network)
+    again = pickle.loads((tmp_path / "params").read_bytes())
+    assert again.network == params.network
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
