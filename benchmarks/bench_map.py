@@ -334,7 +334,11 @@ def case(activation: str) -> dict[str, Any]:
 
 
 def check_agreement(
-    network: vg.Network, parameters: vg.Parameters, x: Array, label: int, one_by_one: dict[str, Callable[..., Any]]
+    network: vg.Network,
+    parameters: vg.networks.Parameters,
+    x: Array,
+    label: int,
+    one_by_one: dict[str, Callable[..., Any]],
 ) -> None:
     """The contenders with the shared draw compute what the library does, where plain floats can (the ordered phase)."""
     sigma_w, sigma_b = 1.0, 0.1

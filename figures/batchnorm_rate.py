@@ -50,7 +50,7 @@ def compute() -> dict[str, Rates]:
     return {phi: rates(phi, draws) for phi in LOOKS}
 
 
-def rates(phi: str, draws: list[vg.Parameters]) -> Rates:
+def rates(phi: str, draws: list[vg.networks.Parameters]) -> Rates:
     """Theory and measurement of one activation."""
     gains = {batch: log_gains(phi, batch, draws) for batch in BATCHES}
     factors = np.array([np.exp(2 * np.diff(gain)[:, START:]).mean(axis=1) for gain in gains.values()])
@@ -59,7 +59,7 @@ def rates(phi: str, draws: list[vg.Parameters]) -> Rates:
     return Rates(np.array([rate(phi, b) for b in CURVE]), rate(phi, np.inf), factors.mean(axis=1), error, gains[SHOWN])
 
 
-def log_gains(phi: str, batch: int, draws: list[vg.Parameters]) -> np.ndarray:
+def log_gains(phi: str, batch: int, draws: list[vg.networks.Parameters]) -> np.ndarray:
     """ln of the factor on the norm of a random direction, over all examples of the batch, for every draw."""
     network = deep(phi, batch)
     found = []

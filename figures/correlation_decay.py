@@ -128,7 +128,7 @@ def one_minus_c(
     return tuple(jnp.concatenate([distance(h)[None], d]).T for h, d in zip(states, behind, strict=True))
 
 
-def cross(parameters: vg.Parameters, scales: vg.Scales, states: Array) -> Array:
+def cross(parameters: vg.networks.Parameters, scales: vg.Scales, states: Array) -> Array:
     """`vg.forward` of every state; shape ``(pairs, 2, width)`` in and out."""
     return jax.vmap(jax.vmap(lambda h: vg.forward(parameters, scales, h)))(states)
 

@@ -9,7 +9,7 @@ SIGMA_B = 0.05
 SIGMA_W = {"vanishing": 0.6, "critical": 1.17, "exploding": 3.0}
 
 
-def compute() -> tuple[dict[str, vg.GradientFlow], dict[str, vg.theory.Band]]:
+def compute() -> tuple[dict[str, vg.measure.GradientFlow], dict[str, vg.theory.Band]]:
     """Three tanh networks of 300 layers, 8 draws each, cross-entropy on images of digits; and what theory expects."""
     width, depth, seeds = (32, 30, 2) if SMALL else (256, 300, 8)
     images = vg.data.digits()

@@ -117,7 +117,9 @@ def correlations(
 
 
 @jax.jit
-def _correlations(parameters: vg.Parameters, keys: Array, sigma_w: Array, q_star: Array, starts: Array) -> Array:
+def _correlations(
+    parameters: vg.networks.Parameters, keys: Array, sigma_w: Array, q_star: Array, starts: Array
+) -> Array:
     def one(key: Array, sigma_w: Array, q: Array, start: Array) -> Array:
         scales = vg.Scales(sigma_w=sigma_w, sigma_b=SIGMA_B)
         states = jax.vmap(visited_states, (None, None, 0))(parameters, scales, pair(key, WIDTH, q, start))

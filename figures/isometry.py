@@ -124,7 +124,11 @@ def draws(family: Family, depths: Sequence[int]) -> np.ndarray:
     """ln s of networks as deep as the last depth, begun at their fixed point, shape ``(draws, depths, width)``."""
     sigma_w, sigma_b, q = family.scales(depths[-1])
     network = vg.mlp(
-        width=family.width, depth=depths[-1], activation=family.activation, inputs=family.width, kernel_init=family.kernel_init
+        width=family.width,
+        depth=depths[-1],
+        activation=family.activation,
+        inputs=family.width,
+        kernel_init=family.kernel_init,
     )
     return vg.spectrum_sweep(
         network,

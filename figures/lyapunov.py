@@ -118,12 +118,12 @@ def deep(size: int, depth: int) -> vg.Network:
     return vg.mlp(width=size, depth=depth, activation="tanh", inputs=size, bias_init="zero")
 
 
-def weights(size: int, draw: int) -> vg.Parameters:
+def weights(size: int, draw: int) -> vg.networks.Parameters:
     """Those of a single layer."""
     return vg.init(jax.random.fold_in(jax.random.key(0), draw), deep(size, 1))
 
 
-def shared(network: vg.Network, single: vg.Parameters) -> vg.Parameters:
+def shared(network: vg.Network, single: vg.networks.Parameters) -> vg.networks.Parameters:
     """A network with the weights of that layer in every layer: one that recurs."""
 
     def repeated(weight: Array) -> Array:
@@ -132,7 +132,7 @@ def shared(network: vg.Network, single: vg.Parameters) -> vg.Parameters:
     return replace(single, stages=jax.tree.map(repeated, single.stages), network=network)
 
 
-def log_moduli(single: vg.Parameters) -> np.ndarray:
+def log_moduli(single: vg.networks.Parameters) -> np.ndarray:
     """ln of the moduli of the eigenvalues of J, descending."""
     (stage,) = jax.tree.map(np.asarray, single.stages)
     kernel = stage["kernel"][0].astype(float)

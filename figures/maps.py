@@ -61,7 +61,7 @@ def compute() -> dict[str, Phase]:
     return {name: phase(draws, field, i) for i, name in enumerate(SHARES)}
 
 
-def phase(draws: list[vg.Parameters], field: theory.MeanField, i: int) -> Phase:
+def phase(draws: list[vg.networks.Parameters], field: theory.MeanField, i: int) -> Phase:
     """Both maps at the i-th weight scale, correlations followed at q*."""
     sigma_w, q_star = float(field.sigma_w[i]), float(field.q_star[i, 0])
     scales = vg.Scales(sigma_w=sigma_w, sigma_b=SIGMA_B)
@@ -99,7 +99,9 @@ def without_stem(activation: str, width: int, depth: int) -> vg.Network:
     return replace(vg.mlp(width=width, depth=depth, activation=activation, inputs=1), stem=None, input_shape=(width,))
 
 
-def measured(parameters: vg.Parameters, scales: vg.Scales, q0: float, apart: float) -> tuple[np.ndarray, np.ndarray]:
+def measured(
+    parameters: vg.networks.Parameters, scales: vg.Scales, q0: float, apart: float
+) -> tuple[np.ndarray, np.ndarray]:
     """q of the first of two states and 1 - correlation of both at every layer, each of shape ``(depth + 1,)``."""
     (width,) = parameters.network.input_shape
     states = jax.vmap(visited_states, (None, None, 0))(parameters, scales, pair(jax.random.key(1), width, q0, apart))

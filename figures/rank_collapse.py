@@ -72,7 +72,7 @@ def correlations(network: vg.Network, scales: vg.Scales) -> np.ndarray:
     for seed in range(SEEDS):
         of_weights, of_x = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
         x = jax.random.normal(of_x, network.input_shape)
-        found.append(vg.token_correlation(vg.init(of_weights, network), scales, x))
+        found.append(vg.measure.token_correlation(vg.init(of_weights, network), scales, x))
     return np.array(found)
 
 

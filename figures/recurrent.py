@@ -51,20 +51,24 @@ def compute() -> Data:
     kernel_inits = {}
     for kernel_init in KERNEL_INITS:
         # Laws differ in their draws alone: under one network all are compiled for once.
-        same = [replace(draw, network=plain) for draw in drawn(vg.rnn(**size, kernel_init=kernel_init, bias_init="zero"))]
+        same = [
+            replace(draw, network=plain) for draw in drawn(vg.rnn(**size, kernel_init=kernel_init, bias_init="zero"))
+        ]
         kernel_inits["tanh", kernel_init] = gradients(same, 1.0, DRIVE)
         if kernel_init == "orthogonal":
             linear = vg.rnn(**size, activation="linear", kernel_init=kernel_init, bias_init="zero")
-            kernel_inits["linear", kernel_init] = gradients([replace(draw, network=linear) for draw in same], 1.0, DRIVE)
+            kernel_inits["linear", kernel_init] = gradients(
+                [replace(draw, network=linear) for draw in same], 1.0, DRIVE
+            )
     return Data(gated(BIASES, SMALL_WEIGHTS), gated(PLAIN | BIASES, 1.0), kernel_inits)
 
 
-def drawn(network: vg.Network) -> list[vg.Parameters]:
+def drawn(network: vg.Network) -> list[vg.networks.Parameters]:
     """One draw a seed."""
     return [vg.init(jax.random.fold_in(jax.random.key(0), seed), network) for seed in range(SEEDS)]
 
 
-def gradients(draws: list[vg.Parameters], sigma_w: float, sigma_v: float, bias: float = np.nan) -> np.ndarray:
+def gradients(draws: list[vg.networks.Parameters], sigma_w: float, sigma_v: float, bias: float = np.nan) -> np.ndarray:
     """Of every draw, each with inputs and a cotangent of its own."""
     gate: dict[str, Any] = {} if np.isnan(bias) else {"forget_bias": bias}
     scales, found = vg.Scales(sigma_w=sigma_w, sigma_v=sigma_v, **gate), []

@@ -117,11 +117,11 @@ def linear(layers: int) -> vg.Network:
     return dataclasses.replace(vg.mlp(widths=(HIDDEN, OUTPUTS), activation="linear", inputs=INPUTS), head=None)
 
 
-def with_kernels(network: vg.Network, kernels: list[np.ndarray]) -> vg.Parameters:
+def with_kernels(network: vg.Network, kernels: list[np.ndarray]) -> vg.networks.Parameters:
     """Parameters without biases."""
     first, second, *last = ({"kernel": k, "bias": np.zeros(k.shape[1])} for k in kernels)
     second = {name: leaf[None] for name, leaf in second.items()}
-    return vg.Parameters(first, (second,), last[0] if last else {}, network)
+    return vg.networks.Parameters(first, (second,), last[0] if last else {}, network)
 
 
 def flow(
@@ -223,7 +223,7 @@ def runge_kutta(velocity: Callable[[np.ndarray], np.ndarray], theta: np.ndarray,
     return theta
 
 
-def by_name(network: vg.Network, f: Callable[[str, tuple[int, ...]], np.ndarray]) -> vg.Parameters:
+def by_name(network: vg.Network, f: Callable[[str, tuple[int, ...]], np.ndarray]) -> vg.networks.Parameters:
     """Parameters made from the names and shapes of their leaves."""
     like = jax.eval_shape(lambda: vg.init(jax.random.key(0), network))
     return jax.tree_util.tree_map_with_path(lambda path, a: f(path[-1].key, a.shape), like)

@@ -66,8 +66,8 @@ def test_the_trainability_map_shows_the_accuracy_and_the_theory() -> None:
     xi, lost = np.array([4.0, 20.0, 5.0]), np.array([15.0, np.nan, 25.0])
     figure = plots.trainability_map(result, xi=xi, multiples=(1, 6), lost=lost)
     ax = figure.axes[0]
-    np.testing.assert_array_equal(shades(ax, 3, 3).T, vg.best(result))
-    assert len(np.unique(vg.best(result))) == 2
+    np.testing.assert_array_equal(shades(ax, 3, 3).T, vg.training.best(result))
+    assert len(np.unique(vg.training.best(result))) == 2
     lines = {line.get_label(): line for line in ax.get_lines()}
     np.testing.assert_allclose(lines[r"6 $\xi_c$"].get_data(), [variance, 6 * xi])
     np.testing.assert_allclose(lines["float32 reads 0"].get_ydata(), lost)

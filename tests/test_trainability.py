@@ -165,7 +165,7 @@ def test_a_network_alone_is_the_one_in_the_sweep(wild: vg.Result) -> None:
         weights, rest = keys_of(seed)
         scales = vg.Scales(sigma_w=SIGMA_W[j], sigma_b=SIGMA_B)
         options = {"learning_rate": float(WILD[i]), "batch_size": BATCH, "test": HELD_OUT, "key": rest}
-        snapshots = vg.SnapshotConfig((), gradients=False)
+        snapshots = vg.training.SnapshotConfig((), gradients=False)
         alone = vg.train(vg.init(weights, NET), scales, DATA, "sgd", STEPS, snapshots=snapshots, **options)
         assert alone.first_nonfinite == wild.first_nonfinite[seed, i, j]
         if not wild.diverged[seed, i, j]:  # 12 stable steps: a few roundings of float32
@@ -196,7 +196,7 @@ def test_rates_by_group_are_axes_of_their_own() -> None:
     weights, rest = keys_of(0)
     for (i, rate), (j, sigma_b) in itertools.product(enumerate(TAME[1:3]), enumerate(SIGMA_W[:3])):
         options = {"learning_rate": {"kernel": float(rate), "bias": 0.5}, "batch_size": BATCH, "key": rest}
-        scales, snapshots = vg.Scales(sigma_w=1.0, sigma_b=sigma_b), vg.SnapshotConfig((), gradients=False)
+        scales, snapshots = vg.Scales(sigma_w=1.0, sigma_b=sigma_b), vg.training.SnapshotConfig((), gradients=False)
         alone = vg.train(vg.init(weights, NET), scales, DATA, "sgd", STEPS, snapshots=snapshots, **options)
         np.testing.assert_allclose(found.loss[0, i, j], alone.loss, rtol=2e-6)
 
@@ -218,7 +218,7 @@ def deeper(depth: int) -> vg.Network:
 def test_gradients_of_networks_of_several_depths() -> None:
     """Layer by layer before the first step, against `jax.grad`; behind the last layer of a network there is nothing."""
     networks = [deeper(2), deeper(1)]
-    options = {"num_steps": 2, "batch_size": None, "snapshots": vg.SnapshotConfig([0]), "seeds": 1}
+    options = {"num_steps": 2, "batch_size": None, "snapshots": vg.training.SnapshotConfig([0]), "seeds": 1}
     found = swept(0.02, networks, sigma_w=1.0, **options)
     assert list(found.networks) == ["depth 2", "depth 1"]
     assert found.log_gradient.shape == (2, 1, 2, 3)
@@ -392,7 +392,7 @@ OTHERS = {
     "seeds": {"seeds": 3},
     "options.dtype": {"dtype": "float64"},
     "options.batch_size": {"batch_size": 7},
-    "options.snapshots": {"snapshots": vg.SnapshotConfig((), num_eval=7, gradients=False)},
+    "options.snapshots": {"snapshots": vg.training.SnapshotConfig((), num_eval=7, gradients=False)},
     # functions of one name
     "^computed": {"optimizer": with_clip(1.0000001)},
     "^computed ": {"schedule": falling(1.0000001)},
@@ -475,15 +475,15 @@ def test_the_best_is_the_mean_over_seeds_at_the_best_learning_rate_of_every_poin
     accuracy[0, 1, 2] = 0
     expected = [[max(accuracy[d, :, i, j, k].sum() / 3 for i in range(4) for j in range(5)) for k in range(6)]
                 for d in range(2)]  # fmt: skip
-    np.testing.assert_allclose(vg.best(found), expected)
-    np.testing.assert_allclose(vg.best(found, "test_accuracy"), np.array(expected) / 2)
+    np.testing.assert_allclose(vg.training.best(found), expected)
+    np.testing.assert_allclose(vg.training.best(found, "test_accuracy"), np.array(expected) / 2)
     of_one = made(accuracy[1], **axes)
-    np.testing.assert_allclose(vg.best(of_one), expected[1])
+    np.testing.assert_allclose(vg.training.best(of_one), expected[1])
 
 
 def test_a_lost_network_with_no_number_counts_as_wrong() -> None:
     found = made([[np.nan, 0.5], [0.8, 0.5]], first=[[3, 20], [20, 20]], sigma_w=[1.0, 2.0])
-    np.testing.assert_allclose(vg.best(found), [0.4, 0.5])
+    np.testing.assert_allclose(vg.training.best(found), [0.4, 0.5])
 
 
 def test_the_trainable_depth_is_the_deepest_that_learns(tmp_path: Path) -> None:
@@ -504,12 +504,12 @@ def test_the_trainable_depth_is_the_deepest_that_learns(tmp_path: Path) -> None:
 
 def test_only_accuracies_of_trainings_are_read() -> None:
     with pytest.raises(ValueError, match="name must be one of train_accuracy, test_accuracy, got 'train_loss'"):
-        vg.best(made([[0.5]], sigma_w=[1.0]), "train_loss")
+        vg.training.best(made([[0.5]], sigma_w=[1.0]), "train_loss")
     gains = vg.Result("gains", {}, {"log_gain": np.zeros((1, 3))}, {"log_gain": ("layer",)})
     with pytest.raises(ValueError, match="best needs a sweep of trainings, got one of gains"):
-        vg.best(gains)
+        vg.training.best(gains)
     with pytest.raises(ValueError, match="zoom needs a sweep of trainings, got one of gains"):
-        vg.zoom(gains, 2.0)
+        vg.training.zoom(gains, 2.0)
 
 
 def test_converged_is_finite_and_lower_than_at_first() -> None:
@@ -565,7 +565,7 @@ def grid(points: int, inside: Any) -> np.ndarray:
     ],
 )
 def test_smooth_borders_have_dimension_1(inside: Any) -> None:
-    counted = vg.box_dimension(grid(256, inside))
+    counted = vg.training.box_dimension(grid(256, inside))
     assert counted.dimension == pytest.approx(1, abs=0.05)
     assert counted.sizes.tolist() == [1, 2, 4, 8, 16, 32]
 
@@ -573,12 +573,12 @@ def test_smooth_borders_have_dimension_1(inside: Any) -> None:
 def test_closed_smooth_borders_have_dimension_1_to_a_hundredth() -> None:
     for inside in (lambda x, y: np.hypot(x - 0.5, y - 0.5) < 0.31, lambda x, y: np.abs(x - 0.5) + 2 * y < 1.7):
         inner = grid(200, inside) & grid(200, lambda x, y: (x > 0.1) & (y > 0.1) & (x < 0.9) & (y < 0.9))
-        assert vg.box_dimension(inner).dimension == pytest.approx(1, abs=0.01)
+        assert vg.training.box_dimension(inner).dimension == pytest.approx(1, abs=0.01)
 
 
 def test_a_random_half_fills_the_plane() -> None:
     """Every box on the grid: in 8 x 8 of the largest, 9 x 9 of those that hang over its edges, 255 cells along it."""
-    counted = vg.box_dimension(np.random.default_rng(0).random((256, 256)) < 0.5)
+    counted = vg.training.box_dimension(np.random.default_rng(0).random((256, 256)) < 0.5)
     assert counted.dimension == pytest.approx(2, abs=0.1)
     assert counted.counts[-1] == pytest.approx(((255 + 31) / 32) ** 2)
 
@@ -601,19 +601,19 @@ def test_the_dimension_of_a_quadratic_koch_island_is_found() -> None:
     """ln 8 / ln 4: Mandelbrot 1982, "The fractal geometry of nature", plate 49. Its area stays that of the square."""
     island = koch_island(4, 512)
     assert island.sum() == 4**8
-    assert vg.box_dimension(island).dimension == pytest.approx(1.5, abs=0.05)
+    assert vg.training.box_dimension(island).dimension == pytest.approx(1.5, abs=0.05)
 
 
 def test_the_dimension_of_a_sierpinski_triangle_is_found() -> None:
     """The odd numbers in Pascal's triangle: ln 3 / ln 2."""
     i = np.arange(512)
-    assert vg.box_dimension((i[:, None] & i) == 0).dimension == pytest.approx(np.log2(3), abs=0.05)
+    assert vg.training.box_dimension((i[:, None] & i) == 0).dimension == pytest.approx(np.log2(3), abs=0.05)
 
 
 def test_boxes_are_counted_as_by_hand() -> None:
     """On a grid whose sides are no powers of 2: all ways to lay the boxes, one after the other."""
     inside = np.random.default_rng(3).random((37, 45)) < 0.02
-    counted = vg.box_dimension(inside)
+    counted = vg.training.box_dimension(inside)
     border = {(i, j) for i, j in np.ndindex(36, 44) if len({*inside[i : i + 2, j], *inside[i : i + 2, j + 1]}) == 2}
     assert counted.sizes.tolist() == [1, 2, 4]
     for size, count in zip(counted.sizes, counted.counts, strict=True):
@@ -626,12 +626,12 @@ def test_boxes_are_counted_as_by_hand() -> None:
 def test_where_there_is_no_border_there_is_no_dimension() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        counted = vg.box_dimension(np.ones((40, 40)))
+        counted = vg.training.box_dimension(np.ones((40, 40)))
     assert np.isnan(counted.dimension)
     assert not counted.counts.any()
     for shape in ((31, 40), (40,), (2, 40, 40)):
         with pytest.raises(ValueError, match="converged must be a grid of at least 32 x 32 points, got shape"):
-            vg.box_dimension(np.ones(shape))
+            vg.training.box_dimension(np.ones(shape))
 
 
 def bordered(x: Any, y: Any, *insides: Any) -> vg.Result:
@@ -647,7 +647,7 @@ def bordered(x: Any, y: Any, *insides: Any) -> vg.Result:
 def test_zoom_keeps_equal_ratios_and_shrinks_by_the_factor(ends: tuple[float, float]) -> None:
     """Around a border: a line between two places of one axis, densest where a corner stands out of it."""
     x, y = np.geomspace(*ends, 40), np.linspace(-2, 3, 64)
-    closer = vg.zoom(bordered(x, y, lambda i, j: i < 25), 8.0, points=11)
+    closer = vg.training.zoom(bordered(x, y, lambda i, j: i < 25), 8.0, points=11)
     assert list(closer) == ["learning_rate", "sigma_w"]
     rates = closer["learning_rate"]
     np.testing.assert_allclose(rates[1:] / rates[:-1], (ends[1] / ends[0]) ** (1 / 8 / 10), rtol=1e-9)
@@ -662,9 +662,9 @@ def test_a_zoom_at_a_corner_stays_on_the_plane() -> None:
     """And holds the border: no negative rates beside a rate of 0."""
     x = np.linspace(0, 1, 40)
     low, high = (bordered(x, x, f) for f in (lambda i, j: (i < 1) & (j < 1), lambda i, j: (i < 39) | (j < 39)))
-    for values in vg.zoom(low, 10.0).values():
+    for values in vg.training.zoom(low, 10.0).values():
         np.testing.assert_allclose(values, np.linspace(0, 0.1, 40), atol=1e-15)
-    for values in vg.zoom(high, 10.0).values():
+    for values in vg.training.zoom(high, 10.0).values():
         np.testing.assert_allclose(values, np.linspace(0.9, 1, 40))
         assert values.max() <= 1
 
@@ -677,20 +677,20 @@ def test_zoom_goes_to_where_the_border_is_densest() -> None:
         near = (np.abs(i - 20.5) < 3) & (np.abs(j - 30.5) < 3)
         return np.where(near, (i + j) % 2 == 0, i < 20)
 
-    closer = vg.zoom(bordered(x, y, inside), 4.0)
+    closer = vg.training.zoom(bordered(x, y, inside), 4.0)
     assert {name: len(values) for name, values in closer.items()} == {"learning_rate": 40, "sigma_w": 50}
     middle = [np.mean(values) for values in closer.values()]
     assert np.abs(np.array(middle) - [x[20], y[30]]).max() < 0.25
     for values, wide in zip(closer.values(), (1, 4), strict=True):
         assert np.ptp(values) == pytest.approx(wide / 4)
-    again = vg.zoom(bordered(*closer.values(), inside), 4.0)  # a zoom can be zoomed
+    again = vg.training.zoom(bordered(*closer.values(), inside), 4.0)  # a zoom can be zoomed
     assert np.ptp(again["sigma_w"]) == pytest.approx(1 / 4)
 
 
 def test_zoom_goes_to_the_border_nearest_to_where_it_is_told() -> None:
     """On a diagonal, nearest in steps of the grid, whatever their lengths."""
     x, y = np.geomspace(0.01, 1, 41), np.linspace(1, 2, 41)
-    closer = vg.zoom(bordered(x, y, lambda i, j: i < j), 10.0, points=3, at=(x[10], y[30]))
+    closer = vg.training.zoom(bordered(x, y, lambda i, j: i < j), 10.0, points=3, at=(x[10], y[30]))
     np.testing.assert_allclose([closer["learning_rate"][1], closer["sigma_w"][1]], [x[20], y[20]], rtol=0.13)
     found = [int(np.abs(axis - v[1]).argmin()) for axis, v in zip((x, y), closer.values(), strict=True)]
     assert abs(found[0] - 20) + abs(found[1] - 20) <= 1
@@ -699,29 +699,31 @@ def test_zoom_goes_to_the_border_nearest_to_where_it_is_told() -> None:
 def test_a_zoom_is_into_the_border_of_one_seed_the_first_unless_told() -> None:
     x, y = np.linspace(1, 2, 41), np.linspace(1, 5, 41)
     found = bordered(x, y, lambda i, j: i < 10, lambda i, j: i < 30)
-    middles = [np.mean(vg.zoom(found, 10.0, **seed)["learning_rate"]) for seed in ({}, {"seed": 0}, {"seed": 1})]
+    middles = [
+        np.mean(vg.training.zoom(found, 10.0, **seed)["learning_rate"]) for seed in ({}, {"seed": 0}, {"seed": 1})
+    ]
     np.testing.assert_allclose(middles, [x[9:11].mean()] * 2 + [x[29:31].mean()])
     for seed in (2, -1, 0.5):
         with pytest.raises(ValueError, match=f"seed must be whole numbers from 0 to 1, got {seed}"):
-            vg.zoom(found, 10.0, seed=seed)
+            vg.training.zoom(found, 10.0, seed=seed)
 
 
 def test_bad_zooms_are_refused_in_one_sentence() -> None:
     x, y = np.geomspace(0.01, 1, 40), np.linspace(1, 2, 40)
     good = bordered(x, y, lambda i, j: i < j)
     with pytest.raises(ValueError, match="factor must be above 1, got 1"):
-        vg.zoom(good, 1.0)
+        vg.training.zoom(good, 1.0)
     with pytest.raises(ValueError, match="factor must be above 1, got nan"):
-        vg.zoom(good, np.nan)
+        vg.training.zoom(good, np.nan)
     with pytest.raises(ValueError, match="points must be at least 1, got 0"):
-        vg.zoom(good, 2.0, points=0)
+        vg.training.zoom(good, 2.0, points=0)
     with pytest.raises(ValueError, match="zoom needs a border between convergence and divergence, got none"):
-        vg.zoom(bordered(x, y, lambda i, j: i < 100), 2.0)
+        vg.training.zoom(bordered(x, y, lambda i, j: i < 100), 2.0)
     with pytest.raises(ValueError, match="zoom needs a sweep of one network over two axes, got sigma_w"):
-        vg.zoom(made(np.zeros((1, 4)), sigma_w=range(4)), 2.0)
+        vg.training.zoom(made(np.zeros((1, 4)), sigma_w=range(4)), 2.0)
     several = made(np.zeros((2, 1, 4)), depth=[1, 2], sigma_w=range(4))
     with pytest.raises(ValueError, match="zoom needs a sweep of one network over two axes, got network, sigma_w"):
-        vg.zoom(several, 2.0)
+        vg.training.zoom(several, 2.0)
 
 
 def test_a_zoom_is_what_a_sweep_takes() -> None:
@@ -730,7 +732,7 @@ def test_a_zoom_is_what_a_sweep_takes() -> None:
     whole = swept(rates, sigma_w=SIGMA_W[:2], seeds=1)
     assert whole.converged.any()
     assert not whole.converged.all()
-    axes = vg.zoom(whole, 2.0, points=3)
+    axes = vg.training.zoom(whole, 2.0, points=3)
     assert axes["learning_rate"]["bias"] == 0.02
     again = swept(axes["learning_rate"], sigma_w=axes["sigma_w"], seeds=1)
     assert {name: len(values) for name, values in again.axes.items()} == {"learning_rate_kernel": 3, "sigma_w": 3}
@@ -766,7 +768,10 @@ def test_a_zoom_is_what_a_sweep_takes() -> None:
             {"data": vg.data.Examples(DATA.inputs[:, 1:], DATA.labels)},
             r"data must hold inputs of shape \(examples, 4\)",
         ),
-        ({"snapshots": vg.SnapshotConfig([13])}, "snapshots must be at whole steps from 0 to num_steps = 12, got 13"),
+        (
+            {"snapshots": vg.training.SnapshotConfig([13])},
+            "snapshots must be at whole steps from 0 to num_steps = 12, got 13",
+        ),
     ],
 )
 def test_bad_sweeps_are_refused_in_one_sentence(

@@ -23,7 +23,7 @@ def runs() -> vg.Result:
 
 def test_deep_networks_train_at_the_critical_variance_and_neither_in_order_nor_in_chaos(runs: vg.Result) -> None:
     critical = vg.theory.critical_sigma_w("tanh", sigma_b=SIGMA_B).sigma_w ** 2
-    shallow, deep = vg.best(runs)
+    shallow, deep = vg.training.best(runs)
     assert (shallow > 0.6).all()
     deepest = vg.trainable_depth(runs)
     assert deepest.max() == 80
@@ -38,7 +38,10 @@ def test_each_is_what_it_is_alone(runs: vg.Result, i: int) -> None:
     """In a piece whose last point is one that is computed twice; from a few roundings apart in the first steps."""
     assert runs.provenance["chunks"] == [[3, 3], [3, 3]]
     weights, rest = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
-    scales, snapshots = vg.Scales(sigma_b=SIGMA_B, sigma_w=VARIANCE[i] ** 0.5), vg.SnapshotConfig((), gradients=False)
+    scales, snapshots = (
+        vg.Scales(sigma_b=SIGMA_B, sigma_w=VARIANCE[i] ** 0.5),
+        vg.training.SnapshotConfig((), gradients=False),
+    )
     drawn = vg.init(weights, NETWORKS[0])
     alone = vg.train(drawn, scales, TRAINING, "adam", STEPS, key=rest, learning_rate=RATE, snapshots=snapshots)
     np.testing.assert_allclose(runs.loss[0, 0, i, :50], alone.loss[:50], rtol=1e-4)

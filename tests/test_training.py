@@ -137,7 +137,7 @@ class Case(NamedTuple):
     tolerance: float = 1e-5
 
 
-WITHOUT_GRADIENTS = {"snapshots": vg.SnapshotConfig(LOOKED_AT, num_eval=EVALUATED, gradients=False)}
+WITHOUT_GRADIENTS = {"snapshots": vg.training.SnapshotConfig(LOOKED_AT, num_eval=EVALUATED, gradients=False)}
 
 
 def clipped(rate: Any) -> optax.GradientTransformation:
@@ -213,7 +213,7 @@ class Both(NamedTuple):
     """One training by the library and by the ordinary loop."""
 
     case: Case
-    training: vg.Training
+    training: vg.training.Training
     seen: Seen
     batches: list[tuple[np.ndarray, np.ndarray]]
 
@@ -223,7 +223,7 @@ def data_of(case: Case) -> tuple[vg.data.Examples, vg.data.Examples]:
     return (CLASSES, HELD_OUT) if case.loss == "cross_entropy" else (NUMBERS, HELD_OUT_NUMBERS)
 
 
-def start_of(case: Case) -> vg.Parameters:
+def start_of(case: Case) -> vg.networks.Parameters:
     """Draws at unit gain."""
     return oracles.drawn(case.network, case.sizes) if case.sizes else vg.init(KEY, case.network)
 
@@ -232,7 +232,7 @@ def start_of(case: Case) -> vg.Parameters:
 def both(request: pytest.FixtureRequest) -> Both:
     case = CASES[request.param]
     data, held_out = data_of(case)
-    options = {"snapshots": vg.SnapshotConfig(LOOKED_AT, num_eval=EVALUATED), **case.options}
+    options = {"snapshots": vg.training.SnapshotConfig(LOOKED_AT, num_eval=EVALUATED), **case.options}
     about = {"num_steps": STEPS, "batch_size": BATCH, "test": held_out, "key": KEY}
     trained = vg.train(start_of(case), SCALES, data, **about, **options)
     batches = minibatches(data, BATCH, STEPS)
@@ -380,7 +380,7 @@ def outputs_of_parts(kind: Kind, leaves: Any, xs: Any) -> Any:
     return jax.vmap(lambda x: architectures.run(kind.parts, stem, layers, head, left, x, none)[0])(xs)
 
 
-def loop_of_parts(kind: Kind, drawn: vg.Parameters, batches: Sequence[Any]) -> Seen:
+def loop_of_parts(kind: Kind, drawn: vg.networks.Parameters, batches: Sequence[Any]) -> Seen:
     """`jax.grad` through the layers in plain Flax, and optax, in float64."""
     stem, (own,) = architectures.multiplied(drawn, kind.scales)
     leaves = jax.tree.map(lambda a: np.asarray(a, np.float64), (stem, own, drawn.head))
@@ -408,7 +408,7 @@ class OfKind(NamedTuple):
     """One training of another architecture by the library and by the ordinary loop."""
 
     kind: Kind
-    training: vg.Training
+    training: vg.training.Training
     seen: Seen
     batches: list[tuple[np.ndarray, np.ndarray]]
 
@@ -417,7 +417,7 @@ class OfKind(NamedTuple):
 def of_kind(request: pytest.FixtureRequest) -> OfKind:
     kind = KINDS[request.param]
     drawn = architectures.drawn(kind.network)
-    options = {"key": KEY, "learning_rate": 0.1, "batch_size": BATCH, "snapshots": vg.SnapshotConfig([5])}
+    options = {"key": KEY, "learning_rate": 0.1, "batch_size": BATCH, "snapshots": vg.training.SnapshotConfig([5])}
     trained = vg.train(drawn, vg.Scales(**kind.scales), kind.data, kind.optimizer[0], STEPS, **options)
     batches = minibatches(kind.data, BATCH, STEPS, kind.per_state)
     return OfKind(kind, jax.tree.map(np.asarray, trained), loop_of_parts(kind, drawn, batches), batches)
@@ -442,7 +442,7 @@ def architectures_leaves(trees: Any) -> dict[str, np.ndarray]:
 def test_gradients_in_other_architectures_are_those_of_jax_grad(of_kind: OfKind) -> None:
     kind, seen = of_kind.kind, of_kind.training.snapshots
     stem, own, head = of_kind.seen.weights[5]
-    at, left = vg.Parameters(stem, (own,), head, kind.network), [kind.left] * kind.network.depth
+    at, left = vg.networks.Parameters(stem, (own,), head, kind.network), [kind.left] * kind.network.depth
     truth = architectures.gradients(kind.parts, at, left, *of_kind.batches[5], "cross_entropy")
     of_batch = (scipy.special.logsumexp(2 * truth.log_gradient, axis=0) - np.log(BATCH)) / 2
     np.testing.assert_allclose(seen.log_gradient[0], of_batch, rtol=1e-5, atol=2e-5)
@@ -499,15 +499,15 @@ STILL = vg.mlp(widths=[5, 6], inputs=4, outputs=3)
 RATE, DRAWS = 0.3, 310
 
 
-def standing_still(rate: float) -> vg.Training:
+def standing_still(rate: float) -> vg.training.Training:
     """Many steps of no learning on all examples at once: all that can change is the noise."""
     like = jax.eval_shape(lambda key: vg.init(key, NOISY), KEY)
     own = oracles.drawn(STILL, NOISY_SIZES, seed=3)
     (stage,), noise = own.stages, jnp.zeros(jax.tree.leaves(like.stages[0]["after"])[0].shape)
     after = jax.tree.map(lambda _: noise, like.stages[0]["after"])
-    parameters = vg.Parameters(own.stem, ({**stage, "after": after},), own.head, NOISY)
+    parameters = vg.networks.Parameters(own.stem, ({**stage, "after": after},), own.head, NOISY)
     scales = vg.Scales(sigma_w=SIGMA_W, sigma_b=SIGMA_B, dropout=rate)
-    options = {"key": KEY, "batch_size": None, "snapshots": vg.SnapshotConfig(gradients=False)}
+    options = {"key": KEY, "batch_size": None, "snapshots": vg.training.SnapshotConfig(gradients=False)}
     return vg.train(parameters, scales, CLASSES, "sgd", DRAWS, learning_rate=0.0, **options)
 
 
@@ -543,12 +543,12 @@ def test_dropout_is_drawn_anew_at_every_step_and_left_out_of_evaluation() -> Non
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-def looking(*steps: float, **options: Any) -> vg.SnapshotConfig:
+def looking(*steps: float, **options: Any) -> vg.training.SnapshotConfig:
     """At losses alone."""
-    return vg.SnapshotConfig(steps, **{"gradients": False, **options})
+    return vg.training.SnapshotConfig(steps, **{"gradients": False, **options})
 
 
-def short(num_steps: int = STEPS, network: vg.Network = RELU, **options: Any) -> vg.Training:
+def short(num_steps: int = STEPS, network: vg.Network = RELU, **options: Any) -> vg.training.Training:
     """The network of the squared error, without gradients."""
     about = {"optimizer": "sgd", "key": KEY, "learning_rate": 0.05, "batch_size": BATCH, "snapshots": looking(3)}
     about |= {"scales": SCALES, "data": NUMBERS, **options}
@@ -563,14 +563,14 @@ def test_fewer_steps_are_the_first_of_more_whatever_is_looked_at() -> None:
 
 
 def test_by_default_it_looks_at_the_ends_of_20_intervals() -> None:
-    steps = vg.SnapshotConfig().steps_of(DRAWS)
+    steps = vg.training.SnapshotConfig().steps_of(DRAWS)
     assert len(steps) == 21
     assert (steps[0], steps[-1]) == (0, DRAWS)
     assert set(np.diff(steps)) <= {15, 16}
-    assert vg.SnapshotConfig().steps_of(4) == (0, 1, 2, 3, 4)
-    assert vg.SnapshotConfig([7, 0, 7]).steps_of(9) == (0, 7, 9)
-    assert vg.SnapshotConfig(()).steps_of(9) == (9,)
-    assert vg.SnapshotConfig(np.array([1.0, 2.0])) == vg.SnapshotConfig((1, 2))  # to be compiled for
+    assert vg.training.SnapshotConfig().steps_of(4) == (0, 1, 2, 3, 4)
+    assert vg.training.SnapshotConfig([7, 0, 7]).steps_of(9) == (0, 7, 9)
+    assert vg.training.SnapshotConfig(()).steps_of(9) == (9,)
+    assert vg.training.SnapshotConfig(np.array([1.0, 2.0])) == vg.training.SnapshotConfig((1, 2))  # to be compiled for
 
 
 def test_other_numbers_run_the_same_programs() -> None:
@@ -605,7 +605,7 @@ def test_other_snapshots_do_not_compile_the_update_again() -> None:
     ):
         assert len(made) == traced > 0
         np.testing.assert_array_equal(again.loss, first.loss)
-    short(optimizer=counted, snapshots=vg.SnapshotConfig((3,)))
+    short(optimizer=counted, snapshots=vg.training.SnapshotConfig((3,)))
     assert len(made) == traced + 1  # the size of an update, which it says too
 
 
@@ -741,10 +741,22 @@ BAD = [
     ({"optimizer": "adm"}, "optimizer must be one of sgd, .*, got 'adm'; did you mean 'adam'"),
     ({"schedule": "cosin"}, "schedule must be one of constant, .*, got 'cosin'; did you mean 'cosine'"),
     ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
-    ({"snapshots": vg.SnapshotConfig([0, 13])}, "snapshots must be at whole steps from 0 to num_steps = 12, got 13"),
-    ({"snapshots": vg.SnapshotConfig([-1])}, "snapshots must be at whole steps from 0 to num_steps = 12, got -1"),
-    ({"snapshots": vg.SnapshotConfig([1.5])}, "snapshots must be at whole steps from 0 to num_steps = 12, got 1.5"),
-    ({"snapshots": vg.SnapshotConfig([np.nan])}, "snapshots must be at whole steps from 0 to num_steps = 12, got nan"),
+    (
+        {"snapshots": vg.training.SnapshotConfig([0, 13])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got 13",
+    ),
+    (
+        {"snapshots": vg.training.SnapshotConfig([-1])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got -1",
+    ),
+    (
+        {"snapshots": vg.training.SnapshotConfig([1.5])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got 1.5",
+    ),
+    (
+        {"snapshots": vg.training.SnapshotConfig([np.nan])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got nan",
+    ),
     ({"scales": vg.Scales(sigma_v=1.0)}, "scale must be one of sigma_w, sigma_b, got 'sigma_v'"),
     (data(labels=CLASSES.labels + 1), r"labels must lie in 0 \.\. 2, got 3"),
     (data(labels=CLASSES.labels - 1), r"labels must lie in 0 \.\. 2, got -1"),
@@ -774,7 +786,7 @@ def test_bad_trainings_are_refused_in_one_sentence(options: dict[str, Any], mess
 @pytest.mark.parametrize("count", [0, 1.5])
 def test_snapshots_are_of_a_whole_number_of_examples(count: Any) -> None:
     with pytest.raises(ValueError, match=f"num_eval must be .*got {count}"):
-        vg.SnapshotConfig(num_eval=count)
+        vg.training.SnapshotConfig(num_eval=count)
 
 
 def test_batches_that_are_states_have_sizes_of_their_own() -> None:

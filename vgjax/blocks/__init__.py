@@ -2,12 +2,14 @@
 
 from vgjax.blocks.attention import Attention
 from vgjax.blocks.composed import Chain, Residual
-from vgjax.blocks.dense import Conv, Dense
+from vgjax.blocks.convolution import Conv
+from vgjax.blocks.dense import Dense
 from vgjax.blocks.noise import Dropout
 from vgjax.blocks.normalization import Norm
 from vgjax.blocks.protocol import Spec, call, spec, step
 from vgjax.blocks.reading import Activate, Part, Pool, Start
 from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
+from vgjax.initializers import Scale
 
 __all__ = [
     "Activate",
@@ -24,6 +26,7 @@ __all__ = [
     "Pool",
     "RNNCell",
     "Residual",
+    "Scale",
     "Spec",
     "Start",
     "call",

@@ -73,5 +73,10 @@ def options_of(measure: Any) -> dict[str, Any]:
     """What a measurement (a dataclass) was made with, as JSON values, or as it prints: of functions the names alone,
     and no data; both are in the other fingerprints."""
     options = {f.name: getattr(measure, f.name) for f in dataclasses.fields(measure) if f.init and f.repr}
-    # A function prints with its address, which differs from process to process.
-    return dict(json.loads(json.dumps(options, default=lambda value: re.sub(r" at 0x[0-9a-f]+", "", repr(value)))))
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not callable(value):  # a measurement made of another
+            return options_of(value)
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # an address differs from process to process
+
+    return dict(json.loads(json.dumps(options, default=plain)))
