@@ -282,7 +282,7 @@ def test_other_examples_of_the_same_shape_run_the_same_program_which_does_not_ke
     assert _program.cache_info().currsize == programs
     assert not np.array_equal(first.loss, other.loss)
     assert vg.trainings(DATA).compiled_for() == vg.trainings(HELD_OUT).compiled_for()
-    assert vg.trainings(DATA).compiled_for().data is None
+    assert not vg.trainings(DATA).compiled_for().examples
 
 
 # --- runs that are stopped ------------------------------------------------------------------------------------------
