@@ -156,7 +156,7 @@ def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[
 
     with jax.enable_x64(dtype == "float64"), np.errstate(divide="ignore", invalid="ignore"):
         like = jax.eval_shape(functools.partial(draw, spec), jax.random.key(0))
-        drawn = jax.tree.map(lambda leaf: _stand_in(leaf, normal), like)
+        drawn = _as_floats(dtype, jax.tree.map(lambda leaf: _stand_in(leaf, normal), like))
         layer = Layer(spec, drawn, unit_scales(spec, dtype), None if read is None else normal(read))
         h = normal(shape)
         v = normal(jax.eval_shape(Layer.__call__, layer, h).shape)
@@ -180,6 +180,11 @@ def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[
     # No growth is seen where the derivative is exactly zero (a branch at 0): its logarithm is -inf.
     rounded = {path: tuple(round(g) if np.isfinite(g) else 0 for g in ends) for path, ends in of_parameters.items()}
     return Homogeneity((below, above), rounded)  # type: ignore[arg-type]
+
+
+def _as_floats(dtype: str, tree: Any) -> Any:
+    """Numbers of numpy in a dtype, as far as they are floating-point ones."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Any]) -> Any:
