@@ -1,4 +1,4 @@
-"""What every figure script shares: its size and where the pictures go.
+"""What every figure script shares: its size, where the pictures go, and pairs of states.
 
 A figure is a script with ``compute() -> data`` and ``draw(data) -> Figure``. ``SIZE=small`` computes a quick one and
 leaves the gallery alone.
@@ -6,8 +6,15 @@ leaves the gallery alone.
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+import vgjax as vg
 
 SMALL = os.environ.get("SIZE", "full") == "small"
 ROOT = Path(__file__).parent
@@ -16,7 +23,25 @@ GALLERY = ROOT.parent / "results" / "figures" if SMALL else ROOT / "gallery"
 
 def render(name: str, compute: Callable[[], Any], draw: Callable[[Any], Any]) -> None:
     """Compute, draw, save as PNG and PDF, say where."""
-    from vgjax import plots
-
-    for path in plots.save(draw(compute()), GALLERY / name):
+    for path in vg.plots.save(draw(compute()), GALLERY / name):
         print(path)
+
+
+def without_stem(network: vg.Network, *state: int) -> vg.Network:
+    """A network whose input is its first state, of the given shape, so that variance and correlation can be set."""
+    return replace(network, stem=None, input_shape=state)
+
+
+def pairs(key: Array, count: int, width: int, q: float = 1.0, one_minus_c: float = 1.0) -> tuple[Array, Array]:
+    """Two batches of random states of mean square q, each of shape ``(count, width)``; the cosine of the i-th of one
+    and the i-th of the other is 1 - ``one_minus_c``."""
+    x1, across = vg.data.sphere(key, 2 * count, width).reshape(2, count, width)
+    across = across - x1 * jnp.mean(x1 * across, axis=-1, keepdims=True)
+    across = across / jnp.sqrt(jnp.mean(across**2, axis=-1, keepdims=True))
+    x2 = (1 - one_minus_c) * x1 + jnp.sqrt(one_minus_c * (2 - one_minus_c)) * across
+    return jnp.sqrt(q) * x1, jnp.sqrt(q) * x2
+
+
+def seed_key(key: Array, seed: int) -> Array:
+    """The key that a sweep draws the parameters of a seed from."""
+    return jax.random.split(jax.random.fold_in(key, seed))[0]
