@@ -118,7 +118,9 @@ def edges() -> list[dict[str, Any]]:
     """Largest s^2, the mean of its log over draws, against the infinite width."""
     rows = []
     for activation, kernel_init, q, depth, expected in EDGES:
-        network = vg.mlp(width=EDGE_WIDTH, depth=depth, activation=activation, inputs=EDGE_WIDTH, kernel_init=kernel_init)
+        network = vg.mlp(
+            width=EDGE_WIDTH, depth=depth, activation=activation, inputs=EDGE_WIDTH, kernel_init=kernel_init
+        )
         sigma_w, sigma_b, x2 = (2**0.5 if activation == "relu" else 1.0), 0.0, 1.0
         if q is not None:
             critical = theory.critical_point(activation, q)

@@ -1,6 +1,6 @@
 """Batch normalization makes gradients explode at every initialization: the rate per layer against the batch size."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -46,28 +46,23 @@ class Rates:
 
 def compute() -> dict[str, Rates]:
     """Three activations, six batch sizes, 8 draws of 24 layers; all share the same draws."""
-    draws = [vg.init(jax.random.fold_in(jax.random.key(0), seed), deep("linear", 4)) for seed in range(SEEDS)]
-    return {phi: rates(phi, draws) for phi in LOOKS}
+    return {phi: rates(phi) for phi in LOOKS}
 
 
-def rates(phi: str, draws: list[vg.Parameters]) -> Rates:
+def rates(phi: str) -> Rates:
     """Theory and measurement of one activation."""
-    gains = {batch: log_gains(phi, batch, draws) for batch in BATCHES}
+    gains = {batch: log_gains(phi, batch) for batch in BATCHES}
     factors = np.array([np.exp(2 * np.diff(gain)[:, START:]).mean(axis=1) for gain in gains.values()])
     error = factors.std(axis=1, ddof=1) / np.sqrt(SEEDS)
     rate = theory.normalization.batch_norm_rate
     return Rates(np.array([rate(phi, b) for b in CURVE]), rate(phi, np.inf), factors.mean(axis=1), error, gains[SHOWN])
 
 
-def log_gains(phi: str, batch: int, draws: list[vg.Parameters]) -> np.ndarray:
+def log_gains(phi: str, batch: int) -> np.ndarray:
     """ln of the factor on the norm of a random direction, over all examples of the batch, for every draw."""
-    network = deep(phi, batch)
-    found = []
-    for seed, drawn in enumerate(draws):
-        of_x, of_u = jax.random.split(jax.random.fold_in(jax.random.key(1), seed))
-        x = jax.random.normal(of_x, (batch, WIDTH))
-        found.append(vg.push_forward(replace(drawn, network=network), vg.Scales(), x, key=of_u).log_gain)
-    return np.array(found, float)
+    x = jax.random.normal(jax.random.key(1), (SEEDS, batch, WIDTH))
+    found = vg.sweep(deep(phi, batch), x, key=jax.random.key(0), seeds=SEEDS, leading="seed")
+    return found.log_gain.astype(float)
 
 
 def deep(phi: str, batch: int) -> vg.Network:

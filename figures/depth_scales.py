@@ -68,9 +68,7 @@ def gradient_rate(network: vg.Network, sigma_w: np.ndarray) -> Measured:
     """ln chi as measured: the slope of ln |gain|^2 against depth, past the transient."""
     x = jax.random.normal(jax.random.key(2), network.input_shape)
     measure = vg.gains(stream=True)
-    found = vg.sweep(
-        network, x, measure=measure, key=jax.random.key(3), seeds=DRAWS, sigma_w=sigma_w, sigma_b=SIGMA_B
-    )
+    found = vg.sweep(network, x, measure=measure, key=jax.random.key(3), seeds=DRAWS, sigma_w=sigma_w, sigma_b=SIGMA_B)
     slopes = slope_past_transient(found.log_gain)
     return Measured(slopes.mean(axis=0), slopes.std(axis=0, ddof=1) / np.sqrt(DRAWS))
 

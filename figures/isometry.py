@@ -38,7 +38,7 @@ class Family:
     """Networks of every depth.
 
     Attributes:
-        activation, law: of all of them.
+        activation, kernel_init: of all of them.
         scales: by depth.
         depths: at which they are measured.
         fixed: whether the scales are the same for every depth, so that one network serves all.
@@ -124,26 +124,25 @@ def draws(family: Family, depths: Sequence[int]) -> np.ndarray:
     """ln s of networks as deep as the last depth, begun at their fixed point, shape ``(draws, depths, width)``."""
     sigma_w, sigma_b, q = family.scales(depths[-1])
     network = vg.mlp(
-        width=family.width, depth=depths[-1], activation=family.activation, inputs=family.width, kernel_init=family.kernel_init
+        width=family.width,
+        depth=depths[-1],
+        activation=family.activation,
+        inputs=family.width,
+        kernel_init=family.kernel_init,
     )
-    return vg.spectrum_sweep(
-        network,
-        np.sqrt(q - sigma_b**2) / sigma_w * vg.data.sphere(jax.random.key(1), 1, family.width)[0],
-        key=jax.random.key(2),
-        seeds=family.draws,
-        depths=depths,
-        scales=vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b),
-    ).log_singular_values
+    x = np.sqrt(q - sigma_b**2) / sigma_w * vg.data.sphere(jax.random.key(1), 1, family.width)[0]
+    about: dict[str, Any] = {"measure": vg.spectra(depths), "key": jax.random.key(2), "seeds": family.draws}
+    return vg.sweep(network, x, sigma_w=sigma_w, sigma_b=sigma_b, **about).log_singular_values
 
 
 def expected(family: Family, depth: int) -> tuple[float, float]:
     """ln of the largest singular value and ln(s_95% / s_5%) at infinite width."""
     sigma_w, _, q = family.scales(depth)
     point = (family.activation, q, depth, sigma_w, family.kernel_init)
-    largest, kernel_init = spectra.log_largest_singular_value(*point), spectra.density(*point)
-    if kernel_init.atoms:
+    largest, law = spectra.log_largest_singular_value(*point), spectra.density(*point)
+    if law.atoms:
         return largest, np.nan
-    log_s, height = kernel_init.log_singular_values, kernel_init.density_of_logs
+    log_s, height = law.log_singular_values, law.density_of_logs
     below = np.cumsum(np.diff(log_s) * (height[1:] + height[:-1]) / 2)
     lower, upper = np.interp([SHARE, 1 - SHARE], below / below[-1], log_s[1:])
     return largest, upper - lower

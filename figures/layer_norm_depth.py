@@ -67,8 +67,8 @@ def transformer(norm: str | None) -> vg.Network:
 def gradients(network: vg.Network, scales: vg.Scales) -> np.ndarray:
     """Of every block, shape ``(seeds, depth)``."""
     x = jax.random.normal(jax.random.key(1), (SEEDS, TOKENS, WIDTH))
-    flow = vg.profile(network, x, key=jax.random.key(0), seeds=SEEDS, scales=scales, naive=())
-    return np.asarray(flow.log_parameter_gradient[KERNEL])
+    about: dict[str, Any] = {"measure": vg.gradients(), "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, scales=scales, **about).log_parameter_gradient[KERNEL]
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------

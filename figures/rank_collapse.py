@@ -68,12 +68,17 @@ def network(**about: Any) -> vg.Network:
 
 def correlations(network: vg.Network, scales: vg.Scales) -> np.ndarray:
     """Of every draw, each with tokens of its own."""
-    found = []
-    for seed in range(SEEDS):
-        of_weights, of_x = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
-        x = jax.random.normal(of_x, network.input_shape)
-        found.append(vg.token_correlation(vg.init(of_weights, network), scales, x))
-    return np.array(found)
+    x = jax.random.normal(jax.random.key(1), (SEEDS, *network.input_shape))
+    about: dict[str, Any] = {"measure": COSINES, "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, scales=scales, **about).cosine
+
+
+def cosines(parameters: vg.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
+    """As a measurement of a sweep."""
+    return {"cosine": vg.token_correlation(parameters, scales, x)}
+
+
+COSINES = vg.measurement(cosines, {"cosine": ("layer",)})
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
