@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from common import SMALL, best_of, print_table, write_json
+from common import SMALL, best_of, piece_of_sweep, print_table, write_json
 from jax import Array, lax
 
 import vgjax as vg
-from vgjax.ensembles.sweep import measure
+from vgjax.ensembles import sweep
 from vgjax.measure.flow import directions
 
 WIDTH, DEPTH, POINTS, RUNS = (16, 4, 4, 1) if SMALL else (256, 50, 256, 5)
@@ -54,13 +54,14 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
 
 
 def swept(network: vg.Network, scale: str) -> Callable[[], Any]:
-    """One chunk of a sweep, as `vgjax.sweep` runs it."""
+    """One piece of a sweep, as `vgjax.sweep` runs it."""
     key = jax.random.key(0)
     parameters = vg.init(key, network)
     x = jax.random.normal(key, network.input_shape)
     values = jnp.linspace(0.1, 0.9, POINTS) if scale == "dropout" else jnp.linspace(0.5, 2, POINTS)
     u = directions(key, network, 1)
-    return lambda: measure(parameters, vg.Scales(), vg.Scales(**{scale: values}), x, u)
+    static, traced = piece_of_sweep(parameters, x, u, vg.Scales(**{scale: values}))
+    return lambda: sweep._measure_points(*static, *traced)
 
 
 def products(shapes: list[tuple[int, int, int]], depth: int) -> Callable[[], Any]:
@@ -132,7 +133,7 @@ def sweeps() -> list[dict[str, Any]]:
 
 
 def profiles() -> list[dict[str, Any]]:
-    """Gradients of every state and parameter, warm."""
+    """Gradients of every state and parameter, and what plain float32 reads of them, warm."""
     depth = 8 if SMALL else 1000
     key = jax.random.key(0)
     stages = {"channels": CHANNELS, "size": SIZE, "inputs": 3, "batch": None}
@@ -145,14 +146,12 @@ def profiles() -> list[dict[str, Any]]:
     rows = []
     for name, net in networks.items():
         parameters, x = vg.init(key, net), jax.random.normal(key, net.input_shape)
-        for naive in ((), ("float32",)):
-            work = {
-                "ours": lambda net=net, p=parameters, x=x, naive=naive: vg.gradient_flow(
-                    p, vg.Scales(), x, 1, naive=naive
-                )
-            }
-            seconds = best_of(RUNS, work)["ours"]
-            rows.append({"network": name, "layers": depth, "naive_reading_too": bool(naive), "seconds": seconds})
+        work = {
+            "gradients": lambda p=parameters, x=x: vg.gradient_flow(p, vg.Scales(), x, 1),
+            "naive reading": lambda p=parameters, x=x: vg.naive_reading(p, vg.Scales(), x, 1),
+        }
+        for what, seconds in best_of(RUNS, work).items():
+            rows.append({"network": name, "layers": depth, "what": what, "seconds": seconds})
     return rows
 
 
