@@ -287,10 +287,10 @@ def normed(kind: str, p: Tree, h: Any, *, epsilon: float, groups: int = 1) -> An
     return norm(h)
 
 
-def dropped(kernel_init: str, p: Tree, a: Any, rate: float) -> Any:
+def dropped(distribution: str, p: Tree, a: Any, rate: float) -> Any:
     """Dropout by the mask that was drawn."""
     noise = p.get("dropout", p)["noise"]
-    if kernel_init == "bernoulli":
+    if distribution == "bernoulli":
         return jnp.where(noise < rate, 0, 1) * a / (1 - rate)
     return a + a * noise * np.sqrt(rate / (1 - rate))
 
@@ -302,7 +302,7 @@ class Around(NamedTuple):
         phi: the activation.
         norm: ``(parameters, h) -> h`` or None, before phi or (``behind``) after it.
         behind: where it stands.
-        dropout: a law or None.
+        dropout: a distribution or None.
         padding: of convolutions.
     """
 

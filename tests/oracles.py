@@ -36,7 +36,9 @@ def weights(parameters: Any, sigma_w: Any = 1.0, sigma_b: Any = 0.0) -> Weights:
     return [*scaled, head]
 
 
-def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32", kernel_init: str = "gaussian") -> Any:
+def drawn(
+    network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "float32", kernel_init: str = "gaussian"
+) -> Any:
     """Parameters of an mlp of these sizes (inputs, widths of h^0 ... h^L, outputs), drawn by numpy: no compilation.
 
     Kernels are Gaussian of variance 1 / fan_in, or orthonormal; biases standard normal, except the head's, which is 0.
@@ -50,7 +52,7 @@ def drawn(network: Any, sizes: tuple[int, ...], seed: int = 0, dtype: str = "flo
 
     stem, head = ({name: a[0] for name, a in layers(1, *ends).items()} for ends in (sizes[:2], sizes[-2:]))
     starts = np.cumsum([1, *(stage.depth for stage in network.stages)])
-    stages = [layers(stage.depth, *sizes[i : i + 2]) for i, stage in zip(starts, network.stages, strict=False)]
+    stages = [layers(stage.depth, *sizes[i : i + 2]) for i, stage in zip(starts[:-1], network.stages, strict=True)]
     parameters = vg.Parameters(stem, tuple(stages), head | {"bias": 0 * head["bias"]}, network)
     return jax.tree.map(jnp.asarray, parameters)
 

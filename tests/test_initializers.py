@@ -1,6 +1,9 @@
-"""Unit-gain laws, named schemes, and scales as a pytree."""
+"""Unit-gain draws, named schemes, scales as a pytree, and the kinds of scales."""
 
+import copy
 import math
+import pickle
+import re
 from typing import Any
 
 import jax
@@ -16,17 +19,22 @@ KEY = jax.random.key(0)
 
 @pytest.mark.parametrize("kernel_init", ["gaussian", "truncated", "uniform", "orthogonal"])
 @pytest.mark.parametrize(("fan_in", "fan_out"), [(90, 31), (31, 90)], ids=["narrowing", "widening"])
-def test_every_law_has_unit_gain(kernel_init: str, fan_in: int, fan_out: int) -> None:
-    squares = np.asarray(initializers.kernel_init(kernel_init)(KEY, (fan_in, fan_out), jnp.float32), np.float64) ** 2 * fan_in
+def test_every_draw_has_unit_gain(kernel_init: str, fan_in: int, fan_out: int) -> None:
+    squares = (
+        np.asarray(initializers.kernel_initializer(kernel_init)(KEY, (fan_in, fan_out), jnp.float32), np.float64) ** 2
+        * fan_in
+    )
     error = squares.std() / math.sqrt(squares.size)
     assert abs(squares.mean() - 1) < 4 * error
 
 
 @pytest.mark.parametrize(
-    "kernel_init", [pytest.param(kernel_init, marks=pytest.mark.slow) for kernel_init in ("truncated", "uniform")] + ["gaussian", "orthogonal"]
+    "kernel_init",
+    [pytest.param(kernel_init, marks=pytest.mark.slow) for kernel_init in ("truncated", "uniform")]
+    + ["gaussian", "orthogonal"],
 )
 def test_kernels_of_a_network_have_unit_gain_in_every_layer(kernel_init: str) -> None:
-    net = vg.mlp(widths=(20, 35, 35, 35), inputs=50, outputs=40, kernel_init=kernel_init)
+    net = vg.mlp(width=(20, 35, 35, 35), inputs=50, outputs=40, kernel_init=kernel_init)
     params = vg.init(KEY, net)
     kernels = [params.stem["kernel"], params.head["kernel"], *(k for s in params.stages for k in s["kernel"])]
     assert [k.shape for k in kernels] == [(50, 20), (35, 40), (20, 35), (35, 35), (35, 35)]
@@ -41,14 +49,15 @@ def test_kernels_of_a_network_have_unit_gain_in_every_layer(kernel_init: str) ->
 
 @pytest.mark.parametrize(("fan_in", "fan_out"), [(40, 12), (12, 40), (12, 12)], ids=["narrow", "wide", "square"])
 def test_orthogonal_kernels_are_orthogonal(fan_in: int, fan_out: int) -> None:
-    w = np.asarray(initializers.kernel_init("orthogonal")(KEY, (fan_in, fan_out), jnp.float32), np.float64)
+    w = np.asarray(initializers.kernel_initializer("orthogonal")(KEY, (fan_in, fan_out), jnp.float32), np.float64)
     product, scale = (w @ w.T, fan_out / fan_in) if fan_out > fan_in else (w.T @ w, 1)
     np.testing.assert_allclose(product, scale * np.eye(len(product)), atol=1e-5)
 
 
-def test_bounded_laws_keep_their_bounds() -> None:
+def test_bounded_draws_keep_their_bounds() -> None:
     uniform, truncated = (
-        np.abs(initializers.kernel_init(kernel_init)(KEY, (25, 400), jnp.float32)) for kernel_init in ("uniform", "truncated")
+        np.abs(initializers.kernel_initializer(kernel_init)(KEY, (25, 400), jnp.float32))
+        for kernel_init in ("uniform", "truncated")
     )
     assert 0.99 < uniform.max() / math.sqrt(3 / 25) <= 1
     deviation = 0.8796256610342398  # of a standard normal cut at 2
@@ -60,7 +69,9 @@ def test_bounded_laws_keep_their_bounds() -> None:
 def test_schemes_are_those_of_jax(author: str, shape: str) -> None:
     fans = (60, 500)
     scheme = vg.scheme(f"{author}_{shape}", *fans)
-    ours = scheme.sigma_w * np.asarray(initializers.kernel_init(scheme.kernel_init)(KEY, fans, jnp.float32), np.float64)
+    ours = scheme.sigma_w * np.asarray(
+        initializers.kernel_initializer(scheme.kernel_init)(KEY, fans, jnp.float32), np.float64
+    )
     theirs = np.asarray(getattr(jax.nn.initializers, f"{author}_{shape}")()(jax.random.key(1), fans), np.float64)
     assert ours.var() == pytest.approx(theirs.var(), rel=0.03)
     assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.01)
@@ -113,7 +124,52 @@ def test_an_unknown_scale_is_an_attribute_error_that_names_those_there_are() -> 
         _ = vg.Scales(sigma_w=1.0).sigma_v
 
 
-@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf, [1.0, -2.0]])
-def test_scales_must_be_finite_and_not_negative(bad: Any) -> None:
-    with pytest.raises(ValueError, match="sigma_w must be finite and not negative"):
-        vg.Scales(sigma_w=bad)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (math.nan, "sigma_w must be finite, got nan"),
+        ([1.0, math.inf], "sigma_w must be finite, got inf"),
+        ("1.5", "sigma_w must be a number or an array of numbers, got '1.5'"),
+        (None, "sigma_w must be a number or an array of numbers, got None"),
+        (1j, "sigma_w must be a number or an array of numbers, got 1j"),
+        (True, "sigma_w must be a number or an array of numbers, got True"),
+    ],
+)
+def test_scales_must_be_finite_numbers(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        vg.Scales(sigma_w=value)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda scales: pickle.loads(pickle.dumps(scales))])
+def test_scales_can_be_copied_and_pickled(copied: Any) -> None:
+    again = copied(vg.Scales(sigma_w=1.5, sigma_b=np.array([0.1, 0.2])))
+    assert isinstance(again, vg.Scales)
+    assert list(again) == ["sigma_w", "sigma_b"]
+    assert again.sigma_w == 1.5
+    np.testing.assert_array_equal(again.sigma_b, np.array([0.1, 0.2], np.float32))
+
+
+RULES = {
+    "parameter": ([0.0, 3.0], -1.0, "finite and not negative"),
+    "factor": ([-2.0, 0.0], None, None),
+    "rate": ([0.0, 0.99], 1.0, "finite and at least 0 and below 1"),
+    "offset": ([-2.0, 0.0], None, None),
+    "divisor": ([0.1, 3.0], 0.0, "finite and positive"),
+}
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_a_scale_is_checked_by_its_kind(kind: str) -> None:
+    good, bad, rule = RULES[kind]
+    scale = vg.Scale(1.0, kind)
+    scale.check("s", good)
+    jax.jit(lambda s: scale.check("s", s))(-1.0)  # a traced value cannot be looked at
+    if bad is not None:
+        with pytest.raises(ValueError, match=f"^s must be {rule}, got {bad:g}$"):
+            scale.check("s", [good[0], bad])
+    assert scale.unit == 1
+    assert vg.Scale(0.3, kind).unit == (1 if kind == "parameter" else 0.3)
+
+
+def test_every_kind_of_scale_has_a_test() -> None:
+    assert set(RULES) == set(initializers.KINDS)

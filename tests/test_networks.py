@@ -1,6 +1,5 @@
 """Networks: forward passes, scaled parameters, streamed and prefix draws, and what is refused."""
 
-import math
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ SIGMA_W, SIGMA_B = np.array([1.5, 0.2, 3.0, 0.9], np.float32), np.array([0.1, 0.
 
 
 def uneven(dtype: str = "float32", **options: Any) -> vg.Network:
-    return vg.mlp(widths=SIZES[1:-1], inputs=SIZES[0], outputs=SIZES[-1], activation="gelu", dtype=dtype, **options)
+    return vg.mlp(width=SIZES[1:-1], inputs=SIZES[0], outputs=SIZES[-1], activation="gelu", dtype=dtype, **options)
 
 
 def example(dtype: str = "float32") -> np.ndarray:
@@ -58,26 +57,41 @@ def test_batches_of_forward_are_vmap() -> None:
 
 @pytest.mark.parametrize(("sigma_w", "sigma_b"), [(1.7, 0.3), (SIGMA_W, SIGMA_B)], ids=["numbers", "per layer"])
 def test_scaled_parameters_are_sigma_w_z_and_give_the_same_output_at_unit_scales(sigma_w: Any, sigma_b: Any) -> None:
-    net = uneven()
-    params, scales = oracles.drawn(net, SIZES), vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
-    ordinary = vg.absorb_scales(params, scales)
+    params, scales = oracles.drawn(uneven(), SIZES), vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    ordinary, left = vg.absorb_scales(params, scales)
+    jax.tree.map(lambda s: np.testing.assert_array_equal(s, np.ones(4)), left)
     for ours, truth in zip(oracles.weights(ordinary, 1, 1), oracles.weights(params, sigma_w, sigma_b), strict=True):
         np.testing.assert_allclose(ours[0], truth[0], rtol=1e-6)
         np.testing.assert_allclose(ours[1], truth[1], rtol=1e-6)
-    output = vg.forward(ordinary, vg.Scales(sigma_w=1.0, sigma_b=1.0), example())
+    output = vg.forward(ordinary, left, example())
     np.testing.assert_allclose(output, vg.forward(params, scales, example()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_stem_absorbs_a_scale_that_not_every_layer_reads() -> None:
+    """sigma_w is of the stem and of the second layer; sigma_v of the first layer alone, sigma_in of a stem alone."""
+    layers = [vg.dense(4, 4, "tanh", names=("sigma_v", "sigma_a")), vg.dense(4, 4, "gelu")]
+    x = np.array([0.3, -1.0, 2.0], np.float32)
+    for of_stem in ("sigma_w", "sigma_in"):
+        stem = vg.dense(3, 4, names=(of_stem, "sigma_b"))
+        params = vg.init(KEY, vg.sequential(layers, input_shape=3, stem=stem))
+        scales = vg.Scales(**{"sigma_v": 0.8, "sigma_w": 1.3, "sigma_b": 0.3, of_stem: 1.7})
+        ordinary, left = vg.absorb_scales(params, scales)
+        np.testing.assert_allclose(ordinary.stem["kernel"], 1.7 * params.stem["kernel"], rtol=1e-6)
+        output = vg.forward(params, scales, x)
+        np.testing.assert_allclose(vg.forward(ordinary, left, x), output, rtol=1e-5)
+        assert not np.allclose(vg.forward(ordinary, scales, x), output, rtol=1e-3)
 
 
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 
 def test_streamed_parameters_give_the_flow_of_stored_ones() -> None:
-    net = vg.mlp(widths=(4, 4, 4, 4), inputs=6, outputs=3, activation="gelu", kernel_init="uniform")
+    net = vg.mlp(width=(4, 4, 4, 4), inputs=6, outputs=3, activation="gelu", kernel_init="uniform")
     stored, streamed = vg.init(KEY, net), vg.init(KEY, net, stream=True)
     scales, x = vg.Scales(sigma_w=SIGMA_W[:3], sigma_b=SIGMA_B[:3]), example()
-    stored_flow, streamed_flow = (vg.gradient_flow(p, scales, x, 1, naive=()) for p in (stored, streamed))
+    stored_flow, streamed_flow = (vg.gradient_flow(p, scales, x, 1) for p in (stored, streamed))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), streamed_flow, stored_flow)
-    with pytest.raises(ValueError, match="parameters must be stored to be scaled"):
+    with pytest.raises(ValueError, match="parameters must be stored to take scales"):
         vg.absorb_scales(streamed, scales)
 
 
@@ -90,7 +104,7 @@ def test_the_first_layers_of_a_deep_network_are_the_shallow_network() -> None:
         np.testing.assert_array_equal(deep.stem[name], shallow.stem[name])
         np.testing.assert_array_equal(deep.head[name], shallow.head[name])
     u, x, scales = np.ones(6, np.float32), np.arange(4, dtype=np.float32), vg.Scales(sigma_w=1.5, sigma_b=0.3)
-    short, long = (vg.push_forward(p, scales, x, u) for net, p in zip(nets, (shallow, deep), strict=True))
+    short, long = (vg.push_forward(p, scales, x, u) for p in (shallow, deep))
     np.testing.assert_allclose(long.log_gain[:21], short.log_gain, atol=1e-5)
     np.testing.assert_allclose(long.log_mean_square[:21], short.log_mean_square, atol=1e-5)
 
@@ -111,7 +125,7 @@ def test_a_network_is_hashable_and_equal_when_built_twice() -> None:
     assert uneven() != uneven(kernel_init="uniform")
     mine = oracles.user_activation
     assert vg.mlp(width=3, depth=2, inputs=1, activation=mine) == vg.mlp(width=3, depth=2, inputs=1, activation=mine)
-    assert vg.mlp(width=3, depth=2, inputs=1) == vg.mlp(widths=(3, 3, 3), inputs=1)
+    assert vg.mlp(width=3, depth=2, inputs=1) == vg.mlp(width=(3, 3, 3), inputs=1)
 
 
 def test_equal_layers_in_a_row_are_one_stage() -> None:
@@ -119,7 +133,89 @@ def test_equal_layers_in_a_row_are_one_stage() -> None:
     assert [stage.depth for stage in net.stages] == [1, 2, 1]
     assert net.depth == 4
     assert [stage.depth for stage in vg.mlp(width=3, depth=500, inputs=3, outputs=3).stages] == [500]
-    assert net.scales == {"sigma_w": 1.0, "sigma_b": 0.0}
+    assert net.scales == {"sigma_w": vg.Scale(1.0, "parameter"), "sigma_b": vg.Scale(0.0, "parameter")}
+
+
+# --- scales of blocks -----------------------------------------------------------------------------------------------
+
+
+class Scaled(nnx.Module):
+    """A user's block whose scales are of several kinds, one of them in short form."""
+
+    scales = {"gain": 1.5, "drop": vg.Scale(0.1, "rate"), "cool": vg.Scale(2.0, "divisor")}  # noqa: RUF012
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(jnp.eye(width))
+
+    def __call__(self, h: jax.Array, scales: vg.Scales) -> jax.Array:
+        return scales.gain * (1 - scales.drop) / scales.cool * h @ self.kernel[...]
+
+
+def test_a_users_block_declares_kinds_and_a_bare_number_is_a_factor() -> None:
+    net = vg.stack(Scaled, 2, depth=3, input_shape=2)
+    assert net.scales == {
+        "gain": vg.Scale(1.5, "factor"),
+        "drop": vg.Scale(0.1, "rate"),
+        "cool": vg.Scale(2.0, "divisor"),
+    }
+    params, x = vg.init(KEY, net), np.ones(2, np.float32)
+    np.testing.assert_allclose(vg.forward(params, vg.Scales(), x), (1.5 * 0.9 / 2) ** 3, rtol=1e-6)
+    np.testing.assert_allclose(vg.forward(params, vg.Scales(gain=-1.0, drop=0.0), x), -(0.5**3), rtol=1e-6)
+    for bad, message in (({"drop": 1.0}, "below 1, got 1"), ({"cool": 0.0}, "positive, got 0")):
+        with pytest.raises(ValueError, match=message):
+            vg.forward(params, vg.Scales(**bad), x)
+
+
+class Confused(nnx.Module):
+    """Not a block: its scale is of no kind that there is."""
+
+    scales = {"gain": vg.Scale(1.0, "factr")}  # noqa: RUF012
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, h: jax.Array, scales: vg.Scales) -> jax.Array:
+        return scales.gain * h
+
+
+class Dropping(Confused):
+    """A block whose gain is a rate."""
+
+    scales = {"gain": vg.Scale(0.0, "rate")}  # noqa: RUF012
+
+
+def test_scales_of_no_kind_or_of_two_are_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match=r"the kind of scale gain must be one of parameter, .* did you mean 'factor'"):
+        vg.stack(Confused, depth=1, input_shape=2)
+    net = vg.stack(Scaled, 2, depth=1, input_shape=2, stem=vg.spec(Dropping))
+    with pytest.raises(ValueError, match="scale gain must be of one kind, got rate and factor"):
+        vg.forward(vg.init(KEY, net), vg.Scales(), np.ones(2))
+
+
+class Flat(nnx.Module):
+    """A user's block whose attributes are named as words of the protocol, which they are not."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.linear = nnx.Linear(width, width, rngs=rngs)
+        self.step = nnx.Variable(jnp.zeros(()))
+        self.parts = ("this", "that")
+        self.slopes = self.diagnostics = self.redraw = self.homogeneity = self.scales = 3
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return jnp.tanh(self.linear(h))
+
+
+def test_only_what_a_blocks_class_declares_is_the_protocols() -> None:
+    """The state enters far beyond the float range, where a linear block would keep its exponent."""
+    net = vg.stack(Flat, 4, depth=3, input_shape=4)
+    params, x = vg.init(KEY, net), np.array([1.0, -2, 3, 4], np.float32) * 1e30
+    flow = vg.gradient_flow(params, vg.Scales(), x)
+    assert np.all(flow.log_mean_square[1:] <= 0)
+    assert flow.log_gradient_parts == flow.diagnostics == {}
+    kernels, h = params.stages[0]["linear"], x.astype(float)
+    for kernel, bias in zip(kernels["kernel"], kernels["bias"], strict=True):
+        h = np.tanh(h @ np.asarray(kernel, float) + np.asarray(bias))
+    np.testing.assert_allclose(flow.log_mean_square[-1], oracles.log_mean_square(h), rtol=1e-4)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
@@ -134,18 +230,20 @@ def test_equal_layers_in_a_row_are_one_stage() -> None:
         ({"width": True}, "width must be a whole number, got True"),
         ({"inputs": 0}, "inputs must be at least 1"),
         ({"outputs": "3"}, "outputs must be a whole number, got '3'"),
+        ({"inputs": None}, "inputs must be a whole number, got None"),
         ({"width": None}, "width must be a whole number, got None"),
-        ({"widths": (3, 3)}, "either width and depth or widths"),
-        ({"width": None, "depth": None}, "either width and depth or widths"),
-        ({"width": None, "depth": None, "widths": (3,)}, "at least 2 sizes"),
-        ({"width": None, "depth": None, "widths": (3, 0)}, "widths must be at least 1, got 0"),
+        ({"depth": None}, "depth must be a whole number, got None"),
+        ({"width": (3, 3)}, "depth must be left out beside the widths of all states, got depth=3"),
+        ({"width": (3,), "depth": None}, r"width must hold at least 2 sizes .*, got \(3,\)"),
+        ({"width": (3, 0), "depth": None}, "width must be at least 1, got 0"),
+        ({"stem": False}, r"inputs must be the 4 units of h\^0 \(or left out\) without a stem, got 2"),
         ({"activation": "rleu"}, "did you mean 'relu'"),
         ({"activation": jax.nn.softmax}, "activation 'softmax' must"),
         ({"activation": jnp.log}, "must not return NaN"),
-        ({"kernel_init": "gausian"}, "law must be one of .* did you mean 'gaussian'"),
-        ({"bias_init": "uniform"}, "law must be one of gaussian, zero"),
+        ({"kernel_init": "gausian"}, "kernel_init must be one of .* did you mean 'gaussian'"),
+        ({"bias_init": "uniform"}, "bias_init must be one of gaussian, zero"),
         ({"dtype": "float16"}, "dtype must be float32 or float64, got float16"),
-        ({"dtype": "float64"}, "float64 needs jax.enable_x64"),
+        ({"dtype": "float64"}, r"dtype float64 needs jax.enable_x64\(True\) around the work, got it switched off"),
     ],
 )
 def test_bad_networks_are_refused_in_one_sentence(options: dict[str, Any], message: str) -> None:
@@ -161,15 +259,13 @@ def test_bad_networks_are_refused_in_one_sentence(options: dict[str, Any], messa
         ({"sigma_w": np.ones(3)}, r"sigma_w must be a number or one value per layer, shape \(4,\), got shape \(3,\)"),
         ({"sigma_b": np.ones((4, 1))}, r"got shape \(4, 1\)"),
         ({"sigma_w": -1.0}, "sigma_w must be finite and not negative, got -1"),
-        ({"sigma_w": math.nan}, "sigma_w must be finite and not negative, got nan"),
-        ({"sigma_b": [0.1, 0.2, math.inf, 0]}, "sigma_b must be finite and not negative, got inf"),
+        ({"sigma_b": [0.1, 0.2, -0.5, 0]}, "sigma_b must be finite and not negative, got -0.5"),
     ],
 )
 @pytest.mark.parametrize("use", [vg.forward, vg.push_forward, vg.pull_back, vg.gradient_flow, vg.gain_matrix])
 def test_bad_scales_are_refused_in_one_sentence(use: Any, scales: dict[str, Any], message: str) -> None:
-    net = uneven()
     with pytest.raises(ValueError, match=message):
-        use(net, oracles.drawn(net, SIZES), vg.Scales(**scales), example())
+        use(oracles.drawn(uneven(), SIZES), vg.Scales(**scales), example())
 
 
 @pytest.mark.parametrize("use", [vg.forward, vg.push_forward, vg.pull_back, vg.gradient_flow, vg.gain_matrix])
@@ -184,9 +280,8 @@ def test_bad_scales_are_refused_in_one_sentence(use: Any, scales: dict[str, Any]
     ids=["size", "rank", "nan", "infinite"],
 )
 def test_bad_inputs_are_refused_in_one_sentence(use: Any, x: np.ndarray, message: str) -> None:
-    net = uneven()
     with pytest.raises(ValueError, match=message):
-        use(net, oracles.drawn(net, SIZES), vg.Scales(), x)
+        use(oracles.drawn(uneven(), SIZES), vg.Scales(), x)
 
 
 class Shrinking(nnx.Module):
@@ -206,10 +301,3 @@ def test_blocks_that_do_not_stack_are_refused_in_one_sentence() -> None:
         vg.stack(Shrinking, [1, 2], depth=2, input_shape=4)
     with pytest.raises(ValueError, match="depth must be at least 1"):
         vg.stack(Shrinking, depth=0, input_shape=4)
-
-
-def test_a_stack_of_the_librarys_own_dense_blocks_is_plain_with_their_defaults():
-    plain = vg.stack(vg.blocks.Dense, 5, 3, depth=1, input_shape=5).plain
-    assert plain is not None
-    assert (plain.activation.name, plain.kernel_init, plain.bias_init) == ("linear", "gaussian", "gaussian")
-    assert plain.widths == (5, 3)

@@ -9,15 +9,33 @@ from vgjax.ensembles.measurements import correlations, frobenius, gains, gradien
 from vgjax.ensembles.remedies import Remedy, first_steps, remedies, remedy_examples, remedy_table
 from vgjax.ensembles.result import Result, load
 from vgjax.ensembles.sweep import Case, sweep
-from vgjax.initializers import Scales, scheme
+from vgjax.initializers import Scale, Scales, scheme
 from vgjax.measure.correlation import correlation, token_correlation
 from vgjax.measure.flow import gain_matrix, pull_back, push_forward, states
-from vgjax.measure.gradients import gradient_flow
+from vgjax.measure.gradients import GradientFlow, gradient_flow
 from vgjax.measure.lyapunov import layer_singular_values, log_determinant, lyapunov_exponents
 from vgjax.measure.naive import naive_reading
 from vgjax.measure.norms import log_frobenius
 from vgjax.measure.spectrum import log_singular_values
-from vgjax.networks.builders import cnn, gru, lstm, mlp, resnet, rnn, stack, transformer
+from vgjax.networks.builders import (
+    branch,
+    chain,
+    cnn,
+    conv,
+    dense,
+    gru,
+    lstm,
+    mlp,
+    norm,
+    residual,
+    resnet,
+    rnn,
+    sequential,
+    stack,
+    tied,
+    transformer,
+    untied,
+)
 from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.layers import forward
 from vgjax.networks.network import Network

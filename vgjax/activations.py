@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,10 @@ class Activation:
     def derivative(self, h: Array) -> Array:
         """phi'(h), elementwise; at a kink the value JAX gives (0 for ReLU at 0)."""
         return jax.jvp(self, (h,), (jnp.ones_like(h),))[1]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # By name where the name says all, since the functions of the registry are lambdas, which cannot be pickled.
+        return (get, (self.name,)) if registered(self) else super().__reduce_ex__(protocol)
 
     @property
     def facts(self) -> "Facts":
@@ -210,7 +215,8 @@ def leaky_relu(slope: float = 0.01) -> Activation:
 
 @functools.cache
 def _leaky_relu(slope: float) -> Activation:
-    name = "leaky_relu" if slope == 0.01 else f"leaky_relu({slope:g})"
+    # With all its digits, so that the name alone gives it back.
+    name = "leaky_relu" if slope == 0.01 else f"leaky_relu({str(slope).removesuffix('.0')})"
     return Activation(name, functools.partial(jax.nn.leaky_relu, negative_slope=slope), kinks=(0.0,), homogeneous=True)
 
 
@@ -241,6 +247,13 @@ _REGISTRY = {
 
 NAMES = tuple(_REGISTRY)
 """The names of the activations that come with the library."""
+
+
+def registered(activation: Activation) -> bool:
+    """Whether it is the library's own, so that `get` gives it back from its name alone."""
+    return _REGISTRY.get(activation.name) is activation or (
+        activation.name.startswith("leaky_relu(") and _by_name(activation.name) is activation
+    )
 
 
 def get(activation: str | Activation | Elementwise) -> Activation:

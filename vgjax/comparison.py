@@ -13,7 +13,7 @@ from vgjax import theory
 from vgjax.activations import Activation
 from vgjax.checks import known
 from vgjax.ensembles.result import Result
-from vgjax.networks.network import Plain
+from vgjax.blocks.protocol import TheoryArguments
 
 CURVE_POINTS = 201
 
@@ -132,7 +132,7 @@ class _Compared(NamedTuple):
     deviation: np.ndarray
 
 
-def _gains(result: Result, plain: Plain, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
+def _gains(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
     probes = result.provenance.get("options", {}).get("probes", 1)
     if probes != 1:
         raise ValueError(f"compare needs one probe a draw, got {probes}")
@@ -142,7 +142,7 @@ def _gains(result: Result, plain: Plain, sigma_w: np.ndarray, sigma_b: np.ndarra
     return _Compared(result.mean("log_gain"), band.mean, band.deviation)
 
 
-def _gradients(result: Result, plain: Plain, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
+def _gradients(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
     """The gain from layer l to L is that of `theory.band` between the two: backwards as forwards."""
     band = theory.band(
         plain.activation, plain.widths, sigma_w, sigma_b, law=plain.kernel_init, q0=_first_square(result)
@@ -156,7 +156,7 @@ def _gradients(result: Result, plain: Plain, sigma_w: np.ndarray, sigma_b: np.nd
     return _Compared(result.mean("log_gradient"), mean, np.sqrt(spread**2 + variance))
 
 
-def _states(result: Result, plain: Plain, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
+def _states(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
     squares = np.exp(result.log_mean_square.astype(float))
     if squares.ndim > sigma_w.ndim + 2:  # of two inputs, the first
         squares = squares[..., 0, :]
@@ -164,7 +164,7 @@ def _states(result: Result, plain: Plain, sigma_w: np.ndarray, sigma_b: np.ndarr
     return _logs(squares, q)
 
 
-def _correlations(result: Result, plain: Plain, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
+def _correlations(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
     squares = np.exp(result.log_mean_square[..., 0].astype(float)).mean(axis=0)  # of both inputs
     apart = np.exp(result.log_one_minus_c.astype(float))
     start = np.concatenate([squares, apart[..., 0].mean(axis=0)[..., None]], axis=-1)
@@ -181,7 +181,7 @@ def _logs(draws: np.ndarray, expected: np.ndarray) -> _Compared:
 
 
 def _trajectories(
-    plain: Plain, sigma_w: np.ndarray, sigma_b: np.ndarray, depth: int, start: np.ndarray, read: Callable[[Any], Any]
+    plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray, depth: int, start: np.ndarray, read: Callable[[Any], Any]
 ) -> np.ndarray:
     """Of every point, shape ``(*axes, depth + 1)``; ``start`` holds one q, or two and 1 - c."""
     found = np.empty((*sigma_w.shape, depth + 1))
@@ -206,9 +206,9 @@ _PREDICTIONS: dict[str, Callable[..., _Compared]] = {
 _DEFAULTS = {"sigma_w": 1.0, "sigma_b": 0.0}
 
 
-def _plain(result: Result) -> Plain:
+def _plain(result: Result) -> TheoryArguments:
     """What theory has to know of the network, if it covers it."""
-    plain = result.network.plain
+    plain = result.network.theory_arguments
     if plain is None:
         raise ValueError(f"compare needs a network that theory knows (vgjax.mlp), got {result.network!r:.200}")
     return plain
@@ -224,7 +224,7 @@ def _scales(result: Result) -> dict[str, np.ndarray]:
             raise ValueError(f"compare takes one {name} for all layers, got one a layer")
     scales = {name: np.asarray(result.fixed.get(name, default), float) for name, default in _DEFAULTS.items()}
     scales |= {name: values.astype(float) for name, values in result.axes.items()}
-    zero_bias = result.network.plain is not None and result.network.plain.bias_init == "zero"
+    zero_bias = result.network.theory_arguments is not None and result.network.theory_arguments.bias_init == "zero"
     return {**scales, "sigma_b": scales["sigma_b"] * (not zero_bias)}
 
 

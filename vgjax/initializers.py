@@ -1,7 +1,8 @@
 """Scales and unit-gain draws: where the numbers of a network come from.
 
 A kernel is drawn once at unit gain, ``E W_ij^2 = 1 / fan_in``, so that a layer keeps the mean square of what enters
-it; a bias is drawn with unit variance. What multiplies them are `Scales`: named numbers that can be swept.
+it; a bias is drawn with unit variance. What multiplies them are `Scales`: named numbers that can be swept. Which names
+there are, and what each number does, a block declares by `Scale`.
 """
 
 import math
@@ -10,42 +11,80 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from vgjax.checks import finite, known, not_negative, positive_integer
+from vgjax.checks import finite, is_traced, known, positive_integer
+
+_Rule = tuple[str, Callable[[np.ndarray], np.ndarray]]
+
+KINDS: dict[str, _Rule | None] = {
+    "parameter": ("not negative", lambda v: v >= 0),
+    "factor": None,
+    "rate": ("at least 0 and below 1", lambda v: (v >= 0) & (v < 1)),
+    "offset": None,
+    "divisor": ("positive", lambda v: v > 0),
+}
+"""What a scale can do, with the rule for its values (None: any finite number). ``parameter``: multiplies parameters, so
+that it stands at 1 once they have absorbed it, and in a head; where layers share their parameters it is one number.
+``factor``: multiplies a state. ``rate``: a probability below 1. ``offset``: is added. ``divisor``: divides."""
+
+
+class Scale(NamedTuple):
+    """A scale as a block declares it.
+
+    Attributes:
+        default: what it stands at where it is not given.
+        kind: what it does, one of `KINDS`.
+    """
+
+    default: float
+    kind: str = "factor"
+
+    @property
+    def unit(self) -> float:
+        """What it stands at where nothing is scaled: 1 for what multiplies parameters, else the default."""
+        return 1.0 if self.kind == "parameter" else self.default
+
+    def check(self, name: str, value: ArrayLike) -> None:
+        """Raise ValueError unless a value keeps the rule of this kind of scale; traced values pass."""
+        finite(name, value, *(KINDS[self.kind] or ()))
 
 
 @jax.tree_util.register_pytree_with_keys_class
 class Scales(Mapping[str, Array]):
-    """Named numbers that multiply a network's unit-gain draws; each a scalar or one value per layer.
+    """Named numbers that scale a network; each a scalar or one value per layer. Read them as attributes or by name.
 
-    An open set: a block declares which it knows and what they default to. ``sigma_w`` and ``sigma_b`` are standard
-    deviations: ``Var W_ij = sigma_w^2 / fan_in``, ``Var b_i = sigma_b^2``. Read them as attributes or by name.
+    An open set: which names a network takes, and what values, its blocks declare (`Network.scales`), and that is
+    checked where a network is used. ``sigma_w`` and ``sigma_b`` are standard deviations: ``Var W_ij = sigma_w^2 /
+    fan_in``, ``Var b_i = sigma_b^2``.
 
     Args:
         **scales: numbers or arrays, shape ``()`` or ``(depth,)``. A value per layer belongs to the blocks; the stem
             takes the first.
 
     Raises:
-        ValueError: a value that is not finite, or out of range (`check_scale`).
+        ValueError: a value that is no real number, or not finite.
     """
 
     _scales: dict[str, Array]
 
     def __init__(self, **scales: ArrayLike):
-        for name, value in scales.items():
-            check_scale(name, value)
-        self._scales = {name: jnp.asarray(value) for name, value in scales.items()}
+        self._scales = {name: _real(name, value) for name, value in scales.items()}
 
     @classmethod
     def _of(cls, scales: dict[str, Any]) -> "Scales":
-        made = object.__new__(cls)
-        made._scales = scales
-        return made
+        """Scales of values that are known to be right, taken as they are."""
+        new = object.__new__(cls)
+        new._scales = scales
+        return new
 
     def __getattr__(self, name: str) -> Array:
-        if name.startswith("_") or name not in self._scales:
+        # Underscores first: while an object is copied or unpickled it has no `_scales` to look into yet.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._scales:
             raise AttributeError(f"no scale {name!r} here; there are {', '.join(self._scales) or 'none'}")
         return self._scales[name]
 
@@ -74,22 +113,19 @@ class Scales(Mapping[str, Array]):
         return cls._of(dict(zip(names, values, strict=True)))
 
 
-def check_scale(name: str, value: ArrayLike) -> None:
-    """Raise ValueError unless a scale's values are finite, ``sigma_...`` not negative, ``temperature`` positive and
-    ``dropout`` a rate below 1."""
-    if name.startswith("sigma"):
-        not_negative(name, value)
-    elif name == "temperature":
-        finite(name, value, "positive", lambda v: v > 0)
-    elif name == "dropout":
-        finite(name, value, "at least 0 and below 1", lambda v: (v >= 0) & (v < 1))
-    else:
+def _real(name: str, value: ArrayLike) -> Array:
+    if not is_traced(value):
+        kind = np.asarray(value).dtype
+        if not (jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)):
+            raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}")
         finite(name, value)
+    return jnp.asarray(value)
 
 
-# --- laws -----------------------------------------------------------------------------------------------------------
+# --- unit-gain draws ------------------------------------------------------------------------------------------------
 
-KernelInit = Callable[[Array, tuple[int, int], jnp.dtype], Array]
+Initializer = Callable[[Array, tuple[int, int], jnp.dtype], Array]
+"""``(key, (fan_in, fan_out), dtype) -> draw`` of that shape."""
 
 
 def gaussian(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
@@ -125,26 +161,36 @@ def zeros(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
     return jnp.zeros(shape, dtype)
 
 
-KERNEL_INITS: dict[str, KernelInit] = {
+KERNEL_INITS: dict[str, Initializer] = {
     "gaussian": gaussian,
     "truncated": truncated,
     "uniform": uniform,
     "orthogonal": orthogonal,
     "identity": identity,
 }
-BIAS_INITS: dict[str, KernelInit] = {
+BIAS_INITS: dict[str, Initializer] = {
     "gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
     "zero": zeros,
 }
 
 
-def kernel_init(name: str, kernel_inits: Mapping[str, KernelInit] = KERNEL_INITS) -> KernelInit:
-    """The unit-gain draw of that name.
+def kernel_initializer(name: str) -> Initializer:
+    """The draw of a kernel by its name in `KERNEL_INITS`.
 
     Raises:
         ValueError: an unknown name; the nearest known one is named.
     """
-    return kernel_inits[known("kernel_init", name, kernel_inits)]
+    return KERNEL_INITS[known("kernel_init", name, KERNEL_INITS)]
+
+
+def bias_initializer(name: str) -> Callable[[Array, int, jnp.dtype], Array]:
+    """The draw of a bias by its name in `BIAS_INITS`: ``(key, size, dtype) -> draw`` of shape ``(size,)``.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    draw = BIAS_INITS[known("bias_init", name, BIAS_INITS)]
+    return lambda key, size, dtype: draw(key, (1, size), dtype)[0]
 
 
 PADDINGS = {"circular": "CIRCULAR", "zero": "SAME"}
@@ -153,7 +199,7 @@ PADDINGS = {"circular": "CIRCULAR", "zero": "SAME"}
 CONVOLUTION_INITS = ("gaussian", "truncated", "uniform", "orthogonal", "delta_orthogonal")
 
 
-def convolution(
+def convolution_initializer(
     name: str, kernel_size: tuple[int, ...], channels_in: int, channels_out: int
 ) -> Callable[[Array, jnp.dtype], Array]:
     """The unit-gain draw of a convolution's kernel, shape ``(*kernel_size, channels_in, channels_out)``.
@@ -183,14 +229,14 @@ def convolution(
 
 
 class Scheme(NamedTuple):
-    """A named initialization scheme as a unit-gain law and the scale that turns it into the scheme."""
+    """A named initialization scheme as a unit-gain draw and the scale that turns it into the scheme."""
 
     kernel_init: str
     sigma_w: float
 
 
 def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
-    """LeCun, Glorot and He initializations as points of one map: a law and a ``sigma_w``.
+    """LeCun, Glorot and He initializations as points of one map: a unit-gain draw and a ``sigma_w``.
 
     ``Var W = sigma_w^2 / fan_in`` with sigma_w^2 = 1 (LeCun), 2 fan_in / (fan_in + fan_out) (Glorot), 2 (He).
     ``normal`` is what Flax and Keras draw under that name: a Gaussian cut at two standard deviations, its variance

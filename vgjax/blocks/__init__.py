@@ -2,7 +2,8 @@
 
 from vgjax.blocks.attention import Attention
 from vgjax.blocks.composed import Chain, Residual
-from vgjax.blocks.dense import Conv, Dense
+from vgjax.blocks.convolution import Conv
+from vgjax.blocks.dense import Dense
 from vgjax.blocks.noise import Dropout
 from vgjax.blocks.normalization import Norm
 from vgjax.blocks.protocol import Spec, call, spec, step

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax import initializers
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 
 
 class Attention(nnx.Module):
@@ -23,7 +23,7 @@ class Attention(nnx.Module):
         width: of a token, a multiple of ``heads``.
         heads: attention heads.
         causal: a token looks at itself and those before it only.
-        kernel_init: unit-gain law of the kernels.
+        kernel_init: how the kernels are drawn, a name in `initializers.KERNEL_INITS`.
         dtype: of the parameters.
         rngs: where the draws come from.
 
@@ -33,7 +33,11 @@ class Attention(nnx.Module):
     Source: Vaswani et al. 2017, "Attention is all you need".
     """
 
-    scales: ClassVar[Mapping[str, float]] = {"sigma_qk": 1.0, "sigma_vo": 1.0, "temperature": 1.0}
+    scales: ClassVar[Mapping[str, Scale]] = {
+        "sigma_qk": Scale(1.0, "parameter"),
+        "sigma_vo": Scale(1.0, "parameter"),
+        "temperature": Scale(1.0, "divisor"),
+    }
 
     def __init__(
         self,
@@ -55,7 +59,7 @@ class Attention(nnx.Module):
             decode=False,
             deterministic=True,
             attention_fn=_softmax_attention,
-            kernel_init=initializers.kernel_init(kernel_init),
+            kernel_init=initializers.kernel_initializer(kernel_init),
             param_dtype=dtype,
             keep_rngs=False,
             rngs=rngs,

@@ -1,5 +1,7 @@
 """Blocks made of blocks: one behind the other, and around a skip connection."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +10,9 @@ from flax import nnx
 from jax import Array
 
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Spec
+from vgjax.blocks.protocol import Spec, TheoryArguments
 from vgjax.floatexp import FloatExp, add, normalize, with_zero_exponent
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 
 
 class Chain(nnx.Module):
@@ -27,9 +29,23 @@ class Chain(nnx.Module):
             setattr(self, name, part.build(rngs))
 
     @property
-    def scales(self) -> Mapping[str, float]:
+    def scales(self) -> Mapping[str, Scale]:
         """Those of all parts."""
-        return {name: default for part in self._parts() for name, default in protocol.scales_of(part).items()}
+        return protocol.scales_of(*self._parts())
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | dict[str, Any] | None:
+        """``V phi(W h + b) + a`` of two layers whose first is linear; of parts of a layer, what all of them say."""
+        told: list[Any] = [protocol.declared(part, "theory_arguments") for part in self._parts()]
+        if all(isinstance(fields, dict) for fields in told):
+            return functools.reduce(operator.or_, told, {})
+        if len(told) != 2 or not all(isinstance(layer, TheoryArguments) for layer in told):
+            return None
+        first, second = told
+        draws = [(layer.kernel_init, layer.bias_init) for layer in told]
+        if not first.plain or first.activation.name != "linear" or second.residual or draws[0] != draws[1]:
+            return None
+        return second._replace(widths=(first.widths[0], second.widths[-1]), names=first.names + second.names)
 
     def __call__(self, h: Array, scales: Scales | None = None) -> Array:
         """Through all parts; scales may be left out if none declares any."""
@@ -46,7 +62,7 @@ class Chain(nnx.Module):
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """What its parts absorb."""
-        return frozenset().union(*(protocol.absorb_scales(part, scales) for part in self._parts()))
+        return protocol.absorb_scales(scales, *self._parts())
 
     def _parts(self) -> list[Any]:
         return [getattr(self, name) for name in self.order]
@@ -59,6 +75,7 @@ class Residual(nnx.Module):
         branch: F.
         shortcut: what the skip carries where the state changes its shape; None for the state itself.
         gate: give the branch a trainable factor of its own, drawn as 1 (ReZero, SkipInit: ``branch=0``).
+        defaults: of scales inside or of its own, where an initialization scheme sets them: (name, value) pairs.
         dtype: of the gate.
         rngs: where the draws come from.
     """
@@ -69,18 +86,29 @@ class Residual(nnx.Module):
         *,
         shortcut: Spec | None = None,
         gate: bool = False,
+        defaults: tuple[tuple[str, float], ...] = (),
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.branch = branch.build(rngs)
         self.shortcut = shortcut.build(rngs) if shortcut else None
         self.gate = nnx.Param(jnp.ones((), dtype)) if gate else None
+        self.defaults = defaults
 
     @property
-    def scales(self) -> Mapping[str, float]:
+    def scales(self) -> Mapping[str, Scale]:
         """Those of the branch and the shortcut, and the factors on both."""
-        inside = {**protocol.scales_of(self.branch), **protocol.scales_of(self.shortcut)}
-        return {**inside, "branch": 1.0, "skip": 1.0}
+        branch = Scale(1.0, "factor" if self.gate is None else "parameter")  # a gate is a parameter
+        scales = protocol.scales_of(self.branch, self.shortcut) | {"branch": branch, "skip": Scale(1.0)}
+        return scales | {name: scales[name]._replace(default=value) for name, value in self.defaults}
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | None:
+        """Around one layer of phi: ``"pre"``, or ``"plain"`` with a linear one before it; not around others."""
+        inside = protocol.declared(self.branch, "theory_arguments")
+        if self.shortcut is not None or not isinstance(inside, TheoryArguments) or inside.residual is not None:
+            return None
+        return inside._replace(residual="pre" if len(inside.names) == 2 else "plain")
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Skip and branch."""
@@ -96,7 +124,7 @@ class Residual(nnx.Module):
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """What its parts absorb; the gate takes the branch's scale."""
-        inside = protocol.absorb_scales(self.branch, scales) | protocol.absorb_scales(self.shortcut, scales)
+        inside = protocol.absorb_scales(scales, self.branch, self.shortcut)
         if self.gate is None:
             return inside
         self.gate[...] = self._factor(scales)

@@ -1,8 +1,9 @@
-"""Affine layers, preactivation to preactivation: fully connected and convolutional."""
+"""Affine layers, preactivation to preactivation: what they share, and the fully connected one."""
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,10 +12,9 @@ from jax import Array
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Spec
-from vgjax.checks import known
+from vgjax.blocks.protocol import Spec, TheoryArguments
 from vgjax.floatexp import FloatExp, add, normalize, scaled_bias, with_zero_exponent
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 
 
 class Affine(nnx.Module):
@@ -27,8 +27,10 @@ class Affine(nnx.Module):
         activation: phi.
         before, after: blocks on either side of phi (a normalization, dropout, a pooling), or None.
         names: of the scales of kernel and bias.
+        kernel_path: where the parameter that Z is made of stands.
     """
 
+    kernel_path: ClassVar[str] = "kernel"
     activation: Activation
     before: Any
     after: Any
@@ -50,18 +52,24 @@ class Affine(nnx.Module):
         self.names = names
         self.before = before.build(rngs) if before else None
         self.after = after.build(rngs) if after else None
-        bias = initializers.kernel_init(bias_init, initializers.BIAS_INITS)(rngs.params(), (1, outputs), dtype)
-        self.bias = nnx.Param(bias[0])
+        self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype))
+
+    @property
+    def weights(self) -> nnx.Param:
+        """The parameter that Z is made of."""
+        block: Any = self
+        return functools.reduce(getattr, self.kernel_path.split("/"), block)
 
     @abstractmethod
     def product(self, a: Array) -> Array:
         """Z a."""
 
     @property
-    def scales(self) -> Mapping[str, float]:
+    def scales(self) -> Mapping[str, Scale]:
         """Those of kernel and bias, and of the blocks around phi."""
-        own = {self.names[0]: 1.0, self.names[1]: 0.0}
-        return {**own, **protocol.scales_of(self.before), **protocol.scales_of(self.after)}
+        of_kernel, of_bias = self.names
+        affine = {of_kernel: Scale(1.0, "parameter"), of_bias: Scale(0.0, "parameter")}
+        return affine | protocol.scales_of(self.before, self.after)
 
     @property
     def homogeneity(self) -> tuple[int, int] | None:
@@ -89,6 +97,13 @@ class Affine(nnx.Module):
         h = protocol.call(self.before, h, scales) if self.before else h
         return self.activation.derivative(h), self.activation.facts.largest_slope
 
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """W = sigma_w Z, b = sigma_b z."""
+        of_kernel, of_bias = self.names
+        self.weights[...] = scales[of_kernel] * self.weights[...]
+        self.bias[...] = scales[of_bias] * self.bias[...]
+        return frozenset(self.names) | protocol.absorb_scales(scales, self.before, self.after)
+
 
 class Dense(Affine):
     """A fully connected layer: ``h' = sigma_w Z phi(h) + sigma_b z``, shapes ``(fan_in,)`` -> ``(fan_out,)``.
@@ -96,7 +111,7 @@ class Dense(Affine):
     Args:
         fan_in, fan_out: sizes of the states before and after.
         activation: phi: a name, an `Activation` or a callable.
-        kernel_init: name of the kernel's unit-gain law (`initializers.KERNEL_INITS`).
+        kernel_init: how the kernel is drawn, a name in `initializers.KERNEL_INITS`.
         bias_init: ``"gaussian"`` or ``"zero"``.
         before, after: specs of blocks on either side of phi: ``W after(phi(before(h))) + b``.
         names: of the scales of kernel and bias.
@@ -118,78 +133,22 @@ class Dense(Affine):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(initializers.kernel_init(kernel_init)(rngs.params(), (fan_in, fan_out), dtype))
+        self.draws = kernel_init, bias_init
+        draw = initializers.kernel_initializer(kernel_init)
+        self.kernel = nnx.Param(draw(rngs.params(), (fan_in, fan_out), dtype))
         super().__init__(fan_out, activation, before, after, names, bias_init, dtype, rngs)
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | None:
+        """``W after(phi(before(h))) + b``, where normalization and dropout are all that stands around phi."""
+        fields: dict[str, Any] = {}
+        for place, part in (("preactivations", self.before), ("activations", self.after)):
+            told = {} if part is None else protocol.declared(part, "theory_arguments")
+            if not isinstance(told, dict):
+                return None
+            fields |= told | ({"norm_on": place} if "norm" in told else {})
+        return TheoryArguments(self.activation, *self.draws, self.kernel.shape, self.names, **fields)
 
     def product(self, a: Array) -> Array:
         """The matrix product."""
         return jnp.dot(a, self.kernel[...])
-
-    def absorb_scales(self, scales: Scales) -> frozenset[str]:
-        """W = sigma_w Z, b = sigma_b z."""
-        return _absorb(self, self.kernel, scales)
-
-
-class Conv(Affine):
-    """A convolutional layer that keeps the image's size (or divides it by the strides), in one, two or three
-    dimensions: ``h' = sigma_w Z * phi(h) + sigma_b z``, shapes ``(*size, channels)``.
-
-    Args:
-        channels_in, channels_out: sizes of the last axis.
-        kernel_size: odd, one number a dimension.
-        strides: one number a dimension, or one for all.
-        padding: ``"circular"`` or ``"zero"``.
-        kernel_init: unit-gain law of the kernel, fan_in being channels_in times the window; ``"delta_orthogonal"`` is
-            orthogonal at the centre of the window and 0 elsewhere.
-        activation, bias_init, before, after, names, dtype, rngs: as for `Dense`.
-
-    Raises:
-        ValueError: an even kernel, an unknown padding, or delta-orthogonal with channels_in > channels_out.
-    """
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        *,
-        kernel_size: tuple[int, ...] = (3, 3),
-        strides: int = 1,
-        padding: str = "circular",
-        activation: str | Activation | Elementwise = "linear",
-        kernel_init: str = "gaussian",
-        bias_init: str = "gaussian",
-        before: Spec | None = None,
-        after: Spec | None = None,
-        names: tuple[str, str] = ("sigma_w", "sigma_b"),
-        dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        draw = initializers.convolution(kernel_init, kernel_size, channels_in, channels_out)
-        self.conv = nnx.Conv(
-            channels_in,
-            channels_out,
-            kernel_size,
-            strides,
-            padding=initializers.PADDINGS[known("padding", padding, initializers.PADDINGS)],
-            use_bias=False,
-            param_dtype=dtype,
-            kernel_init=lambda key, _, dtype: draw(key, dtype),
-            rngs=rngs,
-        )
-        super().__init__(channels_out, activation, before, after, names, bias_init, dtype, rngs)
-
-    def product(self, a: Array) -> Array:
-        """The convolution."""
-        return self.conv(a)
-
-    def absorb_scales(self, scales: Scales) -> frozenset[str]:
-        """W = sigma_w Z, b = sigma_b z."""
-        return _absorb(self, self.conv.kernel, scales)
-
-
-def _absorb(block: Affine, kernel: nnx.Param, scales: Scales) -> frozenset[str]:
-    of_kernel, of_bias = block.names
-    kernel[...] = scales[of_kernel] * kernel[...]
-    block.bias[...] = scales[of_bias] * block.bias[...]
-    inside = (protocol.absorb_scales(part, scales) for part in (block.before, block.after))
-    return frozenset(block.names).union(*inside)

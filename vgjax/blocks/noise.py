@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.checks import known
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 
 
 class Mask(nnx.Variable):
@@ -25,31 +25,36 @@ class Dropout(nnx.Module):
 
     Args:
         shape: of the state.
-        kernel_init: ``"bernoulli"`` or ``"gaussian"``.
+        distribution: ``"bernoulli"`` or ``"gaussian"``.
         dtype: of the noise.
         rngs: where the draws come from.
 
-    Source: Srivastava et al. 2014, "Dropout", for both laws.
+    Source: Srivastava et al. 2014, "Dropout", for both distributions.
     """
 
-    scales: ClassVar[Mapping[str, float]] = {"dropout": 0.0}
+    scales: ClassVar[Mapping[str, Scale]] = {"dropout": Scale(0.0, "rate")}
     linear = True
 
     def __init__(
-        self, shape: tuple[int, ...], *, kernel_init: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self, shape: tuple[int, ...], *, distribution: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs
     ):
-        self.kernel_init = known("dropout", kernel_init, ("bernoulli", "gaussian"))
+        self.distribution = known("dropout", distribution, ("bernoulli", "gaussian"))
         self.noise = Mask(jnp.zeros(shape, dtype))
         self.redraw(rngs.params())
 
+    @property
+    def theory_arguments(self) -> dict[str, Any]:
+        """The distribution."""
+        return {"dropout": self.distribution}
+
     def redraw(self, key: Array) -> None:
         """New noise."""
-        draw = jax.random.uniform if self.kernel_init == "bernoulli" else jax.random.normal
+        draw = jax.random.uniform if self.distribution == "bernoulli" else jax.random.normal
         self.noise[...] = draw(key, self.noise[...].shape, self.noise[...].dtype)
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""
         rate, noise = scales.dropout, self.noise[...]
-        if self.kernel_init == "bernoulli":
+        if self.distribution == "bernoulli":
             return jnp.where(noise >= rate, h / (1 - rate), 0)
         return h * (1 + jnp.sqrt(rate / (1 - rate)) * noise)

@@ -41,7 +41,7 @@ class Norm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.kind = known("norm", kind, NORMS)
-        about: dict[str, Any] = {
+        options: dict[str, Any] = {
             "epsilon": epsilon,
             # The mean of squares less the square of the mean cancels where the mean is large.
             "use_fast_variance": False,
@@ -49,19 +49,24 @@ class Norm(nnx.Module):
             "rngs": rngs,
         }
         if kind == "layer":
-            self.norm: Any = nnx.LayerNorm(features, **about)
+            self.norm: Any = nnx.LayerNorm(features, **options)
         elif kind == "rms":
-            self.norm = nnx.RMSNorm(features, **about)
+            self.norm = nnx.RMSNorm(features, **options)
         elif kind == "group":
             if features % groups:
                 raise ValueError(f"groups must divide the {features} features, got {groups}")
-            self.norm = nnx.GroupNorm(features, groups, **about)
+            self.norm = nnx.GroupNorm(features, groups, **options)
         else:
             # A momentum of 0: one calibrating pass sets the running statistics.
-            self.norm = nnx.BatchNorm(features, use_running_average=kind == "batch_running", momentum=0.0, **about)
+            self.norm = nnx.BatchNorm(features, use_running_average=kind == "batch_running", momentum=0.0, **options)
             # Flax keeps running statistics in float32 whatever the parameters are.
             self.norm.mean = nnx.BatchStat(jnp.zeros(features, dtype))
             self.norm.var = nnx.BatchStat(jnp.ones(features, dtype))
+
+    @property
+    def theory_arguments(self) -> dict[str, Any]:
+        """Its kind and its epsilon."""
+        return {"norm": self.kind, "epsilon": float(self.norm.epsilon)}
 
     def __call__(self, h: Array) -> Array:
         """Of the state's shape."""

@@ -3,22 +3,24 @@
 A block is any `nnx.Module` built with ``rngs=`` and called as ``block(h)`` on a plain array (one example, unbatched;
 batches are `vmap`). What it may say about itself, all of it optional, so that a user's own module stacks as it is:
 
-- ``scales``: class attribute or property, the names of the `Scales` it reads with their defaults; it is then called
-  ``block(h, scales)``. A name that begins with ``sigma_`` multiplies parameters and is never negative;
-- ``absorb_scales(scales)``: multiply scales into its own parameters, in place, and return the names of those that then stand
-  at 1: what makes ordinary parameters of unit-gain draws;
+- ``scales``: class attribute or property, the names of the `Scales` it reads, each with its `Scale` (default and kind;
+  a bare number is the default of a factor); it is then called ``block(h, scales)``;
+- ``absorb_scales(scales)``: multiply scales into its own parameters, in place, and return the names of those that then
+  stand at 1: what makes ordinary parameters of unit-gain draws;
 - ``step(state, scales)``: itself on a scaled number past the float range (default: Euler's rule, one tangent product
   more);
 - ``linear``: class attribute, True if it is a linear map (so the exponent passes through);
-- ``homogeneity``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0 for an
-  asymptotically linear map, -1 for what depends on the direction alone (default: measured on one draw);
+- ``homogeneity``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0
+  for an asymptotically linear map, -1 for what depends on the direction alone (default: measured on one draw);
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
-- ``readings(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean of
-  a gate (default: none);
+- ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
+  of a gate (default: none);
+- ``theory_arguments``: the `TheoryArguments` of a layer that mean-field theory covers, or the fields that a part sets
+  of the layer it stands in, as a dict (default: None, theory has nothing);
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
-A block in a stage that is fed (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
+A block in a stage that is driven (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
 scales, x)``. What a call changes in the block's own state is forgotten: a random key gives the same numbers in every
 call, so that a network is a function. Derivatives are always those of the plain call; nothing else needs to be written
 for a new block.
@@ -33,8 +35,10 @@ import jax
 from flax import nnx
 from jax import Array
 
+from vgjax.activations import Activation
+from vgjax.checks import known
 from vgjax.floatexp import FloatExp, euler
-from vgjax.initializers import Scales
+from vgjax.initializers import KINDS, Scale, Scales
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,29 @@ def spec(block: type[nnx.Module], *arguments: Hashable, **options: Hashable) -> 
     return Spec(block, arguments, tuple(options.items()))
 
 
-def scales_of(block: Any) -> Mapping[str, float]:
-    """The names and defaults of the scales that a block (or its class) declares."""
-    return getattr(block, "scales", {})
+def declared(block: Any, name: str) -> Any:
+    """What the class of a block declares under a name; None if nothing.
+
+    What an instance holds under that name (a user's ``self.linear = nnx.Linear(...)``) says nothing of the block.
+    """
+    return getattr(block, name) if hasattr(type(block), name) else None
+
+
+def scales_of(*blocks: Any) -> dict[str, Scale]:
+    """The scales that blocks declare between them; of two declarations of one name the later one's default holds.
+
+    Raises:
+        ValueError: an unknown kind, or one name declared with two kinds.
+    """
+    scales: dict[str, Scale] = {}
+    for block in blocks:
+        for name, value in (declared(block, "scales") or {}).items():
+            scale = value if isinstance(value, Scale) else Scale(float(value))
+            known(f"the kind of scale {name}", scale.kind, KINDS)
+            if name in scales and scales[name].kind != scale.kind:
+                raise ValueError(f"scale {name} must be of one kind, got {scales[name].kind} and {scale.kind}")
+            scales[name] = scale
+    return scales
 
 
 def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, ...]:
@@ -78,7 +102,7 @@ def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, 
 
 
 def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
-    """The block on a plain array, with the scales it declares and its own input if it is fed."""
+    """The block on a plain array, with the scales it declares and its own input if it is driven."""
     # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
     with jax.default_matmul_precision("highest"):
         return block(h, *arguments(block, scales, x))
@@ -91,19 +115,51 @@ def step(
 
     ``homogeneity`` as above, where the block does not declare it.
     """
-    if getattr(block, "linear", False):
+    if declared(block, "linear"):
         return FloatExp(call(block, state.value, scales, x), state.exponent)
-    if hasattr(block, "step"):
+    if declared(block, "step"):
         with jax.default_matmul_precision("highest"):
             return block.step(state, scales)
-    homogeneity = getattr(block, "degree", homogeneity) or (0, 0)
+    homogeneity = declared(block, "homogeneity") or homogeneity or (0, 0)
     # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
     return euler(lambda h: call(nnx.clone(block), h, scales, x), state, homogeneity)
 
 
-def absorb_scales(block: Any, scales: Scales) -> frozenset[str]:
-    """Let a block take scales into its parameters, if it can; the names of those that then stand at 1."""
-    return frozenset(block.absorb_scales(scales)) if hasattr(block, "absorb_scales") else frozenset()
+def absorb_scales(scales: Scales, *blocks: Any) -> frozenset[str]:
+    """Let blocks take scales into their parameters, as far as they can; the names of those that then stand at 1."""
+    return frozenset().union(*(block.absorb_scales(scales) for block in blocks if declared(block, "absorb_scales")))
+
+
+class TheoryArguments(NamedTuple):
+    """What mean-field theory has to be given of a layer, or of a stack of them.
+
+    Attributes:
+        activation: phi.
+        kernel_init, bias_init: how kernels and biases are drawn.
+        widths: sizes of the states: before and behind a layer; of a stack h^0 ... h^L.
+        names: of the scales of kernels and biases, in the order of the formula.
+        residual: None: ``W phi(h) + b``; ``"pre"``: ``skip h + branch (W phi(h) + b)``; ``"plain"``:
+            ``skip h + branch (V phi(W h + b) + a)``.
+        norm, epsilon: a normalization around phi, None for none, and what it adds to the variance.
+        norm_on: ``"preactivations"``: phi(norm(h)), or ``"activations"``: norm(phi(h)).
+        dropout: the distribution of the noise on the activations (its rate is the scale ``dropout``), None for none.
+    """
+
+    activation: Activation
+    kernel_init: str
+    bias_init: str
+    widths: tuple[int, ...]
+    names: tuple[str, ...]
+    residual: str | None = None
+    norm: str | None = None
+    epsilon: float = 0.0
+    norm_on: str = "preactivations"
+    dropout: str | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is ``W phi(h) + b`` and nothing else."""
+        return self.residual is None and self.norm is None and self.dropout is None
 
 
 class BlockInfo(NamedTuple):
@@ -112,18 +168,20 @@ class BlockInfo(NamedTuple):
     Attributes:
         graph: its static part; `nnx.merge` with a dict of its arrays gives the module back.
         trainable: paths of its `nnx.Param` leaves, "linear/kernel".
-        scales: the names and defaults of the scales it declares.
-        degree: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
+        scales: the names of the scales it declares, with their defaults and kinds.
+        homogeneity: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
+        theory: what mean-field theory has to be given of it; None where theory has nothing.
     """
 
     graph: nnx.GraphDef
     trainable: frozenset[str]
-    scales: Mapping[str, float]
+    scales: Mapping[str, Scale]
     homogeneity: tuple[int, int] | None
     parts: tuple[str, ...]
     noisy: bool
+    theory: TheoryArguments | None
 
 
 @functools.cache
@@ -136,9 +194,11 @@ def block_info(spec: Spec) -> BlockInfo:
         graph = nnx.split(block)[0]
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
-        noisy = any(hasattr(part, "redraw") for _, part in nnx.iter_modules(block))
-        declared = getattr(block, "degree", None), tuple(getattr(block, "parts", ())), noisy
-        info.append(BlockInfo(graph, trainable, dict(scales_of(block)), *declared))
+        noisy = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
+        theory = declared(block, "theory_arguments")
+        theory = theory if isinstance(theory, TheoryArguments) else None
+        parts = tuple(declared(block, "parts") or ())
+        info.append(BlockInfo(graph, trainable, scales_of(block), declared(block, "homogeneity"), parts, noisy, theory))
 
     jax.eval_shape(build)
     return info[0]

@@ -13,9 +13,11 @@ from jax import Array
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 
-_SIGMAS = {"sigma_w": 1.0, "sigma_v": 1.0, "sigma_b": 0.0}
+_SIGMAS = {
+    name: Scale(default, "parameter") for name, default in (("sigma_w", 1.0), ("sigma_v", 1.0), ("sigma_b", 0.0))
+}
 _sigmoid, _tanh = activations.get("sigmoid"), activations.get("tanh")
 
 
@@ -24,7 +26,7 @@ class _Cell(nnx.Module):
 
     Args:
         width, inputs: sizes of the hidden state and of one input.
-        kernel_init, input_kernel_init: unit-gain laws of the recurrent and the input kernels.
+        kernel_init, input_kernel_init: how the recurrent and the input kernels are drawn (`initializers.KERNEL_INITS`).
         bias_init: ``"gaussian"`` or ``"zero"``.
         dtype: of the parameters.
         rngs: where the draws come from.
@@ -43,18 +45,14 @@ class _Cell(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        def kernels(kernel_init: str, fan_in: int) -> nnx.Param:
-            draws = [
-                initializers.kernel_init(kernel_init)(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)
-            ]
+        def kernels(name: str, fan_in: int) -> nnx.Param:
+            draw = initializers.kernel_initializer(name)
+            draws = [draw(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)]
             return nnx.Param(jnp.concatenate(draws, axis=1))
 
         self.kernel = kernels(kernel_init, width)
         self.input_kernel = kernels(input_kernel_init, inputs)
-        bias = initializers.kernel_init(bias_init, initializers.BIAS_INITS)(
-            rngs.params(), (1, self.gates * width), dtype
-        )
-        self.bias = nnx.Param(bias[0])
+        self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), self.gates * width, dtype))
 
     def drive(self, x: Array, scales: Scales) -> Array:
         """V x + b, shape ``(gates * width,)``."""
@@ -77,10 +75,10 @@ class RNNCell(_Cell):
 
     Args:
         activation: phi: a name, an `Activation` or a callable.
-        width, inputs, law, input_kernel_init, bias_init, dtype, rngs: as for every cell of this module.
+        width, inputs, kernel_init, input_kernel_init, bias_init, dtype, rngs: as for every cell of this module.
     """
 
-    scales: ClassVar[Mapping[str, float]] = _SIGMAS
+    scales: ClassVar[Mapping[str, Scale]] = _SIGMAS
 
     def __init__(self, width: int, inputs: int, *, activation: str | Activation | Elementwise = "tanh", **options: Any):
         super().__init__(width, inputs, **options)
@@ -105,7 +103,7 @@ class MinimalCell(_Cell):
     Source: Chen, Pennington and Schoenholz 2018, "Dynamical isometry and a mean field theory of RNNs".
     """
 
-    scales: ClassVar[Mapping[str, float]] = {**_SIGMAS, "forget_bias": 0.0}
+    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(0.0, "offset")}
 
     def gate(self, h: Array, scales: Scales, x: Array) -> Array:
         """u."""
@@ -129,7 +127,7 @@ class LSTMCell(_Cell):
     """
 
     gates = 4
-    scales: ClassVar[Mapping[str, float]] = {**_SIGMAS, "forget_bias": 1.0}
+    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(1.0, "offset")}
     parts = ("h", "c")
 
     def _gates(self, state: Array, scales: Scales, x: Array) -> tuple[Array, Array, Array, Array]:
@@ -156,7 +154,7 @@ class GRUCell(_Cell):
     """
 
     gates = 3
-    scales: ClassVar[Mapping[str, float]] = {**_SIGMAS, "forget_bias": 0.0}
+    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(0.0, "offset")}
 
     def __init__(
         self,
@@ -169,8 +167,7 @@ class GRUCell(_Cell):
         **options: Any,
     ):
         super().__init__(width, inputs, bias_init=bias_init, dtype=dtype, rngs=rngs, **options)
-        bias = initializers.kernel_init(bias_init, initializers.BIAS_INITS)(rngs.params(), (1, width), dtype)
-        self.recurrent_bias = nnx.Param(bias[0])
+        self.recurrent_bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), width, dtype))
 
     def _gates(self, h: Array, scales: Scales, x: Array) -> tuple[Array, Array, Array]:
         kept_r, kept_z, kept_n = jnp.split(self.recur(h, scales), 3)

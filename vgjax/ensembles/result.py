@@ -14,6 +14,7 @@ import numpy as np
 from vgjax.checks import known
 from vgjax.files import whole_file
 from vgjax.networks.network import Network
+from vgjax.networks.serialization import network_from_json, network_to_json
 
 if TYPE_CHECKING:
     import xarray
@@ -272,7 +273,7 @@ class Result:
             "axes": list(self.axes),
             "coordinates": list(self.coordinates),
             "dims": {name: list(dims) for name, dims in self.dims.items()},
-            "networks": {name: None for name, net in self.networks.items()},
+            "networks": {name: net and network_to_json(net) for name, net in self.networks.items()},
             "fixed": self.fixed,
             "provenance": self.provenance,
         }
@@ -293,7 +294,7 @@ def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] 
     """
     path = _with_known_suffix(path)
     description, axes, coordinates, arrays = (_read_nc if path.suffix == ".nc" else _read_npz)(path)
-    networks = {name: None for name, each in description["networks"].items()}
+    networks = {name: each and network_from_json(each) for name, each in description["networks"].items()}
     given = {"": network} if isinstance(network, Network) else dict(network or {})
     for (name, each), said in zip(networks.items(), description["provenance"].get("networks", []), strict=False):
         if name in given and repr(given[name]) != said:

@@ -29,6 +29,7 @@ from vgjax.initializers import Scales
 from vgjax.memory import MEMORY, chunks
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network, check_scales
+from vgjax.version import VERSION
 
 LEADING = ("seed", "example")
 
@@ -413,11 +414,9 @@ def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray:
 
 def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     """Where a result comes from, as plain JSON values."""
-    from vgjax import __version__
-
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return {
-        "vgjax": __version__,
+        "vgjax": VERSION,
         **describe_machine(),
         "options": _options(jobs[0].measure),
         "networks": [repr(job.network) for job in jobs],

@@ -75,7 +75,7 @@ def correlate(parameters: Parameters, scales: Scales, x1: Array, x2: Array) -> C
         other = layer if layer.input is None else replace(layer, input=x)
         return _difference(layer, other, state, apart), _read(state, apart)
 
-    extras = by_stage(network, x2) if network.fed else None
+    extras = by_stage(network, x2) if network.driven else None
     walked = layers.walk(state, visit, apart, extras=extras)
     last = jax.tree.map(lambda a: a[None], _read(walked.last, normalize(walked.carry)[0]))
     pair = joined([*walked.reports, last])

@@ -181,8 +181,8 @@ of_batch = functools.partial(jax.jit, static_argnames="loss")(_gradient_flow)
 
 
 def _bind_batch(parameters: Parameters, scales: Scales, xs: Array) -> Layers:
-    """The layers of a batch: what a fed block reads has a batch axis behind that of the layers."""
-    return bind(parameters, scales, jnp.moveaxis(xs, 0, 1) if parameters.network.fed else xs)
+    """The layers of a batch: what a driven block reads has a batch axis behind that of the layers."""
+    return bind(parameters, scales, jnp.moveaxis(xs, 0, 1) if parameters.network.driven else xs)
 
 
 def _walk_batch(parameters: Parameters, scales: Scales, xs: Array) -> Walk:

@@ -9,8 +9,7 @@ from jax.typing import ArrayLike
 from vgjax.checks import is_traced, known
 from vgjax.floatexp import LN2, ZERO, FloatExp, add, from_float, power_of_two, window_exponent, with_zero_exponent
 from vgjax.measure.flow import direction
-from vgjax.networks.layers import output_shape
-from vgjax.networks.network import Network
+from vgjax.networks.network import Network, output_shape
 
 LOSSES = ("cross_entropy", "squared_error", "cotangent")
 

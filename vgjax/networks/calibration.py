@@ -11,7 +11,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from vgjax.blocks import Conv, Dense, protocol
+from vgjax.blocks import protocol
+from vgjax.blocks.dense import Affine
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, checked_input
@@ -49,7 +50,7 @@ def check_unit_variance(network: Network) -> None:
     """Raise ValueError unless `lsuv` knows all kinds of layers of a network, each with parameters of its own."""
     specs = [*([network.stem] if network.stem else []), *(stage.spec for stage in network.stages)]
     for spec in specs:
-        if spec.block not in (Dense, Conv):
+        if not issubclass(spec.block, Affine):
             raise ValueError(f"lsuv needs fully connected or convolutional layers, got {spec.block.__name__}")
 
 
@@ -105,7 +106,7 @@ def _through(
 
 
 def _unit_variance(layer: Layer, hs: Array) -> tuple[Array, Any]:
-    path = "conv/kernel" if layer.spec.block is Conv else "kernel"
+    path: str = layer.spec.block.kernel_path  # type: ignore[attr-defined]
 
     def once(_: int, kernel: Array) -> Array:
         out = jax.vmap(layer.with_parameters({path: kernel}))(hs)

@@ -37,7 +37,7 @@ class Layer:
         spec: how the block is built (static).
         parameters: nested dicts of arrays, no layer axis.
         scales: one number each.
-        input: what the block reads beside its state, if its stage is fed.
+        input: what the block reads beside its state, if its stage is driven.
         tied: whether other layers share its parameters (static).
     """
 
@@ -67,7 +67,7 @@ class Layer:
         return FloatExp(moved, v.exponent + self.exponent_shift(state))
 
     def exponent_shift(self, state: FloatExp) -> Array:
-        """The power of two by which the Jacobian at a state beyond the float range differs from that at `to_float_clipped`."""
+        """The power of two between the Jacobian at a state beyond the float range and that at `to_float_clipped`."""
         below, above = self._homogeneity(state)
         if not below and not above:
             return jnp.zeros((), jnp.int32)
@@ -77,7 +77,7 @@ class Layer:
     def slopes(self, h: Array) -> tuple[Array, float]:
         """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
         block: Any = self.module()
-        if not hasattr(block, "slopes"):
+        if not protocol.declared(block, "slopes"):
             return jnp.full(h.shape, jnp.nan, h.dtype), 1.0
         return block.slopes(h, *protocol.arguments(block, self.scales, self.input))
 
@@ -85,7 +85,7 @@ class Layer:
         """Named numbers that the block reports of itself at a state."""
         block: Any = self.module()
         arguments = protocol.arguments(block, self.scales, self.input)
-        return block.diagnostics(h, *arguments) if hasattr(block, "readings") else {}
+        return block.diagnostics(h, *arguments) if protocol.declared(block, "diagnostics") else {}
 
     def trainable(self) -> dict[str, Array]:
         """The `nnx.Param` leaves (no batch statistics, no random state), by path "linear/kernel"."""
@@ -101,15 +101,16 @@ class Layer:
     def absorb_scales(self) -> "Layer":
         """The same map with its scales inside its parameters (W = sigma_w Z), as far as the block can."""
         block = self.module()
-        absorbed = protocol.absorb_scales(block, self.scales)
+        absorbed = protocol.absorb_scales(self.scales, block)
         scales = {name: jnp.ones_like(s) if name in absorbed else s for name, s in self.scales.items()}
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(block)[1]), scales=Scales._of(scales))
 
     def redrawn(self, key: Array) -> "Layer":
         """The same layer with its noise drawn anew."""
         module = self.module()
+        part: Any
         for i, (_, part) in enumerate(nnx.iter_modules(module)):
-            if hasattr(part, "redraw"):
+            if protocol.declared(part, "redraw"):
                 part.redraw(jax.random.fold_in(key, i))
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(module)[1]))
 
@@ -119,8 +120,8 @@ class Layer:
         return _homogeneity_of(self.spec, state.value.shape, state.value.dtype.name, read)
 
     def _homogeneity(self, state: FloatExp) -> tuple[int, int]:
-        said = block_info(self.spec).homogeneity
-        return self.homogeneities(state).state if said is None else said
+        declared = block_info(self.spec).homogeneity
+        return self.homogeneities(state).state if declared is None else declared
 
     def module(self) -> nnx.Module:
         """The block as a Flax module that holds these parameters."""
@@ -195,7 +196,12 @@ def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct
     return jax.eval_shape(run, jax.random.key(0), state, x)
 
 
+def parameter_dtype(spec: Spec) -> Any:
+    """The dtype of a block's floating-point parameters; float32 if it has none."""
+    leaves = jax.tree.leaves(jax.eval_shape(functools.partial(draw, spec), jax.random.key(0)))
+    return next((leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)), np.dtype(np.float32))
+
+
 def unit_scales(spec: Spec, dtype: Any) -> Scales:
     """Every scale that a block declares: those of parameters at 1, the others at their default."""
-    declared = block_info(spec).scales.items()
-    return Scales._of({n: np.asarray(1 if n.startswith("sigma") else value, dtype) for n, value in declared})
+    return Scales._of({name: np.asarray(scale.unit, dtype) for name, scale in block_info(spec).scales.items()})

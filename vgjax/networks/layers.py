@@ -19,8 +19,8 @@ from jax.typing import ArrayLike
 
 from vgjax.floatexp import LN2, FloatExp, from_float, normalize, window_exponent
 from vgjax.initializers import Scales
-from vgjax.networks.layer import Layer, Tree, draw, shape_after, unit_scales
-from vgjax.networks.network import Network, Stage, check_input, check_scales
+from vgjax.networks.layer import Layer, Tree, draw, unit_scales
+from vgjax.networks.network import Network, Stage, check_input, check_scales, state_shapes, state_sizes
 from vgjax.networks.parameters import Parameters, Stream, as_dtype
 
 Visit = Callable[[Layer, Any, Any], tuple[Any, Any]]
@@ -34,7 +34,7 @@ class Layers:
     Attributes:
         parameters: draws at unit gain, or ordinary parameters.
         scales: every scale that the network declares, one value a layer, shape ``(depth,)``.
-        inputs: what fed blocks read, shape ``(depth, ...)``; None if there are none.
+        inputs: what driven blocks read, shape ``(depth, ...)``; None if there are none.
     """
 
     parameters: Parameters
@@ -88,14 +88,14 @@ class Layers:
                 if isinstance(tree, Stream):
                     stacked = draw(stage.spec, stacked.keys)
                 mine: Any = tree if stage.tied else stacked
-                return visit(Layer(stage.spec, mine, scales, x if stage.fed else None, stage.tied), carry, extra)
+                return visit(Layer(stage.spec, mine, scales, x if stage.driven else None, stage.tied), carry, extra)
 
             xs = (None if stage.tied else tree, here[i], extras[i] if extras is not None else None)
-            if stage.depth == 1:  # `lax.scan` wants one shape for the carry, and a transition changes it
+            if stage.keeps_shape:
+                carry, reports[i] = lax.scan(body, carry, xs, length=stage.depth, reverse=reverse)
+            else:  # `lax.scan` wants one shape for the carry
                 carry, report = body(carry, jax.tree.map(lambda a: a[0], xs))
                 reports[i] = jax.tree.map(lambda a: a[None], report)
-            else:
-                carry, reports[i] = lax.scan(body, carry, xs, length=stage.depth, reverse=reverse)
         return carry, reports
 
     def walk(
@@ -163,12 +163,12 @@ class Walk(NamedTuple):
 def bind(parameters: Parameters, scales: Scales, x: Array | None) -> Layers:
     """A network with its numbers; the scales that are not given stand at their defaults.
 
-    ``x`` is the input of the network, which fed blocks read layer by layer: its leading axis is that of the layers.
+    ``x`` is the input of the network, which driven blocks read layer by layer: its leading axis is that of the layers.
     """
     network, dtype = parameters.network, parameters.dtype
-    full = {**network.scales, **scales}
-    along = {name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in full.items()}
-    return Layers(parameters, Scales._of(along), as_dtype(dtype, x) if network.fed else None)
+    given = {name: scales.get(name, scale.default) for name, scale in network.scales.items()}
+    along = {name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in given.items()}
+    return Layers(parameters, Scales._of(along), as_dtype(dtype, x) if network.driven else None)
 
 
 def checked_input(parameters: Parameters, scales: Scales, x: ArrayLike, *, batch: bool = False) -> Array:
@@ -219,31 +219,7 @@ def _forward(parameters: Parameters, scales: Scales, x: Array) -> Array:
     return joined(outputs) if every else head(h) if head else h
 
 
-# --- shapes and series ----------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
-    """Shapes of the first state and of the state behind every stage."""
-    x, at_layer = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (network.input_shape, network.input_shape[1:]))
-    states = [shape_after(network.stem, x) if network.stem else x]
-    for stage in network.stages:
-        states.append(shape_after(stage.spec, states[-1], at_layer if stage.fed else None))
-    return tuple(state.shape for state in states)
-
-
-@functools.cache
-def output_shape(network: Network) -> tuple[int, ...]:
-    """Shape of the output: ``(outputs,)``, with ``every_step`` ``(depth, outputs)``."""
-    last = jax.ShapeDtypeStruct(state_shapes(network)[-1], jnp.float32)
-    shape = shape_after(network.head, last).shape if network.head else last.shape
-    return (network.depth, *shape) if network.every_step else shape
-
-
-def state_sizes(network: Network) -> np.ndarray:
-    """Numbers in each of the states s_0 ... s_L, shape ``(depth + 1,)``."""
-    sizes = [int(np.prod(shape)) for shape in state_shapes(network)]
-    return np.repeat(sizes, [stage.depth for stage in network.stages] + [1])
+# --- series along the layers ----------------------------------------------------------------------------------------
 
 
 def describe_states(network: Network, log_norms: Array) -> tuple[Array, Array]:

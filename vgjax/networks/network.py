@@ -1,23 +1,26 @@
 """Networks: what is compiled for, static and hashable.
 
 A `Network` is a stem, stages of identical blocks (one `lax.scan` each) and a head. The stem makes the first state s_0
-from the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth`` L counts the blocks. `vgjax.networks.builders`
-makes them.
+from the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth`` L counts the blocks.
+`vgjax.networks.builders` makes them.
 """
 
+import functools
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.blocks import Dense, Spec
-from vgjax.blocks.protocol import block_info
+from vgjax.blocks import Spec
+from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
 from vgjax.checks import is_traced, known
-from vgjax.initializers import Scales, check_scale
+from vgjax.initializers import Scale, Scales
+from vgjax.networks.layer import shape_after
 
 
 @dataclass(frozen=True)
@@ -28,39 +31,50 @@ class Stage:
         spec: how a block is built.
         depth: how many.
         tied: all of them share one draw (a recurrence).
-        fed: each gets its own slice of the network's input, ``x[l]``, beside its state.
+        driven: each gets its own slice of the network's input, ``x[l]``, beside its state.
+        read: the head reads the state behind each of them, not the last alone (a loss at every step).
+        keeps_shape: the state behind a block has the shape of that before it; else the stage has one block.
     """
 
     spec: Spec
     depth: int
     tied: bool = False
-    fed: bool = False
+    driven: bool = False
+    read: bool = False
+    keeps_shape: bool = True
+
+    def __post_init__(self) -> None:
+        if self.depth > 1 and not self.keeps_shape:
+            name = self.spec.block.__name__
+            raise ValueError(f"{name} must keep the shape of its state to stand in a stage of {self.depth}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Network:
     """A deep network as a static, hashable description; what is traced are `Parameters`, `Scales` and inputs.
 
     Attributes:
         stem: input -> s_0; None if the input is the first state.
-        stages: the blocks, in order. A stage of depth 1 may change the state's shape (a transition).
+        stages: the blocks, in order.
         head: s_L -> output, at unit gain; None if the last state is the output.
         input_shape: shape of one input.
-        defaults: of scales, where they differ from those that the blocks declare: name -> value, as pairs.
-        every_step: the head reads every state s_1 ... s_L, not the last alone; the output then has a leading axis of
-            layers.
+        name: of the architecture, for people; two networks that differ in nothing else are equal.
     """
 
     stem: Spec | None
     stages: tuple[Stage, ...]
     head: Spec | None
     input_shape: tuple[int, ...]
-    defaults: tuple[tuple[str, float], ...] = ()
-    every_step: bool = False
+    name: str = field(default="network", compare=False)
 
     def __post_init__(self) -> None:
         if sum(stage.tied for stage in self.stages) > 1:
             raise ValueError("a network may have one stage of tied parameters, got several")
+        if len({stage.read for stage in self.stages}) > 1:
+            raise ValueError("the head must read the states of all stages or of none, got some")
+
+    def __repr__(self) -> str:
+        return _in_one_line(self)
 
     @property
     def depth(self) -> int:
@@ -68,16 +82,20 @@ class Network:
         return sum(stage.depth for stage in self.stages)
 
     @property
-    def scales(self) -> dict[str, float]:
-        """The names of the scales its blocks declare, with their defaults."""
+    def scales(self) -> dict[str, Scale]:
+        """The scales that its blocks declare, by name, with their defaults."""
         specs = [*([self.stem] if self.stem else []), *(stage.spec for stage in self.stages)]
-        declared = {name: default for spec in specs for name, default in block_info(spec).scales.items()}
-        return declared | dict(self.defaults)
+        return scales_of(*(block_info(spec) for spec in specs))
 
     @property
-    def fed(self) -> bool:
+    def driven(self) -> bool:
         """Whether its blocks read the input layer by layer."""
-        return any(stage.fed for stage in self.stages)
+        return any(stage.driven for stage in self.stages)
+
+    @property
+    def every_step(self) -> bool:
+        """Whether the head reads every state s_1 ... s_L; the output then has a leading axis of layers."""
+        return any(stage.read for stage in self.stages)
 
     @property
     def activation(self) -> str | None:
@@ -88,19 +106,15 @@ class Network:
         return names.pop() if len(names) == 1 else None
 
     @property
-    def plain(self) -> "Plain | None":
-        """What theory has to know of a plain stack of `Dense` blocks, each with its own draw; None for any other
-        network."""
-        if any(stage.spec.block is not Dense or stage.tied for stage in self.stages):
+    def theory_arguments(self) -> TheoryArguments | None:
+        """What mean-field theory has to be given of a stack whose layers have each their own draw and differ in nothing
+        but their sizes; None where theory has nothing."""
+        layers = [None if stage.tied or stage.driven else block_info(stage.spec).theory for stage in self.stages]
+        if None in layers or len({layer and layer._replace(widths=()) for layer in layers}) != 1:
             return None
-        first = self.stages[0].spec
-        options = dict(first.options)
-        if any(dict(stage.spec.options) != options for stage in self.stages) or not set(options) <= set(_PLAIN):
-            return None
-        sizes = [first.arguments[0], *(s.spec.arguments[1] for s in self.stages for _ in range(s.depth))]
-        activation: Any = options.get("activation", "linear")
-        kernel_inits = str(options.get("kernel_init", "gaussian")), str(options.get("bias_init", "gaussian"))
-        return Plain(activations.get(activation), *kernel_inits, tuple(sizes))  # type: ignore[arg-type]
+        sizes = [layer.widths for layer in layers if layer]
+        behind = (b for (_, b), stage in zip(sizes, self.stages, strict=True) for _ in range(stage.depth))
+        return layers[0] and layers[0]._replace(widths=(sizes[0][0], *behind))
 
     @property
     def exact_range(self) -> tuple[bool, bool]:
@@ -110,32 +124,89 @@ class Network:
         return all(f.below for f in facts), all(f.above for f in facts)
 
 
-_PLAIN = ("activation", "kernel_init", "bias_init", "dtype")
-
-
-class Plain(NamedTuple):
-    """A plain stack: its activation, the laws of its kernels and biases, and the sizes of h^0 ... h^L."""
-
-    activation: Activation
-    kernel_init: str
-    bias_init: str
-    widths: tuple[int, ...]
-
-
 def _activations(spec: Spec) -> Iterator[Activation]:
     for part in spec.nested():
         yield from (value for _, value in part.options if isinstance(value, Activation))
 
 
+# --- shapes ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the first state and of the state behind every stage."""
+    x, at_layer = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (network.input_shape, network.input_shape[1:]))
+    states = [shape_after(network.stem, x) if network.stem else x]
+    for stage in network.stages:
+        states.append(shape_after(stage.spec, states[-1], at_layer if stage.driven else None))
+    return tuple(state.shape for state in states)
+
+
+@functools.cache
+def output_shape(network: Network) -> tuple[int, ...]:
+    """Shape of the output: ``(outputs,)``, with ``every_step`` ``(depth, outputs)``."""
+    last = jax.ShapeDtypeStruct(state_shapes(network)[-1], jnp.float32)
+    shape = shape_after(network.head, last).shape if network.head else last.shape
+    return (network.depth, *shape) if network.every_step else shape
+
+
+def state_sizes(network: Network) -> np.ndarray:
+    """Numbers in each of the states s_0 ... s_L, shape ``(depth + 1,)``."""
+    sizes = [int(np.prod(shape)) for shape in state_shapes(network)]
+    return np.repeat(sizes, [stage.depth for stage in network.stages] + [1])
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+# What every network is made of, and what its name and its activation say already.
+_UNSAID = ("Dense", "Conv", "Chain", "Activate", "RNNCell", "LSTMCell", "GRUCell", "MinimalCell")
+
+
+def _in_one_line(network: Network) -> str:
+    """``mlp(tanh, width 256, depth 100, inputs 64, outputs 10)``, and behind it what else there is: norms, skips."""
+    shapes = [shape for shape, _ in itertools.groupby(state_shapes(network))]
+    numbers = {
+        "width" if all(len(shape) == 1 for shape in shapes) else "states": "-".join(map(_by_x, shapes)),
+        "depth": str(network.depth),
+        "inputs": _by_x(network.input_shape),
+        "outputs": _by_x(output_shape(network)),
+    }
+    first = [network.activation] if network.activation else []
+    return f"{network.name}({', '.join([*first, *(' '.join(pair) for pair in numbers.items()), *_extras(network)])})"
+
+
+def _by_x(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "one number"
+
+
+def _extras(network: Network) -> Iterator[str]:
+    parts = [part for stage in network.stages for part in stage.spec.nested()]
+    options, kinds = [dict(part.options) for part in parts], []
+    for part in dict.fromkeys(part for part in parts if part.block.__name__ not in _UNSAID):
+        kinds.append(" ".join([*(a for a in part.arguments if isinstance(a, str)), part.block.__name__.lower()]))
+    yield from dict.fromkeys(kinds)
+    yield from {str(o["kernel_init"]) for o in options if o.get("kernel_init", "gaussian") != "gaussian"}
+    yield from {str(o["dtype"]) for o in options if o.get("dtype", "float32") != "float32"}
+    if any(stage.tied and not stage.driven for stage in network.stages):
+        yield "tied"
+    if network.every_step:
+        yield "every step read"
+
+
+# --- checks at the edge ---------------------------------------------------------------------------------------------
+
+
 def check_scales(network: Network, scales: Scales) -> None:
-    """Raise ValueError unless the network declares every scale and each is a number or one value per layer."""
+    """Raise ValueError unless the network declares every scale, each keeps the rule of its kind, and each is a number
+    or one value per layer."""
+    declared = network.scales
     for name, value in scales.items():
-        known("scale", name, list(network.scales))
-        check_scale(name, value)
+        scale = declared[known("scale", name, declared)]
+        scale.check(name, value)
         if np.shape(value) not in ((), (network.depth,)):
             expected = f"a number or one value per layer, shape ({network.depth},)"
             raise ValueError(f"{name} must be {expected}, got shape {np.shape(value)}")
-        if np.shape(value) and name.startswith("sigma") and any(stage.tied for stage in network.stages):
+        if np.shape(value) and scale.kind == "parameter" and any(stage.tied for stage in network.stages):
             raise ValueError(f"{name} must be one number where layers share their parameters, got one per layer")
 
 
@@ -144,7 +215,7 @@ def check_input(network: Network, x: ArrayLike, *, batch: bool = False) -> None:
     shape, expected = np.shape(x), network.input_shape
     if not (shape == expected or (batch and shape[1:] == expected and shape[0] > 0)):
         leading = " (with or without a leading batch axis)" if batch else ""
-        steps = f": one input for each of the {network.depth} steps" if network.fed else ""
+        steps = f": one input for each of the {network.depth} steps" if network.driven else ""
         raise ValueError(f"x must have shape {expected}{leading}{steps}, got {shape}")
     if not is_traced(x) and not np.all(np.isfinite(np.asarray(x))):
         raise ValueError("x must be finite, got a NaN or an infinity")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vgjax.networks.layer import Tree, draw
+from vgjax.networks.layer import Tree, draw, parameter_dtype
 from vgjax.networks.network import Network
 
 
@@ -39,7 +39,7 @@ class Parameters:
         """Of the floating-point numbers; of streamed ones, that which they are drawn in."""
         stage, tree = self.network.stages[0], self.stages[0]
         if isinstance(tree, Stream):
-            tree = jax.eval_shape(functools.partial(draw, stage.spec), jax.ShapeDtypeStruct((), tree.keys.dtype))
+            return parameter_dtype(stage.spec)
         floats = (leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
         return next(floats, jnp.dtype(jnp.float32))
 

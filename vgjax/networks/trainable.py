@@ -32,7 +32,7 @@ def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, S
         Parameters of the same network, and every scale that it declares, shape ``(depth,)`` or ``()``.
 
     Raises:
-        ValueError: unkntree scales, or streamed parameters, which are never stored.
+        ValueError: unknown scales, or streamed parameters, which are never stored.
     """
     check_scales(parameters.network, scales)
     if parameters.streamed:
@@ -42,22 +42,26 @@ def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, S
 
 def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
     """`absorb_scales`, unchecked: for use inside compiled programs."""
-    layers, stages = bind(parameters, scales, None), parameters.network.stages
+    layers, network = bind(parameters, scales, None), parameters.network
+    stem = layers.stem.absorb_scales() if layers.stem else None
+    left_of_stem = stem.scales if stem else {}
 
-    def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, Scales]]:
-        ordinary = layer.absorb_scales()
-        return None, (ordinary.parameters, ordinary.scales)
+    def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, dict[str, Array]]]:
+        ordinary, read = layer.absorb_scales(), block_info(layer.spec).scales
+        # A scale that this block does not read may be the stem's, which has absorbed it.
+        left = {name: s if name in read else left_of_stem.get(name, s) for name, s in ordinary.scales.items()}
+        return None, (ordinary.parameters, left)
 
     _, reports = layers.scan(None, visit)
     kept = (
         jax.tree.map(lambda a: a[0], tree) if stage.tied else tree
-        for stage, (tree, _) in zip(stages, reports, strict=True)
+        for stage, (tree, _) in zip(network.stages, reports, strict=True)
     )
     left = {name: jnp.concatenate([scales[name] for _, scales in reports]) for name in reports[0][1]}
-    if any(stage.tied for stage in stages):  # the scales of shared parameters are one number (`check_scales`)
-        left = {name: value[0] if name.startswith("sigma") else value for name, value in left.items()}
-    stem = layers.stem.absorb_scales().parameters if layers.stem else {}
-    return replace(parameters, stem=stem, stages=tuple(kept)), Scales._of(left)
+    if any(stage.tied for stage in network.stages):  # what multiplies shared parameters is one number
+        declared = network.scales
+        left = {name: value[0] if declared[name].kind == "parameter" else value for name, value in left.items()}
+    return replace(parameters, stem=stem.parameters if stem else {}, stages=tuple(kept)), Scales._of(left)
 
 
 def trainable(parameters: Parameters) -> dict[str, Array]:

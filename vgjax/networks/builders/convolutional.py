@@ -1,30 +1,17 @@
 """Convolutional networks: plain stacks and residual ones in stages."""
 
+import functools
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from jax.typing import DTypeLike
 
-from vgjax import activations, blocks, initializers
+from vgjax import activations, blocks
 from vgjax.blocks import Spec, spec
 from vgjax.checks import positive_integer
-from vgjax.networks.builders.parts import (
-    GATED,
-    Branch,
-    Layers,
-    Phi,
-    drawn_as,
-    dtype_name,
-    embedding,
-    image_shape,
-    in_stages,
-    leading_axes,
-    norm_around,
-    residual_block,
-    scheme_defaults,
-    window,
-)
+from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, conv, dense, norm
+from vgjax.networks.builders.recipes import STACK_SCHEMES, Branch, as_branch, end_init, residual_block, sizes
+from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
 
@@ -32,17 +19,12 @@ def cnn(
     *,
     channels: int,
     depth: int,
-    size: int | Sequence[int] = (8, 8),
-    activation: Phi = "relu",
-    inputs: int = 1,
+    inputs: Sequence[int] = (8, 8, 1),
     outputs: int = 1,
+    activation: Phi = "relu",
     kernel_size: int = 3,
     padding: str = "circular",
-    norm: str | None = None,
-    norm_on: str = "preactivations",
-    epsilon: float = 1e-6,
-    groups: int = 1,
-    batch: int | None = None,
+    norm: str | Normalization | None = None,
     kernel_init: str = "gaussian",
     bias_init: str = "gaussian",
     dtype: DTypeLike = "float32",
@@ -52,64 +34,52 @@ def cnn(
     Args:
         channels: of every hidden state.
         depth: convolutions after the first, h^0.
-        size: of the image, one number a dimension (1-D, 2-D or 3-D).
-        inputs: channels of the input, which has shape ``(*size, inputs)``.
+        inputs: shape of one input, ``(*size, channels)``, of 1 to 3 dimensions beside the channels.
         outputs: size of the output, read from phi(h^L) averaged over the image.
-        kernel_size: odd.
+        kernel_size: of the window, odd.
         padding: ``"circular"`` (as in the theory) or ``"zero"``.
-        kernel_init: gaussian, truncated, uniform, orthogonal, delta_orthogonal.
-        activation, norm, norm_on, epsilon, groups, batch, bias_init, dtype: as for `mlp`.
+        norm: as for `mlp`.
+        activation, kernel_init, bias_init, dtype: as for `vgjax.conv`.
 
     Raises:
-        ValueError: a size below 1, an even kernel, an unknown name, or delta_orthogonal with more channels in than out.
+        ValueError: a size below 1, an even window, an unknown name, or delta_orthogonal with more channels in than out.
     """
-    image = image_shape(size)
-    depth, channels = positive_integer("depth", depth), positive_integer("channels", channels)
-    layer = Layers(
-        activations.get(activation),
-        drawn_as(kernel_init, bias_init, dtype, initializers.CONVOLUTION_INITS),
-        norm_around(norm, norm_on, epsilon, groups),
-        window(kernel_size, padding, len(image)),
-    )
-    return Network(
-        stem=layer.linear(kernel_init).conv(positive_integer("inputs", inputs), channels),
-        stages=in_stages([layer.conv(channels, channels)] * depth),
-        head=layer.readout(channels, outputs, len(image)),
-        input_shape=(*leading_axes(batch, norm), *image, inputs),
-    )
+    image = _image(inputs)
+    channels, depth = positive_integer("channels", channels), positive_integer("depth", depth)
+    layer = _layer(activation, norm, image, kernel_size, padding, kernel_init, bias_init, dtype)
+    return _network([layer(channels, channels)] * depth, layer, image, (channels, channels), outputs, "cnn")
+
+
+BATCH_NORM = norm("batch", batch=32)
+"""That of `resnet`: 32 images are one state, whose examples depend on each other."""
 
 
 def resnet(
     *,
     channels: int | Sequence[int] = (16, 32, 64),
-    depths: int | Sequence[int] = (9, 9, 9),
-    size: int | Sequence[int] = (32, 32),
+    depth: int | Sequence[int] = (9, 9, 9),
+    inputs: Sequence[int] = (8, 8, 1),
+    outputs: int = 1,
     activation: Phi = "relu",
-    inputs: int = 3,
-    outputs: int = 10,
     kernel_size: int = 3,
-    padding: str = "zero",
-    norm: str | None = "batch",
-    norm_on: str = "preactivations",
-    epsilon: float = 1e-5,
-    groups: int = 1,
-    batch: int | None = None,
-    scheme: str | None = None,
+    padding: str = "circular",
+    norm: str | Normalization | None = BATCH_NORM,
+    residual: str | Branch = "pre",
     kernel_init: str = "gaussian",
-    bias_init: str = "zero",
+    bias_init: str = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
-    """A residual convolutional network with pre-activation: ``h + V * phi(norm(W * phi(norm(h))))``, in stages.
+    """A residual convolutional network, ``h + V * phi(norm(W * phi(norm(h))))``, in stages.
 
     From one stage to the next a block of stride 2 halves the image; its skip is a convolution of window 1.
 
     Args:
         channels: of every stage.
-        depths: residual blocks of every stage (two convolutions each); from the second stage on the first of them is
-            the transition.
-        size, inputs, outputs, kernel_size, padding: as for `cnn`.
-        norm: batch by default, which needs ``batch``; or layer, rms, group, batch_running, None.
-        activation, norm_on, epsilon, groups, batch, scheme, bias_init, dtype: as for `mlp`.
+        depth: residual blocks of every stage (two convolutions each); from the second stage on the first of them is the
+            transition.
+        norm: as for `mlp`; by default batch norm, of which 32 images are one state.
+        residual: as for `mlp`.
+        inputs, outputs, activation, kernel_size, padding, bias_init, dtype: as for `cnn`.
         kernel_init: as for `cnn`; convolutions of window 1 in the skips are Gaussian.
 
     Raises:
@@ -117,43 +87,64 @@ def resnet(
 
     Source: He et al. 2016, "Identity mappings in deep residual networks".
     """
-    image = image_shape(size)
-    widths, lengths = (
-        tuple(positive_integer(name, v) for v in np.atleast_1d(np.asarray(values, object)))
-        for name, values in (("channels", channels), ("depths", depths))
-    )
-    if len(widths) != len(lengths):
-        raise ValueError(f"channels and depths must name as many stages, got {widths} and {lengths}")
-    layer = Layers(
-        activations.get(activation),
-        drawn_as(kernel_init, bias_init, dtype, initializers.CONVOLUTION_INITS),
-        norm_around(norm, norm_on, epsilon, groups),
-        window(kernel_size, padding, len(image)),
-    )
-    branch = Branch("pre", 2)
-    steps: list[Spec] = []
-    for i, (width, length) in enumerate(zip(widths, lengths, strict=True)):
-        block = residual_block(layer.conv, branch, layer.phi, width, width, scheme, dtype)
-        if i:
-            steps.append(_transition(layer, widths[i - 1], width, scheme, dtype))
-        steps += [block] * (length - bool(i))
-    return Network(
-        stem=layer.linear(kernel_init).conv(
-            positive_integer("inputs", inputs), widths[0], **embedding(scheme == "fixup")
-        ),
-        stages=in_stages(steps),
-        head=layer.readout(widths[-1], outputs, len(image)),
-        input_shape=(*leading_axes(batch, norm), *image, inputs),
-        defaults=scheme_defaults(scheme, branch, len(steps), layer.phi),
+    image, widths, depths = _image(inputs), sizes("channels", channels), sizes("depth", depth)
+    if len(widths) != len(depths):
+        raise ValueError(f"channels and depth must name as many stages, got {widths} and {depths}")
+    skips = as_branch(residual, STACK_SCHEMES)
+    layer = _layer(activation, norm, image, kernel_size, padding, kernel_init, bias_init, dtype)
+    block = functools.partial(residual_block, layer, skips, depth=sum(depths))
+    narrow = {"activation": "linear", "norm": None, "kernel_size": (1,) * (len(image) - 1), "kernel_init": "gaussian"}
+    specs: list[Spec] = [block(widths[0], widths[0])] * depths[0]
+    for before, after, length in zip(widths[:-1], widths[1:], depths[1:], strict=True):
+        specs.append(block(before, after, shortcut=layer(before, after, strides=2, **narrow), strides=2))
+        specs += [block(after, after)] * (length - 1)
+    names = ("sigma_in" if skips.scheme == "fixup" else "sigma_w", "sigma_b")
+    return _network(specs, layer, image, (widths[0], widths[-1]), outputs, "resnet", names)
+
+
+def _layer(
+    activation: Phi,
+    norm: str | Normalization | None,
+    image: tuple[int, ...],
+    kernel_size: int,
+    padding: str,
+    kernel_init: str,
+    bias_init: str,
+    dtype: DTypeLike,
+) -> "functools.partial[Spec]":
+    """`conv` with all its options but the channels."""
+    size = (positive_integer("kernel_size", kernel_size),) * (len(image) - 1)
+    window: dict[str, Any] = {"kernel_size": size, "padding": padding}
+    draws: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init, "dtype": dtype}
+    return functools.partial(conv, activation=activations.get(activation), norm=as_norm(norm), **window, **draws)
+
+
+def _network(
+    specs: list[Spec],
+    layer: "functools.partial[Spec]",
+    image: tuple[int, ...],
+    channels: tuple[int, int],
+    outputs: int,
+    name: str,
+    names: tuple[str, str] = ("sigma_w", "sigma_b"),
+) -> Network:
+    """The blocks between a convolution of the image and a head that reads the mean over it."""
+    options = layer.keywords
+    norm: Normalization | None = options["norm"]
+    ends: dict[str, Any] = {"kernel_init": end_init(options["kernel_init"])}
+    kept = {name: options[name] for name in ("activation", "norm", "dtype")}
+    pool = spec(blocks.Pool, len(image) - 1)
+    return sequential(
+        specs,
+        input_shape=(*(norm.leading if norm else ()), *image),
+        stem=layer(image[-1], channels[0], activation="linear", norm=None, names=names, **ends),
+        head=dense(channels[1], positive_integer("outputs", outputs), bias_init="zero", after=pool, **kept, **ends),
+        name=name,
     )
 
 
-def _transition(layer: "Layers", before: int, after: int, scheme: str | None, dtype: DTypeLike) -> Spec:
-    branch = spec(
-        blocks.Chain,
-        layer_1=layer.conv(before, after, strides=2),
-        layer_2=layer.conv(after, after, names=("sigma_v", "sigma_a")),
-    )
-    narrow = replace(layer.linear("gaussian"), window=(("kernel_size", (1,) * layer.dimensions), layer.window[1]))
-    about = {"shortcut": narrow.conv(before, after, strides=2), "dtype": dtype_name(dtype)}
-    return spec(blocks.Residual, branch, **about, **({"gate": True} if scheme in GATED else {}))
+def _image(inputs: Sequence[int]) -> tuple[int, ...]:
+    image = sizes("inputs", inputs)
+    if not 2 <= len(image) <= 4:
+        raise ValueError(f"inputs must be the shape of an image, 1 to 3 sizes and its channels, got {image}")
+    return image

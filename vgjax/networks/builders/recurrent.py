@@ -1,16 +1,14 @@
 """Recurrent networks: depth is time, all steps share one draw."""
 
+from typing import Any
+
 from flax import nnx
 from jax.typing import DTypeLike
 
 from vgjax import activations, blocks, initializers
-from vgjax.activations import Activation
 from vgjax.blocks import spec
 from vgjax.checks import known, positive_integer
-from vgjax.networks.builders.parts import (
-    Phi,
-    drawn_as,
-)
+from vgjax.networks.builders.combinators import Phi, dense, dtype_name
 from vgjax.networks.network import Network, Stage
 
 
@@ -42,30 +40,24 @@ def rnn(
             inputs as wide as the state.
         every_step: the head reads every h_1 ... h_T, the output has shape ``(depth, outputs)``, and a loss is summed
             over steps.
-        kernel_init, input_kernel_init: unit-gain laws of W and V: gaussian, truncated, uniform, orthogonal, identity.
-        bias_init, dtype: as for `mlp`.
+        kernel_init, input_kernel_init: how W and V are drawn: gaussian, truncated, uniform, orthogonal, identity.
+        bias_init, dtype: as for `vgjax.dense`.
 
     Raises:
         ValueError: a size below 1, an unknown name, or a minimal cell whose inputs are not as wide as its state.
     """
-    if known("cell", cell, ("simple", "minimal")) == "minimal":
-        if inputs != width:
-            raise ValueError(f"inputs must equal the width {width} for a minimal cell, got {inputs}")
-        return _recurrent(
-            blocks.MinimalCell,
-            width,
-            depth,
-            inputs,
-            outputs,
-            every_step,
-            kernel_init,
-            input_kernel_init,
-            bias_init,
-            dtype,
-        )
-    phi = activations.get(activation)
+    if known("cell", cell, ("simple", "minimal")) == "minimal" and inputs != width:
+        raise ValueError(f"inputs must equal the width {width} for a minimal cell, got {inputs}")
+    phi = {"activation": activations.get(activation)} if cell == "simple" else {}
     return _recurrent(
-        blocks.RNNCell, width, depth, inputs, outputs, every_step, kernel_init, input_kernel_init, bias_init, dtype, phi
+        blocks.RNNCell if cell == "simple" else blocks.MinimalCell,
+        (width, depth, inputs, outputs),
+        every_step,
+        **phi,
+        kernel_init=kernel_init,
+        input_kernel_init=input_kernel_init,
+        bias_init=bias_init,
+        dtype=dtype,
     )
 
 
@@ -78,7 +70,7 @@ def lstm(
     every_step: bool = False,
     kernel_init: str = "gaussian",
     input_kernel_init: str = "gaussian",
-    bias_init: str = "zero",
+    bias_init: str = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A long short-term memory (`vgjax.blocks.LSTMCell`): the state is (h, c), shape ``(2, width)``.
@@ -86,10 +78,16 @@ def lstm(
     Scales: those of `rnn`, and ``forget_bias`` (1; may be negative), which is added to the forget gate.
 
     Args:
-        width, depth, inputs, outputs, every_step, law, input_kernel_init, bias_init, dtype: as for `rnn`.
+        width, depth, inputs, outputs, every_step, kernel_init, input_kernel_init, bias_init, dtype: as for `rnn`.
     """
     return _recurrent(
-        blocks.LSTMCell, width, depth, inputs, outputs, every_step, kernel_init, input_kernel_init, bias_init, dtype
+        blocks.LSTMCell,
+        (width, depth, inputs, outputs),
+        every_step,
+        kernel_init=kernel_init,
+        input_kernel_init=input_kernel_init,
+        bias_init=bias_init,
+        dtype=dtype,
     )
 
 
@@ -102,7 +100,7 @@ def gru(
     every_step: bool = False,
     kernel_init: str = "gaussian",
     input_kernel_init: str = "gaussian",
-    bias_init: str = "zero",
+    bias_init: str = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A gated recurrent unit (`vgjax.blocks.GRUCell`).
@@ -111,45 +109,32 @@ def gru(
     the state.
 
     Args:
-        width, depth, inputs, outputs, every_step, law, input_kernel_init, bias_init, dtype: as for `rnn`.
+        width, depth, inputs, outputs, every_step, kernel_init, input_kernel_init, bias_init, dtype: as for `rnn`.
     """
     return _recurrent(
-        blocks.GRUCell, width, depth, inputs, outputs, every_step, kernel_init, input_kernel_init, bias_init, dtype
+        blocks.GRUCell,
+        (width, depth, inputs, outputs),
+        every_step,
+        kernel_init=kernel_init,
+        input_kernel_init=input_kernel_init,
+        bias_init=bias_init,
+        dtype=dtype,
     )
 
 
-def _recurrent(
-    cell: type[nnx.Module],
-    width: int,
-    depth: int,
-    inputs: int,
-    outputs: int,
-    every_step: bool,
-    kernel_init: str,
-    input_kernel_init: str,
-    bias_init: str,
-    dtype: DTypeLike,
-    phi: Activation | None = None,
-) -> Network:
-    width, depth = positive_integer("width", width), positive_integer("depth", depth)
-    inputs, outputs = positive_integer("inputs", inputs), positive_integer("outputs", outputs)
-    drawn = drawn_as(kernel_init, bias_init, dtype)
-    initializers.kernel_init(input_kernel_init)
-    about = {"activation": phi} if phi else {}
-    shape = (2, width) if cell is blocks.LSTMCell else (width,)
-    read = {"before": spec(blocks.Part, 0)} if cell is blocks.LSTMCell else {}
-    head = {"activation": activations.get("linear"), "bias_init": "zero", "dtype": drawn["dtype"], **read}
+def _recurrent(cell: type[nnx.Module], sizes: tuple[int, int, int, int], every_step: bool, **options: Any) -> Network:
+    names = ("width", "depth", "inputs", "outputs")
+    width, depth, inputs, outputs = (positive_integer(n, size) for n, size in zip(names, sizes, strict=True))
+    for name in ("kernel_init", "input_kernel_init"):
+        known(name, options[name], initializers.KERNEL_INITS)
+    known("bias_init", options["bias_init"], initializers.BIAS_INITS)
+    options["dtype"] = dtype_name(options["dtype"])
+    parts = getattr(cell, "parts", ())
+    first_part = spec(blocks.Part, 0) if parts else None  # what the head reads of a state of several parts
     return Network(
-        stem=spec(blocks.Start, shape),
-        stages=(
-            Stage(
-                spec(cell, width, inputs, input_kernel_init=input_kernel_init, **drawn, **about),
-                depth,
-                tied=True,
-                fed=True,
-            ),
-        ),
-        head=spec(blocks.Dense, width, outputs, **head),
+        stem=spec(blocks.Start, (len(parts), width) if parts else (width,)),
+        stages=(Stage(spec(cell, width, inputs, **options), depth, tied=True, driven=True, read=every_step),),
+        head=dense(width, outputs, before=first_part, bias_init="zero", dtype=options["dtype"]),
         input_shape=(depth, inputs),
-        every_step=every_step,
+        name=cell.__name__.removesuffix("Cell").lower(),
     )

@@ -1,23 +1,18 @@
 """Transformer encoders."""
 
-from dataclasses import replace
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 from jax.typing import DTypeLike
 
 from vgjax import activations, blocks
-from vgjax.activations import Activation
 from vgjax.blocks import Spec, spec
 from vgjax.checks import known, positive_integer
-from vgjax.networks.builders.parts import (
-    GATED,
-    Layers,
-    Phi,
-    drawn_as,
-    embedding,
-    in_stages,
-    norm_around,
-    scheme_defaults,
-)
+from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, chain, dense, dtype_name
+from vgjax.networks.builders.combinators import residual as around
+from vgjax.networks.builders.recipes import Branch, as_branch, end_init, sizes
+from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
 
@@ -26,19 +21,14 @@ def transformer(
     width: int,
     depth: int,
     heads: int,
-    tokens: int,
-    inputs: int,
+    inputs: Sequence[int],
     outputs: int = 1,
     hidden: int | None = None,
     activation: Phi = "gelu",
-    norm: str | None = "pre",
-    kind: str = "layer",
-    epsilon: float = 1e-6,
+    norm: str | Normalization | None = "layer",
+    residual: str | Branch = "pre",
     causal: bool = False,
-    scheme: str | None = None,
-    tied: bool = False,
     kernel_init: str = "gaussian",
-    bias_init: str = "zero",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A transformer encoder: each block self-attention and a feed-forward layer of two kernels, both around skips;
@@ -52,82 +42,70 @@ def transformer(
         width: of a token, a multiple of ``heads``.
         depth: blocks.
         heads: attention heads.
-        tokens: of one input, which has shape ``(tokens, inputs)``.
+        inputs: shape of one input, ``(tokens, features)``.
         outputs: size of the output, read from the (pre-LN: normalized) mean of the last tokens.
         hidden: width inside the feed-forward layer (left out: 4 width); 0 for attention alone.
         activation: phi of the feed-forward layer.
-        norm: ``"pre"``: h + F(LN(h)), ``"post"``: LN(h + F(h)), or None.
-        kind: layer or rms norm.
-        epsilon: added to the variances of the norm (0 in the theory).
+        norm: layer or rms, or `vgjax.norm` with its epsilon; None for none.
+        residual: where the norm stands: ``"pre"``: h + F(norm(h)), ``"post"``: norm(h + F(h)); or `vgjax.branch` with
+            the kind and a scheme: stable, rezero, skipinit, or (with post) deepnorm.
         causal: a token looks at itself and those before it only.
-        scheme: ``"deepnorm"`` (with ``norm="post"``): skip = (2L)^(1/4), sigma_vo and sigma_w at (8L)^(-1/4) (Wang et
-            al. 2022); or those of `mlp` but ``"fixup"``. They set defaults; what is given in `Scales` wins.
-        tied: all blocks share one draw.
-        kernel_init, bias_init, dtype: as for `mlp`.
+        kernel_init, dtype: as for `vgjax.dense`; biases are Gaussian.
 
     Raises:
         ValueError: a size below 1, an unknown name, or heads that do not divide the width.
 
     Source: Vaswani et al. 2017; where the norms stand: Xiong et al. 2020.
     """
-    width, depth = positive_integer("width", width), positive_integer("depth", depth)
-    heads, tokens = positive_integer("heads", heads), positive_integer("tokens", tokens)
-    inputs, outputs = positive_integer("inputs", inputs), positive_integer("outputs", outputs)
+    width, depth, heads = (positive_integer(n, v) for n, v in (("width", width), ("depth", depth), ("heads", heads)))
+    tokens = sizes("inputs", inputs)
+    if len(tokens) != 2:
+        raise ValueError(f"inputs must be the shape (tokens, features) of one input, got {tokens}")
     if width % heads:
         raise ValueError(f"heads must divide the width {width}, got {heads}")
-    hidden = 4 * width if hidden is None else hidden
-    drawn = drawn_as(kernel_init, bias_init, dtype)
-    place = None if norm is None else known("norm", norm, ("pre", "post"))
-    if scheme == "deepnorm" and place != "post":
-        raise ValueError(f"scheme 'deepnorm' needs norm='post', got {norm!r}")
-    normed = norm_around(known("kind", kind, ("layer", "rms")), "preactivations", epsilon, 1)
-    layer = Layers(activations.get("linear"), drawn, normed)
-    block = _transformer_block(layer, activations.get(activation), width, heads, hidden, place, causal, scheme)
-    head = layer if place == "pre" else layer.linear()
-    return Network(
-        stem=layer.linear().dense(inputs, width, **embedding(True)),
-        stages=in_stages([block] * depth, tied),
-        head=replace(head, pool=1).dense(width, outputs, bias_init="zero"),
-        input_shape=(tokens, inputs),
-        defaults=_deepnorm(depth) if scheme == "deepnorm" else scheme_defaults(scheme, None, depth, layer.phi),
+    norm, skips = as_norm(norm), as_branch(residual, ("stable", "rezero", "skipinit", "deepnorm"))
+    _check(norm, skips)
+    draws: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype_name(dtype)}
+    attention = spec(blocks.Attention, width, heads, causal=causal, **draws)
+    branches = {"attention": {"attention": attention}}
+    if hidden != 0:
+        inside = positive_integer("hidden", 4 * width if hidden is None else hidden)
+        layer: Any = functools.partial(dense, **draws)
+        branches["feed_forward"] = {
+            "layer_1": layer(width, inside),
+            "layer_2": layer(inside, width, activations.get(activation)),
+        }
+    block = _block(branches, norm.block(width, draws["dtype"]) if norm else None, skips, depth, draws["dtype"])
+    ends: dict[str, Any] = draws | {"kernel_init": end_init(kernel_init)}
+    last = {"norm": norm if skips.kind == "pre" else None, "after": spec(blocks.Pool, 1), "bias_init": "zero"}
+    return sequential(
+        [block] * depth,
+        input_shape=tokens,
+        stem=dense(tokens[1], width, names=("sigma_in", "sigma_b"), **ends),
+        head=dense(width, positive_integer("outputs", outputs), **ends | last),
+        name="transformer",
     )
 
 
-def _transformer_block(
-    layer: "Layers",
-    phi: Activation,
-    width: int,
-    heads: int,
-    hidden: int,
-    place: str | None,
-    causal: bool,
-    scheme: str | None,
-) -> Spec:
-    dtype = dict(layer.drawn)["dtype"]
-    branches = {
-        "attention": {
-            "attention": spec(
-                blocks.Attention, width, heads, causal=causal, kernel_init=dict(layer.drawn)["kernel_init"], dtype=dtype
-            )
-        }
-    }
-    if hidden:
-        plain = layer.linear()
-        branches["feed_forward"] = {
-            "layer_1": plain.dense(width, positive_integer("hidden", hidden)),
-            "layer_2": replace(plain, phi=phi).dense(hidden, width),
-        }
-    norm = layer.norm_of(width)
-    gate = {"gate": True} if scheme in GATED else {}
+def _check(norm: Normalization | None, skips: Branch) -> None:
+    """Raise ValueError for what a transformer does not have."""
+    known("residual", skips.kind, ("pre", "post"))
+    if skips.scheme == "deepnorm" and (skips.kind != "post" or norm is None):
+        raise ValueError(f"scheme 'deepnorm' needs residual 'post' and a norm, got {skips.kind!r} and norm {norm}")
+    if (skips.layers, skips.bottleneck) != (2, None):
+        raise ValueError("layers and bottleneck of a transformer's branches must be left out (there is hidden)")
+    if norm is not None:
+        known("norm", norm.kind, ("layer", "rms"))
+        if norm.on != "preactivations" or norm.batch is not None:
+            raise ValueError("a transformer's norm takes an epsilon alone, got other options")
+
+
+def _block(branches: dict[str, dict[str, Spec]], norm: Spec | None, skips: Branch, depth: int, dtype: str) -> Spec:
+    """Branch after branch, each around a skip, the norm before it or behind."""
     parts: dict[str, Spec] = {}
-    for name, branch in branches.items():
-        inside = {"norm": norm, **branch} if place == "pre" else branch
-        parts[name] = spec(blocks.Residual, spec(blocks.Chain, **inside), dtype=dtype, **gate)
-        if place == "post":
+    for name, layers in branches.items():
+        before = {"norm": norm} if norm and skips.kind == "pre" else {}
+        parts[name] = around(chain(**before, **layers), scheme=skips.scheme, depth=depth, dtype=dtype)
+        if norm and skips.kind == "post":
             parts[f"{name}_norm"] = norm
-    return spec(blocks.Chain, **parts)
-
-
-def _deepnorm(depth: int) -> tuple[tuple[str, float], ...]:
-    alpha, beta = (2 * depth) ** 0.25, (8 * depth) ** -0.25
-    return (("skip", alpha), ("sigma_vo", beta), ("sigma_w", beta))
+    return chain(**parts)

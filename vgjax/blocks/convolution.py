@@ -1,0 +1,68 @@
+"""The convolutional layer."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from vgjax import initializers
+from vgjax.activations import Activation, Elementwise
+from vgjax.blocks.dense import Affine
+from vgjax.blocks.protocol import Spec
+from vgjax.checks import known
+
+
+class Conv(Affine):
+    """A convolutional layer that keeps the image's size (or divides it by the strides), in one, two or three
+    dimensions: ``h' = sigma_w Z * phi(h) + sigma_b z``, shapes ``(*size, channels)``.
+
+    Args:
+        channels_in, channels_out: sizes of the last axis.
+        kernel_size: odd, one number a dimension.
+        strides: one number a dimension, or one for all.
+        padding: ``"circular"`` or ``"zero"``.
+        kernel_init: how the kernel is drawn, fan_in being channels_in times the window; ``"delta_orthogonal"`` is
+            orthogonal at the centre of the window and 0 elsewhere.
+        activation, bias_init, before, after, names, dtype, rngs: as for `Dense`.
+
+    Raises:
+        ValueError: an even kernel, an unknown padding, or delta-orthogonal with channels_in > channels_out.
+    """
+
+    kernel_path = "conv/kernel"
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel_size: tuple[int, ...] = (3, 3),
+        strides: int = 1,
+        padding: str = "circular",
+        activation: str | Activation | Elementwise = "linear",
+        kernel_init: str = "gaussian",
+        bias_init: str = "gaussian",
+        before: Spec | None = None,
+        after: Spec | None = None,
+        names: tuple[str, str] = ("sigma_w", "sigma_b"),
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        draw = initializers.convolution_initializer(kernel_init, kernel_size, channels_in, channels_out)
+        self.conv = nnx.Conv(
+            channels_in,
+            channels_out,
+            kernel_size,
+            strides,
+            padding=initializers.PADDINGS[known("padding", padding, initializers.PADDINGS)],
+            use_bias=False,
+            param_dtype=dtype,
+            kernel_init=lambda key, _, dtype: draw(key, dtype),
+            rngs=rngs,
+        )
+        super().__init__(channels_out, activation, before, after, names, bias_init, dtype, rngs)
+
+    def product(self, a: Array) -> Array:
+        """The convolution."""
+        return self.conv(a)

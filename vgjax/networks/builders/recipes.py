@@ -1,0 +1,101 @@
+"""What the recipes share: residual branches, the ends of a network, the sizes of its states."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vgjax import blocks
+from vgjax.blocks import Spec, spec
+from vgjax.checks import known, positive_integer
+from vgjax.networks.builders.combinators import chain, known_scheme, residual
+
+
+class Branch(NamedTuple):
+    """How residual branches are made (`branch`)."""
+
+    kind: str
+    layers: int
+    bottleneck: int | None
+    scheme: str | None
+
+
+def branch(kind: str, *, layers: int = 2, bottleneck: int | None = None, scheme: str | None = None) -> Branch:
+    """Skip connections for the ``residual=`` of builders; a kind alone means this with its defaults.
+
+    All have scales ``skip`` and ``branch``; the last kernel and bias of a branch of several have ``sigma_v`` and
+    ``sigma_a`` of their own.
+
+    Args:
+        kind: ``"pre"``: h + F(h), F = W phi(h) + b or several of these; ``"plain"``: h + V phi(W h + b) + a;
+            ``"post"``: phi(h + V phi(W h + b) + a). Of a transformer, where its norm stands.
+        layers: kernels in a branch.
+        bottleneck: width inside a branch; left out, that of the state.
+        scheme: stable, rezero, skipinit, fixup or deepnorm (`residual`); left out, branch = skip = 1.
+
+    Raises:
+        ValueError: an unknown name, a size below 1, or one layer where the kind or the scheme needs two.
+    """
+    known("residual", kind, ("plain", "pre", "post")), known_scheme(scheme)
+    if positive_integer("layers", layers) < 2 and (kind != "pre" or scheme == "fixup"):
+        what = "scheme 'fixup'" if kind == "pre" else f"residual {kind!r}"
+        raise ValueError(f"layers must be at least 2 for {what}, got {layers}")
+    inside = None if bottleneck is None else positive_integer("bottleneck", bottleneck)
+    return Branch(kind, layers, inside, scheme)
+
+
+def as_branch(given: str | Branch, schemes: Sequence[str]) -> Branch:
+    """Skip connections as they were asked for, with a scheme that the architecture knows."""
+    skips = branch(given) if isinstance(given, str) else given
+    known_scheme(skips.scheme, tuple(schemes))
+    return skips
+
+
+STACK_SCHEMES = ("stable", "rezero", "skipinit", "fixup")
+"""The schemes of stacks of affine layers."""
+
+
+def residual_block(
+    layer: "functools.partial[Spec]",
+    skips: Branch,
+    before: int,
+    after: int,
+    *,
+    depth: int,
+    shortcut: Spec | None = None,
+    **of_first: Any,
+) -> Spec:
+    """One residual block from ``before`` units to ``after``.
+
+    Args:
+        layer: `dense` or `conv` with all their options but the sizes.
+        skips: how its branch is made.
+        depth: residual blocks in the network.
+        shortcut: what the skip carries where the shape changes.
+        **of_first: options of the branch's first layer alone.
+    """
+    sizes = [before, *[skips.bottleneck or after] * (skips.layers - 1), after]
+    bare = {"activation": "linear"} | {name: None for name in ("norm", "dropout") if name in layer.keywords}
+    layers = []
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        options = (bare if skips.kind != "pre" else {}) | of_first if i == 0 else {}
+        if 0 < i == skips.layers - 1:
+            options["names"] = ("sigma_v", "sigma_a")
+        layers.append(layer(fan_in, fan_out, **options))
+    around = {"shortcut": shortcut, "scheme": skips.scheme, "depth": depth, "dtype": layer.keywords["dtype"]}
+    block = residual(chain(*layers), **around)
+    if skips.kind != "post":
+        return block
+    return chain(residual=block, phi=spec(blocks.Activate, activation=layer.keywords["activation"]))
+
+
+def end_init(kernel_init: str) -> str:
+    """How the kernels of stem and head are drawn: as the others, but Gaussian where those must not change a width."""
+    return "gaussian" if kernel_init in ("identity", "delta_orthogonal") else kernel_init
+
+
+def sizes(name: str, given: Any) -> tuple[int, ...]:
+    """One or several sizes, checked."""
+    return tuple(positive_integer(name, size) for size in np.atleast_1d(np.asarray(given, object)))

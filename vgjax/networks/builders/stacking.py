@@ -1,0 +1,102 @@
+"""From blocks to networks: in a row, all alike, or sharing one draw."""
+
+import itertools
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+
+import jax
+from flax import nnx
+
+from vgjax.blocks import Spec, spec
+from vgjax.checks import positive_integer
+from vgjax.networks.layer import parameter_dtype, shape_after
+from vgjax.networks.network import Network, Stage
+
+
+def stack(
+    block: Spec | type[nnx.Module],
+    *arguments: Hashable,
+    depth: int,
+    input_shape: int | tuple[int, ...],
+    stem: Spec | None = None,
+    head: Spec | None = None,
+    **options: Hashable,
+) -> Network:
+    """A network of ``depth`` copies of one block, each drawn afresh: a `Spec`, or any `nnx.Module` of your own from a
+    state to a state of its shape.
+
+    Args:
+        block: a `Spec`; or a class, built as ``block(*arguments, **options, rngs=rngs)``, called as ``block(h)`` on one
+            example, or as ``block(h, scales)`` if it declares ``scales`` (see `vgjax.blocks.protocol`).
+        depth: how many.
+        input_shape: shape of one input: the state's shape where there is no stem.
+        stem, head: `Spec` of the blocks before and behind.
+
+    Raises:
+        ValueError: a depth below 1, arguments that cannot be hashed, or a block that changes the shape or the dtype of
+            its state.
+    """
+    if isinstance(block, Spec) and (arguments or options):
+        raise ValueError(f"a Spec of {block.block.__name__} has its arguments already, got more of them")
+    copied = block if isinstance(block, Spec) else spec(block, *arguments, **options)
+    name = copied.block.__name__
+    try:
+        hash(copied)
+    except TypeError as error:
+        raise ValueError(f"arguments of {name} must be hashable (they are compiled for): {error}") from None
+    copies = [copied] * positive_integer("depth", depth)
+    return sequential(copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
+
+
+def sequential(
+    specs: Iterable[Spec],
+    *,
+    input_shape: int | tuple[int, ...],
+    stem: Spec | None = None,
+    head: Spec | None = None,
+    name: str = "sequential",
+) -> Network:
+    """A network of blocks in a row. Equal neighbours that keep the shape of their state are one stage, and so one scan.
+
+    Args:
+        specs: of the blocks, in order.
+        input_shape: shape of one input: the first state's shape where there is no stem.
+        stem, head: `Spec` of the blocks before and behind.
+        name: of the architecture, for people.
+
+    Raises:
+        ValueError: no blocks, or one that changes the dtype of its state, or its shape where an equal one follows.
+    """
+    rows = [(row, len(list(copies))) for row, copies in itertools.groupby(specs)]
+    if not rows:
+        raise ValueError("a network needs at least one block, got none")
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
+    state = shape_after(stem, state) if stem else state
+    stages = []
+    for row, depth in rows:
+        block, after = row.block.__name__, shape_after(row, state)
+        if after.dtype != state.dtype:
+            raise ValueError(f"{block} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
+        if after.shape != state.shape and depth > 1:
+            raise ValueError(f"{block} must keep the shape of its state, got {after.shape} from {state.shape}")
+        stages.append(Stage(row, depth, keeps_shape=after.shape == state.shape))
+        state = after
+    return Network(stem, tuple(stages), head, shape, name)
+
+
+def tied(network: Network) -> Network:
+    """The same network with one draw for all its layers: an autonomous recurrence.
+
+    Raises:
+        ValueError: layers that are not all alike.
+    """
+    if len(network.stages) > 1 or not network.stages[0].keeps_shape:
+        raise ValueError(f"layers must be all alike to share one draw, got {network!r}")
+    return replace(network, stages=(replace(network.stages[0], tied=True),))
+
+
+def untied(network: Network) -> Network:
+    """The same network with a draw of its own for every layer: a recurrence with new weights at every step, which is
+    what mean-field theory assumes."""
+    return replace(network, stages=tuple(replace(stage, tied=False) for stage in network.stages))
