@@ -67,8 +67,8 @@ def log_gains(phi: str, batch: int) -> np.ndarray:
 
 def deep(phi: str, batch: int) -> vg.Network:
     """h <- W phi(BN(h)); the scale of W makes no difference."""
-    about: dict[str, Any] = {"norm": "batch", "epsilon": 0.0, "bias_init": "zero"}
-    return vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, batch=batch, **about)
+    norm = vg.norm("batch", epsilon=0.0, batch=batch)
+    return vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, norm=norm, bias_init="zero")
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------

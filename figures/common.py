@@ -6,7 +6,6 @@ leaves the gallery alone.
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,6 @@ def render(name: str, compute: Callable[[], Any], draw: Callable[[Any], Any]) ->
     """Compute, draw, save as PNG and PDF, say where."""
     for path in vg.plots.save(draw(compute()), GALLERY / name):
         print(path)
-
-
-def without_stem(network: vg.Network, *state: int) -> vg.Network:
-    """A network whose input is its first state, of the given shape, so that variance and correlation can be set."""
-    return replace(network, stem=None, input_shape=state)
 
 
 def pairs(key: Array, count: int, width: int, q: float = 1.0, one_minus_c: float = 1.0) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SMALL, pairs, render, without_stem
+from common import SMALL, pairs, render
 from jax import Array
 
 import vgjax as vg
@@ -86,7 +86,7 @@ def measure(decays: dict[str, Decay], width: int, draws: int, depth: int) -> dic
     found = {}
     about: dict[str, Any] = {"measure": vg.correlations(stream=True), "leading": "example", "seeds": draws}
     for name, scales in decays.items():
-        network = without_stem(vg.mlp(width=width, depth=depth, activation=name, inputs=1), width)
+        network = vg.mlp(width=width, depth=depth, activation=name, stem=False)
         x1, x2 = pairs(jax.random.key(0), PAIRS, width, scales.q)
         at = {"sigma_w": scales.sigma_w, "sigma_b": scales.sigma_b}
         found[name] = np.exp(vg.sweep(network, x1, x2, key=jax.random.key(width), **at, **about).log_one_minus_c)

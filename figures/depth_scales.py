@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from common import SMALL, pairs, render, without_stem
+from common import SMALL, pairs, render
 
 import vgjax as vg
 from vgjax import plots, theory
@@ -50,7 +50,7 @@ def compute() -> Scales:
     coarse = np.concatenate([below[::-1], above])[:: 4 if SMALL else 1]
     away = np.geomspace(1e-4, 2.4, 120)
     fine = np.concatenate([critical - away[::-1][away[::-1] < 1.35], [critical], critical + away])
-    network = without_stem(vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, inputs=1), WIDTH)
+    network = vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, stem=False)
     sigma_w = np.sqrt(coarse)
     there = theory.mean_field_map(ACTIVATION, sigma_w, [SIGMA_B])
     return Scales(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SMALL, pairs, render, without_stem
+from common import SMALL, pairs, render
 from jax import Array
 
 import vgjax as vg
@@ -79,9 +79,9 @@ def measure(level: float, keep: float, key: Array) -> tuple[tuple[float, float],
 
 def network() -> vg.Network:
     """All states of all pairs as one batch: they share the weights, and every one has noise of its own."""
-    batch = 4 * PAIRS
-    stack = vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, inputs=1, dropout="bernoulli", batch=batch)
-    return without_stem(stack, batch, WIDTH)
+    batch = (4 * PAIRS, WIDTH)
+    layer = vg.dense(WIDTH, WIDTH, ACTIVATION, after=vg.spec(vg.blocks.Dropout, batch))
+    return vg.stack(layer, depth=DEPTH, input_shape=batch)
 
 
 def cosines(parameters: vg.Parameters, scales: vg.Scales, x: Array) -> dict[str, Array]:

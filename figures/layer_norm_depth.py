@@ -9,7 +9,7 @@ import numpy as np
 from common import SMALL, render
 
 import vgjax as vg
-from vgjax import plots, theory
+from vgjax import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,28 +47,26 @@ def compute() -> Gradients:
     A network of L blocks is the deepest one with all branches behind block L switched off: what is left there is the
     identity, also of post-LN, whose norms find normalized tokens. So one compilation serves all depths.
     """
-    network = {kind: transformer(norm) for kind, norm in (("pre", "pre"), ("post", "post"), ("none", None))}
-    last, profiles = {}, {"none": gradients(network["none"], vg.Scales())}
+    last, profiles = {}, {"none": gradients(transformer("pre", norm=None))}
+    profiles["deepnorm"] = gradients(transformer(vg.branch("post", scheme="deepnorm")))
     for kind in BOTH:
-        found = [gradients(network[kind], vg.Scales(branch=np.arange(DEEPEST) < depth)) for depth in DEPTHS]
+        found = [gradients(transformer(kind), branch=(np.arange(DEEPEST) < depth) * 1.0) for depth in DEPTHS]
         last[kind] = np.array([values[:, depth - 1] for values, depth in zip(found, DEPTHS, strict=True)])
         profiles[kind] = found[-1]
-    alpha, beta = theory.attention.deep_norm(DEEPEST)
-    profiles["deepnorm"] = gradients(network["post"], vg.Scales(skip=alpha, sigma_vo=beta, sigma_w=beta))
     return Gradients(last, profiles)
 
 
-def transformer(norm: str | None) -> vg.Network:
+def transformer(residual: Any, norm: str | None = "layer") -> vg.Network:
     """Of the sizes above."""
-    size: dict[str, Any] = {"width": WIDTH, "heads": HEADS, "tokens": TOKENS, "inputs": WIDTH, "outputs": 10}
-    return vg.transformer(depth=DEEPEST, norm=norm, **size)
+    size: dict[str, Any] = {"width": WIDTH, "heads": HEADS, "inputs": (TOKENS, WIDTH), "outputs": 10}
+    return vg.transformer(depth=DEEPEST, residual=residual, norm=norm, **size)
 
 
-def gradients(network: vg.Network, scales: vg.Scales) -> np.ndarray:
+def gradients(network: vg.Network, **scales: np.ndarray) -> np.ndarray:
     """Of every block, shape ``(seeds, depth)``."""
     x = jax.random.normal(jax.random.key(1), (SEEDS, TOKENS, WIDTH))
     about: dict[str, Any] = {"measure": vg.gradients(), "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
-    return vg.sweep(network, x, scales=scales, **about).log_parameter_gradient[KERNEL]
+    return vg.sweep(network, x, scales=vg.Scales(**scales), **about).log_parameter_gradient[KERNEL]
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def compute() -> tuple[list[LogGains], vg.Result, list[theory.Band]]:
 
 def log_gains(widths: tuple[int, ...], key: jax.Array) -> LogGains:
     """Every draw has its own weights and its own direction u; the first l layers are a network of depth l."""
-    network = vg.mlp(widths=widths, activation="relu", inputs=INPUTS, bias_init="zero")
+    network = vg.mlp(width=widths, activation="relu", inputs=INPUTS, bias_init="zero")
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
     log_gain = vg.sweep(network, x, key=key, seeds=DRAWS, sigma_w=HE).log_gain
     size = np.log(np.array(widths) / widths[0])

@@ -114,7 +114,7 @@ def exponents(size: int, gains: Sequence[float], draws: int = DRAWS, count: int 
 
 def recurring(size: int) -> vg.Network:
     """h <- sigma_w J tanh(h), one J for all layers."""
-    return vg.mlp(width=size, depth=STEPS, activation="tanh", inputs=size, bias_init="zero", tied=True)
+    return vg.tied(vg.mlp(width=size, depth=STEPS, activation="tanh", inputs=size, bias_init="zero"))
 
 
 def log_moduli(size: int, seed: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from common import SMALL, pairs, render, without_stem
+from common import SMALL, pairs, render
 
 import vgjax as vg
 from vgjax import plots, theory
@@ -87,7 +87,7 @@ def phase(field: theory.MeanField, i: int) -> Phase:
 def measured(sigma_w: float, starts: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     """q of the first of two states and the correlation of both at every layer, from each start (q, c); each of shape
     ``(starts, draws, depth + 1)``."""
-    network = without_stem(vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, inputs=1), WIDTH)
+    network = vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, stem=False)
     states = [pairs(jax.random.key(1), 1, WIDTH, q, 1 - c) for q, c in starts]
     x1, x2 = (np.concatenate(each) for each in zip(*states, strict=True))
     about: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}

@@ -48,29 +48,27 @@ def compute() -> Correlations:
     """Random tokens, 6 draws."""
     uniform = network(norm=None, hidden=0)
     attention = {
-        (skip, branch): correlations(uniform, vg.Scales(sigma_qk=0.0, skip=skip, branch=branch))
-        for skip, branch in ATTENTION
+        (skip, branch): correlations(uniform, sigma_qk=0.0, skip=skip, branch=branch) for skip, branch in ATTENTION
     }
-    alpha, beta = theory.attention.deep_norm(DEPTH)
     whole = {
-        "none": correlations(network(norm=None), vg.Scales()),
-        "pre": correlations(network(norm="pre"), vg.Scales()),
-        "post": correlations(network(norm="post"), vg.Scales()),
-        "deepnorm": correlations(network(norm="post"), vg.Scales(skip=alpha, sigma_vo=beta, sigma_w=beta)),
+        "none": correlations(network(norm=None)),
+        "pre": correlations(network(residual="pre")),
+        "post": correlations(network(residual="post")),
+        "deepnorm": correlations(network(residual=vg.branch("post", scheme="deepnorm"))),
     }
     return Correlations(attention, whole)
 
 
 def network(**about: Any) -> vg.Network:
     """Of the sizes above."""
-    return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, tokens=TOKENS, inputs=WIDTH, **about)
+    return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, inputs=(TOKENS, WIDTH), **about)
 
 
-def correlations(network: vg.Network, scales: vg.Scales) -> np.ndarray:
+def correlations(network: vg.Network, **scales: float) -> np.ndarray:
     """Of every draw, each with tokens of its own."""
     x = jax.random.normal(jax.random.key(1), (SEEDS, *network.input_shape))
     about: dict[str, Any] = {"measure": COSINES, "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
-    return vg.sweep(network, x, scales=scales, **about).cosine
+    return vg.sweep(network, x, **about, **scales).cosine
 
 
 def cosines(parameters: vg.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SMALL, pairs, render, without_stem
+from common import SMALL, pairs, render
 from scipy.interpolate import CubicSpline
 
 import vgjax as vg
@@ -90,8 +90,8 @@ def measure(phis: dict[str, vg.Activation], sigma_w: dict[str, float]) -> np.nda
     activations in the same draws."""
     networks = {}
     for name, phi in phis.items():
-        stack = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=phi, inputs=1, bias_init="zero")
-        networks[name] = vg.Case(without_stem(stack, WIDTH), {"sigma_w": sigma_w[name]})
+        network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=phi, stem=False, bias_init="zero")
+        networks[name] = vg.Case(network, {"sigma_w": sigma_w[name]})
     states = [pairs(jax.random.key(i), PAIRS, WIDTH, 1.0, 1 - c) for i, c in enumerate(STARTS)]
     x1, x2 = (np.concatenate(each) for each in zip(*states, strict=True))
     about: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
