@@ -19,7 +19,7 @@ START = 4  # the first layers, before batches look as they do deep down, are lef
 BATCHES = (5, 16) if SMALL else (4, 6, 8, 16, 64, 256)
 SHOWN = BATCHES[-2]  # of the right panel
 CURVE = [*range(4, 17), 20, 24, 32, 48, 64, 96, 128, 192, 256, 384]
-LOOKS = {
+STYLES = {
     "linear": ("linear", plots.VANISHING, "o"),
     "tanh": ("tanh", "#1b7837", "s"),
     "relu": ("ReLU", plots.EXPLODING, "D"),
@@ -46,7 +46,7 @@ class Rates:
 
 def compute() -> dict[str, Rates]:
     """Three activations, six batch sizes, 8 draws of 24 layers; all share the same draws."""
-    return {phi: rates(phi) for phi in LOOKS}
+    return {phi: rates(phi) for phi in STYLES}
 
 
 def rates(phi: str) -> Rates:
@@ -89,7 +89,7 @@ def draw(data: dict[str, Rates]) -> "Figure":
 def draw_rates(ax: "Axes", data: dict[str, Rates]) -> None:
     """Theory as lines with their limits, measured rates as dots with bars of one standard error."""
     for phi, found in data.items():
-        name, colour, marker = LOOKS[phi]
+        name, colour, marker = STYLES[phi]
         ax.plot(CURVE, found.curve, color=colour)
         ax.plot([40, CURVE[-1]], [found.limit] * 2, color=colour, linestyle=(0, (1, 2)), linewidth=0.9)
         style: dict[str, Any] = {
@@ -118,7 +118,7 @@ def draw_explosion(ax: "Axes", data: dict[str, Rates]) -> None:
     """Mean over draws and their range; the slope of theory from behind the transient."""
     layers = np.arange(DEPTH + 1)
     for phi, found in data.items():
-        name, colour, marker = LOOKS[phi]
+        name, colour, marker = STYLES[phi]
         mean = found.log_gain.mean(axis=0)
         low, high = found.log_gain.min(axis=0), found.log_gain.max(axis=0)
         ax.fill_between(layers, low, high, color=colour, alpha=0.25, linewidth=0)

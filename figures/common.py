@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 import vgjax as vg
 
@@ -26,12 +27,19 @@ def render(name: str, compute: Callable[[], Any], draw: Callable[[Any], Any]) ->
         print(path)
 
 
-def pairs(key: Array, count: int, width: int, q: float = 1.0, one_minus_c: float = 1.0) -> tuple[Array, Array]:
-    """Two batches of random states of mean square q, each of shape ``(count, width)``; the cosine of the i-th of one
-    and the i-th of the other is 1 - ``one_minus_c``."""
+def pairs(key: Array, width: int, starts: ArrayLike, count: int = 1) -> tuple[Array, Array]:
+    """Two batches of random states, in pairs: ``count`` from each start (q, 1 - c), of mean square q and cosine c.
+
+    The pairs of all starts have the same directions, so that these do not add to what sets the starts apart.
+
+    Returns:
+        Each of shape ``(starts * count, width)``, a start's pairs one behind the other.
+    """
+    q, one_minus_c = jnp.repeat(jnp.asarray(starts, jnp.float32), count, axis=0).T[..., None]
     x1, across = vg.data.sphere(key, 2 * count, width).reshape(2, count, width)
     across = across - x1 * jnp.mean(x1 * across, axis=-1, keepdims=True)
     across = across / jnp.sqrt(jnp.mean(across**2, axis=-1, keepdims=True))
+    x1, across = (jnp.tile(each, (len(q) // count, 1)) for each in (x1, across))
     x2 = (1 - one_minus_c) * x1 + jnp.sqrt(one_minus_c * (2 - one_minus_c)) * across
     return jnp.sqrt(q) * x1, jnp.sqrt(q) * x2
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIGMA_B = {"tanh": 0.3, "relu": 0.0} if SMALL else {"tanh": 0.3, "sin": 1.0, "relu": 0.0}
-LOOKS = {"tanh": (plots.VANISHING, "s"), "sin": ("#1b7837", "^"), "relu": (plots.EXPLODING, "o")}
+STYLES = {"tanh": (plots.VANISHING, "s"), "sin": ("#1b7837", "^"), "relu": (plots.EXPLODING, "o")}
 DEPTH = 10**4 if SMALL else 10**5
 DRAWS = {16: (2, 20), 64: (2, 20)} if SMALL else {60: (40, 90), 250: (12, 200), 1000: (4, 200)}  # and layers, by width
 PAIRS = 8
@@ -84,12 +84,12 @@ def squared_curvature(phi: vg.Activation) -> Callable[[Array], Array]:
 def measure(decays: dict[str, Decay], width: int, draws: int, depth: int) -> dict[str, np.ndarray]:
     """1 - c of every activation in the same draws, from pairs of orthogonal states at q*."""
     found = {}
-    about: dict[str, Any] = {"measure": vg.correlations(stream=True), "leading": "example", "seeds": draws}
+    options: dict[str, Any] = {"measure": vg.correlations(stream=True), "leading": "example", "seeds": draws}
     for name, scales in decays.items():
         network = vg.mlp(width=width, depth=depth, activation=name, stem=False)
-        x1, x2 = pairs(jax.random.key(0), PAIRS, width, scales.q)
+        x1, x2 = pairs(jax.random.key(0), width, [(scales.q, 1.0)], PAIRS)
         at = {"sigma_w": scales.sigma_w, "sigma_b": scales.sigma_b}
-        found[name] = np.exp(vg.sweep(network, x1, x2, key=jax.random.key(width), **at, **about).log_one_minus_c)
+        found[name] = np.exp(vg.sweep(network, x1, x2, key=jax.random.key(width), **at, **options).log_one_minus_c)
     return found
 
 
@@ -132,7 +132,7 @@ def draw(data: tuple[dict[str, Decay], Measured]) -> "Figure":
 
 def draw_decay(ax: "Axes", name: str, found: Decay) -> None:
     """Theory as a line, named at its end, with its leading term."""
-    colour, _ = LOOKS[name]
+    colour, _ = STYLES[name]
     layers = np.arange(1, len(found.predicted))
     ax.plot(layers, found.predicted[1:], color=colour)
     ax.plot(layers, found.asymptote[1:], color=colour, linestyle="--", linewidth=0.7)
@@ -145,7 +145,7 @@ def draw_decay(ax: "Axes", name: str, found: Decay) -> None:
 
 def draw_dots(ax: "Axes", name: str, measured: np.ndarray) -> None:
     """The mean over pairs and draws."""
-    colour, marker = LOOKS[name]
+    colour, marker = STYLES[name]
     at = np.unique(np.geomspace(1, measured.shape[-1] - 1, 14).round().astype(int))
     mean = measured.mean(axis=(0, 1))
     ax.plot(at, mean[at], marker, color=colour, markersize=3.8, markeredgecolor="white", markeredgewidth=0.4)
@@ -153,13 +153,13 @@ def draw_dots(ax: "Axes", name: str, measured: np.ndarray) -> None:
 
 def draw_departure(ax: "Axes", name: str, found: Decay, width: int, measured: np.ndarray, size: float) -> None:
     """Measured over predicted against layer / width, geometric mean with bars of one standard error."""
-    colour, marker = LOOKS[name]
+    colour, marker = STYLES[name]
     depth = measured.shape[-1] - 1
     mean, error = log_mean(measured / found.predicted[: depth + 1])
     at = np.linspace(0, depth, 6).round().astype(int)[1:]
     ratio = np.exp(mean[at])
     bars = ratio * -np.expm1(-error[at]), ratio * np.expm1(error[at])
-    dodge = 0.012 * ([*LOOKS].index(name) - 1)
+    dodge = 0.012 * ([*STYLES].index(name) - 1)
     ax.errorbar(
         at / width + dodge, ratio, bars, fmt=marker, color=colour, markersize=size, elinewidth=0.6, mew=0.3, mec="w"
     )

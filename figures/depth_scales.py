@@ -100,10 +100,9 @@ def correlation_rate(network: vg.Network, sigma_w: np.ndarray, q_star: np.ndarra
 
 def one_minus_correlation(network: vg.Network, sigma_w: float, q: float, starts: np.ndarray) -> np.ndarray:
     """1 - c at every layer from each start, mean over pairs of states, shape ``(draws, starts, layers + 1)``."""
-    states = [pairs(jax.random.key(4), PAIRS, WIDTH, q, start) for start in starts]
-    x1, x2 = (np.concatenate(each) for each in zip(*states, strict=True))
-    about: dict[str, Any] = {"measure": vg.correlations(stream=True), "leading": "example", "seeds": DRAWS}
-    found = vg.sweep(network, x1, x2, key=jax.random.key(5), sigma_w=sigma_w, sigma_b=SIGMA_B, **about)
+    x1, x2 = pairs(jax.random.key(4), WIDTH, [(q, start) for start in starts], PAIRS)
+    options: dict[str, Any] = {"measure": vg.correlations(stream=True), "leading": "example", "seeds": DRAWS}
+    found = vg.sweep(network, x1, x2, key=jax.random.key(5), sigma_w=sigma_w, sigma_b=SIGMA_B, **options)
     return np.exp(found.log_one_minus_c).reshape(DRAWS, len(starts), PAIRS, -1).mean(axis=2)
 
 

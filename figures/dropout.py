@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ACTIVATION, VARIANCE_B = "tanh", 0.05
 KEEP = (1.0, 0.99, 0.95, 0.9)
-LOOKS = dict(
+STYLES = dict(
     zip(KEEP, [("k", "-"), (plots.VANISHING, "--"), ("#1b7837", "-."), (plots.EXPLODING, (0, (1, 1)))], strict=True)
 )
 CURVE = np.linspace(1, 4, 61 if SMALL else 601)  # sigma_w^2
@@ -67,9 +67,9 @@ def measure(level: float, keep: float, key: Array) -> tuple[tuple[float, float],
     """xi_c = -1 / ln(slope) and c* with standard errors, of a line through correlations before and behind a layer."""
     field = theory.mean_field(ACTIVATION, float(np.sqrt(level)), VARIANCE_B**0.5, dropout=1 - keep)
     starts = np.clip([field.c_star - APART, field.c_star + APART], 0, 1)
-    states = [np.stack(pairs(jax.random.key(0), PAIRS, WIDTH, field.q_star, 1 - c), axis=1) for c in starts]
+    x = np.stack(pairs(jax.random.key(0), WIDTH, [(field.q_star, 1 - c) for c in starts], PAIRS), axis=1)
     scales = {"sigma_w": np.sqrt(level), "sigma_b": VARIANCE_B**0.5, "dropout": 1 - keep}
-    c = vg.sweep(network(), np.concatenate(states).reshape(-1, WIDTH), measure=COSINES, key=key, seeds=DRAWS, **scales)
+    c = vg.sweep(network(), x.reshape(-1, WIDTH), measure=COSINES, key=key, seeds=DRAWS, **scales)
     before, behind = (part.ravel().astype(float) for part in (c.cosine[:, :-1], c.cosine[:, 1:]))
     (slope, offset), covariance = np.polyfit(before, behind, 1, cov=True)
     xi_c, c_star = -1 / np.log(slope), offset / (1 - slope)
@@ -122,7 +122,7 @@ def draw(found: dict[float, Dropout]) -> "Figure":
 
 def draw_curve(ax: "Axes", keep: float, curve: np.ndarray, measured: np.ndarray | None) -> None:
     """One share of kept units: its colour and line style, dots with bars of one standard error where measured."""
-    colour, style = LOOKS[keep]
+    colour, style = STYLES[keep]
     ax.plot(CURVE, curve, color=colour, linestyle=style, label="all (no dropout)" if keep == 1 else f"{keep:.0%}")
     if measured is not None:
         ax.errorbar(DOTS, *measured, fmt="o", color=colour, markersize=4, mec="white", mew=0.5, elinewidth=0.8)

@@ -131,8 +131,8 @@ def draws(family: Family, depths: Sequence[int]) -> np.ndarray:
         kernel_init=family.kernel_init,
     )
     x = np.sqrt(q - sigma_b**2) / sigma_w * vg.data.sphere(jax.random.key(1), 1, family.width)[0]
-    about: dict[str, Any] = {"measure": vg.spectra(depths), "key": jax.random.key(2), "seeds": family.draws}
-    return vg.sweep(network, x, sigma_w=sigma_w, sigma_b=sigma_b, **about).log_singular_values
+    options: dict[str, Any] = {"measure": vg.spectra(depths), "key": jax.random.key(2), "seeds": family.draws}
+    return vg.sweep(network, x, sigma_w=sigma_w, sigma_b=sigma_b, **options).log_singular_values
 
 
 def expected(family: Family, depth: int) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def draw(found: dict[str, Measured]) -> "Figure":
     return figure
 
 
-def look(family: Family) -> dict[str, Any]:
+def style(family: Family) -> dict[str, Any]:
     """Colour by activation, open for Gaussian kernels, triangles where q* follows the depth, small if narrow."""
     colour = COLOURS[family.activation]
     return {
@@ -211,7 +211,7 @@ def draw_points(ax: "Axes", one: Measured, logs: np.ndarray, name: str = "") -> 
     """exp of the mean over draws, with bars of one standard deviation, of logs of shape ``(draws, depths)``."""
     mean, deviation = logs.mean(axis=0), logs.std(axis=0, ddof=1)
     bars = np.exp(mean) - np.exp(mean - deviation), np.exp(mean + deviation) - np.exp(mean)
-    ax.errorbar(one.family.depths, np.exp(mean), bars, label=name, **look(one.family))
+    ax.errorbar(one.family.depths, np.exp(mean), bars, label=name, **style(one.family))
 
 
 def draw_smallest(ax: "Axes", one: Measured) -> None:
@@ -222,7 +222,7 @@ def draw_smallest(ax: "Axes", one: Measured) -> None:
     smallest = one.log_singular_values[..., -1]
     here = np.array(one.family.depths) >= FROM
     mean, deviation = -smallest.mean(axis=0)[here], smallest.std(axis=0, ddof=1)[here]
-    bars = look(one.family) | {"marker": "x"}
+    bars = style(one.family) | {"marker": "x"}
     ax.errorbar(np.array(one.family.depths)[here], mean, deviation, **bars)
 
 
@@ -232,7 +232,7 @@ def draw_away(ax: "Axes", one: Measured, name: str) -> None:
     theory_there = [expected(one.family, int(depth))[0] for depth in depths]
     logs = 2 * (one.log_singular_values[..., 0] - theory_there)
     error = logs.std(axis=0, ddof=1) / np.sqrt(len(logs))
-    ax.errorbar(depths / one.family.width, logs.mean(axis=0), error, label=name, **look(one.family))
+    ax.errorbar(depths / one.family.width, logs.mean(axis=0), error, label=name, **style(one.family))
 
 
 def write(largest: "Axes", spread: "Axes") -> None:

@@ -20,7 +20,7 @@ DEPTHS = (2, 4) if SMALL else (4, 6, 8, 12, 16, 24, 32)
 DEEPEST = DEPTHS[-1]
 KERNEL = "feed_forward/branch/layer_2/kernel"  # the last one of a block
 BOTH = ("pre", "post")
-LOOKS = {
+STYLES = {
     "pre": ("pre-LN", plots.VANISHING, "o"),
     "post": ("post-LN", plots.EXPLODING, "s"),
     "deepnorm": ("DeepNorm", "#1b7837", "D"),
@@ -65,8 +65,8 @@ def transformer(residual: Any, norm: str | None = "layer") -> vg.Network:
 def gradients(network: vg.Network, **scales: np.ndarray) -> np.ndarray:
     """Of every block, shape ``(seeds, depth)``."""
     x = jax.random.normal(jax.random.key(1), (SEEDS, TOKENS, WIDTH))
-    about: dict[str, Any] = {"measure": vg.gradients(), "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
-    return vg.sweep(network, x, scales=vg.Scales(**scales), **about).log_parameter_gradient[KERNEL]
+    options: dict[str, Any] = {"measure": vg.gradients(), "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, scales=vg.Scales(**scales), **options).log_parameter_gradient[KERNEL]
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def draw_last(ax: "Axes", found: Gradients) -> None:
     """Mean over draws with bars of one standard deviation, and the powers of depth that theory says."""
     depths = np.array(DEPTHS)
     for kind, values in found.last.items():
-        name, colour, marker = LOOKS[kind]
+        name, colour, marker = STYLES[kind]
         mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1)
         slope = -0.5 if kind == "pre" else 0.0
         line = mean[-1] + slope * np.log(depths / depths[-1])
@@ -109,9 +109,9 @@ def draw_last(ax: "Axes", found: Gradients) -> None:
 
 def draw_profiles(ax: "Axes", found: Gradients) -> None:
     """Mean over draws as lines with dots, their standard deviation as bands."""
-    for kind in LOOKS:
+    for kind in STYLES:
         values = found.profiles[kind]
-        name, colour, marker = LOOKS[kind]
+        name, colour, marker = STYLES[kind]
         blocks, mean, spread = np.arange(1, DEEPEST + 1), values.mean(axis=0), values.std(axis=0, ddof=1)
         ax.fill_between(blocks, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
         style: dict[str, Any] = {

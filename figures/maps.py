@@ -88,10 +88,9 @@ def measured(sigma_w: float, starts: list[tuple[float, float]]) -> tuple[np.ndar
     """q of the first of two states and the correlation of both at every layer, from each start (q, c); each of shape
     ``(starts, draws, depth + 1)``."""
     network = vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, stem=False)
-    states = [pairs(jax.random.key(1), 1, WIDTH, q, 1 - c) for q, c in starts]
-    x1, x2 = (np.concatenate(each) for each in zip(*states, strict=True))
-    about: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
-    found = vg.sweep(network, x1, x2, key=jax.random.key(0), sigma_w=sigma_w, sigma_b=SIGMA_B, **about)
+    x1, x2 = pairs(jax.random.key(1), WIDTH, [(q, 1 - c) for q, c in starts])
+    options: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
+    found = vg.sweep(network, x1, x2, key=jax.random.key(0), sigma_w=sigma_w, sigma_b=SIGMA_B, **options)
     return np.exp(found.log_mean_square[:, :, 0]).swapaxes(0, 1), found.correlation.swapaxes(0, 1)
 
 

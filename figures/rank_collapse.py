@@ -59,16 +59,16 @@ def compute() -> Correlations:
     return Correlations(attention, whole)
 
 
-def network(**about: Any) -> vg.Network:
+def network(**options: Any) -> vg.Network:
     """Of the sizes above."""
-    return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, inputs=(TOKENS, WIDTH), **about)
+    return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, inputs=(TOKENS, WIDTH), **options)
 
 
 def correlations(network: vg.Network, **scales: float) -> np.ndarray:
     """Of every draw, each with tokens of its own."""
     x = jax.random.normal(jax.random.key(1), (SEEDS, *network.input_shape))
-    about: dict[str, Any] = {"measure": COSINES, "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
-    return vg.sweep(network, x, **about, **scales).cosine
+    options: dict[str, Any] = {"measure": COSINES, "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, **options, **scales).cosine
 
 
 def cosines(parameters: vg.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
@@ -101,8 +101,8 @@ def draw(found: Correlations) -> "Figure":
     left.set(ylabel="mean cosine between two tokens", ylim=(-0.02, 1.03), title="uniform attention alone")
     right.set_title("transformers at initialization")
     left.legend(loc="lower right", bbox_to_anchor=(1.03, 0.11), fontsize=7, labelspacing=0.3)
-    about: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.06), "alignment": "left"}
-    right.legend(title=f"{TOKENS} tokens of width {WIDTH}, {SEEDS} draws", **about)
+    options: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.06), "alignment": "left"}
+    right.legend(title=f"{TOKENS} tokens of width {WIDTH}, {SEEDS} draws", **options)
     return figure
 
 

@@ -19,7 +19,7 @@ WIDTH, STEPS, SEEDS, INPUTS = (16, 30, 2, 8) if SMALL else (128, 200, 8, 32)
 SMALL_WEIGHTS, DRIVE = 0.01, 0.1  # scale of all kernels; of the input kernels where the recurrent ones differ
 BIASES: dict[str, tuple[float, ...]] = {"LSTM": (0.0, 1.0, 4.0), "GRU": (0.0, 4.0)}
 PLAIN = {"RNN": (np.nan,)}  # it has no gate
-LAWS = {  # activation, recurrent kernel of plain networks; how they look
+KERNELS = {  # activation, recurrent kernel of plain networks; how they look
     ("linear", "orthogonal"): ("k", "s"),
     ("tanh", "orthogonal"): (plots.VANISHING, "s"),
     ("tanh", "gaussian"): (plots.EXPLODING, "o"),
@@ -52,7 +52,7 @@ def compute() -> Data:
         return {(cell, bias): gradients(networks[cell], sigma, sigma, bias) for cell in cells for bias in cells[cell]}
 
     laws = {}
-    for phi, kernel_init in LAWS:
+    for phi, kernel_init in KERNELS:
         network = vg.rnn(**size, activation=phi, kernel_init=kernel_init, bias_init="zero")
         laws[phi, kernel_init] = gradients(network, 1.0, DRIVE)
     return Data(gated(BIASES, SMALL_WEIGHTS), gated(PLAIN | BIASES, 1.0), laws)
@@ -63,8 +63,8 @@ def gradients(network: vg.Network, sigma_w: float, sigma_v: float, bias: float =
     x = jax.random.normal(jax.random.key(1), (SEEDS, STEPS, INPUTS))
     scales: dict[str, float] = {"sigma_w": sigma_w, "sigma_v": sigma_v}
     scales |= {} if np.isnan(bias) else {"forget_bias": bias}
-    about: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
-    return vg.sweep(network, x, measure=vg.gradients(), **about, **scales).log_gradient.astype(float)
+    options: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, measure=vg.gradients(), **options, **scales).log_gradient.astype(float)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -82,8 +82,8 @@ def draw(data: Data) -> "Figure":
     small, ordinary, laws = figure.subplots(1, 3)
     draw_cells(small, data.small, SMALL_WEIGHTS)
     draw_cells(ordinary, data.ordinary, 1.0)
-    about = "theory of gates:\nvanishing weights;\nof the RNN:\nmean field"
-    ordinary.text(0.98, 0.04, about, transform=ordinary.transAxes, color="0.3", ha="right", fontsize=7)
+    text = "theory of gates:\nvanishing weights;\nof the RNN:\nmean field"
+    ordinary.text(0.98, 0.04, text, transform=ordinary.transAxes, color="0.3", ha="right", fontsize=7)
     draw_laws(laws, data)
     small.set_ylabel(r"$\|\partial L / \partial h_t\|$")
     ordinary.plot([], [], color="0.3", **THEORY, label="theory")
@@ -123,7 +123,7 @@ def mean_field(sigma_w: float, sigma_v: float) -> np.ndarray:
 
 def draw_laws(ax: "Axes", data: Data) -> None:
     """tanh cells under weak inputs; a linear one with an orthogonal kernel keeps the norm exactly."""
-    for (phi, kernel_init), (colour, marker) in LAWS.items():
+    for (phi, kernel_init), (colour, marker) in KERNELS.items():
         text = f"{phi}, {kernel_init.replace('gaussian', 'Gaussian')}"
         curve(ax, data.laws[phi, kernel_init], colour, marker, text, markersize=3.2, markevery=STEPS // 10)
     steps = STEPS - time()[:-1]

@@ -49,8 +49,8 @@ def growths(phi: str) -> dict[tuple[float, float], Growth]:
     """Theory and measurement; all stacks share the same draws."""
     network = vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, residual="plain", bias_init="zero")
     x = vg.data.sphere(jax.random.key(1), SEEDS, WIDTH)
-    about: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed", "sigma_w": 1.0}
-    found = vg.sweep(network, x, measure=vg.gains(PROBES), skip=[1.0, 0.0], branch=[1.0, STABLE], **about)
+    options: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed", "sigma_w": 1.0}
+    found = vg.sweep(network, x, measure=vg.gains(PROBES), skip=[1.0, 0.0], branch=[1.0, STABLE], **options)
     measured = found.annealed("log_gain")
     growth = {}
     for skip, branch in STACKS:

@@ -24,8 +24,8 @@ WIDTH, DRAWS, PAIRS = (64, 1, 2) if SMALL else (1000, 4, 3)
 STARTS = np.linspace(-0.9, 0.9, 7)
 NODES = np.linspace(0, np.pi, 9 if SMALL else 41)  # arccos c, in which maps are smooth, kinks of phi or not
 CURVE = np.cos(np.linspace(np.pi, 0, 201))
-LOOKS = (("0.6", "-"), (plots.VANISHING, (0, (5, 1.5))), ("#1b7837", (0, (3, 1, 1, 1))), (plots.EXPLODING, "-"))
-LOOKS = LOOKS[-len(DEPTHS) :]
+BLUE, GREEN, RED = (plots.VANISHING, (0, (5, 1.5))), ("#1b7837", (0, (3, 1, 1, 1))), (plots.EXPLODING, "-")
+STYLES = (("0.6", "-"), BLUE, GREEN, RED)[-len(DEPTHS) :]
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,9 @@ def measure(phis: dict[str, vg.Activation], sigma_w: dict[str, float]) -> np.nda
     for name, phi in phis.items():
         network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=phi, stem=False, bias_init="zero")
         networks[name] = vg.Case(network, {"sigma_w": sigma_w[name]})
-    states = [pairs(jax.random.key(i), PAIRS, WIDTH, 1.0, 1 - c) for i, c in enumerate(STARTS)]
-    x1, x2 = (np.concatenate(each) for each in zip(*states, strict=True))
-    about: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
-    found = vg.sweep(networks, x1, x2, key=jax.random.key(0), **about).correlation
+    x1, x2 = pairs(jax.random.key(1), WIDTH, [(1.0, 1 - c) for c in STARTS], PAIRS)
+    options: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
+    found = vg.sweep(networks, x1, x2, key=jax.random.key(0), **options).correlation
     return found.reshape(len(networks), DRAWS, len(STARTS), PAIRS, -1)[..., list(DEPTHS)]
 
 
@@ -127,7 +126,7 @@ def draw(maps: list[Maps]) -> "Figure":
 def draw_maps(ax: "Axes", found: Maps) -> None:
     """C^l as lines, one a depth; measured means as dots with bars of one standard deviation of a pair."""
     for depth, (colour, style), curve, mean, spread in zip(
-        DEPTHS, LOOKS, found.predicted, found.measured, found.spread, strict=True
+        DEPTHS, STYLES, found.predicted, found.measured, found.spread, strict=True
     ):
         ax.plot(CURVE, curve, color=colour, linestyle=style, linewidth=1.2, label=f"$l$ = {depth}")
         ax.errorbar(STARTS, mean, spread, fmt="o", color=colour, markersize=3, elinewidth=0.6, mec="w", mew=0.4)

@@ -53,9 +53,9 @@ def measured(layers: int, measure: vg.Measurement) -> vg.Result:
     """A network of so many hidden layers, each draw with an image of its own."""
     network = vg.mlp(width=WIDTH, depth=layers - 1, activation="sigmoid", inputs=64, outputs=10)
     images = vg.data.digits()
-    about: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    options: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
     x, y = images.inputs[:SEEDS], images.labels[:SEEDS]
-    return vg.sweep(network, x, y, measure=measure, sigma_w=1.0, sigma_b=0.0, **about)
+    return vg.sweep(network, x, y, measure=measure, sigma_w=1.0, sigma_b=0.0, **options)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
