@@ -40,7 +40,7 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
     feed_forward = [(TOKENS, small, 4 * small), (TOKENS, 4 * small, small)]
     return {
         "dense": (dense(), "sigma_w", [square]),
-        "residual, 1 kernel": (dense(residual=vg.branch("pre", layers=1)), "sigma_w", [square]),
+        "residual, 1 kernel": (dense(residual=vg.networks.branch("pre", layers=1)), "sigma_w", [square]),
         "residual, 2 kernels": (dense(residual="plain"), "sigma_w", [square] * 2),
         "layer norm": (dense(norm="layer"), "sigma_w", [square]),
         "rms norm": (dense(norm="rms"), "sigma_w", [square]),
@@ -140,7 +140,7 @@ def profiles() -> list[dict[str, Any]]:
     image = {"channels": CHANNELS, "depth": depth, "inputs": (*SIZE, 3)}
     networks = {
         "resnet": vg.resnet(**image, norm=GROUPS),
-        "resnet_no_norm": vg.resnet(**image, norm=None, residual=vg.branch("pre", scheme="stable")),
+        "resnet_no_norm": vg.resnet(**image, norm=None, residual=vg.networks.branch("pre", scheme="stable")),
         "lstm": vg.lstm(width=WIDTH, depth=depth, inputs=64, outputs=10),
         "gru": vg.gru(width=WIDTH, depth=depth, inputs=64, outputs=10),
     }

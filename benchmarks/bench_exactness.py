@@ -178,7 +178,7 @@ def case(activation: str, sigma_w: float, kernel_init: str, how: str, sigma_b: f
 
 
 @jax.jit
-def visited_states(parameters: vg.Parameters, scales: vg.Scales, x) -> tuple[Layers, FloatExp]:
+def visited_states(parameters: vg.networks.Parameters, scales: vg.Scales, x) -> tuple[Layers, FloatExp]:
     """The layers, and the states s_0 ... s_L of the float32 pass to the last bit, with a leading layer axis."""
     layers = bind(parameters, scales, x)
     walked = layers.walk(layers.first_state(x))

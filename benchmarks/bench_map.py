@@ -334,7 +334,9 @@ def case(activation: str) -> dict[str, Any]:
     }
 
 
-def check_agreement(parameters: vg.Parameters, x: Array, label: int, one_by_one: dict[str, Callable[..., Any]]) -> None:
+def check_agreement(
+    parameters: vg.networks.Parameters, x: Array, label: int, one_by_one: dict[str, Callable[..., Any]]
+) -> None:
     """The contenders with the shared draw compute what the library does, where plain floats can (the ordered phase)."""
     sigma_w, sigma_b = 1.0, 0.1
     scales = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)

@@ -165,11 +165,11 @@ def boundary() -> dict[str, Any]:
     start = time.perf_counter()
     whole = trained(tanh, data, learning_rate=rates)
     seconds = time.perf_counter() - start
-    closer = trained(tanh, data, "float64", **vg.zoom(trained(tanh, data, "float64", learning_rate=rates), 30))
-    closest = trained(tanh, data, "float64", **vg.zoom(closer, 1000 / 30))
+    closer = trained(tanh, data, "float64", **vg.training.zoom(trained(tanh, data, "float64", learning_rate=rates), 30))
+    closest = trained(tanh, data, "float64", **vg.training.zoom(closer, 1000 / 30))
     smooth = trained(linear, data, learning_rate=dict.fromkeys(("kernel", "bias"), np.geomspace(0.01, 10, POINTS)))
     sweeps = {"tanh": whole, "tanh, x 30": closer, "tanh, x 1000": closest, "linear": smooth}
-    dimensions = {name: vg.box_dimension(sweep.converged[0]).dimension for name, sweep in sweeps.items()}
+    dimensions = {name: vg.training.box_dimension(sweep.converged[0]).dimension for name, sweep in sweeps.items()}
     print(f"boundary: {POINTS} x {POINTS} in {seconds:.1f} s; dimensions {dimensions}", flush=True)
     return {"points": POINTS, "seconds, warm": seconds, "dimension": dimensions}
 

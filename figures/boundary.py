@@ -26,7 +26,7 @@ class Zooms:
     @property
     def dimensions(self) -> list[float]:
         """Box-counting dimension of each border."""
-        return [vg.box_dimension(sweep.converged[0]).dimension for sweep in self.sweeps]
+        return [vg.training.box_dimension(sweep.converged[0]).dimension for sweep in self.sweeps]
 
 
 def compute() -> Zooms:
@@ -42,8 +42,8 @@ def compute() -> Zooms:
 
     rates = {"stem": np.geomspace(1, 1e4, POINTS), "blocks": np.geomspace(0.03, 3, POINTS)}
     sweeps = [trained(learning_rate=rates)]
-    sweeps.append(trained(**vg.zoom(sweeps[-1], FACTORS[0], at=(15.1, 0.475))))
-    sweeps.append(trained(**vg.zoom(sweeps[-1], FACTORS[1] / FACTORS[0])))
+    sweeps.append(trained(**vg.training.zoom(sweeps[-1], FACTORS[0], at=(15.1, 0.475))))
+    sweeps.append(trained(**vg.training.zoom(sweeps[-1], FACTORS[1] / FACTORS[0])))
     zooms = Zooms(sweeps)
     print("dimensions", zooms.dimensions)
     return zooms

@@ -88,7 +88,9 @@ def newman(n: int) -> np.ndarray:
     return (np.log(2 / n) + digamma(np.arange(n, 0, -1) / 2)) / 2
 
 
-def plain_log_singular_values(parameters: vg.Parameters, scales: vg.Scales, x: Any, depths: list[int]) -> np.ndarray:
+def plain_log_singular_values(
+    parameters: vg.networks.Parameters, scales: vg.Scales, x: Any, depths: list[int]
+) -> np.ndarray:
     """The product multiplied out in float64, with its norm taken out after every factor, and its decomposition."""
     arrays = jax.tree.map(lambda a: np.asarray(a, float), (parameters.stem, parameters.stages[0]))
     (stem, stage), sigma_w, sigma_b = arrays, float(scales.sigma_w), float(scales.sigma_b)

@@ -80,11 +80,11 @@ def measure(level: float, keep: float, key: Array) -> tuple[tuple[float, float],
 def network() -> vg.Network:
     """All states of all pairs as one batch: they share the weights, and every one has noise of its own."""
     batch = (4 * PAIRS, WIDTH)
-    layer = vg.dense(WIDTH, WIDTH, ACTIVATION, after=vg.spec(vg.blocks.Dropout, batch))
+    layer = vg.dense(WIDTH, WIDTH, ACTIVATION, after=vg.blocks.spec(vg.blocks.Dropout, batch))
     return vg.stack(layer, depth=DEPTH, input_shape=batch)
 
 
-def cosines(parameters: vg.Parameters, scales: vg.Scales, x: Array) -> dict[str, Array]:
+def cosines(parameters: vg.networks.Parameters, scales: vg.Scales, x: Array) -> dict[str, Array]:
     """Mean cosine of the pairs at every layer, from two starts, shape ``(depth + 1, 2)``."""
     states = vg.states(parameters, scales, x).direction.reshape(DEPTH + 1, 2, PAIRS, 2, WIDTH)
     first, other = jnp.moveaxis(states / jnp.linalg.norm(states, axis=-1, keepdims=True), 3, 0)

@@ -48,7 +48,7 @@ def compute() -> Gradients:
     identity, also of post-LN, whose norms find normalized tokens. So one compilation serves all depths.
     """
     last, profiles = {}, {"none": gradients(transformer("pre", norm=None))}
-    profiles["deepnorm"] = gradients(transformer(vg.branch("post", scheme="deepnorm")))
+    profiles["deepnorm"] = gradients(transformer(vg.networks.branch("post", scheme="deepnorm")))
     for kind in BOTH:
         found = [gradients(transformer(kind), branch=(np.arange(DEEPEST) < depth) * 1.0) for depth in DEPTHS]
         last[kind] = np.array([values[:, depth - 1] for values, depth in zip(found, DEPTHS, strict=True)])

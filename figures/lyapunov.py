@@ -10,7 +10,6 @@ from common import SMALL, render, seed_key
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.measure.lyapunov import Lyapunov
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,7 +104,7 @@ def exponents(size: int, gains: Sequence[float], draws: int = DRAWS, count: int 
     # A running QR decomposition orders exponents only as far as they have converged.
     order = np.argsort(-swept.exponents, axis=-1)
     stretches = np.take_along_axis(swept.log_stretch, order[:, :, None], axis=-1).swapaxes(0, 1)
-    found = [[Lyapunov(stretch, TRANSIENT) for stretch in of_gain] for of_gain in stretches]
+    found = [[vg.measure.Lyapunov(stretch, TRANSIENT) for stretch in of_gain] for of_gain in stretches]
     values, errors = (
         [[getattr(one, name) for one in row] for row in found] for name in ("exponents", "standard_error")
     )
@@ -114,7 +113,7 @@ def exponents(size: int, gains: Sequence[float], draws: int = DRAWS, count: int 
 
 def recurring(size: int) -> vg.Network:
     """h <- sigma_w J tanh(h), one J for all layers."""
-    return vg.tied(vg.mlp(width=size, depth=STEPS, activation="tanh", inputs=size, bias_init="zero"))
+    return vg.networks.tied(vg.mlp(width=size, depth=STEPS, activation="tanh", inputs=size, bias_init="zero"))
 
 
 def log_moduli(size: int, seed: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def compute() -> Correlations:
         "none": correlations(network(norm=None)),
         "pre": correlations(network(residual="pre")),
         "post": correlations(network(residual="post")),
-        "deepnorm": correlations(network(residual=vg.branch("post", scheme="deepnorm"))),
+        "deepnorm": correlations(network(residual=vg.networks.branch("post", scheme="deepnorm"))),
     }
     return Correlations(attention, whole)
 
@@ -71,9 +71,9 @@ def correlations(network: vg.Network, **scales: float) -> np.ndarray:
     return vg.sweep(network, x, **options, **scales).cosine
 
 
-def cosines(parameters: vg.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
+def cosines(parameters: vg.networks.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
     """As a measurement of a sweep."""
-    return {"cosine": vg.token_correlation(parameters, scales, x)}
+    return {"cosine": vg.measure.token_correlation(parameters, scales, x)}
 
 
 COSINES = vg.measurement(cosines, {"cosine": ("layer",)})

@@ -19,7 +19,7 @@ def compute() -> list[vg.Result]:
     """Every remedy of three networks, 8 draws; all of a kind meet the same inputs."""
     found = [measured(kind) for kind in KINDS]
     for result in found:
-        print(vg.remedy_table(result, markdown=True), end="\n\n")
+        print(vg.ensembles.remedy_table(result, markdown=True), end="\n\n")
     return found
 
 
@@ -27,7 +27,7 @@ def measured(kind: str) -> vg.Result:
     """The first gradient of one network, under every remedy."""
     cases = vg.remedies(kind, layers=LAYERS, width=WIDTH, examples=EXAMPLES)
     cases = dict([*cases.items()][:FEW])
-    x, y = vg.remedy_examples(kind, layers=LAYERS, examples=EXAMPLES)
+    x, y = vg.ensembles.remedy_examples(kind, layers=LAYERS, examples=EXAMPLES)
     measure = vg.first_steps()
     return vg.sweep(cases, x, y, measure=measure, leading="example", key=jax.random.key(0), seeds=SEEDS)
 

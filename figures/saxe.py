@@ -83,12 +83,12 @@ def examples(layers: int, strengths: Sequence[float]) -> vg.data.Examples:
     return vg.data.Examples(inputs, inputs @ (first * padded(strengths)) @ last.T)
 
 
-def aligned(layers: int, strengths: Sequence[float]) -> vg.Parameters:
+def aligned(layers: int, strengths: Sequence[float]) -> vg.networks.Parameters:
     """Every matrix with the same strengths in its modes, from the singular vectors of one side to those of the next."""
     vectors = bases(layers)
     kernels = [left * padded(strengths) @ right.T for left, right in itertools.pairwise(vectors)]
     blocks = {"kernel": np.stack(kernels[1:]), "bias": np.zeros((layers - 1, SIZE))}
-    return vg.Parameters({"kernel": kernels[0], "bias": np.zeros(SIZE)}, (blocks,), {}, linear(layers))
+    return vg.networks.Parameters({"kernel": kernels[0], "bias": np.zeros(SIZE)}, (blocks,), {}, linear(layers))
 
 
 def padded(strengths: Sequence[float]) -> np.ndarray:
@@ -122,10 +122,10 @@ def descent(rate: float, count: int) -> np.ndarray:
 
 
 @jax.jit
-def step(parameters: vg.Parameters, data: vg.data.Examples, rate: float) -> vg.Parameters:
+def step(parameters: vg.networks.Parameters, data: vg.data.Examples, rate: float) -> vg.networks.Parameters:
     """One of gradient descent, on half the mean squared error of all examples."""
 
-    def loss(parameters: vg.Parameters) -> jax.Array:
+    def loss(parameters: vg.networks.Parameters) -> jax.Array:
         outputs = jax.vmap(lambda x: vg.forward(parameters, vg.Scales(), x))(data.inputs)
         return jnp.mean(jnp.sum((outputs - data.labels) ** 2, axis=1)) / 2
 

@@ -91,7 +91,7 @@ def measure(phis: dict[str, vg.Activation], sigma_w: dict[str, float]) -> np.nda
     networks = {}
     for name, phi in phis.items():
         network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=phi, stem=False, bias_init="zero")
-        networks[name] = vg.Case(network, {"sigma_w": sigma_w[name]})
+        networks[name] = vg.ensembles.Case(network, {"sigma_w": sigma_w[name]})
     x1, x2 = pairs(jax.random.key(1), WIDTH, [(1.0, 1 - c) for c in STARTS], PAIRS)
     options: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
     found = vg.sweep(networks, x1, x2, key=jax.random.key(0), **options).correlation

@@ -49,7 +49,7 @@ def compute() -> Story:
     return Story(states, kernels, zero, vg.compare(found).bands[0])
 
 
-def measured(layers: int, measure: vg.Measurement) -> vg.Result:
+def measured(layers: int, measure: vg.ensembles.Measurement) -> vg.Result:
     """A network of so many hidden layers, each draw with an image of its own."""
     network = vg.mlp(width=WIDTH, depth=layers - 1, activation="sigmoid", inputs=64, outputs=10)
     images = vg.data.digits()

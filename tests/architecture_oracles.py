@@ -190,7 +190,7 @@ def drawn(net: Any, dropout: str = "bernoulli", seed: int = 0) -> Any:
         return jax.tree_util.tree_map_with_path(functools.partial(fill, lead=lead), tree)
 
     stages = (filled(own, int(not stage.tied)) for own, stage in zip(like.stages, net.stages, strict=True))
-    return vg.Parameters(filled(like.stem, 0), tuple(stages), filled(like.head, 0), net)
+    return vg.networks.Parameters(filled(like.stem, 0), tuple(stages), filled(like.head, 0), net)
 
 
 # --- ordinary parameters --------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def drawn(
     stem, head = ({name: a[0] for name, a in layers(1, *ends).items()} for ends in (sizes[:2], sizes[-2:]))
     starts = np.cumsum([1, *(stage.depth for stage in network.stages)])
     stages = [layers(stage.depth, *sizes[i : i + 2]) for i, stage in zip(starts[:-1], network.stages, strict=True)]
-    parameters = vg.Parameters(stem, tuple(stages), head | {"bias": 0 * head["bias"]}, network)
+    parameters = vg.networks.Parameters(stem, tuple(stages), head | {"bias": 0 * head["bias"]}, network)
     return jax.tree.map(jnp.asarray, parameters)
 
 

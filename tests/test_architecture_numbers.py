@@ -20,7 +20,7 @@ from vgjax import theory
 SEEDS = 4
 
 
-def drawn(net: vg.Network, seed: int, kernel_init: str = "gaussian") -> vg.Parameters:
+def drawn(net: vg.Network, seed: int, kernel_init: str = "gaussian") -> vg.networks.Parameters:
     """Parameters of a network by numpy, so that nothing is compiled: kernels of variance 1 / fan_in or orthogonal,
     standard normal biases, norms of gain 1 and offset 0, gates of 1, uniform noise."""
     rng = np.random.default_rng(seed)
@@ -134,7 +134,7 @@ def test_below_its_epsilon_a_norm_is_linear_and_so_it_goes_on_past_the_float_ran
     with jax.enable_x64(True):
         double = vg.mlp(**options, dtype="float64")
         like = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (params.stem, params.stages, params.head))
-        exact = vg.pull_back(vg.Parameters(*like, double), scales, x.astype(float), v.astype(float))
+        exact = vg.pull_back(vg.networks.Parameters(*like, double), scales, x.astype(float), v.astype(float))
     exact = jax.tree.map(np.asarray, exact)
     assert exact.log_mean_square[-1] < -380
     np.testing.assert_allclose(ours.log_mean_square, exact.log_mean_square, rtol=1e-5)
@@ -169,7 +169,7 @@ def test_residual_gradients_grow_like_the_root_of_depth_or_with_it(
 
 def test_rezero_is_the_identity_and_only_its_gate_has_a_gradient() -> None:
     """Bachlechner et al. 2020: J = 1 exactly, branch parameters exactly 0, the gate not."""
-    net = vg.mlp(width=8, depth=20, inputs=4, outputs=3, residual=vg.branch("plain", scheme="rezero"))
+    net = vg.mlp(width=8, depth=20, inputs=4, outputs=3, residual=vg.networks.branch("plain", scheme="rezero"))
     flow = vg.gradient_flow(drawn(net, 0), vg.Scales(), inputs(net, 0), 1)
     np.testing.assert_array_equal(flow.log_gradient, flow.log_gradient[0])
     np.testing.assert_array_equal(flow.log_mean_square, flow.log_mean_square[0])
@@ -182,11 +182,13 @@ def test_rezero_is_the_identity_and_only_its_gate_has_a_gradient() -> None:
 def test_stable_and_fixup_scale_the_branches_by_depth() -> None:
     """Hayou et al. 2021: squared gradient (1 + 1/L)^L for ReLU at sigma_v sigma_w = sqrt 2. Zhang et al. 2019:
     L^(-1/(2m-2)), the last kernel 0, so that every block begins as the identity."""
-    stable = {"activation": "relu", "residual": vg.branch("plain", scheme="stable")}
+    stable = {"activation": "relu", "residual": vg.networks.branch("plain", scheme="stable")}
     scales = vg.Scales(sigma_w=2**0.5)
     found = rates(lambda width: vg.mlp(width=width, depth=32, inputs=64, **stable), scales, 0, 32)
     assert_within_errors(found, 1 + 1 / 32, per_width=0.5)
-    fixup = vg.mlp(width=4, depth=16, inputs=2, activation="relu", residual=vg.branch("pre", layers=3, scheme="fixup"))
+    fixup = vg.mlp(
+        width=4, depth=16, inputs=2, activation="relu", residual=vg.networks.branch("pre", layers=3, scheme="fixup")
+    )
     assert fixup.scales["sigma_w"].default == pytest.approx(math.sqrt(2) * theory.residual.fixup_scale(16, 3))
     assert fixup.scales["sigma_v"].default == 0
     np.testing.assert_allclose(vg.pull_back(drawn(fixup, 0), vg.Scales(), np.ones(2)).log_gain, 0, atol=1e-6)
@@ -232,7 +234,7 @@ def test_the_largest_lyapunov_exponent_of_the_tanh_recurrence(gain: float, expon
     """Autonomous h <- g J tanh h; its finite-width correction is about -14 / width at g = 2, -9 / width at g = 3."""
     found = {}
     for width in (192, 768):
-        net = vg.tied(vg.mlp(width=width, depth=800, inputs=16))
+        net = vg.networks.tied(vg.mlp(width=width, depth=800, inputs=16))
         draws = [(drawn(net, s), inputs(net, s)) for s in range(4)]
         exponents = [vg.lyapunov_exponents(p, vg.Scales(sigma_w=gain), x, 1, discard=200).exponents for p, x in draws]
         found[width] = np.array(exponents, float)[:, 0]
@@ -243,7 +245,7 @@ def test_the_minimal_recurrence_follows_its_mean_field_with_new_weights_at_every
     """Chen, Pennington and Schoenholz 2018, inputs white in time, R = 1."""
 
     def build(width: int) -> vg.Network:
-        return vg.untied(vg.rnn(width=width, depth=24, inputs=width, cell="minimal"))
+        return vg.networks.untied(vg.rnn(width=width, depth=24, inputs=width, cell="minimal"))
 
     scales = vg.Scales(sigma_w=2.0, sigma_v=1.0, forget_bias=1.0)
     expected = theory.recurrent.minimal_rnn(sigma_w=2.0, sigma_v=1.0, mean_b=1.0)
@@ -284,7 +286,7 @@ def test_the_last_kernels_gradient_falls_with_depth_under_pre_norm_only(place: s
 
 def test_deepnorm_has_its_constants() -> None:
     """Wang et al. 2022, 12 layers."""
-    skips = vg.branch("post", scheme="deepnorm")
+    skips = vg.networks.branch("post", scheme="deepnorm")
     net = vg.transformer(width=8, depth=12, heads=2, inputs=(3, 2), residual=skips)
     scales = {name: scale.default for name, scale in net.scales.items()}
     assert scales["skip"] == pytest.approx(2.2133638394)
@@ -305,7 +307,7 @@ def test_uniform_attention_makes_tokens_alike() -> None:
         x = np.linalg.qr(inputs(net, seed).T)[0].T  # orthonormal tokens
         for depth, values in found.items():
             scales = vg.Scales(sigma_qk=0.0, branch=depth**-0.5 * (np.arange(12) < depth))
-            values.append(vg.token_correlation(params, scales, x)[depth])
+            values.append(vg.measure.token_correlation(params, scales, x)[depth])
     for depth, expected in ((6, 0.0868427587), (12, 0.0915819030)):
         error = np.std(found[depth], ddof=1) / math.sqrt(8)
         assert error < 0.1 * expected
@@ -317,7 +319,7 @@ def test_without_a_skip_tokens_collapse_and_queries_and_keys_learn_nothing() -> 
     net = vg.transformer(width=16, depth=3, heads=2, inputs=(5, 16), norm=None, hidden=0)
     params, x = drawn(net, 0), inputs(net, 0)
     scales = vg.Scales(sigma_qk=0.0, skip=0.0)
-    np.testing.assert_allclose(vg.token_correlation(params, scales, x)[1:], 1, atol=1e-5)
+    np.testing.assert_allclose(vg.measure.token_correlation(params, scales, x)[1:], 1, atol=1e-5)
     same = np.repeat(x[:1], 5, axis=0)
     flow = vg.gradient_flow(params, vg.Scales(), same)
     weights = flow.log_parameter_gradient

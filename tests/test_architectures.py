@@ -58,7 +58,7 @@ def fully_connected(**options: Any) -> Callable[..., vg.Network]:
 
 
 def tied(**options: Any) -> Callable[..., vg.Network]:
-    return lambda **more: vg.tied(fully_connected(**options)(**more))
+    return lambda **more: vg.networks.tied(fully_connected(**options)(**more))
 
 
 def convolutional(**options: Any) -> Callable[..., vg.Network]:
@@ -100,7 +100,7 @@ def _gru_gates_of(p: Any, h: np.ndarray, x: np.ndarray, scales: dict[str, float]
 CASES = {
     "residual pre, bottleneck, layer norm": Case(
         fully_connected(
-            residual=vg.branch("pre", bottleneck=4), norm=vg.norm("layer", epsilon=1e-3), activation="tanh"
+            residual=vg.networks.branch("pre", bottleneck=4), norm=vg.norm("layer", epsilon=1e-3), activation="tanh"
         ),
         truth.residual("pre", truth.Around(TANH, functools.partial(truth.normed, "layer", epsilon=1e-3))),
         "cross_entropy",
@@ -116,7 +116,7 @@ CASES = {
     ),
     "residual pre of one layer, stable, rms norm on activations": Case(
         fully_connected(
-            residual=vg.branch("pre", layers=1, scheme="stable"),
+            residual=vg.networks.branch("pre", layers=1, scheme="stable"),
             norm=vg.norm("rms", on="activations"),
             activation="relu",
         ),
@@ -130,7 +130,7 @@ CASES = {
     ),
     "residual plain, rezero, group norm": Case(
         fully_connected(
-            residual=vg.branch("plain", bottleneck=8, scheme="rezero"),
+            residual=vg.networks.branch("plain", bottleneck=8, scheme="rezero"),
             norm=vg.norm("group", groups=2),
             activation=USER,
         ),
@@ -142,7 +142,9 @@ CASES = {
         last="layer_2",
     ),
     "residual post, three kernels, gaussian dropout": Case(
-        fully_connected(residual=vg.branch("post", layers=3, bottleneck=5), dropout="gaussian", activation="tanh"),
+        fully_connected(
+            residual=vg.networks.branch("post", layers=3, bottleneck=5), dropout="gaussian", activation="tanh"
+        ),
         truth.residual("post", truth.Around(TANH, dropout="gaussian"), kernels=3),
         "squared_error",
         {
@@ -159,7 +161,7 @@ CASES = {
         noise="gaussian",
     ),
     "fixup": Case(
-        fully_connected(residual=vg.branch("pre", layers=3, scheme="fixup"), activation="relu"),
+        fully_connected(residual=vg.networks.branch("pre", layers=3, scheme="fixup"), activation="relu"),
         truth.residual("pre", truth.Around(RELU), kernels=3, gated=True),
         "cross_entropy",
         {"sigma_in": 1.3, "sigma_b": 0.3, "sigma_v": 0.8, "sigma_a": 0.2, "skip": 1.1, "branch": 1.0},
@@ -218,7 +220,7 @@ CASES = {
             outputs=3,
             padding="zero",
             norm=vg.norm("batch", batch=3, epsilon=1e-5),
-            residual=vg.branch("pre", scheme="skipinit"),
+            residual=vg.networks.branch("pre", scheme="skipinit"),
         ),
         truth.resnet(truth.Around(RELU, functools.partial(truth.normed, "batch", epsilon=1e-5), padding="zero")),
         "cross_entropy",
@@ -273,7 +275,7 @@ CASES = {
     ),
     "transformer post, deepnorm, rms norm": Case(
         attentive(
-            residual=vg.branch("post", scheme="deepnorm"),
+            residual=vg.networks.branch("post", scheme="deepnorm"),
             norm=vg.norm("rms", epsilon=1e-2),
             hidden=5,
             activation="relu",
@@ -285,8 +287,8 @@ CASES = {
         implied={"skip": 6**0.25, "sigma_vo": 24**-0.25, "sigma_w": 24**-0.25},
     ),
     "attention alone, tied, rezero": Case(
-        lambda **options: vg.tied(
-            attentive(norm=None, hidden=0, heads=3, residual=vg.branch("pre", scheme="rezero"))(**options)
+        lambda **options: vg.networks.tied(
+            attentive(norm=None, hidden=0, heads=3, residual=vg.networks.branch("pre", scheme="rezero"))(**options)
         ),
         truth.transformer(None, None, gated=True),
         "cotangent",
@@ -307,9 +309,9 @@ class Made(NamedTuple):
     """A case with its numbers."""
 
     network: vg.Network
-    parameters: vg.Parameters
+    parameters: vg.networks.Parameters
     scales: vg.Scales
-    ordinary: vg.Parameters
+    ordinary: vg.networks.Parameters
     left: vg.Scales
     by_layer: list[dict[str, float]]
     xs: np.ndarray
@@ -542,14 +544,17 @@ def at_scales(build: Callable[[], vg.Network], **scales: Any) -> Callable[[], An
         (fully_connected(norm=vg.norm("group", groups=4)), "groups must divide the 6 features, got 4"),
         (fully_connected(norm="bach"), "norm must be one of .* did you mean 'batch'"),
         (lambda: vg.norm("layer", epsilon=-1.0), "epsilon must be finite and not negative, got -1"),
-        (lambda: vg.branch("pre", layers=1, scheme="fixup"), "layers must be at least 2 for scheme 'fixup', got 1"),
-        (lambda: vg.branch("post", layers=1), "layers must be at least 2 for residual 'post', got 1"),
         (
-            fully_connected(residual=vg.branch("pre", scheme="deepnorm")),
+            lambda: vg.networks.branch("pre", layers=1, scheme="fixup"),
+            "layers must be at least 2 for scheme 'fixup', got 1",
+        ),
+        (lambda: vg.networks.branch("post", layers=1), "layers must be at least 2 for residual 'post', got 1"),
+        (
+            fully_connected(residual=vg.networks.branch("pre", scheme="deepnorm")),
             "scheme must be one of stable, rezero, skipinit, fixup",
         ),
         (
-            lambda: vg.tied(vg.mlp(width=(4, 5, 5), inputs=3)),
+            lambda: vg.networks.tied(vg.mlp(width=(4, 5, 5), inputs=3)),
             r"layers must be all alike to share one draw, got mlp\(tanh, width 4-5, depth 2, inputs 3, outputs 1\)",
         ),
         (
@@ -566,9 +571,12 @@ def at_scales(build: Callable[[], vg.Network], **scales: Any) -> Callable[[], An
         ),
         (recurrent(vg.rnn, cell="lstm"), "cell must be one of simple, minimal, got 'lstm'"),
         (attentive(heads=4), "heads must divide the width 6, got 4"),
-        (attentive(residual=vg.branch("pre", scheme="deepnorm")), "scheme 'deepnorm' needs residual 'post' and a norm"),
         (
-            attentive(residual=vg.branch("pre", scheme="fixup")),
+            attentive(residual=vg.networks.branch("pre", scheme="deepnorm")),
+            "scheme 'deepnorm' needs residual 'post' and a norm",
+        ),
+        (
+            attentive(residual=vg.networks.branch("pre", scheme="fixup")),
             "scheme must be one of stable, rezero, skipinit, deepnorm, got 'fixup'",
         ),
         (
@@ -601,7 +609,7 @@ def test_bad_architectures_and_scales_are_refused_in_one_sentence(build: Callabl
 
 
 @pytest.fixture(scope="module")
-def recurrence() -> vg.Parameters:
+def recurrence() -> vg.networks.Parameters:
     return truth.drawn(recurrent(vg.rnn)())
 
 

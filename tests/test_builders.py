@@ -31,16 +31,16 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
         width=(5, 4, 4, 4, 7), inputs=6, activation="gelu"
     ),
     "mlp(tanh, width 6, depth 3, inputs 6, outputs 1)": lambda: vg.mlp(width=6, depth=3, stem=False),
-    "mlp(leaky_relu(0.3), width 6, depth 3, inputs 4, outputs 3, dropout, tied)": lambda: vg.tied(
+    "mlp(leaky_relu(0.3), width 6, depth 3, inputs 4, outputs 3, dropout, tied)": lambda: vg.networks.tied(
         MLP(activation="leaky_relu(0.3)", dropout="gaussian")
     ),
     "mlp(tanh, width 6, depth 3, inputs 4, outputs 3, residual, group norm, orthogonal)": lambda: MLP(
         norm=vg.norm("group", groups=2, epsilon=0.0),
-        residual=vg.branch("plain", bottleneck=8, scheme="rezero"),
+        residual=vg.networks.branch("plain", bottleneck=8, scheme="rezero"),
         kernel_init="orthogonal",
     ),
     "mlp(tanh, states 5x6, depth 3, inputs 5x4, outputs 5x3, residual, batch norm)": lambda: MLP(
-        norm=vg.norm("batch", batch=5, on="activations"), residual=vg.branch("post", layers=3, scheme="fixup")
+        norm=vg.norm("batch", batch=5, on="activations"), residual=vg.networks.branch("post", layers=3, scheme="fixup")
     ),
     "cnn(relu, states 7x4, depth 2, inputs 7x1, outputs 1, delta_orthogonal)": lambda: vg.cnn(
         channels=4, depth=2, inputs=(7, 1), kernel_size=5, padding="zero", kernel_init="delta_orthogonal"
@@ -57,7 +57,7 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
         norm=vg.norm("rms", epsilon=0.0), causal=True
     ),
     "transformer(gelu, states 3x6, depth 3, inputs 3x4, outputs 1, residual, attention, layer norm)": lambda: (
-        TRANSFORMER(residual=vg.branch("post", scheme="deepnorm"))
+        TRANSFORMER(residual=vg.networks.branch("post", scheme="deepnorm"))
     ),
     "stack of Dense(width 5-3, depth 1, inputs 5, outputs 3)": lambda: vg.stack(
         vg.blocks.Dense, 5, 3, depth=1, input_shape=5
@@ -80,7 +80,7 @@ def test_a_network_prints_as_one_line_and_is_equal_when_built_twice_pickled_or_c
 @pytest.mark.parametrize("line", NETWORKS)
 def test_a_network_comes_back_from_json(line: str) -> None:
     network = NETWORKS[line]()
-    again = vg.network_from_json(json.loads(json.dumps(vg.network_to_json(network))))
+    again = vg.networks.network_from_json(json.loads(json.dumps(vg.networks.network_to_json(network))))
     assert again == network
     assert repr(again) == line
     assert again.scales == network.scales
@@ -105,28 +105,28 @@ Users.__name__ = "Pool"
         MLP(activation=oracles.user_activation),
         MLP(activation=activations.Activation("tanh", jnp.sin)),
         vg.stack(Users, 4, depth=2, input_shape=4),
-        vg.stack(vg.blocks.Residual, vg.spec(Users, 4), depth=2, input_shape=4),
+        vg.stack(vg.blocks.Residual, vg.blocks.spec(Users, 4), depth=2, input_shape=4),
     ],
     ids=["callable", "a known name", "block", "block inside"],
 )
 def test_what_is_a_users_own_is_described_but_does_not_come_back(network: vg.Network) -> None:
-    described = json.loads(json.dumps(vg.network_to_json(network)))
+    described = json.loads(json.dumps(vg.networks.network_to_json(network)))
     assert "of a user" in str(described)
-    assert vg.network_from_json(described) is None
+    assert vg.networks.network_from_json(described) is None
 
 
 def test_only_blocks_of_the_library_are_looked_up_and_other_descriptions_are_none() -> None:
-    described = vg.network_to_json(MLP())
-    assert vg.network_from_json(described) is not None
+    described = vg.networks.network_to_json(MLP())
+    assert vg.networks.network_from_json(described) is not None
     for name in ("os", "protocol", "spec", "nnx.Linear", "__builtins__", "Dens", 3):
         spec = {"block": name, "arguments": [6, 6], "options": {}}
-        assert vg.network_from_json(described | {"head": spec}) is None
+        assert vg.networks.network_from_json(described | {"head": spec}) is None
     later = {**described["stages"][0], "speed": 3}
-    assert vg.network_from_json(described | {"stages": [later]}) is None
+    assert vg.networks.network_from_json(described | {"stages": [later]}) is None
     unknown = {"block": "Activate", "arguments": [], "options": {"activation": {"activation": "tanhh"}}}
-    assert vg.network_from_json(described | {"head": unknown}) is None
+    assert vg.networks.network_from_json(described | {"head": unknown}) is None
     for other in ({}, {"stem": None}, described | {"stages": 3}, described | {"input_shape": None}):
-        assert vg.network_from_json(other) is None
+        assert vg.networks.network_from_json(other) is None
 
 
 # --- activations ----------------------------------------------------------------------------------------------------
@@ -151,21 +151,21 @@ def test_an_mlp_is_its_layers_in_a_row() -> None:
     ends = {"stem": vg.dense(4, 6), "head": vg.dense(6, 3, "relu", norm="layer", bias_init="zero")}
     recipe = MLP(activation="relu", norm="layer", dropout="bernoulli")
     assert vg.stack(layer(6, 6), depth=3, input_shape=4, **ends) == recipe
-    assert vg.sequential([layer(6, 6)] * 3, input_shape=4, **ends) == recipe
+    assert vg.networks.sequential([layer(6, 6)] * 3, input_shape=4, **ends) == recipe
 
 
 def test_a_residual_mlp_is_its_layers_around_skips() -> None:
     layer = functools.partial(vg.dense, activation="relu")
-    branch = vg.chain(layer(6, 8), layer(8, 6, names=("sigma_v", "sigma_a")))
+    branch = vg.networks.chain(layer(6, 8), layer(8, 6, names=("sigma_v", "sigma_a")))
     block = vg.residual(branch, scheme="stable", depth=3)
     byhand = vg.stack(block, depth=3, input_shape=4, stem=vg.dense(4, 6), head=layer(6, 3, bias_init="zero"))
-    assert byhand == MLP(activation="relu", residual=vg.branch("pre", bottleneck=8, scheme="stable"))
-    assert byhand.scales["branch"] == vg.Scale(3**-0.5, "factor")
+    assert byhand == MLP(activation="relu", residual=vg.networks.branch("pre", bottleneck=8, scheme="stable"))
+    assert byhand.scales["branch"] == vg.blocks.Scale(3**-0.5, "factor")
 
 
 def test_one_layer_alone_is_a_chain_of_itself() -> None:
-    assert vg.chain(vg.dense(4, 4)) == vg.dense(4, 4)
-    assert vg.chain(first=vg.dense(4, 4)) != vg.dense(4, 4)
+    assert vg.networks.chain(vg.dense(4, 4)) == vg.dense(4, 4)
+    assert vg.networks.chain(first=vg.dense(4, 4)) != vg.dense(4, 4)
 
 
 def test_a_network_without_stem_begins_with_its_input() -> None:
@@ -175,7 +175,7 @@ def test_a_network_without_stem_begins_with_its_input() -> None:
     params = oracles.drawn(whole, (4, 5, 5, 5, 5, 2))
     x, scales = np.arange(4, dtype=np.float32), vg.Scales(sigma_w=1.3, sigma_b=0.2)
     first = 1.3 * x @ np.asarray(params.stem["kernel"]) + 0.2 * np.asarray(params.stem["bias"])
-    alone = vg.Parameters({}, params.stages, params.head, net)
+    alone = vg.networks.Parameters({}, params.stages, params.head, net)
     np.testing.assert_allclose(vg.forward(alone, scales, first), vg.forward(params, scales, x), rtol=1e-5)
 
 
@@ -191,17 +191,19 @@ def test_a_resnet_works_on_its_own_defaults() -> None:
 
 
 def test_tied_and_untied_are_inverse_and_change_what_is_drawn() -> None:
-    tied = vg.tied(MLP())
-    assert vg.untied(tied) == MLP()
+    tied = vg.networks.tied(MLP())
+    assert vg.networks.untied(tied) == MLP()
     assert vg.init(jax.random.key(0), tied).stages[0]["kernel"].shape == (6, 6)
-    recurrence = vg.untied(vg.rnn(**RECURRENT))
+    recurrence = vg.networks.untied(vg.rnn(**RECURRENT))
     assert vg.init(jax.random.key(0), recurrence).stages[0]["kernel"].shape == (5, 4, 4)
 
 
 def test_a_gate_under_shared_parameters_takes_one_branch_scale() -> None:
     """What multiplies a shared parameter cannot differ from layer to layer; what multiplies a branch can."""
-    gated, free = (vg.tied(MLP(residual=vg.branch("pre", scheme=scheme))) for scheme in ("rezero", "stable"))
-    assert gated.scales["branch"] == vg.Scale(0.0, "parameter")
+    gated, free = (
+        vg.networks.tied(MLP(residual=vg.networks.branch("pre", scheme=scheme))) for scheme in ("rezero", "stable")
+    )
+    assert gated.scales["branch"] == vg.blocks.Scale(0.0, "parameter")
     check_scales(free, vg.Scales(branch=[1.0, -2.0, 3.0]))
     with pytest.raises(ValueError, match="branch must be one number where layers share their parameters"):
         check_scales(gated, vg.Scales(branch=[1.0, 2.0, 3.0]))
@@ -218,19 +220,22 @@ def test_a_gate_under_shared_parameters_takes_one_branch_scale() -> None:
         (lambda: vg.residual(vg.dense(4, 4), scheme="deepnrm"), "did you mean 'deepnorm'?"),
         (lambda: vg.dense(4, 0), "fan_out must be at least 1, got 0"),
         (lambda: vg.dense(4, 4, dropout="gausian"), "did you mean 'gaussian'?"),
-        (lambda: vg.conv(4, 4, kernel_init="identity"), "kernel_init must be one of gaussian, truncated"),
-        (lambda: vg.conv(4, 4, padding="same"), "padding must be one of circular, zero, got 'same'"),
+        (lambda: vg.networks.conv(4, 4, kernel_init="identity"), "kernel_init must be one of gaussian, truncated"),
+        (lambda: vg.networks.conv(4, 4, padding="same"), "padding must be one of circular, zero, got 'same'"),
         (lambda: vg.norm("layer", on="states"), "on must be one of preactivations, activations, got 'states'"),
         (lambda: vg.norm("group", groups=0), "groups must be at least 1, got 0"),
-        (lambda: vg.branch("post", bottleneck=0), "bottleneck must be at least 1, got 0"),
-        (lambda: vg.sequential([], input_shape=4), "a network needs at least one block, got none"),
+        (lambda: vg.networks.branch("post", bottleneck=0), "bottleneck must be at least 1, got 0"),
+        (lambda: vg.networks.sequential([], input_shape=4), "a network needs at least one block, got none"),
         (
             lambda: vg.stack(vg.dense(4, 4), 5, depth=1, input_shape=4),
             "a Spec of Dense has its arguments already, got more of them",
         ),
         (lambda: vg.stack(vg.dense(4, 3), depth=2, input_shape=4), "Dense must keep the shape of its state, got (3,)"),
         (lambda: TRANSFORMER(residual="plain"), "residual must be one of pre, post, got 'plain'"),
-        (lambda: TRANSFORMER(residual=vg.branch("pre", layers=3)), "layers and bottleneck of a transformer's branches"),
+        (
+            lambda: TRANSFORMER(residual=vg.networks.branch("pre", layers=3)),
+            "layers and bottleneck of a transformer's branches",
+        ),
         (lambda: TRANSFORMER(norm="batch_running"), "norm must be one of layer, rms, got 'batch_running'"),
         (lambda: TRANSFORMER(norm=vg.norm("rms", on="activations")), "a transformer's norm takes an epsilon alone"),
         (lambda: TRANSFORMER(inputs=(3, 4, 5)), "inputs must be the shape (tokens, features) of one input"),
@@ -258,7 +263,7 @@ BUILDERS = (vg.mlp, vg.cnn, vg.resnet, vg.rnn, vg.lstm, vg.gru, vg.transformer)
 
 @pytest.mark.parametrize("name", ["outputs", "kernel_size", "padding", "kernel_init", "bias_init", "dtype"])
 def test_a_keyword_has_one_default_in_all_builders(name: str) -> None:
-    signatures = [inspect.signature(build).parameters for build in (*BUILDERS, vg.dense, vg.conv)]
+    signatures = [inspect.signature(build).parameters for build in (*BUILDERS, vg.dense, vg.networks.conv)]
     defaults = {str(parameters[name].default) for parameters in signatures if name in parameters}
     assert len(defaults - {"(3, 3)"}) == 1  # conv takes the window itself, one number a dimension
 
@@ -293,10 +298,10 @@ def test_theory_is_told_of_plain_stacks() -> None:
             {"norm": vg.norm("rms", on="activations", epsilon=0), "dropout": "bernoulli"},
             {"norm": "rms", "norm_on": "activations", "dropout": "bernoulli"},
         ),
-        ({"residual": vg.branch("pre", layers=1)}, {"residual": "pre"}),
-        ({"residual": vg.branch("pre", layers=1, scheme="rezero")}, {"residual": "pre"}),
+        ({"residual": vg.networks.branch("pre", layers=1)}, {"residual": "pre"}),
+        ({"residual": vg.networks.branch("pre", layers=1, scheme="rezero")}, {"residual": "pre"}),
         (
-            {"residual": vg.branch("plain", bottleneck=8), "norm": "batch_running"},
+            {"residual": vg.networks.branch("plain", bottleneck=8), "norm": "batch_running"},
             {
                 "residual": "plain",
                 "names": ("sigma_w", "sigma_b", "sigma_v", "sigma_a"),
@@ -319,14 +324,14 @@ def test_theory_is_told_of_norms_dropout_and_skips(options: dict[str, Any], told
     [
         lambda: MLP(residual="pre"),
         lambda: MLP(residual="post"),
-        lambda: vg.tied(MLP()),
+        lambda: vg.networks.tied(MLP()),
         lambda: vg.cnn(channels=4, depth=2),
         lambda: vg.rnn(**RECURRENT),
-        lambda: vg.untied(vg.rnn(**RECURRENT)),
+        lambda: vg.networks.untied(vg.rnn(**RECURRENT)),
         TRANSFORMER,
         lambda: vg.stack(Users, 4, depth=2, input_shape=4),
-        lambda: vg.stack(vg.dense(4, 4, before=vg.spec(Users, 4)), depth=2, input_shape=4),
-        lambda: vg.sequential([vg.dense(4, 4, "tanh"), vg.dense(4, 4, "relu")], input_shape=4),
+        lambda: vg.stack(vg.dense(4, 4, before=vg.blocks.spec(Users, 4)), depth=2, input_shape=4),
+        lambda: vg.networks.sequential([vg.dense(4, 4, "tanh"), vg.dense(4, 4, "relu")], input_shape=4),
     ],
 )
 def test_theory_has_nothing_for_other_networks(build: Callable[[], vg.Network]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import vgjax as vg
-from vgjax.networks.layers import Stream
+from vgjax.networks.parameters import Stream
 from vgjax.theory import learning
 from vgjax.training import problem
 from vgjax.training.continuous import ContinuousTraining
@@ -117,11 +117,11 @@ def linear(layers: int) -> vg.Network:
     return dataclasses.replace(vg.mlp(widths=(HIDDEN, OUTPUTS), activation="linear", inputs=INPUTS), head=None)
 
 
-def with_kernels(network: vg.Network, kernels: list[np.ndarray]) -> vg.Parameters:
+def with_kernels(network: vg.Network, kernels: list[np.ndarray]) -> vg.networks.Parameters:
     """Parameters without biases."""
     first, second, *last = ({"kernel": k, "bias": np.zeros(k.shape[1])} for k in kernels)
     second = {name: leaf[None] for name, leaf in second.items()}
-    return vg.Parameters(first, (second,), last[0] if last else {}, network)
+    return vg.networks.Parameters(first, (second,), last[0] if last else {}, network)
 
 
 def flow(
@@ -223,7 +223,7 @@ def runge_kutta(velocity: Callable[[np.ndarray], np.ndarray], theta: np.ndarray,
     return theta
 
 
-def by_name(network: vg.Network, f: Callable[[str, tuple[int, ...]], np.ndarray]) -> vg.Parameters:
+def by_name(network: vg.Network, f: Callable[[str, tuple[int, ...]], np.ndarray]) -> vg.networks.Parameters:
     """Parameters made from the names and shapes of their leaves."""
     like = jax.eval_shape(lambda: vg.init(jax.random.key(0), network))
     return jax.tree_util.tree_map_with_path(lambda path, a: f(path[-1].key, a.shape), like)
@@ -238,9 +238,7 @@ def test_a_nonlinear_network_against_explicit_steps():
     )
     moving = ravel_pytree(by_name(network, lambda name, shape: np.full(shape, name in ("kernel", "bias", "scale"))))[0]
     xs, labels = RNG.normal(size=(9, 3)), np.arange(9) % 2
-    found = vg.train_continuously(
-        drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8"
-    )
+    found = vg.train_continuously(drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8")
 
     scaled = [
         {**part, "kernel": 1.3 * part["kernel"], "bias": 0.4 * part["bias"]} for part in (drawn.stem, *drawn.stages)
@@ -267,14 +265,17 @@ def test_batches_that_are_states_count_by_example():
     network = vg.mlp(width=4, depth=1, activation="linear", inputs=3, outputs=2, batch=4)
     kernels = [RNG.normal(size=shape) for shape in ((3, 4), (4, 4), (4, 2))]
     xs, ys = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
-    loss, lot, examples = problem.checked_examples("data", network, vg.data.Examples(xs, ys), None)
-    assert (loss, lot) == ("squared_error", 4)
+    examples = problem.as_examples("data", vg.data.Examples(xs, ys))
+    loss, per_state = problem.checked_objective("data", network, examples)
+    assert (loss, per_state) == ("squared_error", 4)
     expected = np.mean(np.sum((xs @ product(kernels) - ys) ** 2, axis=1)) / 2
     mean_loss = jax.jit(problem.mean_loss, static_argnums=(0, 1))
-    value = mean_loss(loss, lot, with_kernels(network, kernels), vg.Scales(), problem.in_states(lot, examples))
+    value = mean_loss(
+        loss, per_state, with_kernels(network, kernels), vg.Scales(), problem.in_states(per_state, examples)
+    )
     assert float(value) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"data must hold at least the 4 examples of a state, got 3"):
-        problem.checked_examples("data", network, vg.data.Examples(xs[:3], ys[:3]), None)
+        problem.checked_objective("data", network, vg.data.Examples(xs[:3], ys[:3]))
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence():
@@ -290,7 +291,6 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence():
     refused(r"times must be a list of at least one, got shape \(0,\)", times=[])
     refused("solver must be one of tsit5, dopri8, kvaerno5, got 'tsit'; did you mean 'tsit5'", solver="tsit")
     refused("dtype must be one of float32, float64, got 'bfloat16'", dtype="bfloat16")
-    refused("loss must be one of cross_entropy, squared_error, got 'cotangent'", loss="cotangent")
     refused("rtol must be finite and positive, got 0", rtol=0.0)
     refused("max_steps must be at least 1, got 0", max_steps=0)
     refused(r"inputs of shape \(examples, 5\), got \(2, 4\)", vg.data.Examples(np.ones((2, 4)), np.ones((2, 3))))

@@ -111,7 +111,7 @@ def test_squared_error_of_an_output_past_the_float_range(exploding: Any) -> None
     assert_logs_close(flow.log_gradient, truth)
 
 
-def cross_entropy(exploding: Any, sigma_w: float, labels: Any) -> vg.GradientFlow:
+def cross_entropy(exploding: Any, sigma_w: float, labels: Any) -> vg.measure.GradientFlow:
     """The flow of three times the same example, with a label each."""
     params, x = exploding
     return vg.gradient_flow(params, vg.Scales(sigma_w=sigma_w), np.stack([x] * 3), labels)

@@ -51,7 +51,7 @@ def precision(dtype: str) -> Iterator[None]:
         yield
 
 
-def network(case: Case) -> tuple[vg.Network, vg.Parameters]:
+def network(case: Case) -> tuple[vg.Network, vg.networks.Parameters]:
     net = vg.mlp(
         width=case.widths,
         activation=oracles.user_activation if case.activation == "user" else case.activation,
@@ -113,7 +113,7 @@ def test_every_gradient_is_that_of_automatic_differentiation(case: Case) -> None
 
 
 @pytest.fixture(scope="module")
-def tanh_network() -> tuple[vg.Parameters, vg.Scales, np.ndarray]:
+def tanh_network() -> tuple[vg.networks.Parameters, vg.Scales, np.ndarray]:
     """A small network's numbers, and a batch of three inputs, shared by tests that look at one detail."""
     _, params = network(CASES[0])
     return params, scales_of(CASES[0]), examples(CASES[0])[0]
@@ -202,7 +202,7 @@ def test_a_dead_network_has_no_gradient_and_no_nan() -> None:
     stage = {"kernel": params.stages[0]["kernel"], "bias": params.stages[0]["bias"] - 1}
     stem = {"kernel": jnp.ones((3, 4)), "bias": params.stem["bias"]}
     head = {"kernel": jnp.ones((4, 2)), "bias": params.head["bias"]}
-    dead = vg.Parameters(stem, (stage,), head, net)
+    dead = vg.networks.Parameters(stem, (stage,), head, net)
     scales, x = vg.Scales(sigma_w=1.0, sigma_b=1.0), np.ones((2, 3), np.float32)
     flow = vg.gradient_flow(dead, scales, x, [0, 1])
     assert np.all(np.isneginf(flow.log_gradient))
@@ -220,7 +220,7 @@ class Mapped(NamedTuple):
     """A network with its numbers, one input, its dense Jacobians J_{m<-l} by (m, l), and the tolerance."""
 
     net: vg.Network
-    params: vg.Parameters
+    params: vg.networks.Parameters
     scales: vg.Scales
     x: np.ndarray
     jacobians: dict[tuple[int, int], np.ndarray]
@@ -321,7 +321,7 @@ def test_vmap_over_seeds_is_the_loop_over_seeds(tanh_network: Any) -> None:
     params, scales, xs = tanh_network
     draws = [oracles.drawn(params.network, (3, 5, 5, 5, 5, 5, 4), seed) for seed in range(3)]
 
-    def gain(params: vg.Parameters) -> jax.Array:
+    def gain(params: vg.networks.Parameters) -> jax.Array:
         return vg.push_forward(params, scales, xs[0]).log_gain
 
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
@@ -364,14 +364,16 @@ class Branch(nnx.Module):
         return h + scales.alpha * jax.nn.gelu(self.conv(h), approximate=False)
 
 
-def merged(spec: vg.Spec, parameters: Any) -> nnx.Module:
+def merged(spec: vg.blocks.Spec, parameters: Any) -> nnx.Module:
     """The user's module with these parameters."""
     graph, state = nnx.split(spec.build(nnx.Rngs(0)))
     nnx.replace_by_pure_dict(state, parameters)
     return nnx.merge(graph, state)
 
 
-def log_gradients_of_blocks(net: vg.Network, params: vg.Parameters, alpha: Any, x: np.ndarray, v: np.ndarray) -> tuple:
+def log_gradients_of_blocks(
+    net: vg.Network, params: vg.networks.Parameters, alpha: Any, x: np.ndarray, v: np.ndarray
+) -> tuple:
     """ln of dL/ds_l of all layers and of all parameter gradients, by `jax.grad` through the user's modules in a row."""
     layers = [jax.tree.map(lambda a, i=i: a[i], params.stages[0]) for i in range(net.depth)]
 
@@ -390,7 +392,7 @@ def log_gradients_of_blocks(net: vg.Network, params: vg.Parameters, alpha: Any, 
 
 
 def test_a_users_block_between_a_stem_and_a_head_of_the_users() -> None:
-    linear = {"stem": vg.Spec(nnx.Linear, (3, 4)), "head": vg.Spec(nnx.Linear, (4, 2))}
+    linear = {"stem": vg.blocks.Spec(nnx.Linear, (3, 4)), "head": vg.blocks.Spec(nnx.Linear, (4, 2))}
     net = vg.stack(Residual, 4, depth=3, input_shape=3, **linear)
     params = architecture_oracles.drawn(net)
     x, v = np.array([0.3, -1.2, 2.0], np.float32), np.array([1.0, -0.5], np.float32)

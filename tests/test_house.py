@@ -22,7 +22,12 @@ ROOT = Path(__file__).parent.parent
 GROUND = {"version", "checks", "files", "memory", "floatexp", "activations", "initializers", "data"}
 BELOW: dict[str, set[str]] = {"blocks": GROUND}
 """What each wing may import, from the ground up; nobody imports what stands on him."""
-for wing, below in (("networks", "blocks"), ("measure", "networks"), ("ensembles", "measure"), ("training", "ensembles")):
+for wing, below in (
+    ("networks", "blocks"),
+    ("measure", "networks"),
+    ("ensembles", "measure"),
+    ("training", "ensembles"),
+):
     BELOW[wing] = BELOW[below] | {below}
 BELOW["theory"] = {"checks", "activations", "initializers"}
 BELOW["comparison"] = BELOW["ensembles"] | {"ensembles", "theory"}

@@ -68,7 +68,7 @@ def test_bounded_draws_keep_their_bounds() -> None:
 @pytest.mark.parametrize("shape", ["normal", "uniform"])
 def test_schemes_are_those_of_jax(author: str, shape: str) -> None:
     fans = (60, 500)
-    scheme = vg.scheme(f"{author}_{shape}", *fans)
+    scheme = vg.networks.scheme(f"{author}_{shape}", *fans)
     ours = scheme.sigma_w * np.asarray(
         initializers.kernel_initializer(scheme.kernel_init)(KEY, fans, jnp.float32), np.float64
     )
@@ -88,7 +88,7 @@ def test_schemes_are_those_of_jax(author: str, shape: str) -> None:
 )
 def test_unknown_schemes_are_refused_in_one_sentence(name: str, fans: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        vg.scheme(name, *fans)
+        vg.networks.scheme(name, *fans)
 
 
 # --- scales ---------------------------------------------------------------------------------------------------------
@@ -161,14 +161,14 @@ RULES = {
 @pytest.mark.parametrize("kind", RULES)
 def test_a_scale_is_checked_by_its_kind(kind: str) -> None:
     good, bad, rule = RULES[kind]
-    scale = vg.Scale(1.0, kind)
+    scale = vg.blocks.Scale(1.0, kind)
     scale.check("s", good)
     jax.jit(lambda s: scale.check("s", s))(-1.0)  # a traced value cannot be looked at
     if bad is not None:
         with pytest.raises(ValueError, match=f"^s must be {rule}, got {bad:g}$"):
             scale.check("s", [good[0], bad])
     assert scale.unit == 1
-    assert vg.Scale(0.3, kind).unit == (1 if kind == "parameter" else 0.3)
+    assert vg.blocks.Scale(0.3, kind).unit == (1 if kind == "parameter" else 0.3)
 
 
 def test_every_kind_of_scale_has_a_test() -> None:

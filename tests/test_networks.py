@@ -73,7 +73,7 @@ def test_a_stem_absorbs_a_scale_that_not_every_layer_reads() -> None:
     x = np.array([0.3, -1.0, 2.0], np.float32)
     for of_stem in ("sigma_w", "sigma_in"):
         stem = vg.dense(3, 4, names=(of_stem, "sigma_b"))
-        params = vg.init(KEY, vg.sequential(layers, input_shape=3, stem=stem))
+        params = vg.init(KEY, vg.networks.sequential(layers, input_shape=3, stem=stem))
         scales = vg.Scales(**{"sigma_v": 0.8, "sigma_w": 1.3, "sigma_b": 0.3, of_stem: 1.7})
         ordinary, left = vg.absorb_scales(params, scales)
         np.testing.assert_allclose(ordinary.stem["kernel"], 1.7 * params.stem["kernel"], rtol=1e-6)
@@ -133,7 +133,7 @@ def test_equal_layers_in_a_row_are_one_stage() -> None:
     assert [stage.depth for stage in net.stages] == [1, 2, 1]
     assert net.depth == 4
     assert [stage.depth for stage in vg.mlp(width=3, depth=500, inputs=3, outputs=3).stages] == [500]
-    assert net.scales == {"sigma_w": vg.Scale(1.0, "parameter"), "sigma_b": vg.Scale(0.0, "parameter")}
+    assert net.scales == {"sigma_w": vg.blocks.Scale(1.0, "parameter"), "sigma_b": vg.blocks.Scale(0.0, "parameter")}
 
 
 # --- scales of blocks -----------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_equal_layers_in_a_row_are_one_stage() -> None:
 class Scaled(nnx.Module):
     """A user's block whose scales are of several kinds, one of them in short form."""
 
-    scales = {"gain": 1.5, "drop": vg.Scale(0.1, "rate"), "cool": vg.Scale(2.0, "divisor")}  # noqa: RUF012
+    scales = {"gain": 1.5, "drop": vg.blocks.Scale(0.1, "rate"), "cool": vg.blocks.Scale(2.0, "divisor")}  # noqa: RUF012
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(jnp.eye(width))
@@ -154,9 +154,9 @@ class Scaled(nnx.Module):
 def test_a_users_block_declares_kinds_and_a_bare_number_is_a_factor() -> None:
     net = vg.stack(Scaled, 2, depth=3, input_shape=2)
     assert net.scales == {
-        "gain": vg.Scale(1.5, "factor"),
-        "drop": vg.Scale(0.1, "rate"),
-        "cool": vg.Scale(2.0, "divisor"),
+        "gain": vg.blocks.Scale(1.5, "factor"),
+        "drop": vg.blocks.Scale(0.1, "rate"),
+        "cool": vg.blocks.Scale(2.0, "divisor"),
     }
     params, x = vg.init(KEY, net), np.ones(2, np.float32)
     np.testing.assert_allclose(vg.forward(params, vg.Scales(), x), (1.5 * 0.9 / 2) ** 3, rtol=1e-6)
@@ -169,7 +169,7 @@ def test_a_users_block_declares_kinds_and_a_bare_number_is_a_factor() -> None:
 class Confused(nnx.Module):
     """Not a block: its scale is of no kind that there is."""
 
-    scales = {"gain": vg.Scale(1.0, "factr")}  # noqa: RUF012
+    scales = {"gain": vg.blocks.Scale(1.0, "factr")}  # noqa: RUF012
 
     def __init__(self, *, rngs: nnx.Rngs):
         pass
@@ -181,13 +181,13 @@ class Confused(nnx.Module):
 class Dropping(Confused):
     """A block whose gain is a rate."""
 
-    scales = {"gain": vg.Scale(0.0, "rate")}  # noqa: RUF012
+    scales = {"gain": vg.blocks.Scale(0.0, "rate")}  # noqa: RUF012
 
 
 def test_scales_of_no_kind_or_of_two_are_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"the kind of scale gain must be one of parameter, .* did you mean 'factor'"):
         vg.stack(Confused, depth=1, input_shape=2)
-    net = vg.stack(Scaled, 2, depth=1, input_shape=2, stem=vg.spec(Dropping))
+    net = vg.stack(Scaled, 2, depth=1, input_shape=2, stem=vg.blocks.spec(Dropping))
     with pytest.raises(ValueError, match="scale gain must be of one kind, got rate and factor"):
         vg.forward(vg.init(KEY, net), vg.Scales(), np.ones(2))
 

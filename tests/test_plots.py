@@ -28,7 +28,9 @@ def test_rate_and_edge_of_a_known_sweep():
 
 def test_edge_is_missing_where_there_is_none():
     sweep = synthetic()
-    growing = Sweep(sweep.axes, np.abs(sweep.log_gain) + np.arange(9), sweep.log_mean_square, sweep.first_inexact_layer, 16)
+    growing = Sweep(
+        sweep.axes, np.abs(sweep.log_gain) + np.arange(9), sweep.log_mean_square, sweep.first_inexact_layer, 16
+    )
     assert np.isnan(growing.edge()).all()
 
 
@@ -118,7 +120,7 @@ def test_the_reading_derived_from_logs_agrees_with_the_plain_pass(vanishing):
 
 def test_a_spectrum_is_drawn_as_it_is_with_what_is_lost_in_the_legend():
     values = np.array([[0.0, -1.0, -2.0], [-10.0, -3000.0, -np.inf]])
-    figure = plots.spectrum(vg.Spectrum(np.array([1, 50]), values, 1.0, 51), title="two depths")
+    figure = plots.spectrum(vg.measure.Spectrum(np.array([1, 50]), values, 1.0, 51), title="two depths")
     drawn = [line.get_ydata() for line in figure.axes[0].lines[:2]]
     np.testing.assert_array_equal(drawn[0], values[0])
     np.testing.assert_array_equal(drawn[1], values[1, :2])

@@ -33,12 +33,12 @@ RELU_PARAMETERS = oracles.drawn(RELU, (3, *[6] * 6, 1))
 RELU_X = np.array([0.5, -1.0, 2.0], np.float32)
 
 
-def of_relu(parameters: vg.Parameters, scales: vg.Scales) -> vg.Spectrum:
+def of_relu(parameters: vg.networks.Parameters, scales: vg.Scales) -> vg.measure.Spectrum:
     """Spectra of a ReLU network in float32."""
     return vg.log_singular_values(parameters, scales, RELU_X, [0, 2, 5])
 
 
-def at_every_depth(scales: vg.Scales = SCALES, parameters: vg.Parameters = PARAMETERS) -> vg.Spectrum:
+def at_every_depth(scales: vg.Scales = SCALES, parameters: vg.networks.Parameters = PARAMETERS) -> vg.measure.Spectrum:
     """The spectra of that network from its first state on."""
     return vg.log_singular_values(parameters, scales, X, range(6), dtype="float64")
 
@@ -229,9 +229,7 @@ def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypat
     np.testing.assert_allclose(found[:14], exact, rtol=1e-14, atol=1e-12)
     assert np.all(np.isneginf(found[14:]))
     order = rng.permutation(14)
-    np.testing.assert_allclose(
-        graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
-    )
+    np.testing.assert_allclose(graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12)
     monkeypatch.setattr(products, "_SPAN", 250)  # short windows: the same numbers
     np.testing.assert_allclose(graded.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
 
@@ -256,7 +254,7 @@ def test_the_sum_of_logs_is_the_log_determinant_at_ten_thousand_layers() -> None
     assert exact[0] == 0
     np.testing.assert_allclose(found.log_det, exact[[1, 100, 10_000]], rtol=1e-9)
     assert found.log_condition[2] > 1e4
-    single = vg.layer_singular_values(parameters, SCALES, x, dtype="float64")
+    single = vg.measure.layer_singular_values(parameters, SCALES, x, dtype="float64")
     np.testing.assert_allclose(single.sum(axis=1).cumsum(), exact[1:], rtol=1e-9)
     np.testing.assert_allclose(single[0], found.log_singular_values[0], atol=1e-9)
 
@@ -304,12 +302,12 @@ def test_lyapunov_exponents_of_orthogonal_layers_are_the_log_of_their_gain() -> 
 
 
 def test_readings_of_known_values() -> None:
-    found = vg.Spectrum(np.array([1, 2]), np.log([[4.0, 2.0, 1.0], [3.0, 3.0, 3.0]]), 1.0, 3)
+    found = vg.measure.Spectrum(np.array([1, 2]), np.log([[4.0, 2.0, 1.0], [3.0, 3.0, 3.0]]), 1.0, 3)
     np.testing.assert_allclose(found.log_frobenius, np.log([21, 27]) / 2)
     np.testing.assert_allclose(found.log_condition, [np.log(4), 0], atol=1e-15)
     np.testing.assert_allclose(found.log_det, np.log([8, 27]))
     np.testing.assert_allclose(found.participation, [21**2 / (256 + 16 + 1), 3])
-    lost = vg.Spectrum(np.array([1]), np.array([[1.0, -np.inf]]), 1.0, 2)
+    lost = vg.measure.Spectrum(np.array([1]), np.array([[1.0, -np.inf]]), 1.0, 2)
     assert (lost.rank, lost.log_condition, lost.log_det) == (1, np.inf, -np.inf)
 
 
@@ -390,7 +388,7 @@ def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() ->
             return h * jnp.linspace(0.5, 2, self.size) ** 2
 
     net = vg.stack(Wide, 50_000, depth=3, input_shape=50_000)
-    parameters, x = vg.Parameters({}, ({},), {}, net), np.ones(50_000, np.float32)
+    parameters, x = vg.networks.Parameters({}, ({},), {}, net), np.ones(50_000, np.float32)
     with pytest.raises(ValueError, match=r"must fit into memory = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"):
         vg.log_singular_values(parameters, vg.Scales(), x)
     found = vg.log_singular_values(parameters, vg.Scales(), x, top=3)
@@ -405,7 +403,7 @@ def test_other_bad_input() -> None:
     with pytest.raises(ValueError, match="discard must be a whole number from 0 to 4, got 5"):
         vg.lyapunov_exponents(stream, SCALES, x, discard=5)
     narrow = vg.mlp(widths=(5, 4, 5), inputs=2)
-    for f in (vg.lyapunov_exponents, vg.log_determinant, vg.layer_singular_values):
+    for f in (vg.lyapunov_exponents, vg.log_determinant, vg.measure.layer_singular_values):
         with pytest.raises(ValueError, match=r"all states must have one shape, got \[\(4,\), \(5,\)\]"):
             f(narrow, oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
     with pytest.raises(ValueError, match="probes must be at least 2, got 1"):

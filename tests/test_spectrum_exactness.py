@@ -40,7 +40,7 @@ class Layer(nnx.Module):
 PHIS = {"linear": lambda h: h, "tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 
-def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.Parameters, vg.Scales, Any]:
+def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.networks.Parameters, vg.Scales, Any]:
     """One of the cases as a network of the library, with its parameters, scales and input.
 
     At width 12 of the library's own blocks, else (and where there is a skip connection) of the one above.
@@ -60,7 +60,7 @@ def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.Parameters,
         stem = {"kernel": jnp.asarray(case.stem), "bias": jnp.zeros(width)}
     weights = {"kernel": jnp.asarray(case.kernels), "bias": jnp.asarray(case.biases)}
     network = dataclasses.replace(network, head=None)
-    return network, vg.Parameters(stem, (weights,), {}, network), vg.Scales(**scales), case.first
+    return network, vg.networks.Parameters(stem, (weights,), {}, network), vg.Scales(**scales), case.first
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,7 @@ def test_every_singular_value_against_arbitrary_precision(name: str) -> None:
     lost = np.isneginf(exact)
     # float32 at the narrowest and the widest: `benchmarks/bench_spectrum.py` has all of them.
     for dtype, least in (("float64", 1e-8), ("float32", 2e-3))[: 1 if width == "16" else 2]:
-        found = vg.log_singular_values(
-            parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
-        )
+        found = vg.log_singular_values(parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype)
         assert np.array_equal(np.isneginf(found.log_singular_values), lost), dtype
         error = np.abs(np.where(lost, 0, found.log_singular_values) - np.where(lost, 0, exact)).max()
         assert error <= max(least, EPS[dtype] * found.condition)

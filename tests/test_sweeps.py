@@ -27,7 +27,7 @@ def swept(net: vg.Network) -> vg.Sweep:
     return vg.sweep(net, X, key=KEY, seeds=2, tangents=2, sigma_b=SIGMA_B, sigma_w=SIGMA_W)
 
 
-def single(net: vg.Network, seed: int, tangents: int, scales: vg.Scales, x: np.ndarray = X) -> vg.Push:
+def single(net: vg.Network, seed: int, tangents: int, scales: vg.Scales, x: np.ndarray = X) -> vg.measure.Push:
     """One point of a sweep by itself: weights and directions from `fold_in(key, seed)`, split once."""
     weights, of_tangents = jax.random.split(jax.random.fold_in(KEY, seed))
     us = np.stack([jax.random.normal(key, (6,)) for key in jax.random.split(of_tangents, tangents)])

@@ -63,12 +63,11 @@ def test_classes_are_whole_numbers_about_equally_frequent_at_any_depth() -> None
 def test_a_student_learns_what_its_teacher_says_and_no_better_than_its_noise() -> None:
     linear = vg.mlp(width=8, depth=1, inputs=4, outputs=2, activation="linear")
     data = vg.teacher(KEY, linear, inputs=400, noise=0.3)
-    run = vg.train(
-        jax.random.key(1), linear, vg.Scales(), data, "adam", 600, learning_rate=0.02, record=[0], gradients=False
-    )
+    student, snapshots = vg.init(jax.random.key(1), linear), vg.training.SnapshotConfig([0], gradients=False)
+    run = vg.train(student, vg.Scales(), data, "adam", 600, learning_rate=0.02, snapshots=snapshots)
     floor = 0.3**2 * 2 / 2
-    assert run.looks.train_loss[0] > 3 * floor
-    np.testing.assert_allclose(run.looks.train_loss[-1], floor, rtol=0.15)
+    assert run.snapshots.train_loss[0] > 3 * floor
+    np.testing.assert_allclose(run.snapshots.train_loss[-1], floor, rtol=0.15)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import architecture_oracles as architectures
@@ -17,13 +16,13 @@ import scipy.special
 from flax import nnx
 
 import vgjax as vg
-from vgjax.networks.layers import trainable
+from vgjax.networks.trainable import trainable
 from vgjax.training import config, loop
 
 KEY = jax.random.key(3)
-WEIGHTS, ORDER, _ = jax.random.split(KEY, 3)
+ORDER, _ = jax.random.split(KEY)
 EXAMPLES, BATCH, STEPS, EVALUATED = 21, 8, 12, 15
-RECORD = (0, 5, 12)
+LOOKED_AT = (0, 5, 12)
 SIGMA_W, SIGMA_B = 1.25, 0.25
 SCALES = vg.Scales(sigma_w=SIGMA_W, sigma_b=SIGMA_B)
 RNG = np.random.default_rng(0)
@@ -50,13 +49,14 @@ SEQUENCES = examples(EXAMPLES, (4, 3))
 
 TANH, SIZES = vg.mlp(width=5, depth=3, inputs=4, outputs=3), (4, 5, 5, 5, 5, 3)
 RELU, RELU_SIZES = vg.mlp(widths=[6, 7], inputs=4, outputs=3, activation="relu"), (4, 6, 7, 3)
-WIDER, WIDER_SIZES = vg.mlp(width=9, depth=3, inputs=4, outputs=3), (4, 9, 9, 9, 9, 3)
 
 
-def minibatches(data: Any, batch: int, steps: int, lot: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
+def minibatches(data: Any, batch: int, steps: int, per_state: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
     """What every step of a training with this key takes, and the one after the last."""
     taken = np.asarray(vg.data.batches(ORDER, len(data.inputs), batch, steps + 1))
-    shaped = [[a[rows].reshape(-1, lot, *a.shape[1:]) if lot > 1 else a[rows] for a in data] for rows in taken]
+    shaped = [
+        [a[rows].reshape(-1, per_state, *a.shape[1:]) if per_state > 1 else a[rows] for a in data] for rows in taken
+    ]
     return [(x.astype(np.float64), y) for x, y in shaped]
 
 
@@ -137,6 +137,9 @@ class Case(NamedTuple):
     tolerance: float = 1e-5
 
 
+WITHOUT_GRADIENTS = {"snapshots": vg.training.SnapshotConfig(LOOKED_AT, num_eval=EVALUATED, gradients=False)}
+
+
 def clipped(rate: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(0.3), optax.sgd(rate))
 
@@ -156,7 +159,7 @@ def linear_to_zero(steps: int) -> optax.Schedule:
 
 
 def sgd(**options: Any) -> dict[str, Any]:
-    return {"optimizer": "sgd", "gradients": False, **options}
+    return {"optimizer": "sgd", **WITHOUT_GRADIENTS, **options}
 
 
 CASES = {
@@ -171,14 +174,14 @@ CASES = {
         RELU,
         RELU_SIZES,
         "squared_error",
-        {"optimizer": "adam", "learning_rate": 0.01, "gradients": False},
+        {"optimizer": "adam", "learning_rate": 0.01, **WITHOUT_GRADIENTS},
         optax.adam(0.01),
     ),
     "a finished optimizer, float64, drawn from the key": Case(
         TANH,
         None,
         "cross_entropy",
-        {"optimizer": clipped(0.2), "gradients": False, "dtype": "float64"},
+        {"optimizer": clipped(0.2), "dtype": "float64", **WITHOUT_GRADIENTS},
         clipped(0.2),
         1e-12,
     ),
@@ -186,7 +189,7 @@ CASES = {
         TANH,
         SIZES,
         "cross_entropy",
-        {"optimizer": clipped, "schedule": linear_to_zero, "learning_rate": 0.3, "gradients": False},
+        {"optimizer": clipped, "schedule": linear_to_zero, "learning_rate": 0.3, **WITHOUT_GRADIENTS},
         clipped(optax.linear_schedule(0.3, 0.0, STEPS)),
     ),
     "rates of stem, blocks and head": Case(
@@ -210,7 +213,7 @@ class Both(NamedTuple):
     """One training by the library and by the ordinary loop."""
 
     case: Case
-    training: vg.Training
+    training: vg.training.Training
     seen: Seen
     batches: list[tuple[np.ndarray, np.ndarray]]
 
@@ -220,28 +223,18 @@ def data_of(case: Case) -> tuple[vg.data.Examples, vg.data.Examples]:
     return (CLASSES, HELD_OUT) if case.loss == "cross_entropy" else (NUMBERS, HELD_OUT_NUMBERS)
 
 
-def start_of(case: Case) -> vg.Parameters:
+def start_of(case: Case) -> vg.networks.Parameters:
     """Draws at unit gain."""
-    return oracles.drawn(case.network, case.sizes) if case.sizes else vg.init(WEIGHTS, case.network)
+    return oracles.drawn(case.network, case.sizes) if case.sizes else vg.init(KEY, case.network)
 
 
 @pytest.fixture(scope="module", params=CASES)
 def both(request: pytest.FixtureRequest) -> Both:
     case = CASES[request.param]
     data, held_out = data_of(case)
-    trained = vg.train(
-        KEY,
-        case.network,
-        SCALES,
-        data,
-        num_steps=STEPS,
-        batch_size=BATCH,
-        test=held_out,
-        record=RECORD,
-        evaluate=EVALUATED,
-        parameters=start_of(case) if case.sizes else None,
-        **case.options,
-    )
+    options = {"snapshots": vg.training.SnapshotConfig(LOOKED_AT, num_eval=EVALUATED), **case.options}
+    about = {"num_steps": STEPS, "batch_size": BATCH, "test": held_out, "key": KEY}
+    trained = vg.train(start_of(case), SCALES, data, **about, **options)
     batches = minibatches(data, BATCH, STEPS)
     start = oracles.weights(start_of(case), SIGMA_W, SIGMA_B)
     activation = case.network.activation
@@ -276,41 +269,41 @@ def test_the_last_parameters_make_an_ordinary_network(both: Both) -> None:
 
 
 def test_losses_and_accuracies_are_those_of_the_first_examples(both: Both) -> None:
-    looks, loss, activation = both.training.looks, both.case.loss, both.case.network.activation
-    assert both.training.steps.tolist() == list(RECORD)
+    seen, loss, activation = both.training.snapshots, both.case.loss, both.case.network.activation
+    assert seen.step.tolist() == list(LOOKED_AT)
     for kind, data in zip(("train", "test"), data_of(both.case), strict=True):
         xs, ys = (a[:EVALUATED] for a in data)
-        found = [score(outputs(both.seen.weights[t], activation, xs), ys, loss) for t in RECORD]
-        np.testing.assert_allclose(getattr(looks, f"{kind}_loss"), [a for a, _ in found], rtol=both.case.tolerance)
-        np.testing.assert_allclose(getattr(looks, f"{kind}_accuracy"), [a for _, a in found], rtol=1e-6)
+        found = [score(outputs(both.seen.weights[t], activation, xs), ys, loss) for t in LOOKED_AT]
+        np.testing.assert_allclose(getattr(seen, f"{kind}_loss"), [a for a, _ in found], rtol=both.case.tolerance)
+        np.testing.assert_allclose(getattr(seen, f"{kind}_accuracy"), [a for _, a in found], rtol=1e-6)
 
 
 def test_every_layers_logarithms_are_those_of_jax_grad(both: Both) -> None:
-    looks, loss, activation = both.training.looks, both.case.loss, both.case.network.activation
-    if not both.case.options.get("gradients", True):
-        assert np.isnan(looks.log_gradient).all()
-        assert looks.log_gradient.shape == (3, both.case.network.depth + 1)
-        assert looks.log_parameter_gradient == looks.log_parameter == looks.log_update == looks.log_update_ratio == {}
+    seen, loss, activation = both.training.snapshots, both.case.loss, both.case.network.activation
+    if "snapshots" in both.case.options:
+        assert np.isnan(seen.log_gradient).all()
+        assert seen.log_gradient.shape == (3, both.case.network.depth + 1)
+        assert seen.log_parameter_gradient == seen.log_parameter == seen.log_update == seen.log_update_ratio == {}
         return
     phi, tolerance = oracles.ACTIVATIONS[activation], both.case.tolerance
-    for i, t in enumerate(RECORD):
+    for i, t in enumerate(LOOKED_AT):
         before, after = both.seen.weights[t : t + 2]
         update = [tuple(b - a for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
         truth = oracles.gradients(before, phi, *both.batches[t], loss)
         rms = scipy.special.logsumexp(2 * truth.pop("states"), axis=0) / 2 - np.log(BATCH) / 2
-        np.testing.assert_allclose(looks.log_gradient[i], rms, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(seen.log_gradient[i], rms, rtol=tolerance, atol=tolerance)
         del truth["log_mean_square"]
         sizes, moves = by_path(before), by_path(update)
-        assert set(looks.log_parameter) == set(looks.log_update) == set(looks.log_parameter_gradient) == set(truth)
+        assert set(seen.log_parameter) == set(seen.log_update) == set(seen.log_parameter_gradient) == set(truth)
         for path, of_sum in truth.items():
             about = {"rtol": tolerance, "atol": tolerance, "err_msg": f"{path} at step {t}"}
-            np.testing.assert_allclose(looks.log_parameter_gradient[path][i], of_sum - np.log(BATCH), **about)
-            np.testing.assert_allclose(looks.log_parameter[path][i], sizes[path], **about)
-            np.testing.assert_allclose(looks.log_update[path][i], moves[path], **about)
+            np.testing.assert_allclose(seen.log_parameter_gradient[path][i], of_sum - np.log(BATCH), **about)
+            np.testing.assert_allclose(seen.log_parameter[path][i], sizes[path], **about)
+            np.testing.assert_allclose(seen.log_update[path][i], moves[path], **about)
             with np.errstate(invalid="ignore"):
                 ratio = moves[path] - sizes[path]
-            np.testing.assert_allclose(looks.log_update_ratio[path][i], ratio, **about)
-    assert looks.log_tied_gradient == {}
+            np.testing.assert_allclose(seen.log_update_ratio[path][i], ratio, **about)
+    assert seen.log_tied_gradient == {}
 
 
 def by_path(weights: oracles.Weights) -> dict[str, Any]:
@@ -342,7 +335,7 @@ class Kind(NamedTuple):
         data: examples.
         scales: of the draw, by name; those of parameters, and others.
         left: of them, those that multiply no parameters.
-        lot: examples in a state.
+        per_state: examples in a state.
         optimizer: by name, and of the ordinary loop.
     """
 
@@ -351,7 +344,7 @@ class Kind(NamedTuple):
     data: vg.data.Examples
     scales: dict[str, float]
     left: dict[str, float]
-    lot: int
+    per_state: int
     optimizer: tuple[str, optax.GradientTransformation]
 
 
@@ -387,7 +380,7 @@ def outputs_of_parts(kind: Kind, leaves: Any, xs: Any) -> Any:
     return jax.vmap(lambda x: architectures.run(kind.parts, stem, layers, head, left, x, none)[0])(xs)
 
 
-def loop_of_parts(kind: Kind, drawn: vg.Parameters, batches: Sequence[Any]) -> Seen:
+def loop_of_parts(kind: Kind, drawn: vg.networks.Parameters, batches: Sequence[Any]) -> Seen:
     """`jax.grad` through the layers in plain Flax, and optax, in float64."""
     stem, (own,) = architectures.multiplied(drawn, kind.scales)
     leaves = jax.tree.map(lambda a: np.asarray(a, np.float64), (stem, own, drawn.head))
@@ -415,7 +408,7 @@ class OfKind(NamedTuple):
     """One training of another architecture by the library and by the ordinary loop."""
 
     kind: Kind
-    training: vg.Training
+    training: vg.training.Training
     seen: Seen
     batches: list[tuple[np.ndarray, np.ndarray]]
 
@@ -424,10 +417,9 @@ class OfKind(NamedTuple):
 def of_kind(request: pytest.FixtureRequest) -> OfKind:
     kind = KINDS[request.param]
     drawn = architectures.drawn(kind.network)
-    options = {"learning_rate": 0.1, "batch_size": BATCH, "record": [5], "parameters": drawn}
-    scales = vg.Scales(**kind.scales)
-    trained = vg.train(KEY, kind.network, scales, kind.data, kind.optimizer[0], STEPS, **options)
-    batches = minibatches(kind.data, BATCH, STEPS, kind.lot)
+    options = {"key": KEY, "learning_rate": 0.1, "batch_size": BATCH, "snapshots": vg.training.SnapshotConfig([5])}
+    trained = vg.train(drawn, vg.Scales(**kind.scales), kind.data, kind.optimizer[0], STEPS, **options)
+    batches = minibatches(kind.data, BATCH, STEPS, kind.per_state)
     return OfKind(kind, jax.tree.map(np.asarray, trained), loop_of_parts(kind, drawn, batches), batches)
 
 
@@ -439,7 +431,7 @@ def test_other_architectures_train_as_in_an_ordinary_loop(of_kind: OfKind) -> No
     start, end = (architectures_leaves(leaves) for leaves in (seen.weights[0], parameters))
     still = [path for path, a in start.items() if np.linalg.norm(end[path] - a) < 1e-3 * np.linalg.norm(a)]
     cancelled = ["0/bias", "1/bias"]  # a batch norm takes away the biases before it
-    assert still == (cancelled if of_kind.kind.lot > 1 else [])
+    assert still == (cancelled if of_kind.kind.per_state > 1 else [])
 
 
 def architectures_leaves(trees: Any) -> dict[str, np.ndarray]:
@@ -448,29 +440,29 @@ def architectures_leaves(trees: Any) -> dict[str, np.ndarray]:
 
 
 def test_gradients_in_other_architectures_are_those_of_jax_grad(of_kind: OfKind) -> None:
-    kind, looks = of_kind.kind, of_kind.training.looks
+    kind, seen = of_kind.kind, of_kind.training.snapshots
     stem, own, head = of_kind.seen.weights[5]
-    at, left = vg.Parameters(stem, (own,), head, kind.network), [kind.left] * kind.network.depth
+    at, left = vg.networks.Parameters(stem, (own,), head, kind.network), [kind.left] * kind.network.depth
     truth = architectures.gradients(kind.parts, at, left, *of_kind.batches[5], "cross_entropy")
     of_batch = (scipy.special.logsumexp(2 * truth.log_gradient, axis=0) - np.log(BATCH)) / 2
-    np.testing.assert_allclose(looks.log_gradient[0], of_batch, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(seen.log_gradient[0], of_batch, rtol=1e-5, atol=2e-5)
     for name in ("log_parameter_gradient", "log_tied_gradient"):
-        found, expected = getattr(looks, name), getattr(truth, name)
+        found, expected = getattr(seen, name), getattr(truth, name)
         assert set(found) == set(expected)
         for path, log in expected.items():
             if np.all(log < NOTHING):  # zero by symmetry reads as rounding noise
                 assert np.all(found[path] < NOTHING / 2)
             else:
                 np.testing.assert_allclose(found[path][0], log - np.log(BATCH), rtol=1e-5, atol=2e-5, err_msg=path)
-    assert bool(looks.log_tied_gradient) == kind.network.stages[0].tied
+    assert bool(seen.log_tied_gradient) == kind.network.stages[0].tied
 
 
 def test_sizes_of_tied_parameters_and_their_updates_are_one_number(of_kind: OfKind) -> None:
     before, after = of_kind.seen.weights[5:7]
-    looks, tied = of_kind.training.looks, of_kind.kind.network.stages[0].tied
+    seen, tied = of_kind.training.snapshots, of_kind.kind.network.stages[0].tied
     for found, trees in (
-        (looks.log_parameter, before),
-        (looks.log_update, jax.tree.map(np.subtract, after, before)),
+        (seen.log_parameter, before),
+        (seen.log_update, jax.tree.map(np.subtract, after, before)),
     ):
         expected = sizes_by_path(trees, tied)
         assert set(found) == set(expected)
@@ -489,15 +481,15 @@ def sizes_by_path(trees: Any, tied: bool) -> dict[str, Any]:
 
 
 def test_scores_of_other_architectures_are_over_whole_states(of_kind: OfKind) -> None:
-    """A lot of examples that is not full is left out."""
-    kind, looks = of_kind.kind, of_kind.training.looks
-    whole = len(kind.data.inputs) // kind.lot * kind.lot
-    xs, ys = (a[:whole].reshape(-1, kind.lot, *a.shape[1:]) if kind.lot > 1 else a for a in kind.data)
+    """A state that is not full is left out."""
+    kind, seen = of_kind.kind, of_kind.training.snapshots
+    whole = len(kind.data.inputs) // kind.per_state * kind.per_state
+    xs, ys = (a[:whole].reshape(-1, kind.per_state, *a.shape[1:]) if kind.per_state > 1 else a for a in kind.data)
     with jax.enable_x64(True):
         found = jax.jit(functools.partial(outputs_of_parts, kind))(of_kind.seen.weights[5], xs.astype(np.float64))
     expected = score(np.asarray(found).reshape(whole, 3), ys.reshape(-1), "cross_entropy")
-    assert (looks.train_loss[0], looks.train_accuracy[0]) == pytest.approx(expected, rel=1e-5)
-    assert np.isnan([looks.test_loss, looks.test_accuracy]).all()
+    assert (seen.train_loss[0], seen.train_accuracy[0]) == pytest.approx(expected, rel=1e-5)
+    assert np.isnan([seen.test_loss, seen.test_accuracy]).all()
 
 
 # --- dropout --------------------------------------------------------------------------------------------------------
@@ -507,16 +499,16 @@ STILL = vg.mlp(widths=[5, 6], inputs=4, outputs=3)
 RATE, DRAWS = 0.3, 310
 
 
-def standing_still(rate: float) -> vg.Training:
+def standing_still(rate: float) -> vg.training.Training:
     """Many steps of no learning on all examples at once: all that can change is the noise."""
     like = jax.eval_shape(lambda key: vg.init(key, NOISY), KEY)
     own = oracles.drawn(STILL, NOISY_SIZES, seed=3)
     (stage,), noise = own.stages, jnp.zeros(jax.tree.leaves(like.stages[0]["after"])[0].shape)
     after = jax.tree.map(lambda _: noise, like.stages[0]["after"])
-    parameters = vg.Parameters(own.stem, ({**stage, "after": after},), own.head, NOISY)
+    parameters = vg.networks.Parameters(own.stem, ({**stage, "after": after},), own.head, NOISY)
     scales = vg.Scales(sigma_w=SIGMA_W, sigma_b=SIGMA_B, dropout=rate)
-    options = {"batch_size": None, "gradients": False, "parameters": parameters}
-    return vg.train(KEY, NOISY, scales, CLASSES, "sgd", DRAWS, learning_rate=0.0, **options)
+    options = {"key": KEY, "batch_size": None, "snapshots": vg.training.SnapshotConfig(gradients=False)}
+    return vg.train(parameters, scales, CLASSES, "sgd", DRAWS, learning_rate=0.0, **options)
 
 
 def test_dropout_is_drawn_anew_at_every_step_and_left_out_of_evaluation() -> None:
@@ -541,9 +533,9 @@ def test_dropout_is_drawn_anew_at_every_step_and_left_out_of_evaluation() -> Non
     assert np.abs(np.mean(deviations[1:] * deviations[:-1], axis=0)).max() < 4 / np.sqrt(DRAWS)
 
     whole = score(outputs(weights, "tanh", CLASSES.inputs), CLASSES.labels, "cross_entropy")
-    np.testing.assert_allclose(trained.looks.train_loss, whole[0], rtol=1e-6)
-    np.testing.assert_allclose(trained.looks.train_accuracy, whole[1], rtol=1e-6)
-    assert np.ptp(trained.looks.train_loss) == 0
+    np.testing.assert_allclose(trained.snapshots.train_loss, whole[0], rtol=1e-6)
+    np.testing.assert_allclose(trained.snapshots.train_accuracy, whole[1], rtol=1e-6)
+    assert np.ptp(trained.snapshots.train_loss) == 0
     quiet = standing_still(0.0)
     np.testing.assert_allclose(quiet.loss, whole[0], rtol=1e-6)
 
@@ -551,28 +543,34 @@ def test_dropout_is_drawn_anew_at_every_step_and_left_out_of_evaluation() -> Non
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-def short(num_steps: int = STEPS, key: jax.Array = KEY, network: vg.Network = RELU, **options: Any) -> vg.Training:
+def looking(*steps: float, **options: Any) -> vg.training.SnapshotConfig:
+    """At losses alone."""
+    return vg.training.SnapshotConfig(steps, **{"gradients": False, **options})
+
+
+def short(num_steps: int = STEPS, network: vg.Network = RELU, **options: Any) -> vg.training.Training:
     """The network of the squared error, without gradients."""
-    about = {"learning_rate": 0.05, "batch_size": BATCH, "gradients": False, "record": [3]}
-    about |= {"scales": SCALES, "data": NUMBERS, "parameters": oracles.drawn(network, RELU_SIZES), **options}
-    return vg.train(key, network, optimizer="sgd", num_steps=num_steps, **about)
+    about = {"optimizer": "sgd", "key": KEY, "learning_rate": 0.05, "batch_size": BATCH, "snapshots": looking(3)}
+    about |= {"scales": SCALES, "data": NUMBERS, **options}
+    return vg.train(oracles.drawn(network, RELU_SIZES), num_steps=num_steps, **about)
 
 
-def test_fewer_steps_are_the_first_of_more_whatever_is_recorded() -> None:
-    many, few = short(STEPS), short(7, record=[5, 1, 3])
+def test_fewer_steps_are_the_first_of_more_whatever_is_looked_at() -> None:
+    many, few = short(STEPS), short(7, snapshots=looking(5, 1, 3))
     np.testing.assert_allclose(few.loss, many.loss[:7], rtol=1e-6)
-    np.testing.assert_allclose(few.looks.train_loss[1], many.looks.train_loss[0], rtol=1e-6)
-    assert (few.steps.tolist(), many.steps.tolist()) == ([1, 3, 5, 7], [3, STEPS])
+    np.testing.assert_allclose(few.snapshots.train_loss[1], many.snapshots.train_loss[0], rtol=1e-6)
+    assert (few.snapshots.step.tolist(), many.snapshots.step.tolist()) == ([1, 3, 5, 7], [3, STEPS])
 
 
 def test_by_default_it_looks_at_the_ends_of_20_intervals() -> None:
-    steps = config.checked_steps(None, DRAWS)
+    steps = vg.training.SnapshotConfig().steps_of(DRAWS)
     assert len(steps) == 21
     assert (steps[0], steps[-1]) == (0, DRAWS)
     assert set(np.diff(steps)) <= {15, 16}
-    assert config.checked_steps(None, 4) == (0, 1, 2, 3, 4)
-    assert config.checked_steps([7, 0, 7], 9) == (0, 7, 9)
-    assert config.checked_steps([], 9) == (9,)
+    assert vg.training.SnapshotConfig().steps_of(4) == (0, 1, 2, 3, 4)
+    assert vg.training.SnapshotConfig([7, 0, 7]).steps_of(9) == (0, 7, 9)
+    assert vg.training.SnapshotConfig(()).steps_of(9) == (9,)
+    assert vg.training.SnapshotConfig(np.array([1.0, 2.0])) == vg.training.SnapshotConfig((1, 2))  # to be compiled for
 
 
 def test_other_numbers_run_the_same_programs() -> None:
@@ -590,16 +588,42 @@ def test_other_numbers_run_the_same_programs() -> None:
     assert not np.array_equal(first.loss, again.loss)
 
 
+def test_other_snapshots_do_not_compile_the_update_again() -> None:
+    """Their steps, how many examples they are taken over, on what, and whether gradients are looked at."""
+    made = []
+
+    def counted(rate: Any) -> optax.GradientTransformation:
+        made.append(1)  # whenever a program with the optimizer in it is traced
+        return optax.sgd(rate)
+
+    first = short(optimizer=counted)
+    traced = len(made)
+    others = [looking(), looking(0, 1, 7, 12), looking(3, num_eval=5)]
+    for again in (
+        *(short(optimizer=counted, snapshots=each) for each in others),
+        short(optimizer=counted, test=NUMBERS),
+    ):
+        assert len(made) == traced > 0
+        np.testing.assert_array_equal(again.loss, first.loss)
+    short(optimizer=counted, snapshots=vg.training.SnapshotConfig((3,)))
+    assert len(made) == traced + 1  # the size of an update, which it says too
+
+
+def test_without_a_key_it_is_that_of_zero() -> None:
+    np.testing.assert_array_equal(short(key=None).loss, short(key=jax.random.key(0)).loss)
+    assert not np.array_equal(short(key=None).loss, short().loss)
+
+
 @pytest.mark.parametrize(("size", "first"), [(1, 1), (1000, 0)])
 def test_the_first_step_that_is_not_finite_is_that_of_a_loss_or_of_an_update(size: float, first: int) -> None:
     """At a learning rate a tenth of the largest float: small gradients leave the range by the next loss, large ones at
     once."""
-    lost = short(data=vg.data.Examples(NUMBERS.inputs, size * NUMBERS.labels), learning_rate=3e37, record=[1])
+    lost = short(data=vg.data.Examples(NUMBERS.inputs, size * NUMBERS.labels), learning_rate=3e37, snapshots=looking(1))
     assert lost.diverged
     assert lost.first_nonfinite == first
     assert np.isfinite(lost.loss[0])
     assert not np.isfinite(lost.loss[1:]).any()
-    assert not np.isfinite(lost.looks.train_loss).any()
+    assert not np.isfinite(lost.snapshots.train_loss).any()
 
 
 # --- optimizers and schedules ---------------------------------------------------------------------------------------
@@ -632,8 +656,8 @@ def test_every_optimizer_is_the_one_of_optax_at_a_traced_learning_rate() -> None
 
     @jax.jit
     def both(rate: Any) -> Any:
-        named = {name: SimpleNamespace(optimizer=name, schedule="constant", groups=("",)) for name in NAMED}
-        found = {name: config.made(plan, {"": rate}, leaves) for name, plan in named.items()}
+        named = {name: config.TrainConfig(name, "constant", 2, 1, "squared_error", 1) for name in NAMED}
+        found = {name: each.optimizer_at({"": rate}, leaves) for name, each in named.items()}
         return [
             {name: updates_of(optimizer, leaves) for name, optimizer in some.items()}
             for some in (found, {name: make(0.05) for name, make in NAMED.items()})
@@ -714,17 +738,25 @@ BAD = [
     ({"num_steps": 2.5}, "num_steps must be a whole number, got 2.5"),
     ({"batch_size": 22}, "batch_size must be at most the 21 examples of the data, got 22"),
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ({"evaluate": 0}, "evaluate must be at least 1, got 0"),
     ({"optimizer": "adm"}, "optimizer must be one of sgd, .*, got 'adm'; did you mean 'adam'"),
     ({"schedule": "cosin"}, "schedule must be one of constant, .*, got 'cosin'; did you mean 'cosine'"),
-    ({"loss": "mse"}, "loss must be one of cross_entropy, squared_error, got 'mse'"),
-    ({"loss": "cotangent"}, "loss must be one of cross_entropy, squared_error, got 'cotangent'"),
-    ({"loss": "squared_error"}, r"y must have the output's shape \(3,\) an example for squared_error, got \(21,\)"),
     ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
-    ({"record": [0, 13]}, "record must hold whole steps from 0 to num_steps = 12, got 13"),
-    ({"record": [-1]}, "record must hold whole steps from 0 to num_steps = 12, got -1"),
-    ({"record": [1.5]}, "record must hold whole steps from 0 to num_steps = 12, got 1.5"),
-    ({"record": [np.nan]}, "record must hold whole steps from 0 to num_steps = 12, got nan"),
+    (
+        {"snapshots": vg.training.SnapshotConfig([0, 13])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got 13",
+    ),
+    (
+        {"snapshots": vg.training.SnapshotConfig([-1])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got -1",
+    ),
+    (
+        {"snapshots": vg.training.SnapshotConfig([1.5])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got 1.5",
+    ),
+    (
+        {"snapshots": vg.training.SnapshotConfig([np.nan])},
+        "snapshots must be at whole steps from 0 to num_steps = 12, got nan",
+    ),
     ({"scales": vg.Scales(sigma_v=1.0)}, "scale must be one of sigma_w, sigma_b, got 'sigma_v'"),
     (data(labels=CLASSES.labels + 1), r"labels must lie in 0 \.\. 2, got 3"),
     (data(labels=CLASSES.labels - 1), r"labels must lie in 0 \.\. 2, got -1"),
@@ -737,25 +769,31 @@ BAD = [
     (data(CLASSES.inputs[:0], CLASSES.labels[:0]), r"data must hold inputs of shape \(examples, 4\), got \(0, 4\)"),
     (data(with_nan(CLASSES.inputs)), "data must hold finite inputs, got a NaN or an infinity"),
     ({"test": vg.data.Examples(HELD_OUT.inputs[:, :3], HELD_OUT.labels)}, "test must hold inputs of shape"),
-    ({"test": HELD_OUT_NUMBERS}, "y must be one integer label an example for cross_entropy"),
+    ({"test": HELD_OUT_NUMBERS}, "test must have labels of the kind of the data's, for cross_entropy, got float32"),
     ({"parameters": vg.init(KEY, TANH, stream=True)}, "parameters must be stored to be trained"),
-    ({"parameters": oracles.drawn(WIDER, WIDER_SIZES)}, "parameters must "),
+    ({"parameters": TANH}, "parameters must be those of vgjax.init, got Network"),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_bad_trainings_are_refused_in_one_sentence(options: dict[str, Any], message: str) -> None:
-    given = {"scales": SCALES, "num_steps": STEPS, "batch_size": BATCH, "gradients": False, **data(), **options}
+    given = {"scales": SCALES, "num_steps": STEPS, "batch_size": BATCH, **data(), **options}
     given.setdefault("parameters", oracles.drawn(TANH, SIZES))
     with pytest.raises(ValueError, match=message):
-        vg.train(KEY, TANH, **given)
+        vg.train(**given)
+
+
+@pytest.mark.parametrize("count", [0, 1.5])
+def test_snapshots_are_of_a_whole_number_of_examples(count: Any) -> None:
+    with pytest.raises(ValueError, match=f"num_eval must be .*got {count}"):
+        vg.training.SnapshotConfig(num_eval=count)
 
 
 def test_batches_that_are_states_have_sizes_of_their_own() -> None:
-    network = KINDS["a batch is the state"].network
-    scales = vg.Scales(sigma_b=SIGMA_B)
+    network, scales = KINDS["a batch is the state"].network, vg.Scales(sigma_b=SIGMA_B)
+    drawn = architectures.drawn(network)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 4 examples in a state, got 6"):
-        vg.train(KEY, network, scales, CLASSES, batch_size=6)
+        vg.train(drawn, scales, CLASSES, batch_size=6)
     few = vg.data.Examples(CLASSES.inputs[:3], CLASSES.labels[:3])
     with pytest.raises(ValueError, match="data must hold at least the 4 examples of a state, got 3"):
-        vg.train(KEY, network, scales, few, batch_size=None)
+        vg.train(drawn, scales, few, batch_size=None)

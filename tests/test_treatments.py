@@ -121,7 +121,7 @@ def test_calibrated_running_statistics_are_those_of_the_batch() -> None:
     params = truth.drawn(running)
     ready = vg.calibrate(params, scales, xs)
     alone = jax.vmap(lambda x: vg.forward(ready, scales, x))(xs)
-    together = vg.forward(vg.Parameters(params.stem, params.stages, params.head, training), scales, xs)
+    together = vg.forward(vg.networks.Parameters(params.stem, params.stages, params.head, training), scales, xs)
     np.testing.assert_allclose(alone, together, atol=1e-5)
 
 

@@ -1,45 +1,54 @@
 """vgjax maps where gradients vanish or explode in deep networks: before training, at any depth, exactly."""
 
-from vgjax import activations, blocks, data, plots, theory
+from vgjax import activations, blocks, data, ensembles, measure, networks, plots, theory, training
 from vgjax.activations import Activation
-from vgjax.blocks import Spec, spec
-from vgjax.comparison import Comparison, compare
-from vgjax.ensembles.measurement import Measurement, measurement
+from vgjax.comparison import compare
+from vgjax.ensembles.measurement import measurement
 from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
-from vgjax.ensembles.remedies import Remedy, first_steps, remedies, remedy_examples, remedy_table
+from vgjax.ensembles.remedies import first_steps, remedies
 from vgjax.ensembles.result import Result, load
-from vgjax.ensembles.sweep import Case, sweep
-from vgjax.initializers import Scale, Scales, scheme
-from vgjax.measure.correlation import correlation, token_correlation
+from vgjax.ensembles.sweep import sweep
+from vgjax.initializers import Scales
+from vgjax.measure.correlation import correlation
 from vgjax.measure.flow import gain_matrix, pull_back, push_forward, states
-from vgjax.measure.gradients import GradientFlow, gradient_flow
-from vgjax.measure.lyapunov import layer_singular_values, log_determinant, lyapunov_exponents
+from vgjax.measure.gradients import gradient_flow
+from vgjax.measure.lyapunov import log_determinant, lyapunov_exponents
 from vgjax.measure.naive import naive_reading
 from vgjax.measure.norms import log_frobenius
 from vgjax.measure.spectrum import log_singular_values
-from vgjax.networks.builders import (
-    branch,
-    chain,
-    cnn,
-    conv,
-    dense,
-    gru,
-    lstm,
-    mlp,
-    norm,
-    residual,
-    resnet,
-    rnn,
-    sequential,
-    stack,
-    tied,
-    transformer,
-    untied,
-)
+from vgjax.networks.builders import cnn, dense, gru, lstm, mlp, norm, residual, resnet, rnn, stack, transformer
 from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.layers import forward
 from vgjax.networks.network import Network
-from vgjax.networks.parameters import Parameters, init
+from vgjax.networks.parameters import init
 from vgjax.networks.trainable import absorb_scales
+from vgjax.training.continuous import train_continuously
+from vgjax.training.loop import train
+from vgjax.training.teacher_student import teacher
+from vgjax.training.trainability import trainable_depth, trainings
+from vgjax.version import VERSION as __version__
 
-__version__ = "0.1.0"
+# ruff: noqa: RUF022 - grouped, in the order in which one meets them
+__all__ = [
+    # networks: descriptions, draws, scales
+    "mlp", "cnn", "resnet", "rnn", "lstm", "gru", "transformer",
+    "stack", "dense", "residual", "norm",
+    "Network", "Activation", "Scales", "init", "forward", "absorb_scales", "lsuv", "calibrate",
+    # measurements of one network
+    "gradient_flow", "naive_reading", "push_forward", "pull_back", "gain_matrix", "states", "correlation",
+    "log_singular_values", "lyapunov_exponents", "log_frobenius", "log_determinant",
+    # the sweep, what it measures, what it gives
+    "sweep", "gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius",
+    "trainings", "first_steps", "measurement", "Result", "load", "remedies",
+    # training
+    "train", "train_continuously", "trainable_depth", "teacher",
+    # theory beside measurement
+    "compare", "theory",
+    # wings
+    "activations", "blocks", "data", "ensembles", "measure", "networks", "plots", "training",
+]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    """The public page; what is not on it is internal."""
+    return sorted(__all__)

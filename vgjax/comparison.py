@@ -11,9 +11,9 @@ import numpy as np
 
 from vgjax import theory
 from vgjax.activations import Activation
+from vgjax.blocks.protocol import TheoryArguments
 from vgjax.checks import known
 from vgjax.ensembles.result import Result
-from vgjax.blocks.protocol import TheoryArguments
 
 CURVE_POINTS = 201
 
@@ -181,7 +181,12 @@ def _logs(draws: np.ndarray, expected: np.ndarray) -> _Compared:
 
 
 def _trajectories(
-    plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray, depth: int, start: np.ndarray, read: Callable[[Any], Any]
+    plain: TheoryArguments,
+    sigma_w: np.ndarray,
+    sigma_b: np.ndarray,
+    depth: int,
+    start: np.ndarray,
+    read: Callable[[Any], Any],
 ) -> np.ndarray:
     """Of every point, shape ``(*axes, depth + 1)``; ``start`` holds one q, or two and 1 - c."""
     found = np.empty((*sigma_w.shape, depth + 1))

@@ -9,6 +9,7 @@ from vgjax.blocks.normalization import Norm
 from vgjax.blocks.protocol import Spec, call, spec, step
 from vgjax.blocks.reading import Activate, Part, Pool, Start
 from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
+from vgjax.initializers import Scale
 
 __all__ = [
     "Activate",
@@ -25,6 +26,7 @@ __all__ = [
     "Pool",
     "RNNCell",
     "Residual",
+    "Scale",
     "Spec",
     "Start",
     "call",

@@ -139,10 +139,14 @@ class Own(Measurement):
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
         """The function's."""
         parameters: Parameters = drawn[0]
-        found = self.function(parameters, scales, *inputs)
-        for name in found:
-            known("a measured variable", name, self.dims)
-        return dict(found)
+        found = dict(self.function(parameters, scales, *inputs))
+        lengths = {"layer": parameters.network.depth + 1, "block": parameters.network.depth}
+        for name, value in found.items():
+            dims, shape = self.dims[known("a measured variable", name, self.dims)], np.shape(value)
+            expected = [lengths.get(dim, size) for dim, size in zip(dims, shape, strict=False)]
+            if len(shape) != len(dims) or list(shape) != expected:
+                raise ValueError(f"{name} must have dimensions ({', '.join(dims)}), got shape {shape}")
+        return found
 
     def check(self, network: Network, inputs: tuple[ArrayLike, ...]) -> tuple[bool, tuple[Any, ...]]:
         """Any number of inputs of the network."""
@@ -172,9 +176,11 @@ def measurement(
         bytes_per_point: about what one point keeps alive, from which follows how many are taken at once.
 
     Raises:
-        ValueError: a variable named as something else of a `Result` is.
+        ValueError: a variable named as something else of a `Result` is, or a dimension that all variables have.
     """
-    for name in dims:
+    for name, each in dims.items():
         if not name.isidentifier() or hasattr(Result, name):
             raise ValueError(f"dims must name variables that a result has no other meaning for, got {name!r}")
+        if isinstance(each, str) or {*each} & {"network", "seed", "example"}:
+            raise ValueError(f"dims must be a tuple of names other than network, seed and example, got {each!r}")
     return Own(function, tuple((name, tuple(each)) for name, each in dims.items()), bytes_per_point)

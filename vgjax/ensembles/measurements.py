@@ -253,9 +253,12 @@ class Spectra(Measurement):
     }
 
     def check(self, network: Network, inputs: tuple[ArrayLike, ...]) -> tuple[bool, tuple[Any, ...]]:
-        """One input, and Jacobians that fit into memory."""
+        """One input (the products of a batch would all be kept at once), and Jacobians that fit into memory."""
         self._check_memory(network)
-        return super().check(network, inputs)
+        batch, inputs = super().check(network, inputs)
+        if batch:
+            raise ValueError("spectra takes one input, or one for each seed (leading='seed'), got a batch")
+        return batch, inputs
 
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
         """The graded products, not yet finished."""
@@ -267,12 +270,6 @@ class Spectra(Measurement):
         depth = parameters.network.depth
         inexact = jnp.where(kept.first_inexact_layer > wanted[-1], depth + 1, kept.first_inexact_layer)
         return {**kept._replace(first_inexact_layer=inexact)._asdict(), "last": jnp.asarray(wanted[-1])}
-
-    def over_examples(
-        self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array
-    ) -> tuple[dict[str, Any], frozenset[str]]:
-        """Not of batches: their products would all be kept at once."""
-        raise ValueError("spectra takes one input, or one for each seed (leading='seed'), got a batch")
 
     def finish(self, arrays: Arrays, where: str) -> Arrays:
         """Jacobi rotations on the host, in float64."""

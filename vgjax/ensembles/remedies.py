@@ -245,7 +245,7 @@ def remedies(
 ) -> dict[str, Remedy]:
     """A network whose gradients vanish or explode, and what the textbooks advise: networks of a sweep, by name.
 
-    ``vgjax.sweep(vgjax.remedies("vanishing"), *vgjax.remedy_examples("vanishing"), measure=vgjax.first_steps(),
+    ``vgjax.sweep(vgjax.remedies("vanishing"), *vgjax.ensembles.remedy_examples("vanishing"), measure=vgjax.first_steps(),
     leading="example", key=key)`` measures them all; `remedy_table` prints it, `vgjax.plots.remedies` draws it.
 
     Args:

@@ -114,21 +114,27 @@ class Result:
         return max(network.depth for network in self.networks.values() if network is not None)
 
     def __repr__(self) -> str:
-        over = ", ".join(
-            f"{size} {name}{'s' if size > 1 and name == 'seed' else ''}" for name, size in self.sizes.items()
-        )
-        names = [name or str(net) for name, net in self.networks.items()]
-        of = names[0] if len(names) == 1 else f"{len(names)} networks"
-        return f"<{self.measure} of {of} over {over}: {', '.join(self.arrays)}>"
+        return f"<{self._title()}: {', '.join(dict.fromkeys(name.partition('.')[0] for name in self.arrays))}>"
 
     def _repr_html_(self) -> str:
+        shapes = {name: zip((*self.lead, *self.dims[name]), a.shape, strict=True) for name, a in self.arrays.items()}
         rows = (
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(dict(zip((*self.lead, *self.dims[name]), a.shape))))}"
-            f"</td><td>{a.dtype}</td></tr>"
-            for name, a in self.arrays.items()
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(', '.join(f'{dim} {n}' for dim, n in shape))}</td>"
+            f"<td>{self.arrays[name].dtype}</td></tr>"
+            for name, shape in shapes.items()
         )
         head = "<tr><th>variable</th><th>dimensions</th><th>dtype</th></tr>"
-        return f"<p>{html.escape(repr(self).split(':')[0].lstrip('<'))}</p><table>{head}{''.join(rows)}</table>"
+        return f"<p>{html.escape(self._title())}</p><table>{head}{''.join(rows)}</table>"
+
+    def _title(self) -> str:
+        """What was measured over what, in a few words."""
+        names = {"seed": "draw", "layer": "layer", "block": "block", "example": "example", "input": "input"}
+        sizes = {name: size for name, size in self.sizes.items() if name != "network"}
+        over = (
+            f"{size} {names.get(name, name)}{'s' if size > 1 and name in names else ''}" for name, size in sizes.items()
+        )
+        of = f"{len(self.networks)} networks" if self.several else _in_short(next(iter(self.networks.values())))
+        return f"{self.measure} of {of} over {', '.join(over)}"
 
     # --- statistics over seeds ---
 
@@ -162,12 +168,16 @@ class Result:
         Raises:
             ValueError: a result without gains, or a layer that is not before the last.
         """
-        mean, depth = self._gains(), self.depth
-        from_layer = depth // 2 if from_layer is None else from_layer
-        if not 0 <= from_layer < depth:
-            raise ValueError(f"from_layer must lie in 0 .. {depth - 1}, got {from_layer}")
-        last, first = mean[..., -1], mean[..., from_layer]
-        return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (depth - from_layer)
+        mean, depths = self._gains(), self._depths()
+        if from_layer is not None and not 0 <= from_layer < min(depths):
+            raise ValueError(f"from_layer must lie in 0 .. {min(depths) - 1}, got {from_layer}")
+
+        def growth(mean: np.ndarray, depth: int) -> np.ndarray:
+            start = depth // 2 if from_layer is None else from_layer
+            last, first = mean[..., depth], mean[..., start]
+            return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (depth - start)
+
+        return np.stack(list(map(growth, mean, depths))) if self.several else growth(mean, depths[0])
 
     def edge(self, along: str | None = None) -> np.ndarray:
         """Where along an axis gradients stop vanishing and start exploding: the first sign change of `rate`,
@@ -213,6 +223,10 @@ class Result:
         zero = square + np.log(max(1.0, 2 * np.log(n)) / n) < lowest * np.log(2)
         infinite = square > highest * np.log(2)
         return zero | infinite | (self.log_mean_square > 2 * highest * np.log(2))
+
+    def _depths(self) -> list[int]:
+        """Of every network."""
+        return [self.depth if network is None else network.depth for network in self.networks.values()]
 
     def _variable(self, name: str) -> np.ndarray:
         return self.arrays[known("variable", name, self.arrays)]
@@ -271,7 +285,7 @@ class Result:
         return {
             "measure": self.measure,
             "axes": list(self.axes),
-            "coordinates": list(self.coordinates),
+            "coordinate_names": list(self.coordinates),  # xarray has a use of its own for an attribute "coordinates"
             "dims": {name: list(dims) for name, dims in self.dims.items()},
             "networks": {name: net and network_to_json(net) for name, net in self.networks.items()},
             "fixed": self.fixed,
@@ -326,13 +340,20 @@ def _read_nc(path: Path) -> Read:
     if "measure" not in data.attrs:
         raise ValueError(f"path must hold a saved result, got {path}")
     description = {name: json.loads(value) for name, value in data.attrs.items()}
-    axes, coordinates = ({n: data[n].values for n in description[kind]} for kind in ("axes", "coordinates"))
+    axes, coordinates = ({n: data[n].values for n in description[kind]} for kind in ("axes", "coordinate_names"))
     return description, axes, coordinates, {name: data[name].values for name in description["dims"]}
 
 
 def nearest(values: np.ndarray, value: float) -> float:
     """The entry of a grid nearest to a value."""
     return float(values[np.abs(values - value).argmin()])
+
+
+def _in_short(network: Network | None) -> str:
+    """A network in three words."""
+    if network is None:
+        return "a network"
+    return f"a network of {network.depth} {network.activation or 'mixed'} layer{'s' if network.depth > 1 else ''}"
 
 
 def describe_machine() -> dict[str, Any]:

@@ -159,9 +159,19 @@ def _earlier_layout(path: Path, settings: dict[str, Any]) -> Any:
         layout = found.pop(LAYOUT)
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"folder must hold an earlier run, got an unreadable {str(path)!r}") from None
-    differ = [name for name in {**found, **settings} if found.get(name) != settings.get(name)]
+    differ = list(_differing(found, settings))
     if differ:
         raise ValueError(
             f"folder must hold an earlier run of the same settings, got one that differs in {', '.join(differ)}"
         )
     return layout
+
+
+def _differing(found: dict[str, Any], settings: dict[str, Any], within: str = "") -> Iterator[str]:
+    """The names of the settings that differ, of nested ones with dots."""
+    for name in {**found, **settings}:
+        before, now = found.get(name), settings.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differing(before, now, f"{within}{name}.")
+        elif before != now:
+            yield within + name

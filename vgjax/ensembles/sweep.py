@@ -1,15 +1,14 @@
 """The sweep: one measurement of networks, at every point of a grid of scales, for every seed.
 
-A seed's draw is made once and shared by the whole grid, so that a layer is one matrix product for all of it; every layer
-comes out of one pass; one compiled program serves all seeds, pieces and later grids of a network.
+A seed's draw is made once and shared by the whole grid, so that a layer is one matrix product for all of it; every
+layer comes out of one pass; one compiled program serves all seeds, pieces and later grids of a network.
 """
 
 import dataclasses
 import functools
 import itertools
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from jax.typing import ArrayLike
 
 from vgjax.checks import known, positive_integer
 from vgjax.ensembles import runner
-from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program
+from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
@@ -103,6 +102,8 @@ def sweep(
     measure = gains() if measure is None else measure
     if not isinstance(measure, Measurement):
         raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {measure!r:.80}")
+    if not isinstance(key, Array):
+        raise ValueError(f"key must be a jax.random.key, got {key!r:.80}")
     seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
     fixed = Scales() if scales is None else scales
     cases, many = _cases(network), not isinstance(network, (Network, Case))
@@ -132,9 +133,9 @@ def sweep(
 def _cases(network: Networks) -> dict[str, Case]:
     """The networks by name."""
     if isinstance(network, (Network, Case)):
-        network = {"": network}
-    elif not isinstance(network, Mapping):
-        listed = list(network)
+        return {"": _case(network)}
+    if not isinstance(network, Mapping):
+        listed = list(network) if isinstance(network, Iterable) else [network]
         if not all(isinstance(each, (Network, Case)) for each in listed):
             raise ValueError(f"network must be a network, or several of them, got {network!r:.80}")
         cases = [_case(each) for each in listed]
@@ -144,7 +145,9 @@ def _cases(network: Networks) -> dict[str, Case]:
         network = dict(zip(names, cases, strict=True))
     if not network:
         raise ValueError("network must be at least one, got none")
-    return {str(name): _case(each) for name, each in network.items()}
+    if not all(isinstance(name, str) and name for name in network):
+        raise ValueError(f"networks must be named by texts that are not empty, got {list(network)}")
+    return {name: _case(each) for name, each in network.items()}
 
 
 def _case(network: Any) -> Case:
@@ -204,7 +207,8 @@ def _grid(case: Case, measure: Measurement, scales: Scales, axes: Mapping[str, A
             raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {values.shape}")
     plain = {name: value for name, value in given.items() if name not in swept}
     fixed = {**scales, **case.scales, **{name: value for name, value in plain.items() if name in network.scales}}
-    fixed = {name: value for name, value in fixed.items() if name not in swept}
+    for name in {**scales, **case.scales}.keys() & axes.keys():
+        raise ValueError(f"{name} must be given once, got it among the fixed scales and as an argument of its own")
     check_scales(network, Scales(**fixed))
     for name in swept.keys() & network.scales.keys():
         for value in swept[name]:
@@ -360,7 +364,9 @@ def flat(tree: Mapping[str, Any]) -> Arrays:
 def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings: dict[str, Any]) -> Result:
     """The pieces as one result: of several networks, the largest of each dimension, NaN where one does not reach."""
     whole = [_whole(job, i, pieces) for i, job in enumerate(jobs)]
-    names = list(dict.fromkeys(name for each in whole for name in each))
+    order = list(jobs[0].measure.dims)
+    found = dict.fromkeys(name for each in whole for name in each)
+    names = sorted(found, key=lambda name: order.index(name.partition(".")[0]))
     dims = {
         name: next(_dims(job, name, each[name]) for job, each in zip(jobs, whole, strict=True) if name in each)
         for name in names
@@ -378,7 +384,7 @@ def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings:
         dims=dims,
         coordinates=coordinates,
         networks={job.name: job.network for job in jobs},
-        fixed={name: value for name, value in fixed.items() if name not in first.scales},
+        fixed={name: value for name, value in fixed.items() if not many or name not in first.scales},
         provenance=settings,
     )
 
@@ -414,11 +420,13 @@ def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray:
 
 def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     """Where a result comes from, as plain JSON values."""
+    options = {job.name: options_of(job.measure) for job in jobs}
+    shared = options[jobs[0].name]
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return {
         "vgjax": VERSION,
         **describe_machine(),
-        "options": _options(jobs[0].measure),
+        "options": shared if all(each == shared for each in options.values()) else options,
         "networks": [repr(job.network) for job in jobs],
         "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],
         "state_size": int(state_sizes(jobs[0].network)[-1]),
@@ -430,21 +438,15 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
     }
 
 
-def _options(measure: Measurement) -> dict[str, Any]:
-    """Those of a measurement that JSON can hold; functions and data are in the fingerprint."""
-    fields = ((f.name, getattr(measure, f.name)) for f in dataclasses.fields(measure) if f.init)  # type: ignore[arg-type]
-    plain = (str, int, float, bool, type(None), tuple)
-    return {name: json.loads(json.dumps(value, default=str)) for name, value in fields if isinstance(value, plain)}
-
-
 def _computed(jobs: list[Job]) -> str:
     """A fingerprint of all that is computed: what tells two functions of one name apart."""
     parts = []
     for job in jobs:
 
-        def program(key: Array, job: Job = job) -> Any:
+        def program(key: Array, inputs: tuple[Array, ...], job: Job = job) -> Any:
             drawn = job.measure.draw(key, job.network)
-            return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, job.inputs[0], [0]))
+            return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, inputs, [0]))
 
-        parts += [digest_of_program(jax.make_jaxpr(program)(job.key)), digest_of_code(type(job.measure).finish)]
-    return digest(*(np.frombuffer(part.encode(), np.uint8) for part in parts))
+        traced = jax.make_jaxpr(program)(job.key, job.inputs[0])
+        parts += [digest_of_program(traced), digest_of_code(type(job.measure).finish)]
+    return digest_of_text("".join(parts))

@@ -9,14 +9,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from vgjax.activations import Activation
+from vgjax.blocks import Spec
 from vgjax.floatexp import FloatExp, add, from_float, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 from vgjax.measure.flow import states
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined
 from vgjax.networks.parameters import Parameters, as_dtype
-
-_FAR = 30.0  # ln of a ratio of norms from which the larger state alone says where the two point
 
 
 class Correlation(NamedTuple):
@@ -40,10 +40,12 @@ def correlation(parameters: Parameters, scales: Scales, x1: ArrayLike, x2: Array
 
         c_l = s_l(x1) . s_l(x2) / (||s_l(x1)|| ||s_l(x2)||)
 
-    What is carried is one state and the difference to the other, each with its own exponent: close to each other the
-    difference goes through the layer as a tangent at the midpoint, so 1 - c is right to rounding at e^-10000 as at 1.
-    In a recurrence, whose inputs differ at every step, differences are taken in plain floats: there 1 - c below 1e-12
-    (float32) is rounding.
+    What is carried are both states and their difference, each with its own exponent. Where the two are close the
+    difference goes through the layer as a tangent at the midpoint, so ln (1 - c) is as good at -10000 as at 0: right to
+    1e-5 in float32, and to about 1e-3 (float64: 1e-7) behind the layers where the one takes over from the other. Two
+    things limit it. Where directions meet but norms do not (a network without bias), 1 - c below eps^2 is rounding; in
+    a recurrence, whose inputs differ at every step, the difference is the plain one, and 1 - c below 1e-12 (float32)
+    is.
 
     Args:
         parameters, scales: as for `forward`.
@@ -65,29 +67,35 @@ def correlate(parameters: Parameters, scales: Scales, x1: Array, x2: Array) -> C
     """`correlation`, unchecked and not compiled by itself: what sweeps `vmap`."""
     layers, network = bind(parameters, scales, x1), parameters.network
     x1, x2 = (as_dtype(parameters.dtype, x) for x in (x1, x2))
-    state, apart = from_float(x1), from_float(x2 - x1)
+    state, second = from_float(x1), _Second(from_float(x2), from_float(x2 - x1))
     if layers.stem:
-        apart = _difference(layers.stem, layers.stem, normalize(state)[0], normalize(apart)[0])
+        second = _behind(layers.stem, layers.stem, normalize(state)[0], second)
         state = layers.first_state(x1)
 
-    def visit(layer: Layer, state: FloatExp, apart: FloatExp, x: Array | None) -> tuple[FloatExp, "_Pair"]:
-        apart = normalize(apart)[0]
+    def visit(layer: Layer, state: FloatExp, second: _Second, x: Array | None) -> tuple[_Second, _Reading]:
         other = layer if layer.input is None else replace(layer, input=x)
-        return _difference(layer, other, state, apart), _read(state, apart)
+        return _behind(layer, other, state, second), _read(state, second)
 
     extras = by_stage(network, x2) if network.driven else None
-    walked = layers.walk(state, visit, apart, extras=extras)
-    last = jax.tree.map(lambda a: a[None], _read(walked.last, normalize(walked.carry)[0]))
-    pair = joined([*walked.reports, last])
-    both = (describe_states(network, log_norms) for log_norms in (walked.log_norms, pair.log_norm))
+    walked = layers.walk(state, visit, second, extras=extras)
+    last = jax.tree.map(lambda a: a[None], _read(walked.last, walked.carry))
+    read = joined([*walked.reports, last])
+    both = (describe_states(network, log_norms) for log_norms in (walked.log_norms, read.log_norm))
     squares, inexact = zip(*both, strict=True)
-    return Correlation(pair.c, pair.log_one_minus_c, jnp.stack(squares), jnp.minimum(*inexact))
+    return Correlation(read.c, read.log_one_minus_c, jnp.stack(squares), jnp.minimum(*inexact))
 
 
 _correlate = jax.jit(correlate)
 
 
-class _Pair(NamedTuple):
+class _Second(NamedTuple):
+    """The second input's state, and how far it is from the first's (their plain difference loses what they share)."""
+
+    state: FloatExp
+    apart: FloatExp
+
+
+class _Reading(NamedTuple):
     """c and ln (1 - c) of two states, and ln of the norm of the second."""
 
     c: Array
@@ -95,19 +103,30 @@ class _Pair(NamedTuple):
     log_norm: Array
 
 
-def _difference(layer: Layer, other: Layer, state: FloatExp, apart: FloatExp) -> FloatExp:
-    """f(s + d) - f(s) behind a layer, of normalized s and d; not normalized.
+def _behind(layer: Layer, other: Layer, state: FloatExp, second: _Second) -> _Second:
+    """The second state and the difference behind a layer (``other`` with the second input), not normalized.
 
-    Directly it is right to eps |s| / |d|, as a tangent at the midpoint to |d|^2 / |s|^2 (|d| / |s| at a kink of phi):
-    both are small where the one takes over from the other, at eps^(2/3).
+    With r = |d| / |s|, a plain difference is right to eps / r, a tangent at the midpoint to r^2 where phi is smooth and
+    to r where d crosses a kink of it: the one takes over from the other where the larger of both is smallest.
     """
-    direct = _minus(other.step(_sum(state, apart)), layer.step(state))
+    there, apart = normalize(second.state)[0], normalize(second.apart)[0]
+    after = layer.step(state)
+    plain = other.step(there)
+    direct = _Second(plain, _minus(plain, after))
     if layer.input is not None:  # the inputs differ too
         return direct
-    half = apart._replace(value=apart.value / 2)
-    tangent = layer.push(_sum(state, half), apart)
-    near = normalize(apart)[1] - normalize(state)[1] < 2 / 3 * np.log(jnp.finfo(state.value.dtype).eps)
-    return jax.tree.map(lambda a, b: jnp.where(near, a, b), tangent, direct)
+    tangent = layer.push(_sum(state, apart._replace(value=apart.value / 2)), apart)
+    share = 1 / 3 if _smooth(layer.spec) else 1 / 2
+    near = normalize(apart)[1] - normalize(state)[1] < share * np.log(jnp.finfo(state.value.dtype).eps)
+    # A state of its own would forget a difference below its rounding: it follows the tangent as long as that holds.
+    return jax.tree.map(lambda a, b: jnp.where(near, a, b), _Second(_sum(after, tangent), tangent), direct)
+
+
+def _smooth(spec: Spec) -> bool:
+    """Whether a block says what its activations are, and none of them has a kink."""
+    options = [value for part in spec.nested() for _, value in part.options]
+    activations = [value for value in options if isinstance(value, Activation)]
+    return bool(activations) and not any(activation.kinks for activation in activations)
 
 
 def _sum(a: FloatExp, b: FloatExp) -> FloatExp:
@@ -118,28 +137,33 @@ def _minus(a: FloatExp, b: FloatExp) -> FloatExp:
     return add(with_zero_exponent(a), with_zero_exponent(b._replace(value=-b.value)))
 
 
-def _read(state: FloatExp, apart: FloatExp) -> _Pair:
-    """From s and d = s' - s: with k the cosine of d to s and r = |d| / |s|, s' is (1 + r k) along s and r sqrt(1 - k^2)
-    across it, and 1 - c = across^2 / (|s'| (|s'| + along))."""
-    (unit, log_norm), (step, log_apart) = _unit(state), _unit(apart)
+def _read(state: FloatExp, second: _Second) -> _Reading:
+    """c and 1 - c of s (normalized) and s'.
+
+    Apart, from their directions u and u': 1 - c = |u - u'|^2 / 2. Close to each other, from d = s' - s: with k the
+    cosine of d to s and r = |d| / |s|, s' is (1 + r k) along s and r sqrt(1 - k^2) across it, and 1 - c = across^2 /
+    (|s'| (|s'| + along)).
+    """
+    (unit, log_norm), (other, log_other), (step, log_apart) = map(_unit, (state, second.state, second.apart))
     k = jnp.sum(unit * step)
     across = jnp.sum((step - k * unit) ** 2)  # sin^2: what is left of the step, not 1 - k^2, which cancels
-    log_ratio = jnp.minimum(log_apart - log_norm, _FAR)
-    r = jnp.exp(log_ratio)
+    log_ratio = log_apart - log_norm
+    close = log_ratio < -1
+    r = jnp.exp(jnp.where(close, log_ratio, 0))
     along = 1 + r * k
     length = jnp.sqrt(along**2 + r**2 * across)
-    c = along / length
     small = 2 * log_ratio + jnp.log(across) - jnp.log(length * (length + along))
-    log_one_minus_c = jnp.where(along > 0, small, jnp.log1p(-c))
-    other = normalize(add(with_zero_exponent(state), with_zero_exponent(apart)))[1]
-    nothing = jnp.isneginf(log_norm) | jnp.isneginf(other)
-    return _Pair(*(jnp.where(nothing, jnp.nan, a) for a in (c, log_one_minus_c)), other)
+    log_one_minus_c = jnp.where(close, small, jnp.log(jnp.sum((unit - other) ** 2) / 2))
+    c = jnp.where(close, along / length, jnp.sum(unit * other))
+    nothing = jnp.isneginf(log_norm) | jnp.isneginf(log_other)
+    return _Reading(*(jnp.where(nothing, jnp.nan, a) for a in (c, log_one_minus_c)), log_other)
 
 
 def _unit(number: FloatExp) -> tuple[Array, Array]:
-    """The direction of a normalized number (0 for 0) and ln of its norm."""
+    """The direction of a number (0 for 0) and ln of its norm."""
+    number, log_norm = normalize(number)
     norm = jnp.sqrt(jnp.sum(number.value**2))
-    return jnp.where(norm > 0, number.value / jnp.where(norm > 0, norm, 1), 0), normalize(number)[1]
+    return jnp.where(norm > 0, number.value / jnp.where(norm > 0, norm, 1), 0), log_norm
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------

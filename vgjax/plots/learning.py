@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
+from vgjax.training.boundary import converged_of
+from vgjax.training.trainability import best
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from vgjax.ensembles.result import Result
     from vgjax.training.loop import Training
-    from vgjax.training.trainability import TrainingSweep
 
 CURVES = ("#b2182b", "#2166ac", "#4d4d4d", "#e08214", "#1b7837", "#762a83", "#01665e")
 LINES: tuple[Any, ...] = (
@@ -40,14 +42,13 @@ def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Fi
     curves, *heats = figure.subplots(1, 1 + len(runs), width_ratios=(1.25, *[1] * len(runs)))
     draw_losses(curves, {name: np.asarray(run.loss) for name, run in runs.items()})
     curves.set_title(title or "loss")
-    gradients = {name: np.asarray(run.looks.log_gradient) for name, run in runs.items()}
+    gradients = {name: np.asarray(run.snapshots.log_gradient) for name, run in runs.items()}
     finite = np.concatenate([g[np.isfinite(g)] for g in gradients.values()])
+    reach = float(finite.min()), float(finite.max())
     for ax, (name, gradient) in zip(heats, gradients.items(), strict=True):
-        mesh = draw_gradient_heat(
-            ax, np.asarray(runs[name].steps), gradient, (float(finite.min()), float(finite.max()))
-        )
+        mesh = draw_gradient_heat(ax, np.asarray(runs[name].snapshots.step), gradient, reach)
         ax.set_title(name)
-    ticks = powers_of_ten(float(finite.min()), float(finite.max()))
+    ticks = powers_of_ten(*reach)
     colour_bar(figure, heats, mesh, r"$\|\partial L / \partial h^l\|$", ticks, power_of_ten, extend="neither")
     return figure
 
@@ -99,7 +100,7 @@ def draw_gradient_heat(
 
 @styled
 def trainability_map(
-    sweep: "TrainingSweep",
+    result: "Result",
     *,
     name: str = "train_accuracy",
     xi: np.ndarray | None = None,
@@ -110,7 +111,8 @@ def trainability_map(
     """Accuracy after training over weight variance and depth, at the best learning rate, with the theory over it.
 
     Args:
-        sweep: over ``depth`` and ``sigma_w`` (and learning rates).
+        result: of a sweep of `vgjax.trainings` over networks of several depths, ascending, and ``sigma_w`` (and
+            learning rates).
         name: which accuracy.
         xi, multiples, lost: as for `draw_trainability`.
         title: above the axes.
@@ -119,8 +121,9 @@ def trainability_map(
 
     figure = Figure(figsize=(4.3, 3.2), layout="constrained")
     ax = figure.subplots()
-    variance = np.asarray(sweep.axes["sigma_w"]) ** 2
-    mesh = draw_trainability(ax, variance, sweep.axes["depth"], sweep.best(name), xi=xi, multiples=multiples, lost=lost)
+    depths = np.array([network.depth for network in result.networks.values() if network is not None])
+    theory: dict[str, Any] = {"xi": xi, "multiples": multiples, "lost": lost}
+    mesh = draw_trainability(ax, result.axes["sigma_w"] ** 2, depths, best(result, name), **theory)
     ax.set_title(title or "")
     text = name.replace("_", " ").replace("train ", "training ")
     colour_bar(figure, ax, mesh, text, np.linspace(0, 1, 6), "{:.0%}".format, extend="neither")
@@ -168,39 +171,50 @@ def draw_trainability(
 
 
 @styled
-def trainability_boundary(*sweeps: "TrainingSweep", titles: Sequence[str] = ()) -> "Figure":
+def trainability_boundary(*results: "Result", titles: Sequence[str] = (), seed: int = 0) -> "Figure":
     """Where small networks converge and where they diverge, over two learning rates (or a learning rate and a scale).
 
     Args:
-        *sweeps: each over two axes, of one seed; a zoom is outlined in the picture before it.
+        *results: of sweeps of `vgjax.trainings`, each over two axes; a zoom is outlined in the picture before it.
         titles: above the panels.
+        seed: whose border: it lies elsewhere for every draw.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2.5 * len(sweeps) + 0.3, 2.75), layout="constrained")
-    axes = figure.subplots(1, len(sweeps), squeeze=False)[0]
-    for i, (ax, sweep) in enumerate(zip(axes, sweeps, strict=True)):
-        draw_boundary(ax, sweep)
+    figure = Figure(figsize=(2.5 * len(results) + 0.3, 2.75), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False)[0]
+    for i, (ax, result) in enumerate(zip(axes, results, strict=True)):
+        draw_boundary(ax, result, seed=seed)
         ax.set_title(titles[i] if i < len(titles) else "")
-        if i + 1 < len(sweeps):
-            outline(ax, sweeps[i + 1])
+        if i + 1 < len(results):
+            outline(ax, results[i + 1])
     return figure
 
 
-def draw_boundary(ax: "Axes", sweep: "TrainingSweep") -> Any:
-    """Blue where the loss goes down, darker the sooner; red where it does not, darker the sooner it is lost."""
+def draw_boundary(ax: "Axes", result: "Result", *, seed: int = 0) -> Any:
+    """Blue where the loss of one draw goes down, darker the sooner; red where it does not, darker the sooner it is
+    lost.
+
+    Args:
+        ax: where.
+        result: of a sweep of `vgjax.trainings` over two axes.
+        seed: which draw.
+
+    Raises:
+        ValueError: another result, or no such seed.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    x, y = sweep.axes.values()
-    converged = sweep.converged[0]
-    shade = intensity(sweep.loss[0], converged).T
+    converged = converged_of("draw_boundary", result, seed)
+    (x_name, x), (y_name, y) = result.axes.items()
+    shade = intensity(result.loss[seed], converged).T
     mesh = ax.pcolormesh(x, y, shade, cmap="RdBu", vmin=-1, vmax=1, shading="nearest", rasterized=True)
     for axis, values, set_scale in ((ax.xaxis, x, ax.set_xscale), (ax.yaxis, y, ax.set_yscale)):
         if values[0] > 0 and values[-1] / values[0] > 20:
             set_scale("log")
         else:
             axis.set_major_locator(MaxNLocator(4))
-    ax.set(xlabel=label(next(iter(sweep.axes))), ylabel=label([*sweep.axes][1]))
+    ax.set(xlabel=label(x_name), ylabel=label(y_name))
     return mesh
 
 
@@ -223,7 +237,7 @@ def intensity(loss: np.ndarray, converged: np.ndarray) -> np.ndarray:
     return shade
 
 
-def outline(ax: "Axes", inner: "TrainingSweep") -> None:
+def outline(ax: "Axes", inner: "Result") -> None:
     """A frame around what another sweep covers; a cross where that is too small to be seen."""
     from matplotlib.patches import Rectangle
 

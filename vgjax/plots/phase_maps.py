@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-
 from vgjax.plots.style import (
     THEORY,
     colour_bar,

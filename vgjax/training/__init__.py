@@ -1,1 +1,18 @@
-"""."""
+"""Training: gradient descent and gradient flow, snapshots of every layer, which networks learn and where it ends."""
+
+from vgjax.training.boundary import BoxCount, box_dimension, zoom
+from vgjax.training.config import SnapshotConfig
+from vgjax.training.continuous import ContinuousTraining
+from vgjax.training.loop import Snapshots, Training
+from vgjax.training.trainability import best
+
+__all__ = [
+    "BoxCount",
+    "ContinuousTraining",
+    "SnapshotConfig",
+    "Snapshots",
+    "Training",
+    "best",
+    "box_dimension",
+    "zoom",
+]

@@ -1,15 +1,18 @@
 """The boundary of trainability: where training stops converging, and how rough that border is.
 
 The map of which learning rates train is not smooth: its border is a fractal (Sohl-Dickstein 2024, "The boundary of
-neural network trainability is fractal"). Computed by `train_sweep`; here is what is read off it.
+neural network trainability is fractal"). Computed by a sweep of `trainings`; here is what is read off it.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgjax.checks import positive_integer
-from vgjax.training.trainability import GROUP, TrainingSweep
+from vgjax.checks import positive_integer, whole_numbers
+from vgjax.ensembles.result import Result
+from vgjax.training.trainability import RATE, check_trainings
+
+_GROUP = f"{RATE}_"
 
 
 class BoxCount(NamedTuple):
@@ -27,7 +30,7 @@ class BoxCount(NamedTuple):
     dimension: float
 
 
-def border(converged: np.ndarray) -> np.ndarray:
+def _border(converged: np.ndarray) -> np.ndarray:
     """The cells of a grid of points whose four corners are not all alike, shape ``(x - 1, y - 1)``."""
     corners = np.stack([converged[i : i - 1 or None, j : j - 1 or None] for i in (0, 1) for j in (0, 1)])
     return np.asarray(corners.any(axis=0) & ~corners.all(axis=0))
@@ -49,7 +52,7 @@ def box_dimension(converged: np.ndarray) -> BoxCount:
     converged = np.asarray(converged, dtype=bool)
     if converged.ndim != 2 or min(converged.shape) < 32:
         raise ValueError(f"converged must be a grid of at least 32 x 32 points, got shape {converged.shape}")
-    edge = border(converged)
+    edge = _border(converged)
     sizes = 2 ** np.arange(int(np.log2(min(converged.shape) / 8)) + 1)
     counts = np.array([_boxes(edge, int(size)) for size in sizes])
     if not counts[0]:
@@ -65,41 +68,60 @@ def _boxes(edge: np.ndarray, size: int) -> float:
 
 
 def zoom(
-    sweep: TrainingSweep, factor: float, points: int | None = None, at: tuple[float, float] | None = None
+    result: Result,
+    factor: float,
+    points: int | None = None,
+    at: tuple[float, float] | None = None,
+    *,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """A closer look at the border: around a point of it, an interval smaller by a factor along both axes.
+    """A closer look at the border of one draw: around a point of it, an interval smaller by a factor along both axes.
 
-    ``train_sweep(..., **zoom(sweep, 10))``, all else as it was for the sweep, is that look. Zooms of more than a few
+    ``vg.sweep(..., **vg.training.zoom(result, 10))``, all else as it was for the result, is that look. Zooms of more than a few
     thousand need ``dtype="float64"`` from the first sweep on.
 
     Args:
-        sweep: over two axes; equal steps or equal ratios.
+        result: of a sweep of `trainings` over two axes; equal steps or equal ratios.
         factor: above 1. Beyond the points of the grid there may be no border in what is left.
         points: along each axis; as many as before if left out.
         at: where to look: the place of the border nearest to it on the grid; left out, where the border is densest.
+        seed: whose border; that of every draw lies elsewhere.
 
     Returns:
-        The axes as `vgjax.train_sweep` takes them: ``"learning_rate"`` with its values (or a dict of them by group) and
+        The axes as `vgjax.sweep` takes them: ``"learning_rate"`` with its values (or a dict of them by group) and
         scales with theirs; spaced as before, within the earlier interval, float64.
 
     Raises:
-        ValueError: a sweep over other than two axes, a factor of at most 1, or no border to be seen.
+        ValueError: a sweep of something else, of several networks or over other than two axes, no such seed, a factor
+            of at most 1, or no border to be seen.
     """
-    if len(sweep.axes) != 2:
-        raise ValueError(f"zoom needs a sweep over two axes, got {', '.join(sweep.axes) or 'none'}")
+    converged = converged_of("zoom", result, seed)
     if not factor > 1:
         raise ValueError(f"factor must be above 1, got {factor}")
-    edge = border(sweep.converged[0]).astype(float)
+    edge = _border(converged).astype(float)
     if not edge.any():
         raise ValueError("zoom needs a border between convergence and divergence, got none")
-    preferred = _density(edge) if at is None else _nearness(edge, sweep, at)
+    preferred = _density(edge) if at is None else _nearness(edge, result, at)
     where = np.unravel_index(int(preferred.argmax()), edge.shape)
-    grids = zip(sweep.axes.items(), where, strict=True)
+    grids = zip(result.axes.items(), where, strict=True)
     closer: dict[str, Any] = {name: _closer(values, int(i), factor, points) for (name, values), i in grids}
-    kept = {name: rate for name, rate in sweep.fixed.items() if name.startswith(GROUP)}
-    if by_group := {n.removeprefix(GROUP): v for n, v in {**closer, **kept}.items() if n.startswith(GROUP)}:
-        closer = {"learning_rate": by_group} | {n: v for n, v in closer.items() if not n.startswith(GROUP)}
+    kept = {name: rate for name, rate in result.fixed.items() if name.startswith(_GROUP)}
+    if by_group := {n.removeprefix(_GROUP): v for n, v in {**closer, **kept}.items() if n.startswith(_GROUP)}:
+        closer = {RATE: by_group} | {n: v for n, v in closer.items() if not n.startswith(_GROUP)}
     return closer
+
+
+def converged_of(what: str, result: Result, seed: int) -> np.ndarray:
+    """Where one draw converges on a plane of two axes, booleans of shape ``(x, y)``.
+
+    Raises:
+        ValueError: there is no such plane, or no such draw.
+    """
+    check_trainings(what, result)
+    if len(result.axes) != 2 or result.several:
+        lead = [name for name in result.lead if name != "seed"]
+        raise ValueError(f"{what} needs a sweep of one network over two axes, got {', '.join(lead) or 'none'}")
+    return np.asarray(result.converged[whole_numbers("seed", [seed], 0, result.seeds - 1)[0]])
 
 
 def _density(edge: np.ndarray) -> np.ndarray:
@@ -109,9 +131,9 @@ def _density(edge: np.ndarray) -> np.ndarray:
     return uniform_filter(edge, max(3, min(edge.shape) // 16), mode="constant") * edge
 
 
-def _nearness(edge: np.ndarray, sweep: TrainingSweep, at: tuple[float, float]) -> np.ndarray:
+def _nearness(edge: np.ndarray, result: Result, at: tuple[float, float]) -> np.ndarray:
     """Larger for the points of the border nearer to where one wants to look."""
-    wanted = [int(np.abs(values - value).argmin()) for values, value in zip(sweep.axes.values(), at, strict=True)]
+    wanted = [int(np.abs(values - value).argmin()) for values, value in zip(result.axes.values(), at, strict=True)]
     x, y = np.indices(edge.shape)
     return edge / (1 + (x - wanted[0]) ** 2 + (y - wanted[1]) ** 2)
 

@@ -1,4 +1,4 @@
-"""Plans: what a training is compiled for, once all that was asked for has been checked; optimizers and schedules."""
+"""How to train: optimizers, schedules and learning rates, checked; and when to look."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +12,13 @@ from jax import Array
 
 from vgjax.checks import known, not_negative, positive_integer
 from vgjax.data import Examples
-from vgjax.networks.layers import init, parameter_dtype, trainable
 from vgjax.networks.network import Network
-from vgjax.training.problem import Data, checked_examples
+from vgjax.networks.parameters import init
+from vgjax.networks.trainable import trainable
+from vgjax.training.problem import checked_objective
 
 Optimizer: TypeAlias = str | Callable[[Any], optax.GradientTransformation] | optax.GradientTransformation
 Schedule: TypeAlias = str | Callable[[int], optax.Schedule]
-Rates: TypeAlias = dict[str, Array]
-"""Learning rates: ``{"": rate}``, or one for each group of parameters."""
 
 OPTIMIZERS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -43,89 +42,95 @@ SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
 the steps on and a hundredth from three quarters; down to a hundredth exponentially; down to 0 along a cosine; linearly
 up over the first tenth of the steps and then along a cosine."""
 
-LOOKS = 20
+_INTERVALS = 20  # between snapshots, if nothing is said
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be learned, as a static description: what looking at a network is compiled for.
+class SnapshotConfig:
+    """When a training is looked at, and at what.
 
     Attributes:
-        network: what is trained.
-        loss: ``"cross_entropy"`` or ``"squared_error"``.
-        batch_size: examples an update sees.
-        lot: examples in a state: 1, or a batch's where a batch is the state.
-        evaluate: how many examples loss and accuracy are taken over, at most.
-        dtype: it computes in.
+        steps: from 0, before the first update, to the number of updates; the last is always one. None: the ends of 20
+            intervals; ``()``: the last alone.
+        num_eval: how many examples of each kind loss and accuracy are taken over, at most.
+        gradients: whether at the gradients, layer by layer, too.
+
+    Raises:
+        ValueError: a count below 1.
     """
 
-    network: Network
-    loss: str
-    batch_size: int
-    lot: int
-    evaluate: int
-    dtype: str
+    steps: Sequence[float] | None = None
+    num_eval: int = 1024
+    gradients: bool = True
+
+    def __post_init__(self) -> None:
+        positive_integer("num_eval", self.num_eval)
+        if self.steps is not None:  # as a tuple it can be compiled for
+            object.__setattr__(self, "steps", tuple(np.asarray(self.steps, dtype=float).ravel().tolist()))
+
+    def steps_of(self, num_steps: int) -> tuple[int, ...]:
+        """The steps of a training of that many updates, ascending, with the last.
+
+        Raises:
+            ValueError: steps that are not whole or beyond it.
+        """
+        wanted = np.linspace(0, num_steps, _INTERVALS + 1).round() if self.steps is None else self.steps
+        steps = np.unique([*wanted, num_steps])
+        for step in steps[(steps < 0) | (steps > num_steps) | (steps != steps.round())]:
+            raise ValueError(f"snapshots must be at whole steps from 0 to num_steps = {num_steps}, got {step:g}")
+        return tuple(int(step) for step in steps)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A training as a static description: what it is compiled for.
+class TrainConfig:
+    """How a network is trained, as a static description: what its update is compiled for, and nothing else.
 
     Attributes:
-        task: what is to be learned.
         optimizer, schedule: as for `train`.
-        groups: names of the groups of parameters that have a learning rate of their own; ``("",)`` for one rate.
         num_steps: updates.
-        record: the steps at which it looks, ascending; the last is ``num_steps``.
-        gradients: whether it looks at the gradients, layer by layer.
+        batch_size: examples an update sees.
+        loss: ``"cross_entropy"`` or ``"squared_error"``.
+        per_state: examples in a state: 1, or a batch's where a batch is the state.
     """
 
-    task: Task
     optimizer: Optimizer
     schedule: Schedule
-    groups: tuple[str, ...]
     num_steps: int
-    record: tuple[int, ...]
-    gradients: bool
+    batch_size: int
+    loss: str
+    per_state: int
+
+    def optimizer_at(self, rates: dict[str, Array], leaves: Mapping[str, Any]) -> optax.GradientTransformation:
+        """The optimizer at learning rates: ``{"": rate}``, or one for each group of parameters."""
+
+        def at(rate: Array) -> optax.GradientTransformation:
+            make = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
+            if self.schedule == "constant":
+                return make(rate)  # type: ignore[operator]
+            factor = (SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule)(self.num_steps)
+            return make(lambda count: rate * factor(count))  # type: ignore[operator]
+
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return self.optimizer
+        if tuple(rates) == ("",):
+            return at(rates[""])
+        return optax.partition({group: at(rate) for group, rate in rates.items()}, groups_of(tuple(rates), leaves))
 
 
-def made(plan: Plan, rates: Rates, leaves: dict[str, Array]) -> optax.GradientTransformation:
-    """The optimizer at these learning rates."""
-
-    def one(rate: Array) -> optax.GradientTransformation:
-        make = OPTIMIZERS[plan.optimizer] if isinstance(plan.optimizer, str) else plan.optimizer
-        if plan.schedule == "constant":
-            return make(rate)  # type: ignore[operator]
-        factor = (SCHEDULES[plan.schedule] if isinstance(plan.schedule, str) else plan.schedule)(plan.num_steps)
-        return make(lambda count: rate * factor(count))  # type: ignore[operator]
-
-    if isinstance(plan.optimizer, optax.GradientTransformation):
-        return plan.optimizer
-    if plan.groups == ("",):
-        return one(rates[""])
-    return optax.partition({name: one(rate) for name, rate in rates.items()}, grouped(plan.groups, leaves))
+# --- the edge -------------------------------------------------------------------------------------------------------
 
 
-# --- the edge ---------------------------------------------------------------------------------------------------------
-
-
-def planned(
+def checked_config(
     network: Network,
-    data: Data,
-    test: Data | None,
-    groups: Sequence[str],
+    data: Examples,
+    test: Examples | None,
     *,
     optimizer: Optimizer,
     schedule: Schedule,
     num_steps: int,
     batch_size: int | None,
-    loss: str | None,
-    record: Sequence[int] | None,
-    gradients: bool,
-    evaluate: int,
-    dtype: str | None,
-) -> tuple[Plan, Examples, Examples | None]:
-    """What to compile for, and the examples as arrays, once all of it has been checked."""
+) -> TrainConfig:
+    """What to compile for, once all that was asked for has been checked against the network and the examples."""
     if isinstance(optimizer, str):
         known("optimizer", optimizer, OPTIMIZERS)
     if isinstance(schedule, str):
@@ -133,71 +138,58 @@ def planned(
     if isinstance(optimizer, optax.GradientTransformation) and schedule != "constant":
         raise ValueError(f"schedule must be left out where the optimizer has its own learning rate, got {schedule!r}")
     num_steps = positive_integer("num_steps", num_steps)
-    drawn = jax.eval_shape(functools.partial(init, network=network), jax.random.key(0))
-    if groups and groups != ("",):
-        grouped(groups, trainable(drawn))
-    loss, lot, examples = checked_examples("data", network, data, loss)
-    held = None if test is None else checked_examples("test", network, test, loss)[2]
-    task = Task(
-        network,
-        loss,
-        checked_batch(batch_size, lot, len(examples.inputs)),
-        lot,
-        max(lot, positive_integer("evaluate", evaluate)),
-        np.dtype(known("dtype", dtype, ["float32", "float64"]) if dtype else parameter_dtype(drawn)).name,
-    )
-    steps = checked_steps(record, num_steps)
-    plan = Plan(task, optimizer, schedule, tuple(groups), num_steps, steps, bool(gradients))
-    return plan, examples, held
+    loss, per_state = checked_objective("data", network, data)
+    if test is not None and checked_objective("test", network, test)[0] != loss:
+        raise ValueError(f"test must have labels of the kind of the data's, for {loss}, got {test.labels.dtype}")
+    batch_size = _checked_batch(batch_size, per_state, len(data.inputs))
+    return TrainConfig(optimizer, schedule, num_steps, batch_size, loss, per_state)
 
 
-def checked_rates(optimizer: Optimizer, learning_rate: Any) -> dict[str, Any]:
-    """The learning rates by group: numbers, or arrays of them."""
+def _checked_batch(batch_size: int | None, per_state: int, examples: int) -> int:
+    """How many examples an update sees."""
+    if batch_size is None:
+        return examples // per_state * per_state
+    batch_size = positive_integer("batch_size", batch_size)
+    if batch_size > examples:
+        raise ValueError(f"batch_size must be at most the {examples} examples of the data, got {batch_size}")
+    if batch_size % per_state:
+        raise ValueError(f"batch_size must be a multiple of the {per_state} examples in a state, got {batch_size}")
+    return batch_size
+
+
+def checked_rates(network: Network, optimizer: Optimizer, learning_rate: Any) -> dict[str, Any]:
+    """The learning rates by group of parameters, numbers or arrays of them: ``{"": rate}`` for one, none for an
+    optimizer that has its own.
+
+    Raises:
+        ValueError: a rate that is negative or not finite, or groups that are not those of the network's parameters.
+    """
     if isinstance(optimizer, optax.GradientTransformation):
         if learning_rate is not None:
             raise ValueError("learning_rate must be left out where the optimizer has its own")
         return {}
-    if learning_rate is None:
-        learning_rate = 0.01
+    learning_rate = 0.01 if learning_rate is None else learning_rate
     rates = dict(learning_rate) if isinstance(learning_rate, Mapping) else {"": learning_rate}
-    for name, rate in rates.items():
-        not_negative("learning_rate" + (f" of {name}" if name else ""), rate)
+    for group, rate in rates.items():
+        not_negative("learning_rate" + (f" of {group}" if group else ""), rate)
+    if tuple(rates) != ("",):
+        drawn = jax.eval_shape(functools.partial(init, network=network), jax.random.key(0))
+        groups_of(tuple(rates), trainable(drawn))
     return rates
 
 
-def grouped(groups: Sequence[str], leaves: Mapping[str, Any]) -> dict[str, str]:
+def groups_of(groups: Sequence[str], leaves: Mapping[str, Any]) -> dict[str, str]:
     """Which group each trainable leaf belongs to: that whose name is a part of its path.
 
     Raises:
-        ValueError: a leaf in no group, or in several.
+        ValueError: a leaf in no group, or in several; a group without any.
     """
-    found = {path: [name for name in groups if name in path.split("/")] for path in leaves}
-    for path, names in found.items():
-        if len(names) != 1:
-            which = " and ".join(names) or "none"
+    names = {path: [group for group in groups if group in path.split("/")] for path in leaves}
+    for path, of_path in names.items():
+        if len(of_path) != 1:
+            which = " and ".join(of_path) or "none"
             raise ValueError(f"learning_rate must name one group for every parameter, got {which} for {path}")
-    for name in groups:
-        if [name] not in found.values():
-            raise ValueError(f"learning_rate must name groups of parameters, got {name!r}, which is part of no path")
-    return {path: names[0] for path, names in found.items()}
-
-
-def checked_batch(batch_size: int | None, lot: int, examples: int) -> int:
-    """How many examples an update sees."""
-    if batch_size is None:
-        return examples // lot * lot
-    batch_size = positive_integer("batch_size", batch_size)
-    if batch_size > examples:
-        raise ValueError(f"batch_size must be at most the {examples} examples of the data, got {batch_size}")
-    if batch_size % lot:
-        raise ValueError(f"batch_size must be a multiple of the {lot} examples in a state, got {batch_size}")
-    return batch_size
-
-
-def checked_steps(record: Sequence[int] | None, num_steps: int) -> tuple[int, ...]:
-    """The steps to look at, ascending, with the last."""
-    wanted = np.linspace(0, num_steps, LOOKS + 1).round() if record is None else np.asarray(record, dtype=float)
-    steps = np.unique([*wanted.ravel(), num_steps])
-    for step in steps[(steps < 0) | (steps > num_steps) | (steps != steps.round())]:
-        raise ValueError(f"record must hold whole steps from 0 to num_steps = {num_steps}, got {step:g}")
-    return tuple(int(step) for step in steps)
+    for group in groups:
+        if [group] not in names.values():
+            raise ValueError(f"learning_rate must name groups of parameters, got {group!r}, which is part of no path")
+    return {path: of_path[0] for path, of_path in names.items()}

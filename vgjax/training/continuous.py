@@ -20,10 +20,10 @@ from jax.flatten_util import ravel_pytree
 from vgjax.checks import finite, known, not_negative, positive_integer
 from vgjax.data import Examples
 from vgjax.initializers import Scales
-from vgjax.measure.spectrum import DENSE, computing
-from vgjax.networks.layers import Parameters, Stream, ordinary, trainable, with_trainable
-from vgjax.networks.network import Network, check_scales
-from vgjax.training.problem import Data, as_dtype, checked_examples, in_states, mean_loss
+from vgjax.measure.jacobian import DENSE, computing
+from vgjax.networks.parameters import Parameters, as_dtype
+from vgjax.networks.trainable import absorbed, trainable, with_trainable
+from vgjax.training.problem import Data, as_examples, check_start, checked_objective, in_states, mean_loss
 
 SOLVERS = {"tsit5": "Tsit5", "dopri8": "Dopri8", "kvaerno5": "Kvaerno5"}
 """Solvers by name, and what diffrax calls them."""
@@ -69,13 +69,11 @@ _STATUSES = ("complete", "max_steps", "stalled")
 
 
 def train_continuously(
-    network: Network,
     parameters: Parameters,
     scales: Scales,
     data: Data,
     times: Sequence[float] | np.ndarray,
     *,
-    loss: str | None = None,
     dtype: str | None = None,
     solver: str = "tsit5",
     rtol: float = 1e-6,
@@ -90,13 +88,12 @@ def train_continuously(
     may come to slide along it, in steps that shrink with the tolerances: loosen them (rtol=1e-3, atol=1e-5).
 
     Args:
-        network: any. Where a batch is its state (batch norm), examples enter in whole batches, the rest is left out.
-        parameters: draws at unit gain (`init`), stored.
+        parameters: draws at unit gain (`init`), stored, of any network. Where a batch is its state (batch norm),
+            examples enter in whole batches, the rest is left out.
         scales: of the draw, as for `forward`.
-        data: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes, shape ``(examples,)``, or numbers,
-            shape ``(examples, *output)``.
+        data: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes, shape ``(examples,)``, for
+            cross-entropy, or numbers, shape ``(examples, *output)``, for half the sum of squares.
         times: at which the network is kept, from 0 on, increasing, shape ``(times,)``; time is learning rate x steps.
-        loss: ``"cross_entropy"`` or ``"squared_error"``; left out, read off the labels.
         dtype: ``"float32"`` or ``"float64"``, of weights, gradients and time (left out: the parameters' own), for this
             call only.
         solver: ``"tsit5"`` (order 5), ``"dopri8"`` (order 8: for tolerances below 1e-8) or ``"kvaerno5"`` (implicit,
@@ -119,23 +116,22 @@ def train_continuously(
     explicit first stage".
     """
     _diffrax()  # before any work is done
-    check_scales(network, scales)
+    check_start(parameters, scales)
     known("solver", solver, SOLVERS)
-    if any(isinstance(own, Stream) for own in parameters.stages):
-        raise ValueError("parameters must be stored to be trained; draw them with init(..., stream=False)")
     max_steps = positive_integer("max_steps", max_steps)
     with computing(parameters, dtype) as kind:
         at = _checked_times(times, kind)
         tolerances = _checked_tolerances(rtol, ATOL[kind.name] if atol is None else atol)
-        loss, lot, examples = checked_examples("data", network, data, loss)
+        examples = as_examples("data", data)
+        loss, per_state = checked_objective("data", parameters.network, examples)
         _check_size(solver, parameters)
-        states, drawn = as_dtype(kind.name, (in_states(lot, examples), parameters))
-        found = _flow(drawn, scales, states, at, tolerances, loss, lot, solver, max_steps)
-    values, path, left, status, count = _on_host(found)
+        states, drawn = as_dtype(kind.name, (in_states(per_state, examples), parameters))
+        solved = _flow(drawn, scales, states, at, tolerances, loss, per_state, solver, max_steps)
+    values, path, left, status, count = _on_host(solved)
     return ContinuousTraining(np.asarray(times, float), values, path, left, _STATUSES[int(status)], int(count))
 
 
-@functools.partial(jax.jit, static_argnames=("loss", "lot", "solver", "max_steps"))
+@functools.partial(jax.jit, static_argnames=("loss", "per_state", "solver", "max_steps"))
 def _flow(
     parameters: Parameters,
     scales: Scales,
@@ -143,23 +139,23 @@ def _flow(
     times: Array,
     tolerances: tuple[float, float],
     loss: str,
-    lot: int,
+    per_state: int,
     solver: str,
     max_steps: int,
 ) -> tuple[Array, Parameters, Scales, Array, Array]:
     """Loss and ordinary parameters at the times, the scales left, the number of the status, that of the steps."""
     diffrax = _diffrax()
-    start, left = ordinary(parameters, scales)
+    start, left = absorbed(parameters, scales)
     theta, leaves = ravel_pytree(trainable(start))
 
     def objective(theta: Array) -> Array:
-        return mean_loss(loss, lot, with_trainable(start, leaves(theta)), left, states)
+        return mean_loss(loss, per_state, with_trainable(start, leaves(theta)), left, states)
 
     def velocity(t: Array, theta: Array, _: None) -> Array:
         return -jax.grad(objective)(theta)
 
     rtol, atol = tolerances
-    found = diffrax.diffeqsolve(
+    solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
         getattr(diffrax, SOLVERS[solver])(),
         jnp.zeros((), times.dtype),
@@ -175,12 +171,12 @@ def _flow(
         max_steps=max_steps,
         throw=False,
     )
-    thetas = jnp.where(jnp.isfinite(found.ts)[:, None], found.ys, jnp.nan)
+    thetas = jnp.where(jnp.isfinite(solution.ts)[:, None], solution.ys, jnp.nan)
     results = diffrax.RESULTS
-    status = jnp.where(found.result == results.max_steps_reached, 1, 2)
-    status = jnp.where(found.result == results.successful, 0, status)
+    status = jnp.where(solution.result == results.max_steps_reached, 1, 2)
+    status = jnp.where(solution.result == results.successful, 0, status)
     path = with_trainable(_repeated(start, len(times)), jax.vmap(leaves)(thetas))
-    return lax.map(objective, thetas), path, left, status, found.stats["num_steps"]
+    return lax.map(objective, thetas), path, left, status, solution.stats["num_steps"]
 
 
 def _repeated(parameters: Parameters, times: int) -> Parameters:

@@ -1,11 +1,14 @@
 """Training: what vanishing and exploding gradients cost, and what optimizers change, step by step.
 
-A training is one compiled program of pure functions on a network's ordinary parameters (`vgjax.absorb_scales`): minibatches
-from a key, any optax optimizer, and at chosen steps a look at every layer. That it diverges is a result, not an error.
+A training is a compiled program of pure functions on a network's ordinary parameters (`vgjax.absorb_scales`):
+minibatches from a key, any optax optimizer, and at chosen steps a snapshot of every layer. That it diverges is a
+result, not an error. What is updated and what is looked at are programs apart, so that neither is compiled for the
+other.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,25 +18,31 @@ import numpy as np
 import optax
 from jax import Array, lax
 
+from vgjax.checks import known
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
 from vgjax.initializers import Scales
-from vgjax.measure.gradients import gradient_flow
-from vgjax.networks.layers import Parameters, Stream, by_path, init, ordinary, redrawn, trainable, with_trainable
-from vgjax.networks.network import Network, check_scales
-from vgjax.training.config import Optimizer, Plan, Rates, Schedule, Task, checked_rates, made, planned
-from vgjax.training.problem import Data, as_dtype, in_states, mean_loss, outputs
+from vgjax.measure import gradients as _gradients
+from vgjax.networks.layers import by_path
+from vgjax.networks.network import Network
+from vgjax.networks.parameters import Parameters, as_dtype
+from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable
+from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
+from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, outputs
+
+DTYPES = ("float32", "float64")
 
 
-class Looks(NamedTuple):
-    """What a training saw at the recorded steps: the state before that update; ``r`` of them. Logarithms are natural.
+class Snapshots(NamedTuple):
+    """What a training looked like at ``r`` of its steps: the state before that update. Logarithms are natural.
 
     Attributes:
-        train_loss, test_loss: mean over (at most ``evaluate``) examples, shape ``(r,)``; NaN without test examples.
+        step: which: 0 is before the first update, ``num_steps`` after the last, shape ``(r,)``.
+        train_loss, test_loss: mean over (at most ``num_eval``) examples, shape ``(r,)``; NaN without test examples.
         train_accuracy, test_accuracy: share of them whose largest output is the label's; NaN for a single output.
         log_gradient: ln of the root mean square over the minibatch of ||dL_i/ds_l||, L_i the loss of one example, shape
-            ``(r, depth + 1)``; exact where floats would read 0 or inf.
+            ``(r, depth + 1)``; exact where floats would read 0 or inf. NaN where gradients were not asked for.
         log_parameter_gradient: by Flax path, ln of the norm of the gradient of the minibatch's mean loss, shape ``(r,
             depth)`` for the blocks, ``(r,)`` for ``"stem/..."`` and ``"head/..."``; of tied parameters what each step
             contributes.
@@ -43,11 +52,12 @@ class Looks(NamedTuple):
             an update of 0, whether truly or by underflow.
     """
 
+    step: Array
     train_loss: Array
     train_accuracy: Array
     test_loss: Array
     test_accuracy: Array
-    log_gradient: Array = np.nan  # type: ignore[assignment]
+    log_gradient: Array
     log_parameter_gradient: dict[str, Array] = {}  # noqa: RUF012
     log_tied_gradient: dict[str, Array] = {}  # noqa: RUF012
     log_parameter: dict[str, Array] = {}  # noqa: RUF012
@@ -63,16 +73,14 @@ class Training(NamedTuple):
     """What became of one network.
 
     Attributes:
-        steps: the recorded steps, shape ``(r,)``: 0 is before the first update, ``num_steps`` after the last.
-        looks: what was seen at them.
+        snapshots: what it looked like on the way.
         loss: mean loss of every step's minibatch before its update, shape ``(num_steps,)``.
         first_nonfinite: the first step whose loss, or whose updated parameters, are not all finite; ``num_steps`` if
             none.
         parameters, scales: at the end: the ordinary parameters, and the scales that go with them in `forward`.
     """
 
-    steps: Array
-    looks: Looks
+    snapshots: Snapshots
     loss: Array
     first_nonfinite: Array
     parameters: Parameters
@@ -85,107 +93,92 @@ class Training(NamedTuple):
 
 
 def train(
-    key: Array,
-    network: Network,
+    parameters: Parameters,
     scales: Scales,
     data: Data,
     optimizer: Optimizer = "sgd",
     num_steps: int = 1000,
     *,
+    key: Array | None = None,
     learning_rate: float | Array | Mapping[str, float] | None = None,
     schedule: Schedule = "constant",
     batch_size: int | None = 64,
-    loss: str | None = None,
     test: Data | None = None,
-    parameters: Parameters | None = None,
-    record: Sequence[int] | None = None,
-    gradients: bool = True,
-    evaluate: int = 1024,
+    snapshots: SnapshotConfig | None = None,
     dtype: str | None = None,
-    progress: bool | None = None,
 ) -> Training:
     """Train one network and look at every layer on the way.
 
-    What moves are the ordinary Flax parameters (W = sigma_w Z, b = sigma_b z), as a user's optimizer would see them.
-    The draw, the order of the examples and the noise of dropout (one mask a minibatch) come from the key. A second call
-    with other numbers (key, scales, learning rate, data of the same shape) compiles nothing.
+    What moves are the ordinary Flax parameters (W = sigma_w Z, b = sigma_b z), as a user's optimizer would see them. A
+    second call with other numbers (parameters, key, scales, learning rate, data of the same shape) compiles nothing,
+    nor does one with other snapshots compile the update again. On a terminal a bar goes from snapshot to snapshot.
 
     Args:
-        key: `jax.random.key`.
-        network: any. With a batch in its state (batch norm) a minibatch is one state, and ``batch_size`` is its.
+        parameters: draws at unit gain (`init`), stored, of any network. With a batch in its state (batch norm) a
+            minibatch is one state, and ``batch_size`` is its.
         scales: those of the draw, as for `forward`; ``dropout`` is 0 where loss and accuracy are taken.
-        data: training examples: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes ``(examples,)`` or
-            numbers ``(examples, *output)``.
+        data: training examples: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes ``(examples,)``, for
+            cross-entropy, or numbers ``(examples, *output)``, for half the sum of squares.
         optimizer: a name in `OPTIMIZERS`, a function from a learning rate to an optax optimizer (``optax.lion``,
             ``lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))``), or an optax optimizer as it
             is. Parameters of a stage are stacked by layer: an optimizer that looks at whole arrays (LARS, Adafactor)
             sees them as one.
         num_steps: updates.
+        key: draws the order of the examples and the noise of dropout, one mask a minibatch (default
+            ``jax.random.key(0)``).
         learning_rate: a number (default .01); or one for each group of parameters, by a part of their path: ``{"stem":
             .1, "blocks": .01, "head": .01}`` or ``{"kernel": .1, "bias": .01}``.
         schedule: a name in `SCHEDULES`, or a function from the number of steps to an optax schedule of what the
             learning rate is multiplied with (``lambda steps: optax.linear_schedule(1.0, 0.0, steps)``); a finished
             optimizer has its own.
         batch_size: examples a minibatch, drawn without repetition within an epoch; None takes all of them, in order.
-        loss: ``"cross_entropy"`` or ``"squared_error"`` (half the sum of squares); left out, read off the labels.
         test: examples for test loss and accuracy.
-        parameters: draws at unit gain to start from (of `lsuv`, say) instead of those of the key.
-        record: steps at which to look, from 0 to ``num_steps``, which is always one; default: 20 intervals.
-        gradients: look at the gradients too.
-        evaluate: how many examples of each kind loss and accuracy are taken over, at most.
-        dtype: ``"float64"`` computes the same drawn network in float64.
-        progress: a bar on standard error, one step a look; None shows it on a terminal only.
+        snapshots: when to look, and at what; default: `SnapshotConfig` as it is.
+        dtype: ``"float64"`` computes the same drawn network in float64; left out, the parameters' own.
 
     Returns:
         `Training`.
 
     Raises:
         ValueError: an unknown name, a learning rate that is negative or not finite, no steps, a batch larger than the
-            data, examples that do not fit the network, labels that do not fit its output.
+            data, examples that do not fit the network, labels that do not fit its output, streamed parameters.
     """
-    rates = checked_rates(optimizer, learning_rate)
-    for name, rate in rates.items():
+    check_start(parameters, scales)
+    rates = checked_rates(parameters.network, optimizer, learning_rate)
+    for group, rate in rates.items():
         if np.ndim(rate):
-            of = f" of {name}" if name else ""
-            raise ValueError(f"learning_rate{of} must be a number (`train_sweep` takes several), got {rate}")
-    check_scales(network, scales)
-    if parameters is not None and parameters.network != network:
-        raise ValueError("parameters must be draws of the network that is trained, got those of another")
-    if parameters is not None and any(isinstance(own, Stream) for own in parameters.stages):
-        raise ValueError("parameters must be stored to be trained; draw them with init(..., stream=False)")
-    plan, examples, held = planned(
-        network,
-        data,
-        test,
-        tuple(rates),
-        optimizer=optimizer,
-        schedule=schedule,
-        num_steps=num_steps,
-        batch_size=batch_size,
-        loss=loss,
-        record=record,
-        gradients=gradients,
-        evaluate=evaluate,
-        dtype=dtype,
-    )
-    with jax.enable_x64(plan.task.dtype == "float64"):
-        # The draw and the looks are programs of their own, the same for every optimizer.
-        drawn = init(jax.random.split(key, 3)[0], network) if parameters is None else parameters
-        course = _course(plan, key, scales, rates, examples, held, drawn)
-        now, t, looks = _begin(course), 0, []
-        for then in runner.progress(plan.record, len(plan.record), "train", progress):
-            now, t = _until(course, now, t, then), then
-            looks.append(course.look(now, t))
-        seen = jax.tree.map(lambda *each: jnp.stack(each), *looks)
-        return course.finished(now, seen)
+            of = f" of {group}" if group else ""
+            raise ValueError(f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {rate}")
+    snapshots = SnapshotConfig() if snapshots is None else snapshots
+    kind = jnp.dtype(known("dtype", dtype, DTYPES) if dtype else parameters.dtype).name
+    with jax.enable_x64(kind == "float64"):
+        examples, held_out = as_examples("data", data), None if test is None else as_examples("test", test)
+        about: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps}
+        config = checked_config(parameters.network, examples, held_out, **about, batch_size=batch_size)
+        steps = snapshots.steps_of(config.num_steps)
+        key = jax.random.key(0) if key is None else key
+        problem = _begin(config, key, parameters.astype(kind), scales, rates, examples)
+        state, seen = _first_state(problem), []
+        for step in runner.progress(steps, len(steps), "train"):
+            state = _until(problem, state, step)
+            seen.append(_snapshot(problem, state, held_out, snapshots))
+        return _finished(problem, state, jax.tree.map(lambda *each: jnp.stack(each), *seen))
 
 
-# --- the program ----------------------------------------------------------------------------------------------------
+# --- the update -----------------------------------------------------------------------------------------------------
 
 
-class Running(NamedTuple):
-    """What the loop carries: what moves, what the optimizer remembers, and what was seen at every step."""
+class TrainState(NamedTuple):
+    """What the loop carries.
 
+    Attributes:
+        step: the next one.
+        leaves: what moves (`trainable`).
+        memory: what the optimizer remembers.
+        loss, first_nonfinite: as in `Training`, so far.
+    """
+
+    step: Array
     leaves: dict[str, Array]
     memory: optax.OptState
     loss: Array
@@ -194,160 +187,174 @@ class Running(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["start", "scales", "rates", "data", "test", "indices", "noise"],
-    meta_fields=["plan"],
+    data_fields=["parameters", "scales", "rates", "data", "rows", "noise"],
+    meta_fields=["config"],
 )
 @dataclass(frozen=True)
-class Course:
+class Problem:
     """What stays as it is while a network is trained.
 
     Attributes:
-        plan: the static part.
-        start, scales: the ordinary parameters drawn, and the scales left.
-        rates: learning rates.
-        data, test: examples.
-        indices: which of them every step takes, shape ``(num_steps + 1, batch_size)``.
+        config: what its update is compiled for.
+        parameters, scales: the ordinary parameters it starts from, and the scales left.
+        rates: learning rates by group of parameters.
+        data: examples to train on.
+        rows: which of them every step takes, shape ``(num_steps + 1, batch_size)``.
         noise: the key of what is drawn anew at every step.
     """
 
-    plan: Plan
-    start: Parameters
+    config: TrainConfig
+    parameters: Parameters
     scales: Scales
-    rates: Rates
+    rates: dict[str, Array]
     data: Examples
-    test: Examples | None
-    indices: Array
+    rows: Array
     noise: Array
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """At its learning rates."""
-        return made(self.plan, self.rates, trainable(self.start))
+        return self.config.optimizer_at(self.rates, trainable(self.parameters))
 
-    def begin(self) -> Running:
-        """Before the first step."""
-        leaves, steps = trainable(self.start), self.plan.num_steps
-        seen = jnp.full(steps, jnp.nan, self.plan.task.dtype), jnp.asarray(steps, jnp.int32)
-        return Running(leaves, self.optimizer.init(leaves), *seen)
+    def minibatch(self, step: Array) -> Examples:
+        """The examples of a step, as inputs of the network."""
+        whole = self.config.batch_size == len(self.data.inputs)
+        taken = self.data if whole else jax.tree.map(lambda a: a[self.rows[step]], self.data)
+        return in_states(self.config.per_state, taken)
 
-    def batch(self, t: Array | int) -> Examples:
-        """The minibatch of a step, as inputs of the network."""
-        task = self.plan.task
-        whole = task.batch_size == len(self.data.inputs)
-        return in_states(task.lot, self.data if whole else jax.tree.map(lambda a: a[self.indices[t]], self.data))
-
-    def at(self, leaves: dict[str, Array], t: Array | int) -> Parameters:
+    def network_at(self, state: TrainState, leaves: dict[str, Array] | None = None) -> Parameters:
         """The network of a step, with its noise."""
-        return redrawn(with_trainable(self.start, leaves), jax.random.fold_in(self.noise, t))
+        whole = with_trainable(self.parameters, state.leaves if leaves is None else leaves)
+        return redrawn(whole, jax.random.fold_in(self.noise, state.step))
 
-    def gradient(self, leaves: dict[str, Array], t: Array | int) -> tuple[Array, dict[str, Array]]:
-        """Loss and gradient of a step."""
-        task, batch = self.plan.task, self.batch(t)
+    def gradient(self, state: TrainState) -> tuple[Array, dict[str, Array]]:
+        """Loss and gradient of a step's minibatch."""
+        config, batch = self.config, self.minibatch(state.step)
 
         def loss(leaves: dict[str, Array]) -> Array:
-            return mean_loss(task.loss, task.lot, self.at(leaves, t), self.scales, batch)
+            return mean_loss(config.loss, config.per_state, self.network_at(state, leaves), self.scales, batch)
 
-        return jax.value_and_grad(loss)(leaves)
-
-    def step(self, t: Array, now: Running) -> Running:
-        """One update."""
-        loss, gradients = self.gradient(now.leaves, t)
-        updates, memory = self.optimizer.update(gradients, now.memory, now.leaves)
-        leaves: Any = optax.apply_updates(now.leaves, updates)
-        fine = jnp.isfinite(loss) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()]))
-        first = jnp.minimum(now.first_nonfinite, jnp.where(fine, self.plan.num_steps, t))
-        return Running(leaves, memory, now.loss.at[t].set(loss), first)
-
-    def look(self, now: Running, t: Array | int) -> Looks:
-        """What is to be seen before a step."""
-        task, whole = self.plan.task, with_trainable(self.start, now.leaves)
-        seen = Looks(*score(task, whole, self.scales, self.data), *score(task, whole, self.scales, self.test))
-        if not self.plan.gradients:
-            return seen._replace(log_gradient=jnp.full(task.network.depth + 1, jnp.nan, task.dtype))
-        rms, of_parameters, of_tied = gradient_norms(task, self.at(now.leaves, t), self.scales, self.batch(t))
-        return seen._replace(
-            log_gradient=rms,
-            log_parameter_gradient=of_parameters,
-            log_tied_gradient=of_tied,
-            log_parameter=log_norms(task.network, now.leaves),
-            log_update=_log_update(self, now, t),
-        )
-
-    def finished(self, end: Running, looks: Looks) -> Training:
-        """The result."""
-        steps, parameters = jnp.asarray(self.plan.record, jnp.int32), with_trainable(self.start, end.leaves)
-        return Training(steps, looks, end.loss, end.first_nonfinite, parameters, self.scales)
+        return jax.value_and_grad(loss)(state.leaves)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
-def _course(
-    plan: Plan,
+@functools.partial(jax.jit, static_argnames="config")
+def _begin(
+    config: TrainConfig,
     key: Array,
+    parameters: Parameters,
     scales: Scales,
-    rates: Rates,
+    rates: dict[str, Array],
+    data: Examples,
+) -> Problem:
+    order, noise = jax.random.split(key)
+    # One more than there are updates: the last snapshot looks at a minibatch, too.
+    rows = batches(order, len(data.inputs), config.batch_size, config.num_steps + 1)
+    rates = as_dtype(parameters.dtype, rates)  # a rate of another dtype would promote what it moves
+    return Problem(config, *absorbed(parameters, scales), rates, data, rows, noise)
+
+
+@jax.jit
+def _first_state(problem: Problem) -> TrainState:
+    leaves, steps = trainable(problem.parameters), problem.config.num_steps
+    loss = jnp.full(steps, jnp.nan, problem.parameters.dtype)
+    count = functools.partial(jnp.asarray, dtype=jnp.int32)
+    return TrainState(count(0), leaves, problem.optimizer.init(leaves), loss, count(steps))
+
+
+@jax.jit
+def _until(problem: Problem, state: TrainState, step: Array | int) -> TrainState:
+    """All updates up to a step."""
+    return lax.fori_loop(state.step, jnp.asarray(step, jnp.int32), lambda _, state: _update(problem, state), state)
+
+
+def _update(problem: Problem, state: TrainState) -> TrainState:
+    loss, gradient = problem.gradient(state)
+    updates, memory = problem.optimizer.update(gradient, state.memory, state.leaves)
+    leaves: Any = optax.apply_updates(state.leaves, updates)
+    finite = jnp.isfinite(loss) & jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves.values()]))
+    first = jnp.minimum(state.first_nonfinite, jnp.where(finite, problem.config.num_steps, state.step))
+    return TrainState(state.step + 1, leaves, memory, state.loss.at[state.step].set(loss), first)
+
+
+def _finished(problem: Problem, state: TrainState, snapshots: Snapshots) -> Training:
+    end = with_trainable(problem.parameters, state.leaves)
+    return Training(snapshots, state.loss, state.first_nonfinite, end, problem.scales)
+
+
+def trained(
+    config: TrainConfig,
+    key: Array,
+    parameters: Parameters,
+    scales: Scales,
+    rates: dict[str, Array],
     data: Examples,
     test: Examples | None,
-    parameters: Parameters | None = None,
-) -> Course:
-    weights, order, noise = jax.random.split(key, 3)
-    drawn = init(weights, plan.task.network) if parameters is None else parameters
-    drawn, data, test, rates, scales = as_dtype(plan.task.dtype, (drawn, data, test, rates, scales))
-    indices = batches(order, len(data.inputs), plan.task.batch_size, plan.num_steps + 1)
-    return Course(plan, *ordinary(drawn, scales), rates, data, test, indices, noise)
-
-
-_begin = jax.jit(Course.begin)
-
-
-@jax.jit
-def _until(course: Course, now: Running, t: Array | int, then: Array | int) -> Running:
-    """All steps from t up to another."""
-    return lax.fori_loop(t, then, course.step, now)
-
-
-@jax.jit
-def _log_update(course: Course, now: Running, t: Array | int) -> dict[str, Array]:
-    gradients = course.gradient(now.leaves, t)[1]
-    updates: Any = course.optimizer.update(gradients, now.memory, now.leaves)[0]
-    return log_norms(course.plan.task.network, updates)
-
-
-def trained(plan: Plan, key: Array, scales: Scales, rates: Rates, data: Examples, test: Examples | None) -> Training:
+    snapshots: SnapshotConfig,
+) -> Training:
     """`train` as one traceable function of all that is no static description; unbatched, for `vmap` and `lax.map`."""
-    course = _course(plan, key, scales, rates, data, test)
+    problem = _begin(config, key, parameters, scales, rates, data)
 
-    def visit(carry: tuple[Running, Array], then: Array) -> tuple[tuple[Running, Array], Looks]:
-        now = _until(course, carry[0], carry[1], then)
-        return (now, then), course.look(now, then)
+    def visit(state: TrainState, step: Array) -> tuple[TrainState, Snapshots]:
+        state = _until(problem, state, step)
+        return state, _snapshot(problem, state, test, snapshots)
 
-    steps = jnp.asarray(plan.record, jnp.int32)
-    (end, _), looks = lax.scan(visit, (course.begin(), jnp.zeros((), jnp.int32)), steps)
-    return course.finished(end, looks)
+    steps = jnp.asarray(snapshots.steps_of(config.num_steps), jnp.int32)
+    state, seen = lax.scan(visit, _first_state(problem), steps)
+    return _finished(problem, state, seen)
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def score(task: Task, parameters: Parameters, scales: Scales, examples: Examples | None) -> tuple[Array, Array]:
+# --- the snapshots --------------------------------------------------------------------------------------------------
+
+
+def _snapshot(problem: Problem, state: TrainState, test: Examples | None, snapshots: SnapshotConfig) -> Snapshots:
+    """What is to be seen before a step: programs of their own, most of them the same for every optimizer."""
+    config, whole = problem.config, with_trainable(problem.parameters, state.leaves)
+    score = functools.partial(_score, config.loss, config.per_state, snapshots.num_eval, whole, problem.scales)
+    no_gradient = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
+    (train_loss, train_accuracy), (test_loss, test_accuracy) = score(problem.data), score(test)
+    seen = Snapshots(state.step, train_loss, train_accuracy, test_loss, test_accuracy, no_gradient)
+    if not snapshots.gradients:
+        return seen
+    log_gradient, of_parameters, of_tied = _gradient_norms(problem, state)
+    return seen._replace(
+        log_gradient=log_gradient,
+        log_parameter_gradient=of_parameters,
+        log_tied_gradient=of_tied,
+        log_parameter=log_norms(whole.network, state.leaves),
+        log_update=_log_update(problem, state),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "per_state", "num_eval"))
+def _score(
+    loss: str, per_state: int, num_eval: int, parameters: Parameters, scales: Scales, examples: Examples | None
+) -> tuple[Array, Array]:
     """Loss and accuracy of the first examples, without noise; NaN where there are none."""
-    nothing = jnp.full((), jnp.nan, task.dtype)
+    nothing = jnp.full((), jnp.nan, parameters.dtype)
     if examples is None:
         return nothing, nothing
     quiet = Scales._of({name: jnp.zeros_like(s) if name == "dropout" else s for name, s in scales.items()})
-    states = in_states(task.lot, jax.tree.map(lambda a: a[: task.evaluate], examples))
-    answers = jnp.argmax(found := outputs(task.network, parameters, quiet, states.inputs), axis=-1)
-    labels = states.labels if task.loss == "cross_entropy" else jnp.argmax(states.labels, axis=-1)
-    right = jnp.mean((answers == labels).astype(task.dtype)) if found.shape[-1] > 1 else nothing
-    return mean_loss(task.loss, task.lot, parameters, quiet, states), right
+    states = in_states(per_state, jax.tree.map(lambda a: a[: max(per_state, num_eval)], examples))
+    answers = outputs(parameters, quiet, states.inputs)
+    labels = states.labels if loss == "cross_entropy" else jnp.argmax(states.labels, axis=-1)
+    right = jnp.mean((jnp.argmax(answers, axis=-1) == labels).astype(parameters.dtype))
+    return mean_loss(loss, per_state, parameters, quiet, states), right if answers.shape[-1] > 1 else nothing
 
 
-def gradient_norms(
-    task: Task, parameters: Parameters, scales: Scales, examples: Examples
-) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """`Looks.log_gradient`, ``log_parameter_gradient`` and ``log_tied_gradient`` of one minibatch."""
-    flow = gradient_flow(parameters, scales, *examples, loss=task.loss, naive=())
-    count = np.log(len(examples.inputs) * task.lot)
-    rms = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - count) / 2
-    of_mean = jax.tree.map(lambda log: log - count, (flow.log_parameter_gradient, flow.log_tied_gradient))
-    return rms, *of_mean
+def _gradient_norms(problem: Problem, state: TrainState) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+    """`Snapshots.log_gradient`, ``log_parameter_gradient`` and ``log_tied_gradient``."""
+    xs, ys = problem.minibatch(state.step)
+    flow = _gradients.of_batch(problem.network_at(state), problem.scales, xs, ys, problem.config.loss)
+    log_count = math.log(problem.config.batch_size)
+    log_gradient = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - log_count) / 2
+    of_mean = jax.tree.map(lambda log: log - log_count, (flow.log_parameter_gradient, flow.log_tied_gradient))
+    return log_gradient, *of_mean
+
+
+@jax.jit
+def _log_update(problem: Problem, state: TrainState) -> dict[str, Array]:
+    updates: Any = problem.optimizer.update(problem.gradient(state)[1], state.memory, state.leaves)[0]
+    return log_norms(problem.parameters.network, updates)
 
 
 @functools.partial(jax.jit, static_argnames="network")

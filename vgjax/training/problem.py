@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import known
 from vgjax.data import Examples
 from vgjax.initializers import Scales
 from vgjax.measure import losses
-from vgjax.networks.layers import Parameters, forward
-from vgjax.networks.network import Network
-
-LOSSES = ("cross_entropy", "squared_error")
+from vgjax.networks.layers import forward
+from vgjax.networks.network import Network, check_scales
+from vgjax.networks.parameters import Parameters
 
 
 class Data(Protocol):
@@ -30,55 +28,65 @@ class Data(Protocol):
         """Shape ``(examples,)`` of classes, or ``(examples, *output)`` of numbers."""
 
 
-def checked_examples(name: str, network: Network, data: Data, loss: str | None) -> tuple[str, int, Examples]:
-    """The loss that the labels mean, the number of examples in a state, and the examples as arrays.
+def as_examples(name: str, data: Data) -> Examples:
+    """Data as arrays.
 
-    A state holds one example, or a batch of them where the network says so (batch norm).
+    Raises:
+        ValueError: inputs that are not finite.
+    """
+    examples = Examples(jnp.asarray(data.inputs), jnp.asarray(data.labels))
+    if not np.all(np.isfinite(examples.inputs)):
+        raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
+    return examples
+
+
+def check_start(parameters: Parameters, scales: Scales) -> None:
+    """Raise ValueError unless parameters can be trained: drawn, stored, and under scales of their network."""
+    if not isinstance(parameters, Parameters):
+        raise ValueError(f"parameters must be those of vgjax.init, got {type(parameters).__name__}")
+    if parameters.streamed:
+        raise ValueError("parameters must be stored to be trained; draw them with init(..., stream=False)")
+    check_scales(parameters.network, scales)
+
+
+def checked_objective(name: str, network: Network, examples: Examples) -> tuple[str, int]:
+    """The loss that the labels of some examples mean, and how many of them one state holds.
+
+    That is 1, or the size of a batch where the network says that a batch is its state (batch norm).
 
     Raises:
         ValueError: examples that do not fit the network, or labels that do not fit its output.
     """
-    inputs, labels = jnp.asarray(data.inputs), jnp.asarray(data.labels)
+    inputs, labels = examples
     shape = network.input_shape
-    lot = 1 if inputs.shape[1:] == shape else shape[0] if inputs.shape[1:] == shape[1:] else 0
-    if not lot or not len(inputs):
+    per_state = 1 if inputs.shape[1:] == shape else shape[0] if inputs.shape[1:] == shape[1:] else 0
+    if not per_state or not len(inputs):
         one = ", ".join(map(str, shape))
         raise ValueError(f"{name} must hold inputs of shape (examples, {one}), got {inputs.shape}")
-    if len(labels) != len(inputs):
-        raise ValueError(f"{name} must hold one label an input, got {len(labels)} labels for {len(inputs)} inputs")
-    if len(inputs) < lot:
-        raise ValueError(f"{name} must hold at least the {lot} examples of a state, got {len(inputs)}")
-    if not np.all(np.isfinite(inputs)):
-        raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
-    if loss is not None:
-        known("loss", loss, LOSSES)
-    states = in_states(lot, Examples(inputs, labels))
-    loss, _ = losses.targets(network, states.labels, loss, None, len(states.inputs), False)
-    return loss, lot, Examples(inputs, labels)
+    if not labels.ndim or len(labels) != len(inputs):
+        number = len(labels) if labels.ndim else 0
+        raise ValueError(f"{name} must hold one label an input, got {number} labels for {len(inputs)} inputs")
+    if len(inputs) < per_state:
+        raise ValueError(f"{name} must hold at least the {per_state} examples of a state, got {len(inputs)}")
+    states = in_states(per_state, examples)
+    return losses.targets(network, states.labels, None, None, len(states.inputs), False)[0], per_state
 
 
-def in_states(lot: int, examples: Examples) -> Examples:
-    """Examples as inputs of the network: as they are, or in whole lots where a batch is the state."""
-    if lot == 1:
+def in_states(per_state: int, examples: Examples) -> Examples:
+    """Examples as inputs of the network: as they are, or in whole states where a batch is one; the rest is left out."""
+    if per_state == 1:
         return examples
-    whole = len(examples.inputs) // lot * lot
-    return Examples(*(a[:whole].reshape(-1, lot, *a.shape[1:]) for a in examples))
+    whole = len(examples.inputs) // per_state * per_state
+    return Examples(*(a[:whole].reshape(-1, per_state, *a.shape[1:]) for a in examples))
 
 
-def outputs(network: Network, parameters: Parameters, scales: Scales, xs: Array) -> Array:
+def outputs(parameters: Parameters, scales: Scales, xs: Array) -> Array:
     """Of all the states, with a leading axis."""
     return jax.vmap(lambda x: forward(parameters, scales, x))(xs)
 
 
-def mean_loss(loss: str, lot: int, parameters: Parameters, scales: Scales, states: Examples) -> Array:
+def mean_loss(loss: str, per_state: int, parameters: Parameters, scales: Scales, states: Examples) -> Array:
     """The mean over the examples in all the states."""
-    found = outputs(parameters.network, parameters, scales, states.inputs)
-    labels = states.labels if loss == "cross_entropy" else states.labels.astype(found.dtype)
-    return jnp.sum(jax.vmap(functools.partial(losses.value, loss))(found, labels)) / (len(labels) * lot)
-
-
-def as_dtype(dtype: str, tree: Any) -> Any:
-    """All floating-point numbers of a tree in a dtype."""
-    return jax.tree.map(
-        lambda a: jnp.asarray(a).astype(dtype) if jnp.issubdtype(jnp.result_type(a), jnp.floating) else a, tree
-    )
+    answers = outputs(parameters, scales, states.inputs)
+    labels = states.labels if loss == "cross_entropy" else states.labels.astype(answers.dtype)
+    return jnp.sum(jax.vmap(functools.partial(losses.value, loss))(answers, labels)) / (len(labels) * per_state)

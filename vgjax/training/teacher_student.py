@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from vgjax.checks import not_negative, positive_integer
 from vgjax.data import Examples, sphere
 from vgjax.initializers import Scales
-from vgjax.networks.layers import Parameters, init
 from vgjax.networks.network import Network, check_input, check_scales
+from vgjax.networks.parameters import Parameters, init
 from vgjax.training.problem import outputs
 
 
@@ -71,7 +71,7 @@ def teacher(
 
 @jax.jit
 def _answers(parameters: Parameters, scales: Scales, inputs: Array) -> Array:
-    return outputs(parameters.network, parameters, scales, inputs)
+    return outputs(parameters, scales, inputs)
 
 
 def _standing_out(y: Array) -> Array:

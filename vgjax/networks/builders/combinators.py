@@ -3,7 +3,7 @@
 Every builder is a recipe over these, and so can yours be::
 
     layer = functools.partial(vg.dense, activation="relu", norm="layer")
-    block = vg.residual(vg.chain(layer(64, 64), layer(64, 64)), scheme="stable", depth=50)
+    block = vg.residual(vg.networks.chain(layer(64, 64), layer(64, 64)), scheme="stable", depth=50)
     network = vg.stack(block, depth=50, input_shape=64)
 """
 

@@ -39,7 +39,7 @@ def cnn(
         kernel_size: of the window, odd.
         padding: ``"circular"`` (as in the theory) or ``"zero"``.
         norm: as for `mlp`.
-        activation, kernel_init, bias_init, dtype: as for `vgjax.conv`.
+        activation, kernel_init, bias_init, dtype: as for `vgjax.networks.conv`.
 
     Raises:
         ValueError: a size below 1, an even window, an unknown name, or delta_orthogonal with more channels in than out.

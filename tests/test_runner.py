@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vgjax import files
+from vgjax import files, memory
 from vgjax.ensembles import runner
 
 SETTINGS = {"steps": 5, "rate": 0.1, "axes": {"sigma_w": [1.0, 2.0]}}
@@ -60,18 +60,18 @@ def listed(folder: Path) -> list[str]:
 
 def test_chunks_take_every_point_once_in_pieces_of_one_size() -> None:
     for points, size in itertools.product(range(1, 12), range(1, 12)):
-        pieces = list(runner.chunks(points, size))
+        pieces = list(memory.chunks(points, size))
         assert {len(taken) for taken, _ in pieces} == {size}
         assert [point for taken, new in pieces for point in taken[:new]] == list(range(points))
         assert all(0 <= point < points for taken, _ in pieces for point in taken)
 
 
 def test_a_chunk_fits_its_memory_and_all_are_of_equal_size() -> None:
-    for points, each, memory in itertools.product((1, 7, 100, 1000), (1, 8, 33), (1, 100, 3300, 10**6)):
-        size = runner.chunk_size(points, each, memory)
+    for points, each, budget in itertools.product((1, 7, 100, 1000), (1, 8, 33), (1, 100, 3300, 10**6)):
+        size = memory.chunk_size(points, each, budget)
         assert 1 <= size <= points
-        assert size == 1 or size * each <= memory
-        fewest = -(-points // max(1, min(points, memory // each)))
+        assert size == 1 or size * each <= budget
+        fewest = -(-points // max(1, min(points, budget // each)))
         assert -(-points // size) == fewest  # no more chunks than there must be
         assert fewest * size - points < fewest  # and the last is filled up by less than one point a chunk
 
@@ -156,15 +156,17 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 
     pieces[NAMES[2]] = stopped
     with pytest.raises(type(stop)):
-        runner.run(pieces, "test", store=runner.Store(tmp_path, SETTINGS))
+        runner.run(pieces, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS))
     assert work.made[:2] == NAMES[:2]
     kept = [f"{name}.npz" for name in work.made]
     assert listed(tmp_path) == [*sorted(kept), "settings.json"]
 
     again = Work()
-    assert_same(runner.run(again(), "test", store=runner.Store(tmp_path, SETTINGS)), whole)
+    assert_same(runner.run(again(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole)
     assert sorted([*work.made, *again.made]) == NAMES  # each was made once
-    assert_same(runner.run({name: None for name in NAMES}, "test", store=runner.Store(tmp_path, SETTINGS)), whole)
+    assert_same(
+        runner.run({name: None for name in NAMES}, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole
+    )
 
 
 def test_pieces_that_run_when_another_fails_are_kept_and_no_new_one_begins(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_pieces_that_run_when_another_fails_are_kept_and_no_new_one_begins(tmp_p
 
     pieces |= {NAMES[0]: fails, NAMES[1]: slow}
     with pytest.raises(RuntimeError, match="stop"):
-        runner.run(pieces, "test", store=runner.Store(tmp_path, SETTINGS), workers=2)
+        runner.run(pieces, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS), workers=2)
     assert NAMES[1] in work.made
     assert len(work.made) <= 2  # at most the one that took the place of the failed one
     assert listed(tmp_path) == [*sorted(f"{name}.npz" for name in work.made), "settings.json"]
@@ -193,7 +195,7 @@ def test_a_piece_is_in_the_folder_before_the_next_is_done(tmp_path: Path) -> Non
     """What is seen on the disk while the run goes on: whole pieces, and nothing else."""
     work, seen = Work(), []
     pieces = {name: lambda f=f: seen.append(listed(tmp_path)) or f() for name, f in work().items()}
-    runner.run(pieces, "test", store=runner.Store(tmp_path, SETTINGS))
+    runner.run(pieces, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS))
     assert seen == [[*(f"{name}.npz" for name in NAMES[:i]), "settings.json"] for i in range(4)]
 
 
@@ -201,7 +203,7 @@ def test_a_piece_is_in_the_folder_before_the_next_is_done(tmp_path: Path) -> Non
 def test_a_file_that_could_not_be_finished_is_never_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    store = runner.Store(tmp_path, SETTINGS)
+    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
     seen = []
 
     def half(file: Any, **arrays: Any) -> None:
@@ -212,40 +214,40 @@ def test_a_file_that_could_not_be_finished_is_never_there(
 
     monkeypatch.setattr(np, "savez", half)
     with pytest.warns(RuntimeWarning) if stop is OSError else pytest.raises(KeyboardInterrupt):
-        store.write(NAMES[0], {"loss": np.zeros(3)})
+        checkpoint.write(NAMES[0], {"loss": np.zeros(3)})
     assert f"{NAMES[0]}.npz" not in seen[0]
     assert listed(tmp_path) == ["settings.json"]
-    assert store.read(NAMES[0]) is None
+    assert checkpoint.read(NAMES[0]) is None
 
 
 # --- files that are not what they should be -------------------------------------------------------------------------
 
 
 def test_a_corrupt_piece_is_made_again(tmp_path: Path, whole: dict[str, runner.Arrays]) -> None:
-    runner.run(Work()(), "test", store=runner.Store(tmp_path, SETTINGS))
+    runner.run(Work()(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS))
     paths = [tmp_path / f"{name}.npz" for name in NAMES]
     good = paths[1].read_bytes()
     paths[0].write_bytes(b"")
     paths[1].write_bytes(good[: len(good) // 2])
     paths[2].write_bytes(b"no archive at all")
     work = Work()
-    assert_same(runner.run(work(), "test", store=runner.Store(tmp_path, SETTINGS)), whole)
+    assert_same(runner.run(work(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole)
     assert work.made == NAMES[:3]
     assert paths[1].read_bytes() == good
 
 
 def test_whatever_byte_of_a_piece_is_wrong_it_is_read_as_it_was_or_not_at_all(tmp_path: Path) -> None:
-    store = runner.Store(tmp_path, SETTINGS)
+    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
     piece = {"loss": np.arange(3, dtype=np.float32)}
-    store.write("piece", piece)
+    checkpoint.write("piece", piece)
     path = tmp_path / "piece.npz"
     good = path.read_bytes()
-    assert_same({"piece": store.read("piece")}, {"piece": piece})  # type: ignore[dict-item]
+    assert_same({"piece": checkpoint.read("piece")}, {"piece": piece})  # type: ignore[dict-item]
     broken, lost = {}, 0
     for at, byte in enumerate(good):
         path.write_bytes(good[:at] + bytes([byte ^ 1]) + good[at + 1 :])
         try:
-            found = store.read("piece")
+            found = checkpoint.read("piece")
         except Exception as error:
             broken[at] = repr(error)
             continue
@@ -257,17 +259,17 @@ def test_whatever_byte_of_a_piece_is_wrong_it_is_read_as_it_was_or_not_at_all(tm
 
 
 def test_a_piece_that_is_another_kind_of_file_is_made_again(tmp_path: Path) -> None:
-    store = runner.Store(tmp_path, SETTINGS)
+    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
     array = io.BytesIO()
     np.save(array, np.zeros(3))
     pickled = io.BytesIO()
     np.savez(pickled, loss=np.array([{"a": 1}], object))
     for content in (array.getvalue(), pickled.getvalue()):
         (tmp_path / "piece.npz").write_bytes(content)
-        assert store.read("piece") is None
+        assert checkpoint.read("piece") is None
     os.remove(tmp_path / "piece.npz")
     (tmp_path / "piece.npz").mkdir()
-    assert store.read("piece") is None
+    assert checkpoint.read("piece") is None
 
 
 # --- the folder -----------------------------------------------------------------------------------------------------
@@ -278,8 +280,9 @@ def test_a_piece_that_is_another_kind_of_file_is_made_again(tmp_path: Path) -> N
     [
         ({"steps": 6}, "steps"),
         ({"rate": 0.1 + 1e-16}, "rate"),
-        ({"axes": {"sigma_w": [1.0, 2.5]}}, "axes"),
-        ({"axes": {"sigma_b": [1.0, 2.0]}, "steps": 7}, "steps, axes"),
+        ({"axes": {"sigma_w": [1.0, 2.5]}}, "axes.sigma_w"),
+        ({"axes": {"sigma_b": [1.0, 2.0]}, "steps": 7}, "steps, axes.sigma_w, axes.sigma_b"),
+        ({"axes": None}, "axes"),
         ({"more": None}, ""),
         ({"more": 1}, "more"),
     ],
@@ -287,41 +290,41 @@ def test_a_piece_that_is_another_kind_of_file_is_made_again(tmp_path: Path) -> N
 def test_a_folder_of_other_settings_is_refused_with_their_names(
     tmp_path: Path, changed: dict[str, Any], names: str
 ) -> None:
-    runner.Store(tmp_path, SETTINGS).write("piece", {"loss": np.zeros(3)})
+    runner.Checkpoint(tmp_path, SETTINGS).write("piece", {"loss": np.zeros(3)})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     rule = "folder must hold an earlier run of the same settings, got one that differs in "
     refused = pytest.raises(ValueError, match=f"^{rule}{names}$") if names else contextlib.nullcontext()
     with refused:
-        runner.Store(tmp_path, {**SETTINGS, **changed})
+        runner.Checkpoint(tmp_path, {**SETTINGS, **changed})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_settings_are_compared_as_the_json_they_are_kept_as(tmp_path: Path) -> None:
     settings = {"shape": (2, 3), "rate": 0.1}  # a tuple comes back as a list
-    runner.Store(tmp_path, settings)
-    runner.Store(tmp_path, settings)
+    runner.Checkpoint(tmp_path, settings)
+    runner.Checkpoint(tmp_path, settings)
     kept = json.loads((tmp_path / "settings.json").read_text())
     assert kept == {"shape": [2, 3], "rate": 0.1, "chunks": None}
 
 
 def test_the_layout_of_an_earlier_run_holds(tmp_path: Path) -> None:
-    assert runner.Store(tmp_path, SETTINGS, [[4, 2]]).layout == [[4, 2]]
-    assert runner.Store(tmp_path, SETTINGS, [[8, 8], [1, 1]]).layout == [[4, 2]]
+    assert runner.Checkpoint(tmp_path, SETTINGS, [[4, 2]]).layout == [[4, 2]]
+    assert runner.Checkpoint(tmp_path, SETTINGS, [[8, 8], [1, 1]]).layout == [[4, 2]]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "piece-0.npz", ".hidden"])
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=r"folder must be empty or hold an earlier run, got .* with other files"):
-        runner.Store(tmp_path, SETTINGS)
+        runner.Checkpoint(tmp_path, SETTINGS)
     assert listed(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "mine"
 
 
 def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[str, runner.Arrays]) -> None:
-    runner.Store(tmp_path, SETTINGS)
+    runner.Checkpoint(tmp_path, SETTINGS)
     (tmp_path / "notes.txt").write_text("mine")
-    assert_same(runner.run(Work()(), "test", store=runner.Store(tmp_path, SETTINGS)), whole)
+    assert_same(runner.run(Work()(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -329,7 +332,7 @@ def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[
 def test_settings_that_cannot_be_read_are_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(ValueError, match=r"folder must hold an earlier run, got an unreadable .*settings\.json"):
-        runner.Store(tmp_path, SETTINGS)
+        runner.Checkpoint(tmp_path, SETTINGS)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +340,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
     taken.write_text("a file")
     for folder in (taken, taken / "below"):
         with pytest.raises(ValueError, match=r"folder must be a folder that can be written to, got '.*taken.*' \("):
-            runner.Store(folder, SETTINGS)
+            runner.Checkpoint(folder, SETTINGS)
     assert taken.read_text() == "a file"
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -345,11 +348,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"can be written to, got .*new' \(Read-only file system\)"):
-        runner.Store(tmp_path / "new", SETTINGS)
+        runner.Checkpoint(tmp_path / "new", SETTINGS)
 
 
 def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
-    runner.Store(tmp_path / "a" / "b", SETTINGS).write("piece", {"loss": np.zeros(3)})
+    runner.Checkpoint(tmp_path / "a" / "b", SETTINGS).write("piece", {"loss": np.zeros(3)})
     assert listed(tmp_path / "a" / "b") == ["piece.npz", "settings.json"]
 
 
@@ -360,14 +363,14 @@ def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 def test_on_a_full_disk_the_run_goes_on_in_memory_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, runner.Arrays], where: str
 ) -> None:
-    store = runner.Store(tmp_path, SETTINGS)
+    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr({"savez": np, "mkstemp": files.tempfile}.get(where, os), where, full)
     with pytest.warns(RuntimeWarning, match="takes no more pieces .No space left on device.; the run goes on") as all_:
-        found = runner.run(Work()(), "test", store=store, workers=3)
+        found = runner.run(Work()(), "test", checkpoint=checkpoint, workers=3)
     assert len(all_) == 1
     assert_same(found, whole)
     monkeypatch.undo()
