@@ -136,7 +136,7 @@ def compare_maps(sizes: dict[int, tuple[int, ...]]) -> list[dict[str, Any]]:
                 "ratio": ratio,
                 "target ratio": 2 if width >= 128 else 3,
                 "trainable depth": depths.tolist(),
-                "accuracy": vg.best(found).round(3).tolist(),
+                "accuracy": vg.training.best(found).round(3).tolist(),
             }
         )
         print(f"width {width}: {ours:.1f} s, the loop {loop['extrapolated to the whole map']:.0f} s, {ratio:.2f} times")

@@ -59,7 +59,7 @@ def compute() -> Comparison:
             )
             for optimizer, rate in OPTIMIZERS.values()
         ]
-        found[name] = np.stack([vg.best(row, "test_accuracy") for row in rows])
+        found[name] = np.stack([vg.training.best(row, "test_accuracy") for row in rows])
     return Comparison(found)
 
 

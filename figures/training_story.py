@@ -61,7 +61,7 @@ def compute() -> dict[str, Run]:
             STEPS,
             learning_rate=rate,
             test=test,
-            snapshots=vg.SnapshotConfig(np.linspace(0, STEPS, min(STEPS, 50) + 1).round()),
+            snapshots=vg.training.SnapshotConfig(np.linspace(0, STEPS, min(STEPS, 50) + 1).round()),
         )
         ratio = found.snapshots.log_update_ratio
         hidden = next(of for path, of in ratio.items() if path.endswith("kernel") and of.ndim == 2)

@@ -149,18 +149,18 @@ def network(phi: Any) -> vg.Network:
     return vg.mlp(width=4, depth=3, activation=phi, inputs=3)
 
 
-def own(factor: Any) -> vg.Measurement:
+def own(factor: Any) -> vg.ensembles.Measurement:
     """The same code each time, with another value in its closure."""
 
-    def out(parameters: vg.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
+    def out(parameters: vg.networks.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
         return {"out": vg.forward(parameters, scales, x) * jnp.sum(jnp.asarray(factor, jnp.float32))}
 
     return vg.measurement(out, {"out": ("unit",)})
 
 
-def remedy(**options: Any) -> dict[str, vg.Remedy]:
+def remedy(**options: Any) -> dict[str, vg.ensembles.Remedy]:
     """Two networks, the second as it is told."""
-    return {"sick": vg.Remedy(NET), "treated": vg.Remedy(NET, **options)}
+    return {"sick": vg.ensembles.Remedy(NET), "treated": vg.ensembles.Remedy(NET, **options)}
 
 
 # Large enough that a text shows only its ends.
@@ -181,8 +181,8 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
         "networks",
     ),
     "a network's own scales": (
-        (({"a": vg.Case(NET, {"sigma_b": 0.1})}, X), {}),
-        (({"a": vg.Case(NET, {"sigma_b": 0.2})}, X), {}),
+        (({"a": vg.ensembles.Case(NET, {"sigma_b": 0.1})}, X), {}),
+        (({"a": vg.ensembles.Case(NET, {"sigma_b": 0.2})}, X), {}),
         "scales",
     ),
     "probes": (((NET, X), {}), ((NET, X), {"measure": vg.gains(2)}), "options"),

@@ -21,7 +21,7 @@ SIGMA_W = [0.7, 1.4]
 ROUNDING = 1e-5
 
 
-def drawn(seed: int, network: vg.Network = NET) -> tuple[vg.Parameters, jax.Array]:
+def drawn(seed: int, network: vg.Network = NET) -> tuple[vg.networks.Parameters, jax.Array]:
     """The parameters of a seed, and what else is drawn from its key."""
     weights, rest = jax.random.split(jax.random.fold_in(KEY, seed))
     return vg.init(weights, network), rest
@@ -174,7 +174,7 @@ def test_recurrent_networks_read_their_input_step_by_step() -> None:
 
 
 def test_a_measurement_of_ones_own_is_the_function_of_every_draw_point_and_example() -> None:
-    def angles(parameters: vg.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
+    def angles(parameters: vg.networks.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
         states = vg.states(parameters, scales, x)
         turned = jnp.sum(states.direction[1:] * states.direction[:-1], axis=1)
         return {"turned": turned, "output": vg.forward(parameters, scales, x), "log_norm": states.log_norm}
@@ -190,7 +190,7 @@ def test_a_measurement_of_ones_own_is_the_function_of_every_draw_point_and_examp
 
 
 def test_a_measurement_of_ones_own_may_take_several_inputs_or_none() -> None:
-    def norms(parameters: vg.Parameters, scales: vg.Scales, *inputs: jax.Array) -> dict[str, jax.Array]:
+    def norms(parameters: vg.networks.Parameters, scales: vg.Scales, *inputs: jax.Array) -> dict[str, jax.Array]:
         return {"kernel": jnp.linalg.norm(parameters.stem["kernel"]), "inputs": sum(map(jnp.sum, inputs), jnp.zeros(()))}
 
     measure = vg.measurement(norms, {"kernel": (), "inputs": ()})
@@ -201,7 +201,7 @@ def test_a_measurement_of_ones_own_may_take_several_inputs_or_none() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Powers(vg.Measurement):
+class Powers(vg.ensembles.Measurement):
     """A measurement as a class: with a number of its own, a coordinate and a finish on the host."""
 
     orders: tuple[int, ...]
@@ -241,7 +241,7 @@ def test_a_measurement_brings_numbers_to_sweep_over_coordinates_and_a_finish() -
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-def own(shape: tuple[int, ...], dims: tuple[str, ...], name: str = "out") -> vg.Measurement:
+def own(shape: tuple[int, ...], dims: tuple[str, ...], name: str = "out") -> vg.ensembles.Measurement:
     return vg.measurement(lambda parameters, scales, x: {name: jnp.zeros(shape)}, {"out": dims})
 
 

@@ -183,7 +183,7 @@ def test_rate_and_edge_of_several_networks_are_those_of_each(net: vg.Network, de
 
 def test_networks_of_a_dict_keep_their_names_and_order_and_may_have_scales_of_their_own(net: vg.Network) -> None:
     relu = vg.mlp(width=6, depth=5, activation="relu", inputs=3)
-    cases = {"wide": vg.Case(net, {"sigma_w": 3.0}), "as it is": net, "relu": relu}
+    cases = {"wide": vg.ensembles.Case(net, {"sigma_w": 3.0}), "as it is": net, "relu": relu}
     found = vg.sweep(cases, X, key=KEY, seeds=1, sigma_b=SIGMA_B)
     assert list(found.networks) == list(cases)
     for name, scales, network in (("wide", {"sigma_w": 3.0}, net), ("as it is", {}, net), ("relu", {}, relu)):

@@ -169,7 +169,7 @@ def _unit(number: FloatExp) -> tuple[Array, Array]:
 # --- tokens ---------------------------------------------------------------------------------------------------------
 
 
-def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> np.ndarray:
+def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> Array:
     """Mean cosine between two different tokens of the state s_l, at every layer: 1 is rank collapse.
 
     Args:
@@ -187,7 +187,7 @@ def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> n
     shape = None if isinstance(directions, list) else directions.shape[1:]
     if shape is None or len(shape) != 2 or shape[0] < 2:
         raise ValueError(f"states must be at least two tokens, shape (tokens, width), got shape {shape}")
-    return np.asarray(_mean_cosines(directions))
+    return _mean_cosines(directions)
 
 
 @jax.jit
