@@ -231,9 +231,7 @@ def by_name(network: vg.Network, f: Callable[[str, tuple[int, ...]], np.ndarray]
 
 def test_a_nonlinear_network_against_explicit_steps():
     """Of ordinary weights, tied over the layers, under a mask and statistics that are no weights and stay."""
-    network = vg.networks.tied(
-        vg.mlp(width=4, depth=3, inputs=3, outputs=2, dropout="bernoulli", norm="batch_running")
-    )
+    network = vg.networks.tied(vg.mlp(width=4, depth=3, inputs=3, outputs=2, dropout="bernoulli", norm="batch_running"))
     scales, left = vg.Scales(sigma_w=1.3, sigma_b=0.4, dropout=0.3), vg.Scales(sigma_w=1.0, sigma_b=1.0, dropout=0.3)
     drawn = by_name(
         network, lambda name, shape: RNG.normal(size=shape) if name == "kernel" else RNG.uniform(size=shape)

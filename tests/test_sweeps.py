@@ -210,7 +210,14 @@ def test_networks_with_other_parameters_have_nan_where_there_are_none(net: vg.Ne
     assert set(found.log_tied_gradient) == {"kernel", "bias"}
     assert np.all(np.isnan(found.log_tied_gradient["kernel"][0]))
     assert np.all(np.isfinite(found.log_tied_gradient["kernel"][1]))
-    assert set(found.log_parameter_gradient) == {"kernel", "bias", "stem/kernel", "stem/bias", "head/kernel", "head/bias"}
+    assert set(found.log_parameter_gradient) == {
+        "kernel",
+        "bias",
+        "stem/kernel",
+        "stem/bias",
+        "head/kernel",
+        "head/bias",
+    }
 
 
 # --- compilations ---------------------------------------------------------------------------------------------------
@@ -339,7 +346,10 @@ NETWORK = r"^network must be a network, or several of them, got "
         ({"key": 0}, "^key must be a jax.random.key, got 0$"),
         ({"x": np.ones(4)}, r"^x must have shape \(3,\) .*, got \(4,\)$"),
         ({"x": np.full(3, np.nan)}, "^x must be finite, got a NaN or an infinity$"),
-        ({"x": np.ones((5, 3)), "seeds": 4, "leading": "seed"}, r"^inputs must be one for each of the 4 seeds, got shape"),
+        (
+            {"x": np.ones((5, 3)), "seeds": 4, "leading": "seed"},
+            r"^inputs must be one for each of the 4 seeds, got shape",
+        ),
         ({"x": np.float32(1), "leading": "seed"}, r"^inputs must be one for each of the 1 seeds, got shape \(\)$"),
         ({"leading": "seeds"}, "^leading must be one of seed, example, got 'seeds'; did you mean 'seed'\\?$"),
         ({"measure": "gains"}, r"^measure must be a measurement such as vgjax.gains\(\), got 'gains'$"),
