@@ -245,8 +245,8 @@ def remedies(
 ) -> dict[str, Remedy]:
     """A network whose gradients vanish or explode, and what the textbooks advise: networks of a sweep, by name.
 
-    ``vgjax.sweep(vgjax.remedies("vanishing"), *vgjax.ensembles.remedy_examples("vanishing"), measure=vgjax.first_steps(),
-    leading="example", key=key)`` measures them all; `remedy_table` prints it, `vgjax.plots.remedies` draws it.
+    ``vg.sweep(vg.remedies(), *vg.ensembles.remedy_examples(), measure=vg.first_steps(), leading="example", key=key)``
+    measures them all; `remedy_table` prints it, `vgjax.plots.remedies` draws it.
 
     Args:
         kind: ``"vanishing"``: a sigmoid network of 50 hidden layers; ``"exploding"``: a ReLU network of 50 hidden

@@ -76,7 +76,7 @@ def checked_probes(probes: int) -> int:
 
 
 def probe_vectors(network: Network, probes: int | None, key: Array) -> Array:
-    """Directions u at the first state with sum E u u^T = 1: every unit vector, or random ones, shape ``(n, *state)``."""
+    """Directions u at the first state with E sum u u^T = 1, shape ``(n, *state)``: every unit vector, or random ones."""
     shape, size = state_shapes(network)[0], int(state_sizes(network)[0])
     if probes is None:
         return jnp.eye(size).reshape(-1, *shape)

@@ -47,8 +47,8 @@ def transformer(
         hidden: width inside the feed-forward layer (left out: 4 width); 0 for attention alone.
         activation: phi of the feed-forward layer.
         norm: layer or rms, or `vgjax.norm` with its epsilon; None for none.
-        residual: where the norm stands: ``"pre"``: h + F(norm(h)), ``"post"``: norm(h + F(h)); or `vgjax.networks.branch` with
-            the kind and a scheme: stable, rezero, skipinit, or (with post) deepnorm.
+        residual: where the norm stands: ``"pre"``: h + F(norm(h)), ``"post"``: norm(h + F(h)); or
+            `vgjax.networks.branch` with the kind and a scheme: stable, rezero, skipinit, or (with post) deepnorm.
         causal: a token looks at itself and those before it only.
         kernel_init, dtype: as for `vgjax.dense`; biases are Gaussian.
 
