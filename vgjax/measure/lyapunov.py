@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from vgjax.checks import positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp, to_float_clipped
@@ -97,7 +98,7 @@ def checked_discard(network: Network, discard: int | None) -> int:
 
 
 @jax.jit
-def stretches(origin: Origin, basis: Array) -> Array:
+def stretches(origin: Origin, basis: Float[Array, "size count"]) -> Float[Array, "depth count"]:
     """ln |R_ii| of every layer, shape ``(depth, count)``."""
 
     def visit(layer: Layer, state: FloatExp, basis: Array, _: None) -> tuple[Array, Array]:
@@ -155,7 +156,7 @@ def _single_layers(
 
 
 @jax.jit
-def layer_jacobians(origin: Origin) -> Array:
+def layer_jacobians(origin: Origin) -> Float[Array, "depth n n"]:
     """The Jacobians of all layers, shape ``(depth, n, n)``."""
     return _of_layers(origin, lambda matrix, _: matrix)
 
