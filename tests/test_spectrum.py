@@ -36,20 +36,12 @@ RELU_PARAMETERS = oracles.drawn(RELU, (3, *[6] * 6, 1))
 RELU_X = np.array([0.5, -1.0, 2.0], np.float32)
 
 
-<<<<<<< HEAD
-def of_relu(parameters: vg.networks.Parameters, scales: vg.Scales) -> vg.measure.Spectrum:
-=======
 def of_relu(parameters: vg.networks.Parameters, scales: vg.Scales) -> Spectrum:
->>>>>>> tests
     """Spectra of a ReLU network in float32."""
     return vg.log_singular_values(parameters, scales, RELU_X, [0, 2, 5])
 
 
-<<<<<<< HEAD
-def at_every_depth(scales: vg.Scales = SCALES, parameters: vg.networks.Parameters = PARAMETERS) -> vg.measure.Spectrum:
-=======
 def at_every_depth(scales: vg.Scales = SCALES, parameters: vg.networks.Parameters = PARAMETERS) -> Spectrum:
->>>>>>> tests
     """The spectra of that network from its first state on."""
     return vg.log_singular_values(parameters, scales, X, range(6), dtype="float64")
 
@@ -240,15 +232,10 @@ def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypat
     np.testing.assert_allclose(found[:14], exact, rtol=1e-14, atol=1e-12)
     assert np.all(np.isneginf(found[14:]))
     order = rng.permutation(14)
-<<<<<<< HEAD
-    np.testing.assert_allclose(graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12)
-    monkeypatch.setattr(products, "_SPAN", 250)  # short windows: the same numbers
-=======
     np.testing.assert_allclose(
         graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
     )
     monkeypatch.setattr(graded, "_SPAN", 250)  # short windows: the same numbers
->>>>>>> tests
     np.testing.assert_allclose(graded.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
 
 
@@ -320,53 +307,13 @@ def test_lyapunov_exponents_of_orthogonal_layers_are_the_log_of_their_gain() -> 
 
 
 def test_readings_of_known_values() -> None:
-<<<<<<< HEAD
-    found = vg.measure.Spectrum(np.array([1, 2]), np.log([[4.0, 2.0, 1.0], [3.0, 3.0, 3.0]]), 1.0, 3)
-=======
     found = Spectrum(np.array([1, 2]), np.log([[4.0, 2.0, 1.0], [3.0, 3.0, 3.0]]), 1.0, 3)
->>>>>>> tests
     np.testing.assert_allclose(found.log_frobenius, np.log([21, 27]) / 2)
     np.testing.assert_allclose(found.log_condition, [np.log(4), 0], atol=1e-15)
     np.testing.assert_allclose(found.log_determinant, np.log([8, 27]))
     np.testing.assert_allclose(found.participation, [21**2 / (256 + 16 + 1), 3])
-<<<<<<< HEAD
-    lost = vg.measure.Spectrum(np.array([1]), np.array([[1.0, -np.inf]]), 1.0, 2)
-    assert (lost.rank, lost.log_condition, lost.log_det) == (1, np.inf, -np.inf)
-
-
-# --- many networks --------------------------------------------------------------------------------------------------
-
-
-def test_a_sweep_of_spectra_is_the_loop_over_its_points(tmp_path: Path) -> None:
-    net, x, axes = RELU, RELU_X, {"sigma_w": np.array([0.7, 1.4, 2.0])}
-    whole = vg.spectrum_sweep(net, x, key=KEY, seeds=2, depths=[0, 2, 5], sigma_b=0.3, memory=3500, **axes)
-    assert whole.provenance["chunk_size"] == 2  # so that the last chunk is not full
-    assert whole.log_singular_values.shape == (2, 3, 3, 6)
-    assert whole.rank.shape == (2, 3, 3)
-    for seed in range(2):
-        parameters = vg.init(jax.random.split(jax.random.fold_in(KEY, seed))[0], net, stream=False)
-        for i, sigma_w in enumerate(axes["sigma_w"]):
-            one = of_relu(parameters, vg.Scales(sigma_w=float(sigma_w), sigma_b=0.3))
-            np.testing.assert_array_equal(one.rank, whole.rank[seed, i])
-            alive = np.isfinite(one.log_singular_values)
-            np.testing.assert_allclose(
-                whole.log_singular_values[seed, i][alive], one.log_singular_values[alive], atol=1e-5
-            )
-            assert whole.first_inexact_layer[seed, i] == one.first_inexact_layer == 6
-    for name in ("spectra.npz", "spectra.nc"):
-        back = vg.load(whole.save(tmp_path / name))
-        assert isinstance(back, vg.SpectrumSweep)
-        assert list(back.axes) == ["sigma_w"]
-        for array in ("log_singular_values", "depths", "condition", "first_inexact_layer"):
-            np.testing.assert_array_equal(getattr(back, array), getattr(whole, array))
-        assert (back.fixed, back.provenance) == (whole.fixed, whole.provenance)
-    alone = vg.spectrum_sweep(net, x, key=KEY, seeds=2, dtype="float64", from_input=True)
-    assert alone.log_singular_values.shape == (2, 1, 3)
-    assert alone.provenance["dtype"] == "float64"
-=======
     lost = Spectrum(np.array([1]), np.array([[1.0, -np.inf]]), 1.0, 2)
     assert (lost.rank, lost.log_condition, lost.log_determinant) == (1, np.inf, -np.inf)
->>>>>>> tests
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -431,19 +378,11 @@ def test_other_bad_input() -> None:
         vg.log_singular_values(stream, SCALES, x, dtype="float64")
     with pytest.raises(ValueError, match="^discard must be whole numbers from 0 to 4, got 5$"):
         vg.lyapunov_exponents(stream, SCALES, x, discard=5)
-<<<<<<< HEAD
-    narrow = vg.mlp(width=(5, 4, 5), inputs=2)
-    for f in (vg.lyapunov_exponents, vg.log_determinant, vg.measure.layer_singular_values):
-        with pytest.raises(ValueError, match=r"all states must have one shape, got \[\(4,\), \(5,\)\]"):
-            f(narrow, oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
-    with pytest.raises(ValueError, match="probes must be at least 2, got 1"):
-=======
     narrow = vg.mlp(width=(5, 4, 5), inputs=2)
     for f in (vg.lyapunov_exponents, vg.log_determinant, vg.measure.layer_singular_values):
         with pytest.raises(ValueError, match=r"^all states must have one shape, got \[\(4,\), \(5,\)\]$"):
             f(oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
     with pytest.raises(ValueError, match="^probes must be at least 2, got 1$"):
->>>>>>> tests
         vg.log_frobenius(stream, SCALES, x, probes=1)
     bad = vg.stack(Broken, depth=2, input_shape=3)
     with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 1$"):
