@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Float, Shaped
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
+from vgjax.checks import ArrayLike
 from vgjax.floatexp import FloatExp, add, from_float, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 from vgjax.measure.flow import states

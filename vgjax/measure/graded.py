@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 from jaxtyping import Float
 from scipy.linalg import lapack
 
+from vgjax.checks import ArrayLike
 from vgjax.floatexp import LN2, ZERO, exponent_of, power_of_two
 
 _UNEVEN = 6  # columns of a factor that differ by more powers of two than this are taken out as a factor of their own

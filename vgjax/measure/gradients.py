@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Float, Key, Shaped
 
 from vgjax.blocks.protocol import block_info
+from vgjax.checks import ArrayLike
 from vgjax.floatexp import (
     ZERO,
     FloatExp,

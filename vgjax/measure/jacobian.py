@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, known
 from vgjax.floatexp import FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure import graded

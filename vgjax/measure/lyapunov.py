@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from vgjax.checks import positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp, to_float_clipped
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, check_one_shape, columns, computing_from, jacobian

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Bool, Key, Shaped
 
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, known
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.gradients import _entering_before

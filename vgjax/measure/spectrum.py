@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
-from vgjax.checks import positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, positive_integer, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, to_float_clipped
 from vgjax.initializers import Scales
 from vgjax.measure import graded
