@@ -136,7 +136,7 @@ def compare_maps(sizes: dict[int, tuple[int, ...]]) -> list[dict[str, Any]]:
                 "ratio": ratio,
                 "target ratio": 2 if width >= 128 else 3,
                 "trainable depth": depths.tolist(),
-                "accuracy": vg.best(found).round(3).tolist(),
+                "accuracy": vg.training.best(found).round(3).tolist(),
             }
         )
         print(f"width {width}: {ours:.1f} s, the loop {loop['extrapolated to the whole map']:.0f} s, {ratio:.2f} times")
@@ -156,7 +156,7 @@ def trained(network: vg.Network, data: Any, dtype: str = "float32", **axes: Any)
 def boundary() -> dict[str, Any]:
     """Seconds of the second of two maps, and the dimensions of their borders."""
     width = 16
-    tanh = replace(vg.mlp(widths=[width, 1], activation="tanh", inputs=width), head=None)
+    tanh = replace(vg.mlp(width=[width, 1], activation="tanh", inputs=width), head=None)
     linear = replace(vg.stack(vg.blocks.Dense, width, 1, depth=1, input_shape=width), stem=None)
     x, y = jax.random.normal(jax.random.key(1), (2, width, width))
     data = vg.data.Examples(x, y[:, :1])

@@ -31,7 +31,7 @@ class Zooms:
 
 def compute() -> Zooms:
     """One draw of a tanh network with one hidden layer, 16 random examples, full-batch gradient descent."""
-    network = vg.mlp(widths=[WIDTH, 1], activation="tanh", inputs=WIDTH)
+    network = vg.mlp(width=[WIDTH, 1], activation="tanh", inputs=WIDTH)
     network = replace(network, head=None)  # two kernels
     x, y = jax.random.normal(jax.random.key(1), (2, WIDTH, WIDTH))
     data = vg.data.Examples(x, y[:, :1])

@@ -78,7 +78,7 @@ def compute() -> Runs:
             case.optimizer,
             STEPS,
             learning_rate=case.rate,
-            snapshots=vg.SnapshotConfig(steps, gradients=False),
+            snapshots=vg.training.SnapshotConfig(steps, gradients=False),
         )
         fine = found.snapshots.step <= found.first_nonfinite
         return np.where(fine | ~np.asarray(found.diverged), found.snapshots.train_accuracy, np.nan)

@@ -40,7 +40,7 @@ def compute() -> Rates:
     network = vg.mlp(width=WIDTH, depth=DEPTH, activation="relu", inputs=64, outputs=10)
 
     params, scales = vg.init(jax.random.key(0), network), vg.Scales(sigma_w=2**0.5)
-    at_the_end = vg.SnapshotConfig((), gradients=False)
+    at_the_end = vg.training.SnapshotConfig((), gradients=False)
 
     def run(rate: float, schedule: str) -> tuple[np.ndarray, float]:
         about = {"learning_rate": rate, "schedule": schedule, "test": test, "snapshots": at_the_end}

@@ -93,7 +93,7 @@ def draw(maps: Maps) -> "Figure":
         result = getattr(maps, name)
         depths = np.array([network.depth for network in result.networks.values()])
         theory = {"xi": maps.xi if name == "tanh" else None, "lost": maps.lost[name]}
-        mesh = plots.draw_trainability(ax, result.axes["sigma_w"] ** 2, depths, vg.best(result), **theory)
+        mesh = plots.draw_trainability(ax, result.axes["sigma_w"] ** 2, depths, vg.training.best(result), **theory)
         ax.set_title(title)
         if name != "tanh":
             ax.axvline(2, color="white", linestyle="-.", linewidth=1)

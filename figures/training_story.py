@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH, SHALLOW, DEEP, STEPS = (16, 2, 5, 20) if SMALL else (100, 3, 50, 1000)
 RATE = 0.3
 RELU: dict[str, Any] = {"activation": "relu"}
-SKIPS = RELU | {"residual": "pre", "scheme": "stable"}
+SKIPS = RELU | {"residual": vg.networks.branch("pre", scheme="stable")}
 CASES = {
     f"sigmoid, {SHALLOW} layers": ({"activation": "sigmoid"}, SHALLOW, 1.0, RATE),
     f"sigmoid, {DEEP} layers": ({"activation": "sigmoid"}, DEEP, 1.0, RATE),
@@ -61,7 +61,7 @@ def compute() -> dict[str, Run]:
             STEPS,
             learning_rate=rate,
             test=test,
-            snapshots=vg.SnapshotConfig(np.linspace(0, STEPS, min(STEPS, 50) + 1).round()),
+            snapshots=vg.training.SnapshotConfig(np.linspace(0, STEPS, min(STEPS, 50) + 1).round()),
         )
         ratio = found.snapshots.log_update_ratio
         hidden = next(of for path, of in ratio.items() if path.endswith("kernel") and of.ndim == 2)
