@@ -10,16 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from common import SMALL, best_of, print_table, write_json
+from common import SMALL, best_of, piece_of_sweep, print_table, write_json
 from jax import Array, lax
 
 import vgjax as vg
-from vgjax.ensembles.sweep import measure
+from vgjax.ensembles import sweep
 from vgjax.measure.flow import directions
 
 WIDTH, DEPTH, POINTS, RUNS = (16, 4, 4, 1) if SMALL else (256, 50, 256, 5)
 TOKENS, BATCH, CHANNELS, SIZE = (4, 4, 4, (4, 4)) if SMALL else (8, 16, 16, (8, 8))
 HIGHEST = lax.Precision.HIGHEST
+GROUPS = vg.norm("group", groups=4)
 TARGETS = {"fraction": 0.5, "resnet_seconds": 2.0, "lstm_seconds": 3.0}
 DENSE_STACKS = ("dense", "residual, 1 kernel", "residual, 2 kernels", "layer norm", "rms norm", "batch norm")
 
@@ -34,16 +35,16 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
     n, square = WIDTH, (1, WIDTH, WIDTH)
     time = {"width": n, "depth": DEPTH, "inputs": n}
     small = max(1, WIDTH // 4)  # tokens make a state large
-    encoder = {"width": small, "depth": DEPTH, "heads": 4, "tokens": TOKENS, "inputs": small}
+    encoder = {"width": small, "depth": DEPTH, "heads": 4, "inputs": (TOKENS, small)}
     attention = [(TOKENS, small, small)] * 4
     feed_forward = [(TOKENS, small, 4 * small), (TOKENS, 4 * small, small)]
     return {
         "dense": (dense(), "sigma_w", [square]),
-        "residual, 1 kernel": (dense(residual="pre", branch_layers=1), "sigma_w", [square]),
+        "residual, 1 kernel": (dense(residual=vg.networks.branch("pre", layers=1)), "sigma_w", [square]),
         "residual, 2 kernels": (dense(residual="plain"), "sigma_w", [square] * 2),
         "layer norm": (dense(norm="layer"), "sigma_w", [square]),
         "rms norm": (dense(norm="rms"), "sigma_w", [square]),
-        "batch norm": (dense(norm="batch", batch=BATCH), "sigma_w", [(BATCH, n, n)]),
+        "batch norm": (dense(norm=vg.norm("batch", batch=BATCH)), "sigma_w", [(BATCH, n, n)]),
         "dropout": (dense(dropout="bernoulli"), "dropout", [square]),
         "tanh RNN": (vg.rnn(**time), "sigma_w", [square]),
         "LSTM": (vg.lstm(**time), "sigma_w", [(1, n, 4 * n)]),
@@ -54,13 +55,14 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
 
 
 def swept(network: vg.Network, scale: str) -> Callable[[], Any]:
-    """One chunk of a sweep, as `vgjax.sweep` runs it."""
+    """One piece of a sweep, as `vgjax.sweep` runs it."""
     key = jax.random.key(0)
     parameters = vg.init(key, network)
     x = jax.random.normal(key, network.input_shape)
     values = jnp.linspace(0.1, 0.9, POINTS) if scale == "dropout" else jnp.linspace(0.5, 2, POINTS)
     u = directions(key, network, 1)
-    return lambda: measure(parameters, vg.Scales(), vg.Scales(**{scale: values}), x, u)
+    static, traced = piece_of_sweep(parameters, x, u, vg.Scales(**{scale: values}))
+    return lambda: sweep._measure_points(*static, *traced)
 
 
 def products(shapes: list[tuple[int, int, int]], depth: int) -> Callable[[], Any]:
@@ -114,10 +116,10 @@ def convolutions(depth: int) -> Callable[[], Any]:
 def sweeps() -> list[dict[str, Any]]:
     """Layers per second of a point, and the fraction of the bare products' speed."""
     rows = []
-    image = {"channels": CHANNELS, "depth": DEPTH, "size": SIZE, "inputs": CHANNELS}
+    image = {"channels": CHANNELS, "depth": DEPTH, "inputs": (*SIZE, CHANNELS)}
     compared = {name: (swept(net, scale), products(shapes, DEPTH)) for name, (net, scale, shapes) in cases().items()}
     compared["convolution"] = swept(vg.cnn(**image), "sigma_w"), convolutions(DEPTH)
-    compared["convolution, group norm"] = swept(vg.cnn(**image, norm="group", groups=4), "sigma_w"), convolutions(DEPTH)
+    compared["convolution, group norm"] = swept(vg.cnn(**image, norm=GROUPS), "sigma_w"), convolutions(DEPTH)
     for name, (ours, bare) in compared.items():
         seconds = best_of(RUNS, {"ours": ours, "bare": bare})
         rows.append(
@@ -132,27 +134,25 @@ def sweeps() -> list[dict[str, Any]]:
 
 
 def profiles() -> list[dict[str, Any]]:
-    """Gradients of every state and parameter, warm."""
+    """Gradients of every state and parameter, and what plain float32 reads of them, warm."""
     depth = 8 if SMALL else 1000
     key = jax.random.key(0)
-    stages = {"channels": CHANNELS, "size": SIZE, "inputs": 3, "batch": None}
+    image = {"channels": CHANNELS, "depth": depth, "inputs": (*SIZE, 3)}
     networks = {
-        "resnet": vg.resnet(**stages, depths=depth, norm="group", groups=4),
-        "resnet_no_norm": vg.resnet(**stages, depths=depth, norm=None, scheme="stable"),
+        "resnet": vg.resnet(**image, norm=GROUPS),
+        "resnet_no_norm": vg.resnet(**image, norm=None, residual=vg.networks.branch("pre", scheme="stable")),
         "lstm": vg.lstm(width=WIDTH, depth=depth, inputs=64, outputs=10),
         "gru": vg.gru(width=WIDTH, depth=depth, inputs=64, outputs=10),
     }
     rows = []
     for name, net in networks.items():
         parameters, x = vg.init(key, net), jax.random.normal(key, net.input_shape)
-        for naive in ((), ("float32",)):
-            work = {
-                "ours": lambda net=net, p=parameters, x=x, naive=naive: vg.gradient_flow(
-                    p, vg.Scales(), x, 1, naive=naive
-                )
-            }
-            seconds = best_of(RUNS, work)["ours"]
-            rows.append({"network": name, "layers": depth, "naive_reading_too": bool(naive), "seconds": seconds})
+        work = {
+            "gradients": lambda p=parameters, x=x: vg.gradient_flow(p, vg.Scales(), x, 1),
+            "naive reading": lambda p=parameters, x=x: vg.naive_reading(p, vg.Scales(), x, 1),
+        }
+        for what, seconds in best_of(RUNS, work).items():
+            rows.append({"network": name, "layers": depth, "what": what, "seconds": seconds})
     return rows
 
 

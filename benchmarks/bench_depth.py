@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any
 
-from common import SMALL, best_of, print_table, write_json
+from common import SMALL, best_of, piece_of_sweep, print_table, write_json
 
 DEPTHS = (10, 100) if SMALL else (10, 100, 1000, 10_000)
 WIDTH, SIDE, INPUTS = 64, 8, 20
@@ -31,8 +31,8 @@ MOST_WORKING_MEMORY = 1.01  # times that of the shallowest
 MOST_STREAM_MEMORY = 0.6  # GB
 
 
-def problem(depth: int) -> tuple[Any, ...]:
-    """The arguments of a map over (sigma_w, sigma_b) at that depth."""
+def problem(depth: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The arguments of a map over (sigma_w, sigma_b) at that depth, static and traced."""
     import jax
     import numpy as np
 
@@ -44,10 +44,10 @@ def problem(depth: int) -> tuple[Any, ...]:
     u = flow.directions(jax.random.key(2), network, 1)
     sigma_w, sigma_b = np.meshgrid(np.linspace(0.5, 3, SIDE), np.linspace(0, 1, SIDE), indexing="ij")
     grid = vg.Scales(sigma_w=sigma_w.ravel(), sigma_b=sigma_b.ravel())
-    return vg.init(jax.random.key(0), network), vg.Scales(), grid, x, u
+    return piece_of_sweep(vg.init(jax.random.key(0), network), x, u, grid)
 
 
-def compiled(arguments: tuple[Any, ...]) -> tuple[float, Any]:
+def compiled(static: tuple[Any, ...], traced: tuple[Any, ...]) -> tuple[float, Any]:
     """Seconds from the Python function to the compiled program, with nothing cached, and that program."""
     import jax
 
@@ -55,19 +55,19 @@ def compiled(arguments: tuple[Any, ...]) -> tuple[float, Any]:
 
     jax.clear_caches()
     start = time.perf_counter()
-    program = jax.jit(sweep.measure.__wrapped__).lower(*arguments).compile()
+    program = sweep._measure_points.lower(*static, *traced).compile()
     return time.perf_counter() - start, program
 
 
 def against_depth() -> list[dict[str, Any]]:
     """Compile time, run time and memory of the map at every depth."""
     problems = {depth: problem(depth) for depth in DEPTHS}
-    programs = {depth: compiled(arguments)[1] for depth, arguments in problems.items()}  # also warms up
+    programs = {depth: compiled(*arguments)[1] for depth, arguments in problems.items()}  # also warms up
     seconds = dict.fromkeys(DEPTHS, float("inf"))
     for _ in range(COMPILES):
         for depth, arguments in problems.items():
-            seconds[depth] = min(seconds[depth], compiled(arguments)[0])
-    run = best_of(RUNS, {str(depth): lambda d=depth: programs[d](*problems[d]) for depth in DEPTHS})
+            seconds[depth] = min(seconds[depth], compiled(*arguments)[0])
+    run = best_of(RUNS, {str(depth): lambda d=depth: programs[d](*problems[d][1]) for depth in DEPTHS})
     rows = []
     for depth in DEPTHS:
         memory = programs[depth].memory_analysis()

@@ -1,9 +1,8 @@
 """Exactness against depth: float32 logarithms against the product of the same layer Jacobians in float64.
 
 "The same layer Jacobians" are those at the states that the float32 run visited: in the chaotic phase two precisions
-follow different trajectories, and only their statistics agree. The oracle below is numpy and scipy alone; it takes
-the drawn parameters and the visited states and shares no other
-code with the library.
+follow different trajectories, and only their statistics agree. The oracle below is numpy and scipy alone; it takes the
+drawn parameters and the visited states and shares no other code with the library.
 
     python benchmarks/bench_exactness.py        # SIZE=small for a quick look
 """
@@ -14,20 +13,17 @@ from common import SMALL, print_table, write_json
 from scipy.special import ndtr
 
 import vgjax as vg
-from vgjax.floatexp import to_float_clipped
-from vgjax.measure.flow import visited_states
-from vgjax.networks.layers import head_layer
+from vgjax.floatexp import FloatExp, to_float_clipped
+from vgjax.networks.layers import Layers, bind, joined
 
 DEPTHS = (10, 100, 1000) if SMALL else (10, 100, 1000, 10_000)
 WIDTH = 64
 LIMIT = 1e-5  # times max(1, |ln gain|)
 LN2 = np.log(2)
 
-# activation, sigma_w, law of the kernels, how the states are checked: where nearby trajectories stay together,
-# against a
+# activation, sigma_w, law of the kernels, how states are checked: where nearby trajectories stay together, against a
 # float64 forward pass of its own ("trajectory"); where they part (chaos, criticality), one float64 layer from each
-# visited
-# state ("one layer").
+# visited state ("one layer").
 CASES = (
     ("sigmoid", 1.0, "gaussian", "trajectory"),
     ("tanh", 0.5, "gaussian", "trajectory"),
@@ -149,17 +145,17 @@ def case(activation: str, sigma_w: float, kernel_init: str, how: str, sigma_b: f
     parameters = vg.init(jax.random.key(depth), network)
     x, u, v = (jax.random.normal(jax.random.key(i), (n,)) for i, n in ((1, 20), (2, WIDTH), (3, WIDTH)))
     # All readings at the ordinary parameters, so that ours and the oracle's kernels are the same floats.
-    ordinary = vg.absorb_scales(parameters, vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b))
-    unit = vg.Scales(sigma_w=1.0, sigma_b=1.0)
+    ordinary, unit = vg.absorb_scales(parameters, vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b))
     push = vg.push_forward(ordinary, unit, x, u)
     pull = vg.pull_back(ordinary, unit, x, v)
-    flow = vg.gradient_flow(ordinary, unit, x, v, loss="cotangent", naive=("float32",))
+    flow = vg.gradient_flow(ordinary, unit, x, v, loss="cotangent")
+    lost = vg.naive_reading(ordinary, unit, x, v, "float32", loss="cotangent")
 
-    states = visited_states(ordinary, unit, x)
+    layers, states = visited_states(ordinary, unit, x)
     kernels, biases = (np.asarray(ordinary.stages[0][name], np.float64) for name in ("kernel", "bias"))
     values, exponents = np.asarray(states.value, np.float64), np.asarray(states.exponent)
     # The loss's cotangent enters behind the head, whose own Jacobian is taken as the library has it.
-    start = jax.vjp(head_layer(ordinary), to_float_clipped(jax.tree.map(lambda a: a[-1], states)))[1](v)[0]
+    start = jax.vjp(layers.head, to_float_clipped(jax.tree.map(lambda a: a[-1], states)))[1](v)[0]
     truth = log_products(activation, kernels, values, exponents, float64(u), float64(v))
     of_loss = log_products(activation, kernels, values, exponents, float64(u), float64(start))
     log_norms = log_states(how, activation, kernels, biases, values, exponents)
@@ -177,8 +173,16 @@ def case(activation: str, sigma_w: float, kernel_init: str, how: str, sigma_b: f
         "loss": worst(flow.log_gradient, of_loss["pull"]),
         "kernel": worst(flow.log_parameter_gradient["kernel"], of_loss["kernel"]),
         "bias": worst(flow.log_parameter_gradient["bias"], of_loss["bias"]),
-        "plain float32 lost": int(flow.naive["float32"].sum()),
+        "plain float32 lost": int(lost.sum()),
     }
+
+
+@jax.jit
+def visited_states(parameters: vg.networks.Parameters, scales: vg.Scales, x) -> tuple[Layers, FloatExp]:
+    """The layers, and the states s_0 ... s_L of the float32 pass to the last bit, with a leading layer axis."""
+    layers = bind(parameters, scales, x)
+    walked = layers.walk(layers.first_state(x))
+    return layers, joined([*walked.reports, jax.tree.map(lambda a: a[None], walked.last)])
 
 
 def float64(a) -> np.ndarray:

@@ -32,7 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SMALL, best_of, print_table, write_json
+from common import SMALL, best_of, piece_of_sweep, print_table, write_json
 from jax import Array, lax
 
 import vgjax as vg
@@ -267,7 +267,8 @@ def case(activation: str) -> dict[str, Any]:
     )
     points = len(sigma_w)
     # On the device before the clock starts, as for the bare scan.
-    grid, fixed = vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b), vg.Scales()
+    grid = vg.Scales(sigma_w=jnp.asarray(sigma_w), sigma_b=jnp.asarray(sigma_b))
+    static, traced = piece_of_sweep(parameters, x, u, grid)
     plain = {
         "stem": parameters.stem["kernel"],
         "stem bias": parameters.stem["bias"],
@@ -281,7 +282,7 @@ def case(activation: str) -> dict[str, Any]:
     both = jnp.concatenate([states, tangents])
 
     def measure() -> Any:
-        return sweep.measure(parameters, fixed, grid, x, u)
+        return sweep._measure_points(*static, *traced)
 
     def bare_stacked() -> Any:
         return one_product(plain["kernels"], both)
@@ -315,7 +316,7 @@ def case(activation: str) -> dict[str, Any]:
     for name, f in one_by_one.items():
         turns = itertools.cycle([(float(sigma_w[i]), float(sigma_b[i])) for i in few])
         work[name] = lambda f=f, turns=turns: f(*next(turns))
-    check_agreement(network, parameters, x, label, one_by_one)
+    check_agreement(parameters, x, label, one_by_one)
 
     measured = {"vmap, own weights": OWN_WEIGHTS, **dict.fromkeys(one_by_one, 1)}
     seconds = {name: s * points / measured.get(name, points) for name, s in best_of(ROUNDS, work).items()}
@@ -334,11 +335,7 @@ def case(activation: str) -> dict[str, Any]:
 
 
 def check_agreement(
-    network: vg.Network,
-    parameters: vg.networks.Parameters,
-    x: Array,
-    label: int,
-    one_by_one: dict[str, Callable[..., Any]],
+    parameters: vg.networks.Parameters, x: Array, label: int, one_by_one: dict[str, Callable[..., Any]]
 ) -> None:
     """The contenders with the shared draw compute what the library does, where plain floats can (the ordered phase)."""
     sigma_w, sigma_b = 1.0, 0.1

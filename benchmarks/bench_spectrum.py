@@ -23,7 +23,7 @@ from common import SMALL, best_of, print_table, write_json
 
 import vgjax as vg
 from vgjax import theory
-from vgjax.measure import spectrum
+from vgjax.measure import jacobian, lyapunov, spectrum
 
 TESTS = Path(__file__).parent.parent / "tests"
 WIDTHS = (12,) if SMALL else (12, 16, 32)
@@ -64,7 +64,7 @@ def exactness() -> list[dict[str, Any]]:
                 for m, values in reference[f"{kind}/{width}"].items()
             }
             exact = np.stack(list(known.values()))
-            network, parameters, scales, x = reference_network(kind, width)
+            _, parameters, scales, x = reference_network(kind, width)
             for dtype in ("float64", "float32"):
                 found = vg.log_singular_values(
                     parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
@@ -72,7 +72,7 @@ def exactness() -> list[dict[str, Any]]:
                 row[dtype] = max(row[dtype], largest_error(found.log_singular_values, exact))
             row["allowed in float32"] = max(row["allowed in float32"], 2e-3, 2.0**-23 * found.condition)
             if kind != "stem":
-                row["plain"] = max(row["plain"], largest_error(plain(network, parameters, scales, x, known), exact))
+                row["plain"] = max(row["plain"], largest_error(plain(parameters, scales, x, known), exact))
         rows.append(row)
     return rows
 
@@ -85,11 +85,10 @@ def largest_error(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.abs(np.where(lost, 0, found) - np.where(lost, 0, exact)).max())
 
 
-def plain(network: Any, parameters: Any, scales: Any, x: Any, depths: Any) -> np.ndarray:
+def plain(parameters: Any, scales: Any, x: Any, depths: Any) -> np.ndarray:
     """ln s by a singular value decomposition of the plain float64 product."""
-    with spectrum.computing(parameters, "float64") as kind:
-        start = spectrum.origin(parameters, scales, np.asarray(x), (0, max(depths)), False, kind)
-        layers = np.asarray(spectrum.layer_jacobians(*start[:3]))
+    with jacobian.computing_from(parameters, scales, x, "float64", (0, max(depths))) as origin:
+        layers = np.asarray(lyapunov.layer_jacobians(origin))
     product, values = np.eye(layers.shape[1]), []
     for m, layer in enumerate(layers, start=1):
         product = layer @ product
@@ -109,7 +108,7 @@ def determinant() -> dict[str, float]:
         found = vg.log_singular_values(parameters, scales, x, dtype=dtype)
         row[f"seconds, {dtype}"] = time.perf_counter() - start
         exact = vg.log_determinant(parameters, scales, x, dtype="float64")[-1]
-        row[f"error of the sum, {dtype}"] = float(abs(found.log_det[0] / exact - 1))
+        row[f"error of the sum, {dtype}"] = float(abs(found.log_determinant[0] / exact - 1))
         row["span in nats"] = float(found.log_condition[0])
     return row
 
@@ -155,7 +154,7 @@ def cost() -> list[dict[str, Any]]:
     for activation in ("tanh", "relu", "linear"):
         network = vg.mlp(width=width, depth=depth, activation=activation, inputs=64)
         parameters, x = vg.init(KEY, network), np.ones(64, np.float32)
-        arguments = (network, parameters, vg.Scales(sigma_w=1.2, sigma_b=0.1), x)
+        arguments = (parameters, vg.Scales(sigma_w=1.2, sigma_b=0.1), x)
         for dtype in ("float32", "float64"):
             found = best_of(
                 5,
@@ -176,10 +175,11 @@ def against_depth() -> list[dict[str, Any]]:
         network = vg.mlp(width=64, depth=depth, activation="tanh", inputs=64)
         parameters, x = vg.init(KEY, network), np.ones(64, np.float32)
         scales = vg.Scales(sigma_w=1.2, sigma_b=0.1)
-        work = functools.partial(vg.log_singular_values, network, parameters, scales, x)
+        work = functools.partial(vg.log_singular_values, parameters, scales, x)
         seconds = best_of(3, {"s": work})["s"]
-        start = spectrum.origin(parameters, scales, x, (0, depth), False, np.dtype("float32"))
-        memory = spectrum.kept_products.lower(*start, start.rotation(), (depth,)).compile().memory_analysis()
+        with jacobian.computing_from(parameters, scales, x, "float32") as origin:
+            program = spectrum.kept_products.lower(origin, origin.rotation(), (depth,)).compile()
+        memory = program.memory_analysis()
         rows.append(
             {
                 "depth": depth,

@@ -1,7 +1,9 @@
 """The same map for twelve activations: the edge between vanishing and exploding is the activation's own.
 
-Black: measured; dashed: the edge of chaos of infinite width, where there is one that signals reach."""
+Black: measured; dashed: the edge of chaos of infinite width, where there is one that signals reach.
+"""
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -31,7 +33,7 @@ ACTIVATIONS = (
 REACH = float(np.log(2))
 
 
-def compute() -> dict[str, vg.Sweep]:
+def compute() -> dict[str, vg.Result]:
     """32 x 32 networks of 100 layers and width 128 for each activation, 4 draws."""
     names, points, width, depth, seeds = (ACTIVATIONS[:2], 6, 16, 10, 1) if SMALL else (ACTIVATIONS, 32, 128, 100, 4)
     inputs = vg.data.digits().inputs[:seeds]
@@ -40,11 +42,12 @@ def compute() -> dict[str, vg.Sweep]:
         "sigma_b": np.linspace(0, 1, points, dtype=np.float32),
     }
     networks = {a: vg.mlp(width=width, depth=depth, activation=a, inputs=64, outputs=10) for a in names}
-    return {a: vg.sweep(n, inputs, key=jax.random.key(0), seeds=seeds, **grid) for a, n in networks.items()}
+    sweep = functools.partial(vg.sweep, key=jax.random.key(0), seeds=seeds, leading="seed", **grid)
+    return {activation: sweep(network, inputs) for activation, network in networks.items()}
 
 
 @plots.styled
-def draw(sweeps: dict[str, vg.Sweep]) -> "Figure":
+def draw(sweeps: dict[str, vg.Result]) -> "Figure":
     """Small multiples with one colour scale."""
     from matplotlib.figure import Figure
 

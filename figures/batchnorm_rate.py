@@ -1,6 +1,6 @@
 """Batch normalization makes gradients explode at every initialization: the rate per layer against the batch size."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,7 +19,7 @@ START = 4  # the first layers, before batches look as they do deep down, are lef
 BATCHES = (5, 16) if SMALL else (4, 6, 8, 16, 64, 256)
 SHOWN = BATCHES[-2]  # of the right panel
 CURVE = [*range(4, 17), 20, 24, 32, 48, 64, 96, 128, 192, 256, 384]
-LOOKS = {
+STYLES = {
     "linear": ("linear", plots.VANISHING, "o"),
     "tanh": ("tanh", "#1b7837", "s"),
     "relu": ("ReLU", plots.EXPLODING, "D"),
@@ -46,34 +46,29 @@ class Rates:
 
 def compute() -> dict[str, Rates]:
     """Three activations, six batch sizes, 8 draws of 24 layers; all share the same draws."""
-    draws = [vg.init(jax.random.fold_in(jax.random.key(0), seed), deep("linear", 4)) for seed in range(SEEDS)]
-    return {phi: rates(phi, draws) for phi in LOOKS}
+    return {phi: rates(phi) for phi in STYLES}
 
 
-def rates(phi: str, draws: list[vg.networks.Parameters]) -> Rates:
+def rates(phi: str) -> Rates:
     """Theory and measurement of one activation."""
-    gains = {batch: log_gains(phi, batch, draws) for batch in BATCHES}
+    gains = {batch: log_gains(phi, batch) for batch in BATCHES}
     factors = np.array([np.exp(2 * np.diff(gain)[:, START:]).mean(axis=1) for gain in gains.values()])
     error = factors.std(axis=1, ddof=1) / np.sqrt(SEEDS)
     rate = theory.normalization.batch_norm_rate
     return Rates(np.array([rate(phi, b) for b in CURVE]), rate(phi, np.inf), factors.mean(axis=1), error, gains[SHOWN])
 
 
-def log_gains(phi: str, batch: int, draws: list[vg.networks.Parameters]) -> np.ndarray:
+def log_gains(phi: str, batch: int) -> np.ndarray:
     """ln of the factor on the norm of a random direction, over all examples of the batch, for every draw."""
-    network = deep(phi, batch)
-    found = []
-    for seed, drawn in enumerate(draws):
-        of_x, of_u = jax.random.split(jax.random.fold_in(jax.random.key(1), seed))
-        x = jax.random.normal(of_x, (batch, WIDTH))
-        found.append(vg.push_forward(replace(drawn, network=network), vg.Scales(), x, key=of_u).log_gain)
-    return np.array(found, float)
+    x = jax.random.normal(jax.random.key(1), (SEEDS, batch, WIDTH))
+    found = vg.sweep(deep(phi, batch), x, key=jax.random.key(0), seeds=SEEDS, leading="seed")
+    return found.log_gain.astype(float)
 
 
 def deep(phi: str, batch: int) -> vg.Network:
     """h <- W phi(BN(h)); the scale of W makes no difference."""
-    about: dict[str, Any] = {"norm": "batch", "epsilon": 0.0, "bias_init": "zero"}
-    return vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, batch=batch, **about)
+    norm = vg.norm("batch", epsilon=0.0, batch=batch)
+    return vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, norm=norm, bias_init="zero")
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -94,7 +89,7 @@ def draw(data: dict[str, Rates]) -> "Figure":
 def draw_rates(ax: "Axes", data: dict[str, Rates]) -> None:
     """Theory as lines with their limits, measured rates as dots with bars of one standard error."""
     for phi, found in data.items():
-        name, colour, marker = LOOKS[phi]
+        name, colour, marker = STYLES[phi]
         ax.plot(CURVE, found.curve, color=colour)
         ax.plot([40, CURVE[-1]], [found.limit] * 2, color=colour, linestyle=(0, (1, 2)), linewidth=0.9)
         style: dict[str, Any] = {
@@ -123,7 +118,7 @@ def draw_explosion(ax: "Axes", data: dict[str, Rates]) -> None:
     """Mean over draws and their range; the slope of theory from behind the transient."""
     layers = np.arange(DEPTH + 1)
     for phi, found in data.items():
-        name, colour, marker = LOOKS[phi]
+        name, colour, marker = STYLES[phi]
         mean = found.log_gain.mean(axis=0)
         low, high = found.log_gain.min(axis=0), found.log_gain.max(axis=0)
         ax.fill_between(layers, low, high, color=colour, alpha=0.25, linewidth=0)

@@ -3,13 +3,13 @@ that are a small share of the width."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SMALL, render
+from common import SMALL, pairs, render
 from jax import Array
 
 import vgjax as vg
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIGMA_B = {"tanh": 0.3, "relu": 0.0} if SMALL else {"tanh": 0.3, "sin": 1.0, "relu": 0.0}
-LOOKS = {"tanh": (plots.VANISHING, "s"), "sin": ("#1b7837", "^"), "relu": (plots.EXPLODING, "o")}
+STYLES = {"tanh": (plots.VANISHING, "s"), "sin": ("#1b7837", "^"), "relu": (plots.EXPLODING, "o")}
 DEPTH = 10**4 if SMALL else 10**5
 DRAWS = {16: (2, 20), 64: (2, 20)} if SMALL else {60: (40, 90), 250: (12, 200), 1000: (4, 200)}  # and layers, by width
 PAIRS = 8
@@ -81,62 +81,16 @@ def squared_curvature(phi: vg.Activation) -> Callable[[Array], Array]:
     return lambda h: jax.jvp(phi.derivative, (h,), (jnp.ones_like(h),))[1] ** 2
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
-
-
 def measure(decays: dict[str, Decay], width: int, draws: int, depth: int) -> dict[str, np.ndarray]:
-    """1 - c of every activation in the same draws."""
-    blocks = tuple(layer(name, width) for name in decays)
-    scales = tuple(vg.Scales(sigma_w=d.sigma_w, sigma_b=d.sigma_b) for d in decays.values())
-    found = []
-    for key in jax.random.split(jax.random.key(width), draws):
-        inputs, layers = jax.random.split(key)
-        starts = tuple(pairs(inputs, PAIRS, width, d.q, 0.0) for d in decays.values())
-        found.append(one_minus_c(blocks, scales, starts, layers, depth))
-    return {name: np.stack(each) for name, each in zip(decays, zip(*found, strict=True), strict=True)}
-
-
-def layer(activation: str | vg.Activation, width: int) -> vg.Network:
-    """One layer from state to state: a network without its stem and its head."""
-    whole = vg.mlp(width=width, depth=1, activation=activation, inputs=width)
-    return replace(whole, stem=None, head=None)
-
-
-def pairs(key: Array, count: int, width: int, q: float, c: float) -> Array:
-    """Random pairs of states of mean square q and correlation c, shape ``(count, 2, width)``."""
-    first, other = vg.data.sphere(key, 2 * count, width).reshape(2, count, width)
-    other = other - first * jnp.mean(first * other, axis=-1, keepdims=True)
-    other = other / jnp.sqrt(jnp.mean(other**2, axis=-1, keepdims=True))
-    return jnp.sqrt(q) * jnp.stack([first, c * first + jnp.sqrt(1 - c**2) * other], axis=1)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def one_minus_c(
-    blocks: tuple[vg.Network, ...], scales: tuple[vg.Scales, ...], states: tuple[Array, ...], key: Array, depth: int
-) -> tuple[Array, ...]:
-    """1 - cosine of each pair in front of and behind each of ``depth`` layers, shape ``(pairs, depth + 1)``.
-
-    One a block: all blocks share the draws of every layer.
-    """
-
-    def step(states: tuple[Array, ...], key: Array) -> tuple[tuple[Array, ...], list[Array]]:
-        drawn = vg.init(key, blocks[0])
-        through = tuple(cross(replace(drawn, network=b), s, h) for b, s, h in zip(blocks, scales, states, strict=True))
-        return through, [distance(h) for h in through]
-
-    _, behind = jax.lax.scan(step, states, jax.random.split(key, depth))
-    return tuple(jnp.concatenate([distance(h)[None], d]).T for h, d in zip(states, behind, strict=True))
-
-
-def cross(parameters: vg.networks.Parameters, scales: vg.Scales, states: Array) -> Array:
-    """`vg.forward` of every state; shape ``(pairs, 2, width)`` in and out."""
-    return jax.vmap(jax.vmap(lambda h: vg.forward(parameters, scales, h)))(states)
-
-
-def distance(states: Array) -> Array:
-    """1 - cosine from the difference of the unit vectors, so that nothing cancels; (pairs, 2, width) -> (pairs,)."""
-    unit = states / jnp.linalg.norm(states, axis=-1, keepdims=True)
-    return jnp.sum((unit[:, 0] - unit[:, 1]) ** 2, axis=-1) / 2
+    """1 - c of every activation in the same draws, from pairs of orthogonal states at q*."""
+    found = {}
+    options: dict[str, Any] = {"measure": vg.correlations(stream=True), "leading": "example", "seeds": draws}
+    for name, scales in decays.items():
+        network = vg.mlp(width=width, depth=depth, activation=name, stem=False)
+        x1, x2 = pairs(jax.random.key(0), width, [(scales.q, 1.0)], PAIRS)
+        at = {"sigma_w": scales.sigma_w, "sigma_b": scales.sigma_b}
+        found[name] = np.exp(vg.sweep(network, x1, x2, key=jax.random.key(width), **at, **options).log_one_minus_c)
+    return found
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -178,7 +132,7 @@ def draw(data: tuple[dict[str, Decay], Measured]) -> "Figure":
 
 def draw_decay(ax: "Axes", name: str, found: Decay) -> None:
     """Theory as a line, named at its end, with its leading term."""
-    colour, _ = LOOKS[name]
+    colour, _ = STYLES[name]
     layers = np.arange(1, len(found.predicted))
     ax.plot(layers, found.predicted[1:], color=colour)
     ax.plot(layers, found.asymptote[1:], color=colour, linestyle="--", linewidth=0.7)
@@ -191,7 +145,7 @@ def draw_decay(ax: "Axes", name: str, found: Decay) -> None:
 
 def draw_dots(ax: "Axes", name: str, measured: np.ndarray) -> None:
     """The mean over pairs and draws."""
-    colour, marker = LOOKS[name]
+    colour, marker = STYLES[name]
     at = np.unique(np.geomspace(1, measured.shape[-1] - 1, 14).round().astype(int))
     mean = measured.mean(axis=(0, 1))
     ax.plot(at, mean[at], marker, color=colour, markersize=3.8, markeredgecolor="white", markeredgewidth=0.4)
@@ -199,13 +153,13 @@ def draw_dots(ax: "Axes", name: str, measured: np.ndarray) -> None:
 
 def draw_departure(ax: "Axes", name: str, found: Decay, width: int, measured: np.ndarray, size: float) -> None:
     """Measured over predicted against layer / width, geometric mean with bars of one standard error."""
-    colour, marker = LOOKS[name]
+    colour, marker = STYLES[name]
     depth = measured.shape[-1] - 1
     mean, error = log_mean(measured / found.predicted[: depth + 1])
     at = np.linspace(0, depth, 6).round().astype(int)[1:]
     ratio = np.exp(mean[at])
     bars = ratio * -np.expm1(-error[at]), ratio * np.expm1(error[at])
-    dodge = 0.012 * ([*LOOKS].index(name) - 1)
+    dodge = 0.012 * ([*STYLES].index(name) - 1)
     ax.errorbar(
         at / width + dodge, ratio, bars, fmt=marker, color=colour, markersize=size, elinewidth=0.6, mew=0.3, mec="w"
     )

@@ -3,15 +3,11 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from common import SMALL, render
-from jax import Array
-from maps import one_minus_cosine, pair, without_stem
+from common import SMALL, pairs, render
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.measure.flow import visited_states
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,11 +15,10 @@ if TYPE_CHECKING:
 
 ACTIVATION, SIGMA_B = "tanh", float(np.sqrt(0.05))
 WIDTH, DEPTH, DRAWS = (64, 30, 2) if SMALL else (512, 128, 16)
-PAIRS = 2 if SMALL else 4  # of states in each draw
+PAIRS = 2 if SMALL else 4  # of states from each start
 PAST = DEPTH // 10  # the transient of the gradient
-NEAR = 1e-3  # 1 - correlation of two inputs where c* = 1
+NEAR = 1e-6  # 1 - correlation of two inputs where c* = 1
 ASIDE = 0.3  # where c* < 1: 1 - correlation of two inputs, relative to 1 - c*, on either side
-FLOOR = 1e-10  # 1 - correlation that float32 states still tell apart
 ERRORS = 4  # standard errors above 0 that a difference must be to be fitted
 
 OF_SIGNALS, OF_GRADIENTS = plots.VANISHING, plots.EXPLODING
@@ -55,7 +50,8 @@ def compute() -> Scales:
     coarse = np.concatenate([below[::-1], above])[:: 4 if SMALL else 1]
     away = np.geomspace(1e-4, 2.4, 120)
     fine = np.concatenate([critical - away[::-1][away[::-1] < 1.35], [critical], critical + away])
-    sigma_w, network = np.sqrt(coarse), without_stem(ACTIVATION, WIDTH, DEPTH)
+    network = vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, stem=False)
+    sigma_w = np.sqrt(coarse)
     there = theory.mean_field_map(ACTIVATION, sigma_w, [SIGMA_B])
     return Scales(
         critical,
@@ -71,9 +67,8 @@ def compute() -> Scales:
 def gradient_rate(network: vg.Network, sigma_w: np.ndarray) -> Measured:
     """ln chi as measured: the slope of ln |gain|^2 against depth, past the transient."""
     x = jax.random.normal(jax.random.key(2), network.input_shape)
-    found = vg.sweep(
-        network, x, key=jax.random.key(3), seeds=DRAWS, sigma_w=sigma_w, scales=vg.Scales(sigma_b=SIGMA_B), stream=True
-    )
+    measure = vg.gains(stream=True)
+    found = vg.sweep(network, x, measure=measure, key=jax.random.key(3), seeds=DRAWS, sigma_w=sigma_w, sigma_b=SIGMA_B)
     slopes = slope_past_transient(found.log_gain)
     return Measured(slopes.mean(axis=0), slopes.std(axis=0, ddof=1) / np.sqrt(DRAWS))
 
@@ -93,54 +88,32 @@ def correlation_rate(network: vg.Network, sigma_w: np.ndarray, q_star: np.ndarra
 
     Where c* < 1, pairs start on both sides of it: half their difference decays as |c - c*| does, without its curvature.
     """
-    aside = np.array([[1 / (1 - ASIDE)], [1 / (1 + ASIDE)]]) * one_minus_c
-    starts = np.where(one_minus_c > 0, aside, [[NEAR], [0]])
-    keys = jax.random.split(jax.random.key(4), DRAWS)
-    apart = np.array([correlations(network, key, sigma_w, q_star, starts) for key in keys])
+    aside = one_minus_c[:, None] / np.array([1 - ASIDE, 1 + ASIDE])
+    starts = np.where(one_minus_c[:, None] > 0, aside, [NEAR, 0])
+    points = zip(sigma_w, q_star, starts, strict=True)
+    apart = np.stack([one_minus_correlation(network, *point) for point in points], axis=2)
     distance = (apart[:, 0] - apart[:, 1]) / 2
-    above = above_floor(distance)
+    above = above_noise(distance)
     rates = [fit(np.delete(distance, draw, axis=0).mean(axis=0), above) for draw in range(DRAWS)]
     return Measured(fit(distance.mean(axis=0), above), np.std(rates, axis=0) * np.sqrt(DRAWS - 1))
 
 
-def correlations(
-    network: vg.Network, key: Array, sigma_w: np.ndarray, q_star: np.ndarray, starts: np.ndarray
-) -> np.ndarray:
-    """1 - c at every layer of one draw, from each start and at each scale, shape ``(2, points, layers + 1)``.
-
-    The mean over several pairs of states.
-    """
-    weights, of_states = jax.random.split(key)
-    parameters = vg.init(weights, network, stream=True)
-    points = (jnp.asarray(a, jnp.float32) for a in (sigma_w, q_star, starts))
-    return np.asarray(_correlations(parameters, jax.random.split(of_states, PAIRS), *points))
+def one_minus_correlation(network: vg.Network, sigma_w: float, q: float, starts: np.ndarray) -> np.ndarray:
+    """1 - c at every layer from each start, mean over pairs of states, shape ``(draws, starts, layers + 1)``."""
+    x1, x2 = pairs(jax.random.key(4), WIDTH, [(q, start) for start in starts], PAIRS)
+    options: dict[str, Any] = {"measure": vg.correlations(stream=True), "leading": "example", "seeds": DRAWS}
+    found = vg.sweep(network, x1, x2, key=jax.random.key(5), sigma_w=sigma_w, sigma_b=SIGMA_B, **options)
+    return np.exp(found.log_one_minus_c).reshape(DRAWS, len(starts), PAIRS, -1).mean(axis=2)
 
 
-@jax.jit
-def _correlations(
-    parameters: vg.networks.Parameters, keys: Array, sigma_w: Array, q_star: Array, starts: Array
-) -> Array:
-    def one(key: Array, sigma_w: Array, q: Array, start: Array) -> Array:
-        scales = vg.Scales(sigma_w=sigma_w, sigma_b=SIGMA_B)
-        states = jax.vmap(visited_states, (None, None, 0))(parameters, scales, pair(key, WIDTH, q, start))
-        return one_minus_cosine(*states.value)
-
-    points = jax.vmap(one, (None, 0, 0, 0))
-    every = jax.vmap(jax.vmap(points, (None, None, None, 0)), (0, None, None, None))
-    return every(keys, sigma_w, q_star, starts).mean(axis=0)
-
-
-def above_floor(distance: np.ndarray) -> np.ndarray:
-    """Layers before the first at which the mean over draws is lost in their spread or in float32's rounding.
-
-    Shape ``(points, layers + 1)``.
-    """
+def above_noise(distance: np.ndarray) -> np.ndarray:
+    """Layers before the first at which the mean over draws is lost in their spread, shape ``(points, layers + 1)``."""
     mean, error = distance.mean(axis=0), distance.std(axis=0, ddof=1) / np.sqrt(len(distance))
-    return np.logical_and.accumulate((mean > ERRORS * error) & (mean > FLOOR), axis=-1)
+    return np.logical_and.accumulate(mean > ERRORS * error, axis=-1)
 
 
 def fit(distance: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Slope of ln distance against layer over those above the floor, for each point."""
+    """Slope of ln distance against layer over those above the noise, for each point."""
     layers = np.arange(distance.shape[-1])
     return np.array([np.polyfit(layers[a], np.log(d[a]), 1)[0] for d, a in zip(distance, above, strict=True)])
 

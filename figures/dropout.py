@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SMALL, render
+from common import SMALL, pairs, render
 from jax import Array
 
 import vgjax as vg
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ACTIVATION, VARIANCE_B = "tanh", 0.05
 KEEP = (1.0, 0.99, 0.95, 0.9)
-LOOKS = dict(
+STYLES = dict(
     zip(KEEP, [("k", "-"), (plots.VANISHING, "--"), ("#1b7837", "-."), (plots.EXPLODING, (0, (1, 1)))], strict=True)
 )
 CURVE = np.linspace(1, 4, 61 if SMALL else 601)  # sigma_w^2
@@ -66,44 +66,32 @@ def dropout(keep: float) -> Dropout:
 def measure(level: float, keep: float, key: Array) -> tuple[tuple[float, float], tuple[float, float]]:
     """xi_c = -1 / ln(slope) and c* with standard errors, of a line through correlations before and behind a layer."""
     field = theory.mean_field(ACTIVATION, float(np.sqrt(level)), VARIANCE_B**0.5, dropout=1 - keep)
-    starts = jnp.clip(jnp.array([field.c_star - APART, field.c_star + APART], jnp.float32), 0, 1)
-    numbers = (jnp.float32(x) for x in (level, keep, field.q_star))
-    c = jax.vmap(correlations, (None, None, None, None, 0))(*numbers, starts, jax.random.split(key, DRAWS))
-    before, behind = np.asarray(c[..., :-1], float).ravel(), np.asarray(c[..., 1:], float).ravel()
+    starts = np.clip([field.c_star - APART, field.c_star + APART], 0, 1)
+    x = np.stack(pairs(jax.random.key(0), WIDTH, [(field.q_star, 1 - c) for c in starts], PAIRS), axis=1)
+    scales = {"sigma_w": np.sqrt(level), "sigma_b": VARIANCE_B**0.5, "dropout": 1 - keep}
+    c = vg.sweep(network(), x.reshape(-1, WIDTH), measure=COSINES, key=key, seeds=DRAWS, **scales)
+    before, behind = (part.ravel().astype(float) for part in (c.cosine[:, :-1], c.cosine[:, 1:]))
     (slope, offset), covariance = np.polyfit(before, behind, 1, cov=True)
     xi_c, c_star = -1 / np.log(slope), offset / (1 - slope)
     to_c_star = np.array([c_star, 1]) / (1 - slope)
     return (xi_c, xi_c**2 / slope * covariance[0, 0] ** 0.5), (c_star, (to_c_star @ covariance @ to_c_star) ** 0.5)
 
 
-@jax.jit
-def correlations(level: Array, keep: Array, q: Array, starts: Array, key: Array) -> Array:
-    """Mean cosine of the pairs at every layer, from two starting values, shape ``(2, DEPTH + 1)``.
-
-    h' = W (mask phi(h) / keep) + b; all inputs share W and b, every one has its own masks.
-    """
-    phi = vg.activations.get(ACTIVATION)
-    first, layers = jax.random.split(key)
-    x = vg.data.sphere(first, 2 * PAIRS, WIDTH).reshape(2, PAIRS, WIDTH)
-    tilted = [c * x[0] + jnp.sqrt(1 - c**2) * x[1] for c in starts]
-    states = jnp.sqrt(q) * jnp.stack([jnp.stack([x[0], other], axis=1) for other in tilted])
-
-    def step(states: Array, key: Array) -> tuple[Array, Array]:
-        of_weights, of_biases, of_masks = jax.random.split(key, 3)
-        weights = jax.random.normal(of_weights, (WIDTH, WIDTH)) * jnp.sqrt(level / WIDTH)
-        biases = jax.random.normal(of_biases, (WIDTH,)) * VARIANCE_B**0.5
-        mask = jax.random.bernoulli(of_masks, keep, states.shape)
-        after = (mask * phi(states) / keep) @ weights + biases
-        return after, cosine(after)
-
-    _, behind = jax.lax.scan(step, states, jax.random.split(layers, DEPTH))
-    return jnp.concatenate([cosine(states)[None], behind]).T
+def network() -> vg.Network:
+    """All states of all pairs as one batch: they share the weights, and every one has noise of its own."""
+    batch = (4 * PAIRS, WIDTH)
+    layer = vg.dense(WIDTH, WIDTH, ACTIVATION, after=vg.blocks.spec(vg.blocks.Dropout, batch))
+    return vg.stack(layer, depth=DEPTH, input_shape=batch)
 
 
-def cosine(states: Array) -> Array:
-    """Mean over the pairs; shape ``(2, PAIRS, 2, WIDTH)`` -> ``(2,)``."""
-    unit = states / jnp.linalg.norm(states, axis=-1, keepdims=True)
-    return jnp.mean(jnp.sum(unit[:, :, 0] * unit[:, :, 1], axis=-1), axis=-1)
+def cosines(parameters: vg.networks.Parameters, scales: vg.Scales, x: Array) -> dict[str, Array]:
+    """Mean cosine of the pairs at every layer, from two starts, shape ``(depth + 1, 2)``."""
+    states = vg.states(parameters, scales, x).direction.reshape(DEPTH + 1, 2, PAIRS, 2, WIDTH)
+    first, other = jnp.moveaxis(states / jnp.linalg.norm(states, axis=-1, keepdims=True), 3, 0)
+    return {"cosine": jnp.sum(first * other, axis=-1).mean(axis=-1)}
+
+
+COSINES = vg.measurement(cosines, {"cosine": ("layer", "start")})
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -134,7 +122,7 @@ def draw(found: dict[float, Dropout]) -> "Figure":
 
 def draw_curve(ax: "Axes", keep: float, curve: np.ndarray, measured: np.ndarray | None) -> None:
     """One share of kept units: its colour and line style, dots with bars of one standard error where measured."""
-    colour, style = LOOKS[keep]
+    colour, style = STYLES[keep]
     ax.plot(CURVE, curve, color=colour, linestyle=style, label="all (no dropout)" if keep == 1 else f"{keep:.0%}")
     if measured is not None:
         ax.errorbar(DOTS, *measured, fmt="o", color=colour, markersize=4, mec="white", mew=0.5, elinewidth=0.8)

@@ -38,7 +38,7 @@ class Family:
     """Networks of every depth.
 
     Attributes:
-        activation, law: of all of them.
+        activation, kernel_init: of all of them.
         scales: by depth.
         depths: at which they are measured.
         fixed: whether the scales are the same for every depth, so that one network serves all.
@@ -130,24 +130,19 @@ def draws(family: Family, depths: Sequence[int]) -> np.ndarray:
         inputs=family.width,
         kernel_init=family.kernel_init,
     )
-    return vg.spectrum_sweep(
-        network,
-        np.sqrt(q - sigma_b**2) / sigma_w * vg.data.sphere(jax.random.key(1), 1, family.width)[0],
-        key=jax.random.key(2),
-        seeds=family.draws,
-        depths=depths,
-        scales=vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b),
-    ).log_singular_values
+    x = np.sqrt(q - sigma_b**2) / sigma_w * vg.data.sphere(jax.random.key(1), 1, family.width)[0]
+    options: dict[str, Any] = {"measure": vg.spectra(depths), "key": jax.random.key(2), "seeds": family.draws}
+    return vg.sweep(network, x, sigma_w=sigma_w, sigma_b=sigma_b, **options).log_singular_values
 
 
 def expected(family: Family, depth: int) -> tuple[float, float]:
     """ln of the largest singular value and ln(s_95% / s_5%) at infinite width."""
     sigma_w, _, q = family.scales(depth)
     point = (family.activation, q, depth, sigma_w, family.kernel_init)
-    largest, kernel_init = spectra.log_largest_singular_value(*point), spectra.density(*point)
-    if kernel_init.atoms:
+    largest, law = spectra.log_largest_singular_value(*point), spectra.density(*point)
+    if law.atoms:
         return largest, np.nan
-    log_s, height = kernel_init.log_singular_values, kernel_init.density_of_logs
+    log_s, height = law.log_singular_values, law.density_of_logs
     below = np.cumsum(np.diff(log_s) * (height[1:] + height[:-1]) / 2)
     lower, upper = np.interp([SHARE, 1 - SHARE], below / below[-1], log_s[1:])
     return largest, upper - lower
@@ -197,7 +192,7 @@ def draw(found: dict[str, Measured]) -> "Figure":
     return figure
 
 
-def look(family: Family) -> dict[str, Any]:
+def style(family: Family) -> dict[str, Any]:
     """Colour by activation, open for Gaussian kernels, triangles where q* follows the depth, small if narrow."""
     colour = COLOURS[family.activation]
     return {
@@ -216,7 +211,7 @@ def draw_points(ax: "Axes", one: Measured, logs: np.ndarray, name: str = "") -> 
     """exp of the mean over draws, with bars of one standard deviation, of logs of shape ``(draws, depths)``."""
     mean, deviation = logs.mean(axis=0), logs.std(axis=0, ddof=1)
     bars = np.exp(mean) - np.exp(mean - deviation), np.exp(mean + deviation) - np.exp(mean)
-    ax.errorbar(one.family.depths, np.exp(mean), bars, label=name, **look(one.family))
+    ax.errorbar(one.family.depths, np.exp(mean), bars, label=name, **style(one.family))
 
 
 def draw_smallest(ax: "Axes", one: Measured) -> None:
@@ -227,7 +222,7 @@ def draw_smallest(ax: "Axes", one: Measured) -> None:
     smallest = one.log_singular_values[..., -1]
     here = np.array(one.family.depths) >= FROM
     mean, deviation = -smallest.mean(axis=0)[here], smallest.std(axis=0, ddof=1)[here]
-    bars = look(one.family) | {"marker": "x"}
+    bars = style(one.family) | {"marker": "x"}
     ax.errorbar(np.array(one.family.depths)[here], mean, deviation, **bars)
 
 
@@ -237,7 +232,7 @@ def draw_away(ax: "Axes", one: Measured, name: str) -> None:
     theory_there = [expected(one.family, int(depth))[0] for depth in depths]
     logs = 2 * (one.log_singular_values[..., 0] - theory_there)
     error = logs.std(axis=0, ddof=1) / np.sqrt(len(logs))
-    ax.errorbar(depths / one.family.width, logs.mean(axis=0), error, label=name, **look(one.family))
+    ax.errorbar(depths / one.family.width, logs.mean(axis=0), error, label=name, **style(one.family))
 
 
 def write(largest: "Axes", spread: "Axes") -> None:

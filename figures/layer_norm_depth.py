@@ -9,7 +9,7 @@ import numpy as np
 from common import SMALL, render
 
 import vgjax as vg
-from vgjax import plots, theory
+from vgjax import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ DEPTHS = (2, 4) if SMALL else (4, 6, 8, 12, 16, 24, 32)
 DEEPEST = DEPTHS[-1]
 KERNEL = "feed_forward/branch/layer_2/kernel"  # the last one of a block
 BOTH = ("pre", "post")
-LOOKS = {
+STYLES = {
     "pre": ("pre-LN", plots.VANISHING, "o"),
     "post": ("post-LN", plots.EXPLODING, "s"),
     "deepnorm": ("DeepNorm", "#1b7837", "D"),
@@ -47,28 +47,26 @@ def compute() -> Gradients:
     A network of L blocks is the deepest one with all branches behind block L switched off: what is left there is the
     identity, also of post-LN, whose norms find normalized tokens. So one compilation serves all depths.
     """
-    network = {kind: transformer(norm) for kind, norm in (("pre", "pre"), ("post", "post"), ("none", None))}
-    last, profiles = {}, {"none": gradients(network["none"], vg.Scales())}
+    last, profiles = {}, {"none": gradients(transformer("pre", norm=None))}
+    profiles["deepnorm"] = gradients(transformer(vg.networks.branch("post", scheme="deepnorm")))
     for kind in BOTH:
-        found = [gradients(network[kind], vg.Scales(branch=np.arange(DEEPEST) < depth)) for depth in DEPTHS]
+        found = [gradients(transformer(kind), branch=(np.arange(DEEPEST) < depth) * 1.0) for depth in DEPTHS]
         last[kind] = np.array([values[:, depth - 1] for values, depth in zip(found, DEPTHS, strict=True)])
         profiles[kind] = found[-1]
-    alpha, beta = theory.attention.deep_norm(DEEPEST)
-    profiles["deepnorm"] = gradients(network["post"], vg.Scales(skip=alpha, sigma_vo=beta, sigma_w=beta))
     return Gradients(last, profiles)
 
 
-def transformer(norm: str | None) -> vg.Network:
+def transformer(residual: Any, norm: str | None = "layer") -> vg.Network:
     """Of the sizes above."""
-    size: dict[str, Any] = {"width": WIDTH, "heads": HEADS, "tokens": TOKENS, "inputs": WIDTH, "outputs": 10}
-    return vg.transformer(depth=DEEPEST, norm=norm, **size)
+    size: dict[str, Any] = {"width": WIDTH, "heads": HEADS, "inputs": (TOKENS, WIDTH), "outputs": 10}
+    return vg.transformer(depth=DEEPEST, residual=residual, norm=norm, **size)
 
 
-def gradients(network: vg.Network, scales: vg.Scales) -> np.ndarray:
+def gradients(network: vg.Network, **scales: np.ndarray) -> np.ndarray:
     """Of every block, shape ``(seeds, depth)``."""
     x = jax.random.normal(jax.random.key(1), (SEEDS, TOKENS, WIDTH))
-    flow = vg.profile(network, x, key=jax.random.key(0), seeds=SEEDS, scales=scales, naive=())
-    return np.asarray(flow.log_parameter_gradient[KERNEL])
+    options: dict[str, Any] = {"measure": vg.gradients(), "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, scales=vg.Scales(**scales), **options).log_parameter_gradient[KERNEL]
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -90,7 +88,7 @@ def draw_last(ax: "Axes", found: Gradients) -> None:
     """Mean over draws with bars of one standard deviation, and the powers of depth that theory says."""
     depths = np.array(DEPTHS)
     for kind, values in found.last.items():
-        name, colour, marker = LOOKS[kind]
+        name, colour, marker = STYLES[kind]
         mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1)
         slope = -0.5 if kind == "pre" else 0.0
         line = mean[-1] + slope * np.log(depths / depths[-1])
@@ -111,9 +109,9 @@ def draw_last(ax: "Axes", found: Gradients) -> None:
 
 def draw_profiles(ax: "Axes", found: Gradients) -> None:
     """Mean over draws as lines with dots, their standard deviation as bands."""
-    for kind in LOOKS:
+    for kind in STYLES:
         values = found.profiles[kind]
-        name, colour, marker = LOOKS[kind]
+        name, colour, marker = STYLES[kind]
         blocks, mean, spread = np.arange(1, DEEPEST + 1), values.mean(axis=0), values.std(axis=0, ddof=1)
         ax.fill_between(blocks, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
         style: dict[str, Any] = {

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 from common import SMALL, render
-from jax import Array
 
 import vgjax as vg
 from vgjax import plots, theory
@@ -22,6 +21,7 @@ DRAWS = 100 if SMALL else 2500
 RATIOS = (0.125, 0.5, 1.5)  # depth / width
 STACKS = ((8,) * 13, (16,) * 25) if SMALL else ((24,) * 37, (48,) * 73, (64,) * 8 + (16,) * 8 + (32,) * 9)
 COLOURS = [plots.VANISHING, plots.CRITICAL, plots.EXPLODING]
+MARKS = (("s", "-"), ("o", "--"), ("^", ":"))  # of the stacks
 
 SIGMA_B, ORDERED, CHAOTIC = 0.3, 1.0, 2.5
 TANH_WIDTH, TANH_DEPTH, TANH_DRAWS = (16, 10, 10) if SMALL else (64, 100, 400)
@@ -46,53 +46,47 @@ class LogGains:
         return theory.log_normal_beta(self.widths[: depth + 1], "relu")
 
 
-def compute() -> tuple[list[LogGains], vg.Sweep, theory.Band]:
+def compute() -> tuple[list[LogGains], vg.Result, list[theory.Band]]:
     """2500 draws of each of 3 ReLU networks; 400 draws of tanh networks at three sigma_w with their predicted bands."""
     gains = [log_gains(widths, jax.random.key(i)) for i, widths in enumerate(STACKS)]
     return gains, *tanh_spread()
 
 
-def log_gains(widths: tuple[int, ...], key: Array) -> LogGains:
+def log_gains(widths: tuple[int, ...], key: jax.Array) -> LogGains:
     """Every draw has its own weights and its own direction u; the first l layers are a network of depth l."""
-    network = vg.mlp(widths=widths, activation="relu", inputs=INPUTS, bias_init="zero")
+    network = vg.mlp(width=widths, activation="relu", inputs=INPUTS, bias_init="zero")
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
-
-    def one(key: Array) -> Array:
-        weights, direction = jax.random.split(key)
-        return vg.push_forward(vg.init(weights, network), vg.Scales(sigma_w=HE), x, key=direction).log_gain
-
-    log_gain = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=20))(jax.random.split(key, DRAWS))
+    log_gain = vg.sweep(network, x, key=key, seeds=DRAWS, sigma_w=HE).log_gain
     size = np.log(np.array(widths) / widths[0])
-    values = 2 * np.asarray(log_gain, float) - size
+    values = 2 * log_gain.astype(float) - size
     band = theory.band("relu", widths, HE)
     exact = np.stack([2 * band.mean - size, 4 * band.deviation**2])
     return LogGains(widths, values[np.isfinite(values[:, -1])], exact)
 
 
-def tanh_spread() -> tuple[vg.Sweep, theory.Band]:
+def tanh_spread() -> tuple[vg.Result, list[theory.Band]]:
     """Ordered, critical and chaotic tanh networks, and what theory expects of one draw."""
     sigma_w = np.array([ORDERED, theory.critical_sigma_w("tanh", SIGMA_B).sigma_w, CHAOTIC])
     network = vg.mlp(width=TANH_WIDTH, depth=TANH_DEPTH, activation="tanh", inputs=INPUTS)
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
     sweep = vg.sweep(network, x, key=jax.random.key(2), seeds=TANH_DRAWS, sigma_w=sigma_w, sigma_b=SIGMA_B)
-    q0 = np.exp(sweep.log_mean_square[..., 0].astype(float)).mean(axis=0)
-    return sweep, theory.band("tanh", [TANH_WIDTH] * (TANH_DEPTH + 1), sigma_w, SIGMA_B, q0=q0)
+    return sweep, vg.compare(sweep).bands
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
 @plots.styled
-def draw(data: tuple[list[LogGains], vg.Sweep, theory.Band]) -> "Figure":
+def draw(data: tuple[list[LogGains], vg.Result, list[theory.Band]]) -> "Figure":
     """Histograms over the law; moments against beta; the spread of tanh networks against depth."""
     from matplotlib.figure import Figure
 
-    relu, sweep, band = data
+    relu, sweep, bands = data
     figure = Figure(figsize=(7.2, 2.75), layout="constrained")
-    kernel_init, collapse, spread = figure.subplots(1, 3)
-    draw_histograms(kernel_init, relu[:2])
+    law, collapse, spread = figure.subplots(1, 3)
+    draw_histograms(law, relu[:2])
     draw_moments(collapse, relu)
-    draw_spread(spread, sweep, band)
+    draw_spread(spread, sweep, bands)
     return figure
 
 
@@ -130,7 +124,7 @@ def draw_moments(ax: "Axes", gains: Sequence[LogGains]) -> None:
     exact moments of each network as thin ones."""
     ends = np.array([0.2, 13])
     ax.plot(ends, ends, color="0.75", linewidth=2.6, zorder=0, label="limit law")
-    for found, marker, style in zip(gains, "so^", ("-", "--", ":"), strict=False):
+    for found, (marker, style) in zip(gains, MARKS[: len(gains)], strict=True):
         layers = np.arange(1, len(found.widths))
         beta = np.array([found.beta(layer) for layer in layers])
         at = np.unique(np.searchsorted(beta, np.geomspace(0.3, 0.99 * beta[-1], 7)))
@@ -164,14 +158,14 @@ def draw_moments(ax: "Axes", gains: Sequence[LogGains]) -> None:
     ax.minorticks_off()
 
 
-def draw_spread(ax: "Axes", sweep: vg.Sweep, band: theory.Band) -> None:
+def draw_spread(ax: "Axes", sweep: vg.Result, bands: list[theory.Band]) -> None:
     """Standard deviation over draws of ln ||J u|| against depth: dots over the predicted lines, around which two
     standard errors of so many draws are shaded."""
     layers = np.arange(sweep.depth + 1)
     at = layers[:: max(1, sweep.depth // 12)][1:]
     names = zip(COLOURS, ("ordered", "critical", "chaotic"), "os^", strict=True)
     for i, (colour, name, marker) in enumerate(names):
-        predicted = band.deviation[i]
+        predicted = bands[i].deviation
         error = predicted / np.sqrt(2 * (sweep.seeds - 1))
         ax.fill_between(layers, predicted - 2 * error, predicted + 2 * error, color=colour, alpha=0.2, linewidth=0)
         ax.plot(layers, predicted, color=colour, linewidth=1)
@@ -179,7 +173,7 @@ def draw_spread(ax: "Axes", sweep: vg.Sweep, band: theory.Band) -> None:
         end = rf" {name}," + "\n" + rf" $\sigma_w$ = {sweep.axes['sigma_w'][i]:.3g}"
         ax.text(sweep.depth, predicted[-1], end, color=colour, va="center", fontsize=7)
     ax.set(xlabel="layer $l$", ylabel=r"s.d. over draws of $\ln \|J_l\, u\|$", xlim=(0, None), ylim=(0, None))
-    ax.set_title(f"tanh, width {sweep.state_size}, {sweep.seeds} draws")
+    ax.set_title(f"tanh, width {TANH_WIDTH}, {sweep.seeds} draws")
 
 
 if __name__ == "__main__":

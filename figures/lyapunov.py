@@ -1,14 +1,12 @@
 """A recurrent tanh network is a deep one that shares its weights: its Lyapunov spectrum, from order into chaos."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from common import SMALL, render
-from jax import Array
+from common import SMALL, render, seed_key
 
 import vgjax as vg
 from vgjax import plots, theory
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 STEPS, TRANSIENT = (150, 50) if SMALL else (1000, 250)
 NARROW, WIDE = (16, 32) if SMALL else (64, 256)
 DRAWS = 2 if SMALL else 6
+KEY = jax.random.key(0)
 GAINS = [0.7, 1.0, 2.0, 4.0]  # of the spectra
 EVERY = [0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0]  # of the largest exponent
 SEVERAL = [0.7, 1.0, 1.2, 1.4, 1.5, 1.6, 1.8, 2.0, 2.5, 3.0, 3.5, 4.0]  # of the dimension in the wide network
@@ -88,7 +87,7 @@ def compute() -> Data:
         exponents(NARROW, EVERY),
         exponents(WIDE, GAINS if SMALL else SEVERAL, draws=1),
         exponents(WIDE, EVERY, count=1),
-        log_moduli(weights(WIDE, 0)),
+        log_moduli(WIDE, seed=0),
         fine,
         np.array([theory.recurrent.lyapunov("tanh", g).exponent for g in fine]),
     )
@@ -100,43 +99,27 @@ def exponents(size: int, gains: Sequence[float], draws: int = DRAWS, count: int 
     In float64 where all are wanted: float32 ends e^-16 below the largest, where saturated units leave less.
     """
     x = jax.random.normal(jax.random.key(1), (size,))
-    network = deep(size, STEPS)
-    values, errors = np.zeros((2, len(gains), draws, count or size))
-    for draw in range(draws):
-        parameters = shared(network, weights(size, draw))
-        for at, gain in enumerate(gains):
-            scales = vg.Scales(sigma_w=gain, sigma_b=0.0)
-            dtype = "float64" if count is None else "float32"
-            found = vg.lyapunov_exponents(parameters, scales, x, count, discard=TRANSIENT, dtype=dtype)
-            order = np.argsort(-found.exponents)
-            values[at, draw], errors[at, draw] = found.exponents[order], found.standard_error[order]
-    return Exponents(size, np.array(gains), values, errors)
+    measure = vg.lyapunov(count, discard=TRANSIENT, dtype="float64" if count is None else "float32")
+    swept = vg.sweep(recurring(size), x, measure=measure, key=KEY, seeds=draws, sigma_w=gains)
+    # A running QR decomposition orders exponents only as far as they have converged.
+    order = np.argsort(-swept.exponents, axis=-1)
+    stretches = np.take_along_axis(swept.log_stretch, order[:, :, None], axis=-1).swapaxes(0, 1)
+    found = [[vg.measure.Lyapunov(stretch, TRANSIENT) for stretch in of_gain] for of_gain in stretches]
+    values, errors = (
+        [[getattr(one, name) for one in row] for row in found] for name in ("exponents", "standard_error")
+    )
+    return Exponents(size, np.array(gains), np.array(values), np.array(errors))
 
 
-def deep(size: int, depth: int) -> vg.Network:
-    """h <- sigma_w J tanh(h) in every layer."""
-    return vg.mlp(width=size, depth=depth, activation="tanh", inputs=size, bias_init="zero")
+def recurring(size: int) -> vg.Network:
+    """h <- sigma_w J tanh(h), one J for all layers."""
+    return vg.networks.tied(vg.mlp(width=size, depth=STEPS, activation="tanh", inputs=size, bias_init="zero"))
 
 
-def weights(size: int, draw: int) -> vg.networks.Parameters:
-    """Those of a single layer."""
-    return vg.init(jax.random.fold_in(jax.random.key(0), draw), deep(size, 1))
-
-
-def shared(network: vg.Network, single: vg.networks.Parameters) -> vg.networks.Parameters:
-    """A network with the weights of that layer in every layer: one that recurs."""
-
-    def repeated(weight: Array) -> Array:
-        return jnp.broadcast_to(weight, (network.depth, *weight.shape[1:]))
-
-    return replace(single, stages=jax.tree.map(repeated, single.stages), network=network)
-
-
-def log_moduli(single: vg.networks.Parameters) -> np.ndarray:
+def log_moduli(size: int, seed: int) -> np.ndarray:
     """ln of the moduli of the eigenvalues of J, descending."""
-    (stage,) = jax.tree.map(np.asarray, single.stages)
-    kernel = stage["kernel"][0].astype(float)
-    return np.sort(np.log(np.abs(np.linalg.eigvals(kernel))))[::-1]
+    (stage,) = vg.init(seed_key(KEY, seed), recurring(size)).stages
+    return np.sort(np.log(np.abs(np.linalg.eigvals(np.asarray(stage["kernel"], float)))))[::-1]
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------

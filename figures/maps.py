@@ -1,18 +1,13 @@
 """Depth iterates two maps, of the variance and of the correlation: wide networks follow both, in every phase."""
 
-import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from common import SMALL, render
-from jax import Array
+from common import SMALL, pairs, render
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.measure.flow import visited_states
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,17 +49,14 @@ class Phase(NamedTuple):
 
 def compute() -> dict[str, Phase]:
     """Pairs of states through 12 layers of networks of width 1000, 4 draws, at three weight scales."""
-    network = without_stem(ACTIVATION, WIDTH, DEPTH)
-    draws = [vg.init(key, network) for key in jax.random.split(jax.random.key(0), DRAWS)]
     sigma_w = np.array([*SHARES.values()]) * theory.critical_sigma_w(ACTIVATION, SIGMA_B).sigma_w
     field = theory.mean_field_map(ACTIVATION, sigma_w, [SIGMA_B])
-    return {name: phase(draws, field, i) for i, name in enumerate(SHARES)}
+    return {name: phase(field, i) for i, name in enumerate(SHARES)}
 
 
-def phase(draws: list[vg.networks.Parameters], field: theory.MeanField, i: int) -> Phase:
+def phase(field: theory.MeanField, i: int) -> Phase:
     """Both maps at the i-th weight scale, correlations followed at q*."""
     sigma_w, q_star = float(field.sigma_w[i]), float(field.q_star[i, 0])
-    scales = vg.Scales(sigma_w=sigma_w, sigma_b=SIGMA_B)
 
     def q_orbit(start: float, depth: int = DEPTH) -> np.ndarray:
         return theory.trajectory(ACTIVATION, sigma_w, SIGMA_B, depth, q0=start).q
@@ -74,51 +66,32 @@ def phase(draws: list[vg.networks.Parameters], field: theory.MeanField, i: int) 
 
     q_starts = [share * q_star for share in Q_STARTS]
     before_q, before_c = np.linspace(1e-3, 2, POINTS) * q_star, np.linspace(0, 1, POINTS)
+    q, c = measured(sigma_w, [(start, 0.0) for start in q_starts] + [(q_star, start) for start in C_STARTS])
     q_map = Map(
         (before_q, np.array([q_orbit(start, 1)[1] for start in before_q])),
         q_star,
         float(field.q_slope[i, 0]),
         np.array([q_orbit(start) for start in q_starts]),
-        np.array([[measured(p, scales, start, 0.0)[0] for p in draws] for start in q_starts]),
+        q[: len(q_starts)],
     )
     c_map = Map(
         (before_c, np.array([c_orbit(start, 1)[1] for start in before_c])),
         float(field.c_star[i, 0]),
         float(field.c_slope[i, 0]),
         np.array([c_orbit(start) for start in C_STARTS]),
-        np.array([[1 - measured(p, scales, q_star, 1 - start)[1] for p in draws] for start in C_STARTS]),
+        c[len(q_starts) :],
     )
     return Phase(q_map, c_map, float(field.chi[i, 0]), sigma_w)
 
 
-# --- two states through one network -----------------------------------------------------------------------------------
-
-
-def without_stem(activation: str, width: int, depth: int) -> vg.Network:
-    """A plain network whose input is the first preactivation, so that its variance and correlation can be set."""
-    return replace(vg.mlp(width=width, depth=depth, activation=activation, inputs=1), stem=None, input_shape=(width,))
-
-
-def measured(
-    parameters: vg.networks.Parameters, scales: vg.Scales, q0: float, apart: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """q of the first of two states and 1 - correlation of both at every layer, each of shape ``(depth + 1,)``."""
-    (width,) = parameters.network.input_shape
-    states = jax.vmap(visited_states, (None, None, 0))(parameters, scales, pair(jax.random.key(1), width, q0, apart))
-    q = jnp.mean(states.value[0] ** 2, axis=-1) * jnp.exp(2 * math.log(2) * states.exponent[0])
-    return np.asarray(q), np.asarray(one_minus_cosine(*states.value))
-
-
-def pair(key: Array, width: int, q0: float | Array, apart: float | Array) -> Array:
-    """Two random states of mean square q0 and correlation 1 - ``apart``, shape ``(2, width)``."""
-    a, b = jnp.linalg.qr(jax.random.normal(key, (width, 2)))[0].T
-    return jnp.sqrt(q0 * width) * jnp.stack([a, (1 - apart) * a + jnp.sqrt(apart * (2 - apart)) * b])
-
-
-def one_minus_cosine(a: Array, b: Array) -> Array:
-    """1 - correlation over the last axis: half the squared distance of the directions, so that nothing cancels."""
-    a, b = (v / jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (a, b))
-    return jnp.sum((a - b) ** 2, axis=-1) / 2
+def measured(sigma_w: float, starts: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """q of the first of two states and the correlation of both at every layer, from each start (q, c); each of shape
+    ``(starts, draws, depth + 1)``."""
+    network = vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, stem=False)
+    x1, x2 = pairs(jax.random.key(1), WIDTH, [(q, 1 - c) for q, c in starts])
+    options: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
+    found = vg.sweep(network, x1, x2, key=jax.random.key(0), sigma_w=sigma_w, sigma_b=SIGMA_B, **options)
+    return np.exp(found.log_mean_square[:, :, 0]).swapaxes(0, 1), found.correlation.swapaxes(0, 1)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------

@@ -87,11 +87,17 @@ def measured_edge(activation: str, line: list[theory.Critical], seeds: int, *, w
         vg.data.digits().inputs[:seeds],
         key=jax.random.key(0),
         seeds=seeds,
+        leading="seed",
         sigma_w=np.linspace(min(span) - 0.1, max(span) + 0.1, 12 if SMALL else 16, dtype=np.float32),
         sigma_b=sigma_b.astype(np.float32),
     )
-    without_one = [replace(found, log_gain=np.delete(found.log_gain, seed, axis=0)).edge() for seed in range(seeds)]
-    return Edge(found.edge(), np.std(without_one, axis=0) * np.sqrt(seeds - 1), sigma_b)
+    without_one = [without(found, seed).edge("sigma_w") for seed in range(seeds)]
+    return Edge(found.edge("sigma_w"), np.std(without_one, axis=0) * np.sqrt(seeds - 1), sigma_b)
+
+
+def without(found: vg.Result, seed: int) -> vg.Result:
+    """All draws but one."""
+    return replace(found, arrays={name: np.delete(values, seed, axis=0) for name, values in found.arrays.items()})
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -110,7 +116,7 @@ def draw(diagram: Diagram) -> "Figure":
     }
     drawn: dict[Axes, dict[str, tuple[list[theory.Critical], str]]] = {near: {}, far: {}, unbounded: {}}
     for bounded, groups in kinds.items():
-        for names, colour in zip(groups, COLOURS, strict=False):
+        for names, colour in zip(groups, COLOURS[: len(groups)], strict=True):
             ax = unbounded if not bounded else near if diagram.lines[names[0]][-1].sigma_w < 5 else far
             drawn[ax][", ".join(names)] = diagram.lines[names[0]], colour
             for name in names:
@@ -221,7 +227,7 @@ def name_dashes(ax: "Axes", lines: dict[str, tuple[list[theory.Critical], str]])
             fontsize=6.5,
             ha="center",
             va="center",
-            rotation=np.homogeneities(np.arctan2(-0.04, low - high)),
+            rotation=np.degrees(np.arctan2(-0.04, low - high)),
             transform_rotates_text=True,
             rotation_mode="anchor",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],

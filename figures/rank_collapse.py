@@ -48,32 +48,35 @@ def compute() -> Correlations:
     """Random tokens, 6 draws."""
     uniform = network(norm=None, hidden=0)
     attention = {
-        (skip, branch): correlations(uniform, vg.Scales(sigma_qk=0.0, skip=skip, branch=branch))
-        for skip, branch in ATTENTION
+        (skip, branch): correlations(uniform, sigma_qk=0.0, skip=skip, branch=branch) for skip, branch in ATTENTION
     }
-    alpha, beta = theory.attention.deep_norm(DEPTH)
     whole = {
-        "none": correlations(network(norm=None), vg.Scales()),
-        "pre": correlations(network(norm="pre"), vg.Scales()),
-        "post": correlations(network(norm="post"), vg.Scales()),
-        "deepnorm": correlations(network(norm="post"), vg.Scales(skip=alpha, sigma_vo=beta, sigma_w=beta)),
+        "none": correlations(network(norm=None)),
+        "pre": correlations(network(residual="pre")),
+        "post": correlations(network(residual="post")),
+        "deepnorm": correlations(network(residual=vg.networks.branch("post", scheme="deepnorm"))),
     }
     return Correlations(attention, whole)
 
 
-def network(**about: Any) -> vg.Network:
+def network(**options: Any) -> vg.Network:
     """Of the sizes above."""
-    return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, tokens=TOKENS, inputs=WIDTH, **about)
+    return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, inputs=(TOKENS, WIDTH), **options)
 
 
-def correlations(network: vg.Network, scales: vg.Scales) -> np.ndarray:
+def correlations(network: vg.Network, **scales: float) -> np.ndarray:
     """Of every draw, each with tokens of its own."""
-    found = []
-    for seed in range(SEEDS):
-        of_weights, of_x = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
-        x = jax.random.normal(of_x, network.input_shape)
-        found.append(vg.measure.token_correlation(vg.init(of_weights, network), scales, x))
-    return np.array(found)
+    x = jax.random.normal(jax.random.key(1), (SEEDS, *network.input_shape))
+    options: dict[str, Any] = {"measure": COSINES, "key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, **options, **scales).cosine
+
+
+def cosines(parameters: vg.networks.Parameters, scales: vg.Scales, x: jax.Array) -> dict[str, jax.Array]:
+    """As a measurement of a sweep."""
+    return {"cosine": vg.measure.token_correlation(parameters, scales, x)}
+
+
+COSINES = vg.measurement(cosines, {"cosine": ("layer",)})
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -98,8 +101,8 @@ def draw(found: Correlations) -> "Figure":
     left.set(ylabel="mean cosine between two tokens", ylim=(-0.02, 1.03), title="uniform attention alone")
     right.set_title("transformers at initialization")
     left.legend(loc="lower right", bbox_to_anchor=(1.03, 0.11), fontsize=7, labelspacing=0.3)
-    about: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.06), "alignment": "left"}
-    right.legend(title=f"{TOKENS} tokens of width {WIDTH}, {SEEDS} draws", **about)
+    options: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 0.06), "alignment": "left"}
+    right.legend(title=f"{TOKENS} tokens of width {WIDTH}, {SEEDS} draws", **options)
     return figure
 
 

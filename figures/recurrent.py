@@ -1,7 +1,7 @@
 """Over 200 steps the gradient of a plain recurrent network vanishes at the rate of mean field; gates keep it for as
 long as their bias says."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,8 +19,12 @@ WIDTH, STEPS, SEEDS, INPUTS = (16, 30, 2, 8) if SMALL else (128, 200, 8, 32)
 SMALL_WEIGHTS, DRIVE = 0.01, 0.1  # scale of all kernels; of the input kernels where the recurrent ones differ
 BIASES: dict[str, tuple[float, ...]] = {"LSTM": (0.0, 1.0, 4.0), "GRU": (0.0, 4.0)}
 PLAIN = {"RNN": (np.nan,)}  # it has no gate
-KERNEL_INITS = ("gaussian", "orthogonal", "identity")
-
+KERNELS = {  # activation, recurrent kernel of plain networks; how they look
+    ("linear", "orthogonal"): ("k", "s"),
+    ("tanh", "orthogonal"): (plots.VANISHING, "s"),
+    ("tanh", "gaussian"): (plots.EXPLODING, "o"),
+    ("tanh", "identity"): ("#1b7837", "D"),
+}
 
 Curves = dict[tuple[str, float], np.ndarray]
 
@@ -36,59 +40,37 @@ class Data:
 
     small: Curves
     ordinary: Curves
-    kernel_inits: dict[tuple[str, str], np.ndarray]
+    laws: dict[tuple[str, str], np.ndarray]
 
 
 def compute() -> Data:
     """Random inputs at every step, a random cotangent at the last; 8 draws."""
     size: dict[str, Any] = {"width": WIDTH, "depth": STEPS, "inputs": INPUTS}
-    plain, lstm, gru = vg.rnn(**size, bias_init="zero"), vg.lstm(**size), vg.gru(**size)
-    draws = {"RNN": drawn(plain), "LSTM": drawn(lstm), "GRU": drawn(gru)}
+    networks = {"RNN": vg.rnn(**size, bias_init="zero"), "LSTM": vg.lstm(**size), "GRU": vg.gru(**size)}
 
     def gated(cells: dict[str, tuple[float, ...]], sigma: float) -> Curves:
-        return {(cell, bias): gradients(draws[cell], sigma, sigma, bias) for cell in cells for bias in cells[cell]}
+        return {(cell, bias): gradients(networks[cell], sigma, sigma, bias) for cell in cells for bias in cells[cell]}
 
-    kernel_inits = {}
-    for kernel_init in KERNEL_INITS:
-        # Laws differ in their draws alone: under one network all are compiled for once.
-        same = [
-            replace(draw, network=plain) for draw in drawn(vg.rnn(**size, kernel_init=kernel_init, bias_init="zero"))
-        ]
-        kernel_inits["tanh", kernel_init] = gradients(same, 1.0, DRIVE)
-        if kernel_init == "orthogonal":
-            linear = vg.rnn(**size, activation="linear", kernel_init=kernel_init, bias_init="zero")
-            kernel_inits["linear", kernel_init] = gradients(
-                [replace(draw, network=linear) for draw in same], 1.0, DRIVE
-            )
-    return Data(gated(BIASES, SMALL_WEIGHTS), gated(PLAIN | BIASES, 1.0), kernel_inits)
+    laws = {}
+    for phi, kernel_init in KERNELS:
+        network = vg.rnn(**size, activation=phi, kernel_init=kernel_init, bias_init="zero")
+        laws[phi, kernel_init] = gradients(network, 1.0, DRIVE)
+    return Data(gated(BIASES, SMALL_WEIGHTS), gated(PLAIN | BIASES, 1.0), laws)
 
 
-def drawn(network: vg.Network) -> list[vg.networks.Parameters]:
-    """One draw a seed."""
-    return [vg.init(jax.random.fold_in(jax.random.key(0), seed), network) for seed in range(SEEDS)]
-
-
-def gradients(draws: list[vg.networks.Parameters], sigma_w: float, sigma_v: float, bias: float = np.nan) -> np.ndarray:
+def gradients(network: vg.Network, sigma_w: float, sigma_v: float, bias: float = np.nan) -> np.ndarray:
     """Of every draw, each with inputs and a cotangent of its own."""
-    gate: dict[str, Any] = {} if np.isnan(bias) else {"forget_bias": bias}
-    scales, found = vg.Scales(sigma_w=sigma_w, sigma_v=sigma_v, **gate), []
-    for seed, parameters in enumerate(draws):
-        of_x, of_v = jax.random.split(jax.random.fold_in(jax.random.key(1), seed))
-        x = jax.random.normal(of_x, (STEPS, INPUTS))
-        found.append(vg.gradient_flow(parameters, scales, x, key=of_v, naive=()).log_gradient)
-    return np.array(found, float)
+    x = jax.random.normal(jax.random.key(1), (SEEDS, STEPS, INPUTS))
+    scales: dict[str, float] = {"sigma_w": sigma_w, "sigma_v": sigma_v}
+    scales |= {} if np.isnan(bias) else {"forget_bias": bias}
+    options: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    return vg.sweep(network, x, measure=vg.gradients(), **options, **scales).log_gradient.astype(float)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 COLOURS = {0.0: "#e08214", 1.0: "#1b7837", 4.0: plots.VANISHING}
 THEORY: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 0.9, "zorder": 3}
-LAW_LOOKS = {
-    ("linear", "orthogonal"): ("k", "s"),
-    ("tanh", "orthogonal"): (plots.VANISHING, "s"),
-    ("tanh", "gaussian"): (plots.EXPLODING, "o"),
-    ("tanh", "identity"): ("#1b7837", "D"),
-}
 
 
 @plots.styled
@@ -97,12 +79,12 @@ def draw(data: Data) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    small, ordinary, kernel_inits = figure.subplots(1, 3)
+    small, ordinary, laws = figure.subplots(1, 3)
     draw_cells(small, data.small, SMALL_WEIGHTS)
     draw_cells(ordinary, data.ordinary, 1.0)
-    about = "theory of gates:\nvanishing weights;\nof the RNN:\nmean field"
-    ordinary.text(0.98, 0.04, about, transform=ordinary.transAxes, color="0.3", ha="right", fontsize=7)
-    draw_laws(kernel_inits, data)
+    text = "theory of gates:\nvanishing weights;\nof the RNN:\nmean field"
+    ordinary.text(0.98, 0.04, text, transform=ordinary.transAxes, color="0.3", ha="right", fontsize=7)
+    draw_laws(laws, data)
     small.set_ylabel(r"$\|\partial L / \partial h_t\|$")
     ordinary.plot([], [], color="0.3", **THEORY, label="theory")
     handles, labels = ordinary.get_legend_handles_labels()
@@ -141,9 +123,9 @@ def mean_field(sigma_w: float, sigma_v: float) -> np.ndarray:
 
 def draw_laws(ax: "Axes", data: Data) -> None:
     """tanh cells under weak inputs; a linear one with an orthogonal kernel keeps the norm exactly."""
-    for (phi, kernel_init), (colour, marker) in LAW_LOOKS.items():
-        text = f"{phi}, {law.replace('gaussian', 'Gaussian')}"
-        curve(ax, data.kernel_inits[phi, kernel_init], colour, marker, text, markersize=3.2, markevery=STEPS // 10)
+    for (phi, kernel_init), (colour, marker) in KERNELS.items():
+        text = f"{phi}, {kernel_init.replace('gaussian', 'Gaussian')}"
+        curve(ax, data.laws[phi, kernel_init], colour, marker, text, markersize=3.2, markevery=STEPS // 10)
     steps = STEPS - time()[:-1]
     exact = [theory.recurrent.orthogonal_log_growth(1.0, int(count)) for count in steps]
     ax.plot(time()[:-1], exact, color="0.3", **THEORY)

@@ -6,36 +6,35 @@ import jax
 from common import SMALL, render
 
 import vgjax as vg
-from vgjax import plots
-from vgjax.ensembles import remedies
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SEEDS = 8
+KINDS = ("vanishing", "exploding", "recurrent")
+LAYERS, WIDTH, EXAMPLES, SEEDS = (6, 12, 4, 2) if SMALL else (None, 100, 32, 8)
+FEW = 3 if SMALL else None  # of the remedies: those that share a network with the first
 
 
-def compute() -> list[vg.Remedies]:
-    """Three patients, every treatment, the same inputs."""
-    found = [measured(patient) for patient in remedies.PATIENTS]
-    for one in found:
-        print(one.to_markdown(), end="\n\n")
+def compute() -> list[vg.Result]:
+    """Every remedy of three networks, 8 draws; all of a kind meet the same inputs."""
+    found = [measured(kind) for kind in KINDS]
+    for result in found:
+        print(vg.ensembles.remedy_table(result, markdown=True), end="\n\n")
     return found
 
 
-def measured(patient: str) -> vg.Remedies:
-    """All treatments of a patient; at a small size those few that share its network."""
-    key = jax.random.key(0)
-    if not SMALL:
-        return vg.remedies(patient, key=key, seeds=SEEDS, progress=True)
-    layers, width, examples = 6, 12, 4
-    few = dict(list(remedies.PATIENTS[patient][0](layers, width, examples).items())[:3])
-    return vg.remedies(patient, key=key, seeds=2, layers=layers, width=width, examples=examples, treatments=few)
+def measured(kind: str) -> vg.Result:
+    """The first gradient of one network, under every remedy."""
+    cases = vg.remedies(kind, layers=LAYERS, width=WIDTH, examples=EXAMPLES)
+    cases = dict([*cases.items()][:FEW])
+    x, y = vg.ensembles.remedy_examples(kind, layers=LAYERS, examples=EXAMPLES)
+    measure = vg.first_steps()
+    return vg.sweep(cases, x, y, measure=measure, leading="example", key=jax.random.key(0), seeds=SEEDS)
 
 
-def draw(found: list[vg.Remedies]) -> "Figure":
-    """One row of panels a patient."""
-    return plots.remedies(*found)
+def draw(found: list[vg.Result]) -> "Figure":
+    """One row of panels a network."""
+    return vg.plots.remedies(*found)
 
 
 if __name__ == "__main__":

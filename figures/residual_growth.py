@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, DEPTH, SEEDS, TANGENTS = (32, 16, 2, 2) if SMALL else (512, 64, 12, 4)
+WIDTH, DEPTH, SEEDS, PROBES = (32, 16, 2, 2) if SMALL else (512, 64, 12, 4)
 ACTIVATIONS = ("tanh", "relu")
 STABLE = theory.residual.stable_scale(DEPTH)
 STACKS = {  # skip, branch; how they look
@@ -49,19 +49,15 @@ def growths(phi: str) -> dict[tuple[float, float], Growth]:
     """Theory and measurement; all stacks share the same draws."""
     network = vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=WIDTH, residual="plain", bias_init="zero")
     x = vg.data.sphere(jax.random.key(1), SEEDS, WIDTH)
-    about: dict[str, Any] = {
-        "key": jax.random.key(0),
-        "seeds": SEEDS,
-        "tangents": TANGENTS,
-        "scales": vg.Scales(sigma_w=1.0),
-    }
-    found = vg.sweep(network, x, skip=np.array([1.0, 0.0]), branch=np.array([1.0, STABLE]), **about)
+    options: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed", "sigma_w": 1.0}
+    found = vg.sweep(network, x, measure=vg.gains(PROBES), skip=[1.0, 0.0], branch=[1.0, STABLE], **options)
+    measured = found.annealed("log_gain")
     growth = {}
     for skip, branch in STACKS:
         at = int(skip == 0), int(branch != 1)
         expected = theory.residual.trajectory(phi, DEPTH, branch=branch, skip=skip).log_gradient / 2
         spread = found.log_gain[:, *at].std(axis=0, ddof=1)
-        growth[skip, branch] = Growth(expected, found.log_mean_square_gain[at] / 2, spread)
+        growth[skip, branch] = Growth(expected, measured[at], spread)
     return growth
 
 

@@ -3,13 +3,12 @@ drift; plain activations send all pairs to one correlation."""
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import SMALL, render
-from correlation_decay import layer, one_minus_c, pairs
+from common import SMALL, pairs, render
 from scipy.interpolate import CubicSpline
 
 import vgjax as vg
@@ -25,7 +24,8 @@ WIDTH, DRAWS, PAIRS = (64, 1, 2) if SMALL else (1000, 4, 3)
 STARTS = np.linspace(-0.9, 0.9, 7)
 NODES = np.linspace(0, np.pi, 9 if SMALL else 41)  # arccos c, in which maps are smooth, kinks of phi or not
 CURVE = np.cos(np.linspace(np.pi, 0, 201))
-LOOKS = (("0.6", "-"), (plots.VANISHING, (0, (5, 1.5))), ("#1b7837", (0, (3, 1, 1, 1))), (plots.EXPLODING, "-"))
+BLUE, GREEN, RED = (plots.VANISHING, (0, (5, 1.5))), ("#1b7837", (0, (3, 1, 1, 1))), (plots.EXPLODING, "-")
+STYLES = (("0.6", "-"), BLUE, GREEN, RED)[-len(DEPTHS) :]
 
 
 @dataclass(frozen=True)
@@ -85,22 +85,17 @@ def iterated(phi: vg.Activation) -> np.ndarray:
     return np.stack(c)[list(DEPTHS)]
 
 
-def measure(phis: dict[str, vg.Activation], sigma_w: dict[str, float]) -> list[np.ndarray]:
-    """Cosines behind the layers of ``DEPTHS``, one array a phi, shape ``(draws, starts, pairs, depths)``; all
+def measure(phis: dict[str, vg.Activation], sigma_w: dict[str, float]) -> np.ndarray:
+    """Correlations behind the layers of ``DEPTHS``, shape ``(activations, draws, starts, pairs, depths)``; all
     activations in the same draws."""
-    blocks = tuple(layer(phi, WIDTH) for phi in phis.values())
-    scales = tuple(vg.Scales(sigma_w=s, sigma_b=0.0) for s in sigma_w.values())
-    found = []
-    for key in jax.random.split(jax.random.key(0), DRAWS):
-        inputs, layers = jax.random.split(key)
-        states = jnp.concatenate(
-            [pairs(jax.random.fold_in(inputs, i), PAIRS, WIDTH, 1.0, c) for i, c in enumerate(STARTS)]
-        )
-        found.append(one_minus_c(blocks, scales, (states,) * len(blocks), layers, DEPTHS[-1]))
-    return [
-        1 - np.stack(each).reshape(DRAWS, len(STARTS), PAIRS, -1)[..., list(DEPTHS)]
-        for each in zip(*found, strict=True)
-    ]
+    networks = {}
+    for name, phi in phis.items():
+        network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=phi, stem=False, bias_init="zero")
+        networks[name] = vg.ensembles.Case(network, {"sigma_w": sigma_w[name]})
+    x1, x2 = pairs(jax.random.key(1), WIDTH, [(1.0, 1 - c) for c in STARTS], PAIRS)
+    options: dict[str, Any] = {"measure": vg.correlations(), "leading": "example", "seeds": DRAWS}
+    found = vg.sweep(networks, x1, x2, key=jax.random.key(0), **options).correlation
+    return found.reshape(len(networks), DRAWS, len(STARTS), PAIRS, -1)[..., list(DEPTHS)]
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -131,7 +126,7 @@ def draw(maps: list[Maps]) -> "Figure":
 def draw_maps(ax: "Axes", found: Maps) -> None:
     """C^l as lines, one a depth; measured means as dots with bars of one standard deviation of a pair."""
     for depth, (colour, style), curve, mean, spread in zip(
-        DEPTHS, LOOKS, found.predicted, found.measured, found.spread, strict=False
+        DEPTHS, STYLES, found.predicted, found.measured, found.spread, strict=True
     ):
         ax.plot(CURVE, curve, color=colour, linestyle=style, linewidth=1.2, label=f"$l$ = {depth}")
         ax.errorbar(STARTS, mean, spread, fmt="o", color=colour, markersize=3, elinewidth=0.6, mec="w", mew=0.4)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, SHALLOW, DEEP, SEEDS = (16, 3, 20, 2) if SMALL else (100, 5, 50, 8)
-SCALES = vg.Scales(sigma_w=1.0, sigma_b=0.0)
 LABELS = {SHALLOW: f"{SHALLOW} hidden layers", DEEP: f"{DEEP} hidden layers"}
 COLOURS = {SHALLOW: plots.EXPLODING, DEEP: plots.VANISHING}
 
@@ -28,28 +27,35 @@ class Story:
     Attributes:
         states: ln of the norm of the gradient of each hidden layer's preactivations, shape ``(seeds, layers)``.
         kernels: ln of that of the kernel that makes them, same shape.
-        zero: True in layers whose gradient most draws read as 0 in float32, shape ``(layers,)``.
-        expected: of the deepest network, what theory expects of ``states``.
+        zero: True in layers of the deep network whose gradient most draws read as 0 in float32, shape ``(layers,)``.
+        expected: of the deep network, what theory expects of ``states``.
     """
 
     states: dict[int, np.ndarray]
     kernels: dict[int, np.ndarray]
-    zero: dict[int, np.ndarray]
+    zero: np.ndarray
     expected: vg.theory.Band
 
 
 def compute() -> Story:
-    """A deep and a shallow network, 8 draws each, cross-entropy on images of digits."""
-    images = vg.data.digits()
-    states, kernels, zero = {}, {}, {}
+    """A shallow and a deep network, 8 draws each, cross-entropy on images of digits."""
+    states, kernels = {}, {}
     for layers in (SHALLOW, DEEP):
-        network = vg.mlp(width=WIDTH, depth=layers - 1, activation="sigmoid", inputs=64, outputs=10)
-        data = images.inputs[:SEEDS], images.labels[:SEEDS]
-        flow = vg.profile(network, *data, key=jax.random.key(0), seeds=SEEDS, scales=SCALES)
-        of = flow.log_parameter_gradient
-        states[layers], zero[layers] = np.asarray(flow.log_gradient), np.mean(flow.naive["float32"], axis=0) > 0.5
-        kernels[layers] = np.concatenate([of["stem/kernel"][:, None], of["kernel"]], axis=1)
-    return Story(states, kernels, zero, vg.predicted_profile(network, flow, SCALES))
+        found = measured(layers, vg.gradients())
+        by_path = found.log_parameter_gradient
+        states[layers] = found.log_gradient
+        kernels[layers] = np.concatenate([by_path["stem/kernel"][:, None], by_path["kernel"]], axis=1)
+    zero = measured(DEEP, vg.naive_readings("float32")).mean("lost") > 0.5
+    return Story(states, kernels, zero, vg.compare(found).bands[0])
+
+
+def measured(layers: int, measure: vg.ensembles.Measurement) -> vg.Result:
+    """A network of so many hidden layers, each draw with an image of its own."""
+    network = vg.mlp(width=WIDTH, depth=layers - 1, activation="sigmoid", inputs=64, outputs=10)
+    images = vg.data.digits()
+    options: dict[str, Any] = {"key": jax.random.key(0), "seeds": SEEDS, "leading": "seed"}
+    x, y = images.inputs[:SEEDS], images.labels[:SEEDS]
+    return vg.sweep(network, x, y, measure=measure, sigma_w=1.0, sigma_b=0.0, **options)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
@@ -114,7 +120,7 @@ def draw_kernels(ax: "Axes", story: Story) -> None:
 
 def shade(ax: "Axes", story: Story) -> None:
     """The first layers of the deep network, whose states' gradient float32 reads as 0."""
-    last = int(np.flatnonzero(story.zero[DEEP]).max(initial=-1)) + 1
+    last = int(np.flatnonzero(story.zero).max(initial=-1)) + 1
     if last:
         ax.axvspan(0, last + 0.5, color="0.92", linewidth=0, zorder=-2)
         text = f"{DEEP} layers:\nfloat32\nreads 0"

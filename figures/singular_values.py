@@ -45,7 +45,7 @@ class Densities:
     """Singular values of J_{L<-0} at every L of ``DEPTHS``, measured and predicted.
 
     Attributes:
-        case, law: which networks.
+        case, kernel_init: which networks.
         rates: ln s^(1/L) of all draws together, shape ``(depths, draws * width)``; -inf where s = 0.
         predicted: the law at infinite width, one a depth.
         edges: largest s^(1/L) at infinite width, shape ``(depths,)``.
@@ -81,14 +81,14 @@ def cases() -> list[Case]:
 def densities(case: Case, kernel_init: str) -> Densities:
     """Draws that begin at the fixed point: the input is such that E (h^0)^2 = q."""
     network = vg.mlp(width=WIDTH, depth=DEPTHS[-1], activation=case.name, inputs=WIDTH, kernel_init=kernel_init)
-    sweep = vg.spectrum_sweep(
+    sweep = vg.sweep(
         network,
         np.sqrt(case.q - case.sigma_b**2) / case.sigma_w * vg.data.sphere(jax.random.key(1), 1, WIDTH)[0],
+        measure=vg.spectra(DEPTHS, dtype="float64"),
         key=jax.random.key(2),
         seeds=DRAWS,
-        depths=DEPTHS,
-        scales=vg.Scales(sigma_w=case.sigma_w, sigma_b=case.sigma_b),
-        dtype="float64",
+        sigma_w=case.sigma_w,
+        sigma_b=case.sigma_b,
     )
     rates = np.moveaxis(sweep.log_singular_values / np.array(DEPTHS)[:, None], 1, 0)
     points = [(case.name, case.q, depth, case.sigma_w, kernel_init) for depth in DEPTHS]
@@ -117,11 +117,12 @@ def draw(found: list[Densities]) -> "Figure":
         ax.spines["left"].set_visible(False)
         ax.tick_params(left=False)
         ax.set_xlabel("$s^{1/L}$")
-    for ax, one in zip(axes[0], found, strict=False):
+    for ax, one in zip(axes[0], found[: len(axes[0])], strict=True):
         ax.set_title(one.case.title)
     for row, kernel_init, end in zip(axes, KERNEL_INITS, (1.95, 1.5), strict=True):
         row[0].set(
-            ylabel=f"{law.capitalize()} kernels\ndensity of $s^{{1/L}}$, each to its own scale", xlim=(-0.35, end)
+            ylabel=f"{kernel_init.capitalize()} kernels\ndensity of $s^{{1/L}}$, each to its own scale",
+            xlim=(-0.35, end),
         )
         row[0].set_yticks(range(len(DEPTHS)), [f"$L$ = {depth}" for depth in DEPTHS[::-1]], va="bottom")
         row[0].set_xticks([0, 0.5, 1, 1.5], ["0", "0.5", "1", "1.5"])

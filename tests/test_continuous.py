@@ -262,9 +262,8 @@ def test_a_nonlinear_network_against_explicit_steps():
 
 
 def test_batches_that_are_states_count_by_example():
-    network = dataclasses.replace(
-        vg.mlp(width=4, depth=1, activation="linear", inputs=3, outputs=2), input_shape=(4, 3)
-    )
+    network = vg.mlp(width=4, depth=1, activation="linear", inputs=3, outputs=2)
+    network = dataclasses.replace(network, input_shape=(4, 3))
     kernels = [RNG.normal(size=shape) for shape in ((3, 4), (4, 4), (4, 2))]
     xs, ys = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
     examples = problem.as_examples("data", vg.data.Examples(xs, ys))

@@ -5,19 +5,21 @@ two are exact, so nothing drifts, and the logarithm is taken once, at the end. T
 
 Two rules hold everywhere:
 
-- The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window_exponent`); past it the value is kept near norm 1. So
-  in the ordinary range a scaled number *is* the plain number.
+- The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window_exponent`); past it the value is kept near
+  norm 1. So in the ordinary range a scaled number *is* the plain number.
 - Zero has no exponent: ``exponent == ZERO``, lower than any other, so it never decides a sum.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 ZERO = -(2**29)
 """The exponent of an exact zero."""
@@ -50,7 +52,7 @@ def from_float(value: Array) -> FloatExp:
     return FloatExp(value, jnp.zeros((), jnp.int32))
 
 
-def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
+def power_of_two(exponent: Int[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
     """``2**exponent``, exact.
 
     0 below the dtype's normal range (XLA flushes subnormals), its largest power of two above.
@@ -61,7 +63,7 @@ def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
     return lax.bitcast_convert_type(field.astype(bits) << int(info.nmant), jnp.dtype(dtype))
 
 
-def exponent_of(positive: Array) -> Array:
+def exponent_of(positive: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
     """floor(log2) of positive normal floats, int32; read off their bits."""
     info = jnp.finfo(positive.dtype)
     field = lax.bitcast_convert_type(positive, _BITS[positive.dtype.name]) >> int(info.nmant)
@@ -71,7 +73,7 @@ def exponent_of(positive: Array) -> Array:
 _BITS = {"float32": jnp.int32, "float64": jnp.int64}
 
 
-def normalize(number: FloatExp) -> tuple[FloatExp, Array]:
+def normalize(number: FloatExp) -> tuple[FloatExp, Float[Array, ""]]:
     """The same number by the rules of this module, and its ``log_norm``.
 
     Args:
@@ -103,7 +105,7 @@ def to_float_clipped(number: FloatExp) -> Array:
     return value * power_of_two(jnp.clip(exponent, -w, w), value.dtype)
 
 
-def residual_exponent(number: FloatExp) -> Array:
+def residual_exponent(number: FloatExp) -> Int[Array, ""]:
     """The powers of two that `to_float_clipped` leaves out, int32, shape ``()``; 0 for an exact zero."""
     w = window_exponent(number.value.dtype)
     return jnp.where(number.exponent == ZERO, 0, number.exponent - jnp.clip(number.exponent, -w, w))
@@ -114,7 +116,7 @@ def with_zero_exponent(number: FloatExp) -> FloatExp:
     return number._replace(exponent=jnp.where(_is_zero(number.value.reshape(-1)), ZERO, number.exponent))
 
 
-def scaled_bias(scale: Array, value: Array) -> FloatExp:
+def scaled_bias(scale: ArrayLike, value: Array) -> FloatExp:
     """``scale * value`` as a summand, settled.
 
     Over a grid of scales this looks at ``value`` once, not at every product.
@@ -134,13 +136,13 @@ def euler(f: Callable[[Array], Array], number: FloatExp, homogeneity: tuple[int,
     f(0) or to a constant.
 
     f(2^e u) inside the float range; f(0) + 2^e J u below it; 2^e J u above it, or f itself where that is exactly zero
-    (all units dead) or where f depends on the direction alone. J is taken at `to_float_clipped` (Euler's theorem). One tangent
-    product more than f itself.
+    (all units dead) or where f depends on the direction alone. J is taken at `to_float_clipped` (Euler's theorem). One
+    tangent product more than f itself.
 
     Args:
         f: array -> array, of any shapes.
         number: normalized (`normalize`).
-        degree: of f's Jacobian (below, above) the float range: 0, or -1 for the direction alone.
+        homogeneity: of f's Jacobian (below, above) the float range: 0, or -1 for the direction alone.
     """
     value, exponent = number
     x = to_float_clipped(number)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Shaped
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
@@ -63,7 +64,9 @@ def correlation(parameters: Parameters, scales: Scales, x1: ArrayLike, x2: Array
     return _correlate(parameters, scales, x1, x2)
 
 
-def correlate(parameters: Parameters, scales: Scales, x1: Array, x2: Array) -> Correlation:
+def correlate(
+    parameters: Parameters, scales: Scales, x1: Shaped[Array, "*input"], x2: Shaped[Array, "*input"]
+) -> Correlation:
     """`correlation`, unchecked and not compiled by itself: what sweeps `vmap`."""
     layers, network = bind(parameters, scales, x1), parameters.network
     x1, x2 = (as_dtype(parameters.dtype, x) for x in (x1, x2))
@@ -156,10 +159,11 @@ def _read(state: FloatExp, second: _Second) -> _Reading:
     log_one_minus_c = jnp.where(close, small, jnp.log(jnp.sum((unit - other) ** 2) / 2))
     c = jnp.where(close, along / length, jnp.sum(unit * other))
     nothing = jnp.isneginf(log_norm) | jnp.isneginf(log_other)
-    return _Reading(*(jnp.where(nothing, jnp.nan, a) for a in (c, log_one_minus_c)), log_other)
+    c, log_one_minus_c = (jnp.where(nothing, jnp.nan, a) for a in (c, log_one_minus_c))
+    return _Reading(c, log_one_minus_c, log_other)
 
 
-def _unit(number: FloatExp) -> tuple[Array, Array]:
+def _unit(number: FloatExp) -> tuple[Float[Array, "*state"], Float[Array, ""]]:
     """The direction of a number (0 for 0) and ln of its norm."""
     number, log_norm = normalize(number)
     norm = jnp.sqrt(jnp.sum(number.value**2))
@@ -169,7 +173,7 @@ def _unit(number: FloatExp) -> tuple[Array, Array]:
 # --- tokens ---------------------------------------------------------------------------------------------------------
 
 
-def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> np.ndarray:
+def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> Array:
     """Mean cosine between two different tokens of the state s_l, at every layer: 1 is rank collapse.
 
     Args:
@@ -187,11 +191,11 @@ def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> n
     shape = None if isinstance(directions, list) else directions.shape[1:]
     if shape is None or len(shape) != 2 or shape[0] < 2:
         raise ValueError(f"states must be at least two tokens, shape (tokens, width), got shape {shape}")
-    return np.asarray(_mean_cosines(directions))
+    return _mean_cosines(directions)
 
 
 @jax.jit
-def _mean_cosines(directions: Array) -> Array:
+def _mean_cosines(directions: Float[Array, "layers tokens width"]) -> Float[Array, " layers"]:
     def at(state: Array) -> Array:
         unit = state / jnp.linalg.norm(state, axis=1, keepdims=True)
         n = len(unit)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from vgjax.checks import positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp, to_float_clipped
@@ -97,13 +98,13 @@ def checked_discard(network: Network, discard: int | None) -> int:
 
 
 @jax.jit
-def stretches(origin: Origin, basis: Array) -> Array:
+def stretches(origin: Origin, basis: Float[Array, "size count"]) -> Float[Array, "depth count"]:
     """ln |R_ii| of every layer, shape ``(depth, count)``."""
 
     def visit(layer: Layer, state: FloatExp, basis: Array, _: None) -> tuple[Array, Array]:
         h = to_float_clipped(state)
         basis, r = jnp.linalg.qr(columns(jax.linearize(layer, h)[1], basis.T.reshape(-1, *h.shape)))
-        return basis, jnp.log(jnp.abs(jnp.diagonal(r))) + LN2 * layer.exponent_shift(state)
+        return basis, jnp.log(jnp.abs(jnp.diagonal(r))) + LN2 * layer.exponent_shift(state).astype(r.dtype)
 
     return joined(origin.layers.walk(origin.state, visit, basis).reports)
 
@@ -155,7 +156,7 @@ def _single_layers(
 
 
 @jax.jit
-def layer_jacobians(origin: Origin) -> Array:
+def layer_jacobians(origin: Origin) -> Float[Array, "depth n n"]:
     """The Jacobians of all layers, shape ``(depth, n, n)``."""
     return _of_layers(origin, lambda matrix, _: matrix)
 
@@ -174,6 +175,7 @@ def _of_layers(origin: Origin, f: Callable[[Array, Array], Array]) -> Array:
     """f of every layer's Jacobian and of ln of what is left to multiply it by, with a leading layer axis."""
 
     def visit(layer: Layer, state: FloatExp, _: None, __: None) -> tuple[None, Array]:
-        return None, f(jacobian(layer, to_float_clipped(state)), LN2 * layer.exponent_shift(state))
+        matrix = jacobian(layer, to_float_clipped(state))
+        return None, f(matrix, LN2 * layer.exponent_shift(state).astype(matrix.dtype))
 
     return joined(origin.layers.walk(origin.state, visit).reports)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Key
 
 from vgjax.checks import positive_integer
 from vgjax.initializers import Scales
@@ -26,8 +27,8 @@ class Frobenius(NamedTuple):
         standard_error: of log_norm, from the spread of the probes; 0 where it is exact.
     """
 
-    log_norm: np.ndarray
-    standard_error: np.ndarray
+    log_norm: np.ndarray | Array
+    standard_error: np.ndarray | Array
 
 
 def log_frobenius(
@@ -75,8 +76,8 @@ def checked_probes(probes: int) -> int:
     return int(probes)
 
 
-def probe_vectors(network: Network, probes: int | None, key: Array) -> Array:
-    """Directions u at the first state with sum E u u^T = 1: every unit vector, or random ones, shape ``(n, *state)``."""
+def probe_vectors(network: Network, probes: int | None, key: Key[Array, ""]) -> Float[Array, "n *state"]:
+    """Directions u at the first state with sum E u u^T = 1, shape ``(n, *state)``: every unit vector, or random."""
     shape, size = state_shapes(network)[0], int(state_sizes(network)[0])
     if probes is None:
         return jnp.eye(size).reshape(-1, *shape)
@@ -85,7 +86,7 @@ def probe_vectors(network: Network, probes: int | None, key: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="exact")
-def read_squares(log_squares: Array, exact: bool) -> Frobenius:
+def read_squares(log_squares: Float[Array, "probes layers"], exact: bool) -> Frobenius:
     """The norm from ln ||J u||^2 of every probe, shape ``(probes, depth + 1)``."""
     total = jax.nn.logsumexp(log_squares, axis=0)
     if exact:

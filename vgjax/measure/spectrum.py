@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from vgjax.checks import positive_integer, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, to_float_clipped
@@ -195,7 +196,7 @@ class _Running(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("depths",))
-def kept_products(origin: Origin, rotation: Array, depths: tuple[int, ...]) -> Kept:
+def kept_products(origin: Origin, rotation: Float[Array, "n n"], depths: tuple[int, ...]) -> Kept:
     """The product at each depth, from one pass; unbatched, for `vmap` or `lax.map` over scales."""
     layers, dtype, size = origin.layers, origin.state.value.dtype, len(rotation)
     network = layers.network
@@ -226,7 +227,8 @@ def kept_products(origin: Origin, rotation: Array, depths: tuple[int, ...]) -> K
     extras = by_stage(network, (jnp.arange(1, network.depth + 1), jnp.asarray(slots[1:])))
     walked = layers.walk(origin.state, visit, start, extras=extras)
     end, first_inexact = walked.carry, describe_states(network, walked.log_norms)[1]
-    return Kept(*end.kept, end.condition, first_inexact, end.first_infinite)
+    exponents, mixing = end.kept
+    return Kept(exponents, mixing, end.condition, first_inexact, end.first_infinite)
 
 
 def finished(kept: Kept) -> Found:
@@ -287,7 +289,9 @@ def _leading(origin: Origin, depths: list[int], top: int) -> Found:
 
 
 @jax.jit
-def _there(origin: Origin, basis: Array) -> tuple[UDT, Array, Array, Array]:
+def _there(
+    origin: Origin, basis: Float[Array, "n top"]
+) -> tuple[UDT, Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """The product that begins with some columns, without any dense Jacobian."""
     layers, dtype = origin.layers, origin.state.value.dtype
 
@@ -313,7 +317,7 @@ def _there(origin: Origin, basis: Array) -> tuple[UDT, Array, Array, Array]:
 
 
 @jax.jit
-def _back(origin: Origin, basis: Array) -> Array:
+def _back(origin: Origin, basis: Float[Array, "m top"]) -> Float[Array, "n top"]:
     """The columns that the transposed product makes of some, orthonormal."""
 
     def pulled(layer: Layer, h: Array, product: UDT) -> UDT:
