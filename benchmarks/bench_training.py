@@ -9,7 +9,7 @@ trainings of width 16 in under 20 s, warm, with a border of dimension between 1 
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import common
@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 
 import vgjax as vg
+from vgjax.training.trainability import Trainings
 
 RATE, STEPS, BATCH = 1e-4, (10, 200)[not common.SMALL], 64
 VARIANCE = np.linspace(1.0, 3.75, 12)[:: 6 if common.SMALL else 1]
@@ -37,19 +38,17 @@ def networks(width: int, depths: tuple[int, ...]) -> list[vg.Network]:
     return [vg.mlp(width=width, depth=depth, activation="tanh", inputs=64, outputs=10) for depth in depths]
 
 
-def our_map(width: int, depths: tuple[int, ...]) -> tuple[float, vg.TrainingSweep]:
+def our_map(width: int, depths: tuple[int, ...]) -> tuple[float, vg.Result]:
     """Seconds of a whole map, compilation included, and what it saw."""
     jax.clear_caches()
     start = time.perf_counter()
-    found = vg.train_sweep(
+    found = vg.sweep(
         networks(width, depths),
-        TRAINING,
-        "adam",
-        STEPS,
+        measure=vg.trainings(TRAINING, "adam", STEPS, batch_size=BATCH),
         key=jax.random.key(0),
-        learning_rate=RATE,
-        batch_size=BATCH,
+        seeds=1,
         scales=vg.Scales(sigma_b=SIGMA_B),
+        learning_rate=RATE,
         sigma_w=np.sqrt(VARIANCE),
     )
     return time.perf_counter() - start, found
@@ -126,7 +125,7 @@ def compare_maps(sizes: dict[int, tuple[int, ...]]) -> list[dict[str, Any]]:
         ours, found = our_map(width, every)
         loop = flax_map(width, every)
         ratio = loop["extrapolated to the whole map"] / ours
-        depths = found.trainable_depth()
+        depths = vg.trainable_depth(found)
         rows.append(
             {
                 "width": width,
@@ -137,7 +136,7 @@ def compare_maps(sizes: dict[int, tuple[int, ...]]) -> list[dict[str, Any]]:
                 "ratio": ratio,
                 "target ratio": 2 if width >= 128 else 3,
                 "trainable depth": depths.tolist(),
-                "accuracy": found.best().round(3).tolist(),
+                "accuracy": vg.training.best(found).round(3).tolist(),
             }
         )
         print(f"width {width}: {ours:.1f} s, the loop {loop['extrapolated to the whole map']:.0f} s, {ratio:.2f} times")
@@ -148,15 +147,16 @@ def compare_maps(sizes: dict[int, tuple[int, ...]]) -> list[dict[str, Any]]:
 # --- the boundary ---------------------------------------------------------------------------------------------------
 
 
-def trained(network: vg.Network, data: Any, dtype: str = "float32", **axes: Any) -> vg.TrainingSweep:
+def trained(network: vg.Network, data: Any, dtype: str = "float32", **axes: Any) -> vg.Result:
     """Full-batch gradient descent at every pair of learning rates."""
-    return vg.train_sweep(network, data, "sgd", 100, key=jax.random.key(0), batch_size=None, dtype=dtype, **axes)
+    measure = vg.trainings(data, "sgd", 100, batch_size=None, dtype=dtype)
+    return vg.sweep(network, measure=measure, key=jax.random.key(0), seeds=1, **axes)
 
 
 def boundary() -> dict[str, Any]:
     """Seconds of the second of two maps, and the dimensions of their borders."""
     width = 16
-    tanh = replace(vg.mlp(widths=[width, 1], activation="tanh", inputs=width), head=None)
+    tanh = replace(vg.mlp(width=[width, 1], activation="tanh", inputs=width), head=None)
     linear = replace(vg.stack(vg.blocks.Dense, width, 1, depth=1, input_shape=width), stem=None)
     x, y = jax.random.normal(jax.random.key(1), (2, width, width))
     data = vg.data.Examples(x, y[:, :1])
@@ -177,22 +177,32 @@ def boundary() -> dict[str, Any]:
 # --- one after the other, or as one batch ---------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class InBatches(Trainings):
+    """Trainings in batches of a size that is given."""
+
+    together: int = 1
+
+    def chunk(self, network: vg.Network, points: int, memory: int, workers: int) -> tuple[int, int]:
+        """All points in one piece."""
+        return points, self.together
+
+
 def batching() -> list[dict[str, Any]]:
     """Seconds per training of 32 trainings on one core: batches of 1, 4 and 32, the second run of each."""
-    from vgjax.training import trainability
-
-    rows, kept = [], trainability._together
+    rows = []
     for width, batch in ((16, 16), (64, 64)):
         row: dict[str, Any] = {"width": width, "batch": batch}
+        measure = vg.trainings(TRAINING, "sgd", 50, batch_size=batch)
+        options = {f.name: getattr(measure, f.name) for f in fields(measure)}  # type: ignore[arg-type]
+        about: dict[str, Any] = {"key": jax.random.key(0), "seeds": 1, "workers": 1}
         for together in (1, 4, 32):
-            trainability._together = lambda units, together=together: together  # type: ignore[assignment]
-            about: dict[str, Any] = {"key": jax.random.key(0), "seeds": 32, "batch_size": batch, "workers": 1}
             for _ in range(2):
                 start = time.perf_counter()
-                vg.train_sweep(networks(width, (10,)), TRAINING, "sgd", 50, **about)
+                measure = InBatches(**options, together=together)
+                vg.sweep(networks(width, (10,))[0], measure=measure, learning_rate=np.full(32, 0.01), **about)
                 row[f"together {together}"] = (time.perf_counter() - start) / 32
         rows.append(row)
-    trainability._together = kept
     common.print_table(rows)
     return rows
 

@@ -19,11 +19,12 @@ def write_json(name: str, result: dict[str, Any]) -> None:
     Runs at a small size leave the committed files alone.
     """
     from vgjax.ensembles.result import describe_machine
+    from vgjax.ensembles.runner import cores
     from vgjax.files import whole_file
 
-    path = json_path(name)
+    path, machine = json_path(name), {**describe_machine(), "cores": cores()}
     with whole_file(path) as temporary:
-        temporary.write_text(json.dumps({"benchmark": name, "machine": describe_machine(), **result}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"benchmark": name, "machine": machine, **result}, indent=1) + "\n")
     print(f"written: {path}")
 
 

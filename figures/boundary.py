@@ -21,7 +21,7 @@ FACTORS = (30.0, 1000.0)
 class Zooms:
     """The plane of the learning rates of two layers, and two closer looks at its border."""
 
-    sweeps: list[vg.TrainingSweep]
+    sweeps: list[vg.Result]
 
     @property
     def dimensions(self) -> list[float]:
@@ -31,14 +31,14 @@ class Zooms:
 
 def compute() -> Zooms:
     """One draw of a tanh network with one hidden layer, 16 random examples, full-batch gradient descent."""
-    network = vg.mlp(widths=[WIDTH, 1], activation="tanh", inputs=WIDTH)
+    network = vg.mlp(width=[WIDTH, 1], activation="tanh", inputs=WIDTH)
     network = replace(network, head=None)  # two kernels
     x, y = jax.random.normal(jax.random.key(1), (2, WIDTH, WIDTH))
     data = vg.data.Examples(x, y[:, :1])
 
-    def trained(**axes: Any) -> vg.TrainingSweep:
-        about: dict[str, Any] = {"key": jax.random.key(0), "batch_size": None, "dtype": "float64", "progress": True}
-        return vg.train_sweep(network, data, "sgd", STEPS, **about, **axes)
+    def trained(**axes: Any) -> vg.Result:
+        measure = vg.trainings(data, "sgd", STEPS, batch_size=None, dtype="float64")
+        return vg.sweep(network, measure=measure, key=jax.random.key(0), seeds=1, progress=True, **axes)
 
     rates = {"stem": np.geomspace(1, 1e4, POINTS), "blocks": np.geomspace(0.03, 3, POINTS)}
     sweeps = [trained(learning_rate=rates)]

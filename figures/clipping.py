@@ -72,18 +72,16 @@ def compute() -> Runs:
         network = vg.mlp(width=WIDTH, depth=DEPTH, activation=activation, inputs=64, outputs=10)
         data = training if case.targets is None else training.one_hot(10, case.targets)
         found = vg.train(
-            jax.random.key(0),
-            network,
+            vg.init(jax.random.key(0), network),
             vg.Scales(sigma_w=sigma_w),
             data,
             case.optimizer,
             STEPS,
             learning_rate=case.rate,
-            record=steps,
-            gradients=False,
+            snapshots=vg.training.SnapshotConfig(steps, gradients=False),
         )
-        fine = found.steps <= found.first_nonfinite
-        return np.where(fine | ~np.asarray(found.diverged), found.looks.train_accuracy, np.nan)
+        fine = found.snapshots.step <= found.first_nonfinite
+        return np.where(fine | ~np.asarray(found.diverged), found.snapshots.train_accuracy, np.nan)
 
     exploding = {name: run("relu", 2.0, case) for name, case in EXPLODING.items()}
     return Runs(steps, exploding, {name: run("sigmoid", 1.0, case) for name, case in VANISHING.items()})

@@ -39,11 +39,13 @@ def compute() -> Rates:
     training, test = vg.data.split(jax.random.key(9), vg.data.digits())
     network = vg.mlp(width=WIDTH, depth=DEPTH, activation="relu", inputs=64, outputs=10)
 
+    params, scales = vg.init(jax.random.key(0), network), vg.Scales(sigma_w=2**0.5)
+    at_the_end = vg.training.SnapshotConfig((), gradients=False)
+
     def run(rate: float, schedule: str) -> tuple[np.ndarray, float]:
-        about = {"learning_rate": rate, "schedule": schedule, "test": test, "record": (), "gradients": False}
-        scales = vg.Scales(sigma_w=2**0.5)
-        found = vg.train(jax.random.key(0), network, scales, training, "sgd", STEPS, **about)  # type: ignore[arg-type]
-        return np.asarray(found.loss), float(found.looks.test_accuracy[-1])
+        about = {"learning_rate": rate, "schedule": schedule, "test": test, "snapshots": at_the_end}
+        found = vg.train(params, scales, training, "sgd", STEPS, **about)  # type: ignore[arg-type]
+        return np.asarray(found.loss), float(found.snapshots.test_accuracy[-1])
 
     by_rate = {f"{rate:g}, {name}": run(rate, "constant") for name, rate in RATES.items()}
     return Rates(by_rate, {name: run(LARGE, schedule) for name, schedule in SCHEDULES.items()})

@@ -48,20 +48,18 @@ def compute() -> Comparison:
     for name, (options, sigma_w) in NETWORKS.items():
         networks = [vg.mlp(width=WIDTH, depth=depth, inputs=64, outputs=10, **options) for depth in DEPTHS]
         rows = [
-            vg.train_sweep(
+            vg.sweep(
                 networks,
-                training,
-                optimizer,
-                STEPS,
+                measure=vg.trainings(training, optimizer, STEPS, test=test),
                 key=jax.random.key(0),
-                learning_rate=rate * np.array(FACTORS),
+                seeds=1,
                 scales=vg.Scales(sigma_w=sigma_w),
-                test=test,
+                learning_rate=rate * np.array(FACTORS),
                 progress=True,
-            ).best("test_accuracy")
+            )
             for optimizer, rate in OPTIMIZERS.values()
         ]
-        found[name] = np.stack(rows)
+        found[name] = np.stack([vg.training.best(row, "test_accuracy") for row in rows])
     return Comparison(found)
 
 

@@ -67,7 +67,7 @@ def half_time(layers: int, weight: float) -> float:
 
 def linear(layers: int) -> vg.Network:
     """So many square matrices and nothing else."""
-    return dataclasses.replace(vg.mlp(widths=[SIZE] * layers, activation="linear", inputs=SIZE), head=None)
+    return dataclasses.replace(vg.mlp(width=[SIZE] * layers, activation="linear", inputs=SIZE), head=None)
 
 
 def bases(layers: int) -> list[np.ndarray]:

@@ -32,9 +32,9 @@ class Maps:
         lost: the depth at which float32 reads no gradient of the first layer, at each variance; NaN for none.
     """
 
-    tanh: vg.TrainingSweep
-    relu: vg.TrainingSweep
-    residual: vg.TrainingSweep
+    tanh: vg.Result
+    relu: vg.Result
+    residual: vg.Result
     xi: np.ndarray
     lost: dict[str, np.ndarray]
 
@@ -43,17 +43,14 @@ def compute() -> Maps:
     """Images of digits, minibatches of 64."""
     training, test = vg.data.split(jax.random.key(9), vg.data.digits())
 
-    def trained(depths: tuple[int, ...], variance: np.ndarray, sigma_b: float, **options: Any) -> vg.TrainingSweep:
-        return vg.train_sweep(
+    def trained(depths: tuple[int, ...], variance: np.ndarray, sigma_b: float, **options: Any) -> vg.Result:
+        return vg.sweep(
             [vg.mlp(width=WIDTH, depth=depth, inputs=64, outputs=10, **options) for depth in depths],
-            training,
-            "adam",
-            STEPS,
+            measure=vg.trainings(training, "adam", STEPS, test=test),
             key=jax.random.key(0),
             seeds=SEEDS,
-            learning_rate=RATES,
-            test=test,
             scales=vg.Scales(sigma_b=sigma_b),
+            learning_rate=RATES,
             sigma_w=np.sqrt(variance),
             folder=None if SMALL else f"results/trainability/{options['activation']}-{options.get('residual')}",
             progress=True,
@@ -80,7 +77,7 @@ def float32_death(variance: np.ndarray, sigma_b: float, x: Any, **options: Any) 
     network = vg.mlp(width=WIDTH, depth=20 if SMALL else 1000, inputs=64, outputs=10, **options)
     scales = vg.Scales(sigma_b=sigma_b)
     swept = vg.sweep(network, x, key=jax.random.key(0), seeds=4, scales=scales, sigma_w=np.sqrt(variance))
-    lost = swept.lost("float32").mean(axis=0) > 0.5
+    lost = swept.naive_lost("float32").mean(axis=0) > 0.5
     return np.where(lost.any(axis=1), lost.argmax(axis=1), np.nan)
 
 
@@ -93,12 +90,10 @@ def draw(maps: Maps) -> "Figure":
     axes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     titles = {"tanh": r"tanh, $\sigma_b^2 = 0.05$", "relu": "ReLU", "residual": "ReLU, residual"}
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
-        sweep = getattr(maps, name)
-        variance = np.asarray(sweep.axes["sigma_w"]) ** 2
-        xi = maps.xi if name == "tanh" else None
-        mesh = plots.draw_trainability(
-            ax, variance, sweep.axes["depth"], sweep.best(), xi=xi, lost=maps.lost[name], multiples=(1, 3, 6)
-        )
+        result = getattr(maps, name)
+        depths = np.array([network.depth for network in result.networks.values()])
+        theory = {"xi": maps.xi if name == "tanh" else None, "lost": maps.lost[name]}
+        mesh = plots.draw_trainability(ax, result.axes["sigma_w"] ** 2, depths, vg.training.best(result), **theory)
         ax.set_title(title)
         if name != "tanh":
             ax.axvline(2, color="white", linestyle="-.", linewidth=1)

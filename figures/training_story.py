@@ -54,21 +54,20 @@ def compute() -> dict[str, Run]:
     for name, (options, layers, sigma_w, rate) in CASES.items():
         network = vg.mlp(width=WIDTH, depth=layers - 1, inputs=64, outputs=10, **options)
         found = vg.train(
-            jax.random.key(0),
-            network,
+            vg.init(jax.random.key(0), network),
             vg.Scales(sigma_w=sigma_w),
             training,
             "sgd",
             STEPS,
             learning_rate=rate,
             test=test,
-            record=np.linspace(0, STEPS, min(STEPS, 50) + 1).round(),
+            snapshots=vg.training.SnapshotConfig(np.linspace(0, STEPS, min(STEPS, 50) + 1).round()),
         )
-        ratio = found.looks.log_update_ratio
+        ratio = found.snapshots.log_update_ratio
         hidden = next(of for path, of in ratio.items() if path.endswith("kernel") and of.ndim == 2)
         kernels = np.concatenate([ratio["stem/kernel"][:, None], hidden], axis=1)
-        seen = found.steps, found.looks.log_gradient, kernels
-        runs[name] = Run(np.asarray(found.loss), *map(np.asarray, seen), float(found.looks.test_accuracy[-1]))
+        seen = found.snapshots.step, found.snapshots.log_gradient, kernels
+        runs[name] = Run(np.asarray(found.loss), *map(np.asarray, seen), float(found.snapshots.test_accuracy[-1]))
     return runs
 
 

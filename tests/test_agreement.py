@@ -189,7 +189,7 @@ def test_compare_refuses_what_theory_does_not_cover():
 
 
 def test_unequal_widths_and_zero_bias_are_known_from_the_sweep():
-    network = vg.mlp(widths=(40, 24, 32, 28), activation="relu", inputs=5, bias_init="zero")
+    network = vg.mlp(width=(40, 24, 32, 28), activation="relu", inputs=5, bias_init="zero")
     sweep = vg.sweep(
         network, jnp.ones(5), key=jax.random.key(0), seeds=40, progress=False, sigma_w=[1.0, 1.5], sigma_b=[0.0, 3.0]
     )
@@ -199,7 +199,7 @@ def test_unequal_widths_and_zero_bias_are_known_from_the_sweep():
 
 
 def test_predicted_profile_runs_through_the_measured_one():
-    network = vg.mlp(widths=(60, *[40] * 12, 50), activation="tanh", inputs=6)
+    network = vg.mlp(width=(60, *[40] * 12, 50), activation="tanh", inputs=6)
     scales = vg.Scales(sigma_w=1.7, sigma_b=0.2)
     flow = vg.profile(network, jnp.ones(6), key=jax.random.key(0), seeds=24, scales=scales, naive=())
     band = vg.predicted_profile(network, flow, scales)

@@ -6,7 +6,10 @@ import inspect
 import json
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import architecture_oracles
@@ -34,7 +37,7 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
     "mlp(leaky_relu(0.3), width 6, depth 3, inputs 4, outputs 3, dropout, tied)": lambda: vg.networks.tied(
         MLP(activation="leaky_relu(0.3)", dropout="gaussian")
     ),
-    "mlp(tanh, width 6, depth 3, inputs 4, outputs 3, residual, group norm, orthogonal)": lambda: MLP(
+    "mlp(tanh, width 6, depth 3, inputs 4, outputs 3, residual, orthogonal, group norm)": lambda: MLP(
         norm=vg.norm("group", groups=2, epsilon=0.0),
         residual=vg.networks.branch("plain", bottleneck=8, scheme="rezero"),
         kernel_init="orthogonal",
@@ -47,6 +50,9 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
     ),
     "resnet(relu, states 32x8x8x16-32x4x4x32-32x2x2x64, depth 27, inputs 32x8x8x1, outputs 32x1, residual, "
     "batch norm)": vg.resnet,
+    "resnet(tanh, states 4x4x2-2x2x3, depth 2, inputs 4x4x1, outputs 1, residual, layer norm)": lambda: vg.resnet(
+        channels=(2, 3), depth=(1, 1), inputs=(4, 4, 1), activation="tanh", norm="layer", residual="post"
+    ),
     "rnn(tanh, width 4, depth 5, inputs 5x3, outputs 5x1, every step read)": lambda: vg.rnn(
         **RECURRENT, every_step=True
     ),
@@ -72,6 +78,19 @@ def test_a_network_prints_as_one_line_and_is_equal_when_built_twice_pickled_or_c
     for again in (NETWORKS[line](), pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
         assert again == network
         assert hash(again) == hash(network)
+
+
+def test_parameters_are_pickled_with_their_network_and_read_by_another_process(tmp_path: Path) -> None:
+    params = vg.init(
+        jax.random.key(0), NETWORKS["cnn(relu, states 7x4, depth 2, inputs 7x1, outputs 1, delta_orthogonal)"]()
+    )
+    (tmp_path / "params").write_bytes(pickle.dumps(params))
+    read = f"import pickle; print(pickle.load(open({str(tmp_path / 'params')!r}, 'rb')).network)"
+    done = subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr(params.network)
+    again = pickle.loads((tmp_path / "params").read_bytes())
+    assert again.network == params.network
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -188,6 +207,9 @@ def test_a_resnet_works_on_its_own_defaults() -> None:
     assert output.shape == (32, 1)
     assert np.all(np.isfinite(output))
     assert np.std(output) > 0
+    # Behind a phi that closes every block the head has neither phi nor norm.
+    post = NETWORKS["resnet(tanh, states 4x4x2-2x2x3, depth 2, inputs 4x4x1, outputs 1, residual, layer norm)"]()
+    assert post.head == vg.dense(3, 1, bias_init="zero", after=vg.blocks.spec(vg.blocks.Pool, 2))
 
 
 def test_tied_and_untied_are_inverse_and_change_what_is_drawn() -> None:

@@ -113,8 +113,8 @@ TARGETS = vg.data.Examples(WHITENED, WHITENED @ MAP)
 def linear(layers: int) -> vg.Network:
     """Two weight matrices, or three with the head."""
     if layers == 3:
-        return vg.mlp(widths=(HIDDEN, HIDDEN), activation="linear", inputs=INPUTS, outputs=OUTPUTS)
-    return dataclasses.replace(vg.mlp(widths=(HIDDEN, OUTPUTS), activation="linear", inputs=INPUTS), head=None)
+        return vg.mlp(width=(HIDDEN, HIDDEN), activation="linear", inputs=INPUTS, outputs=OUTPUTS)
+    return dataclasses.replace(vg.mlp(width=(HIDDEN, OUTPUTS), activation="linear", inputs=INPUTS), head=None)
 
 
 def with_kernels(network: vg.Network, kernels: list[np.ndarray]) -> vg.networks.Parameters:
@@ -231,7 +231,7 @@ def by_name(network: vg.Network, f: Callable[[str, tuple[int, ...]], np.ndarray]
 
 def test_a_nonlinear_network_against_explicit_steps():
     """Of ordinary weights, tied over the layers, under a mask and statistics that are no weights and stay."""
-    network = vg.mlp(width=4, depth=3, inputs=3, outputs=2, tied=True, dropout="bernoulli", norm="batch_running")
+    network = vg.networks.tied(vg.mlp(width=4, depth=3, inputs=3, outputs=2, dropout="bernoulli", norm="batch_running"))
     scales, left = vg.Scales(sigma_w=1.3, sigma_b=0.4, dropout=0.3), vg.Scales(sigma_w=1.0, sigma_b=1.0, dropout=0.3)
     drawn = by_name(
         network, lambda name, shape: RNG.normal(size=shape) if name == "kernel" else RNG.uniform(size=shape)
@@ -262,7 +262,8 @@ def test_a_nonlinear_network_against_explicit_steps():
 
 
 def test_batches_that_are_states_count_by_example():
-    network = vg.mlp(width=4, depth=1, activation="linear", inputs=3, outputs=2, batch=4)
+    network = vg.mlp(width=4, depth=1, activation="linear", inputs=3, outputs=2)
+    network = dataclasses.replace(network, input_shape=(4, 3))
     kernels = [RNG.normal(size=shape) for shape in ((3, 4), (4, 4), (4, 2))]
     xs, ys = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
     examples = problem.as_examples("data", vg.data.Examples(xs, ys))

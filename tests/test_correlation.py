@@ -267,7 +267,7 @@ def architecture(request: pytest.FixtureRequest) -> Any:
 
 def test_correlation_and_states_of_every_kind_of_network_are_those_of_flax(architecture: Any) -> None:
     parameters, scales, x1, x2, states = architecture
-    begin = 1 if parameters.network.fed else 0  # a recurrence begins at 0, which has no direction
+    begin = 1 if parameters.network.driven else 0  # a recurrence begins at 0, which has no direction
     found = vg.correlation(parameters, scales, x1, x2)
     assert np.all(np.isnan(found.correlation[:begin]))
     expected = cosines(*(s[begin:] for s in states))
@@ -289,7 +289,7 @@ def test_correlation_and_states_of_every_kind_of_network_are_those_of_flax(archi
 
 def test_states_are_those_of_an_unrolled_network_of_unequal_widths_one_array_a_stage() -> None:
     widths = (5, 7, 7, 4)
-    net = vg.mlp(widths=widths, activation="gelu", inputs=INPUTS)
+    net = vg.mlp(width=widths, activation="gelu", inputs=INPUTS)
     parameters = oracles.drawn(net, (INPUTS, *widths, 1))
     found = vg.states(parameters, vg.Scales(sigma_w=1.3, sigma_b=0.4), X1)
     weights = oracles.weights(parameters, 1.3, 0.4)

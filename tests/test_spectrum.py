@@ -60,7 +60,7 @@ def by_mpmath(matrix: mpmath.matrix) -> np.ndarray:
 
 def test_products_of_unequal_widths_against_dense_jacobians() -> None:
     widths, activation = (7, 4, 4, 6), "tanh"
-    net = vg.mlp(widths=widths, activation=activation, inputs=6)
+    net = vg.mlp(width=widths, activation=activation, inputs=6)
     parameters = oracles.drawn(net, (6, *widths, 1))
     x = np.linspace(-1, 1, 6).astype(np.float32)
     weights, depth = oracles.weights(parameters, 1.3, 0.4), net.depth
@@ -402,7 +402,7 @@ def test_other_bad_input() -> None:
         vg.log_singular_values(stream, SCALES, x, dtype="float64")
     with pytest.raises(ValueError, match="discard must be a whole number from 0 to 4, got 5"):
         vg.lyapunov_exponents(stream, SCALES, x, discard=5)
-    narrow = vg.mlp(widths=(5, 4, 5), inputs=2)
+    narrow = vg.mlp(width=(5, 4, 5), inputs=2)
     for f in (vg.lyapunov_exponents, vg.log_determinant, vg.measure.layer_singular_values):
         with pytest.raises(ValueError, match=r"all states must have one shape, got \[\(4,\), \(5,\)\]"):
             f(narrow, oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)

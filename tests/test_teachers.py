@@ -8,7 +8,7 @@ import pytest
 import vgjax as vg
 
 KEY = jax.random.key(7)
-NET = vg.mlp(widths=[6, 5, 7], inputs=4, outputs=3, activation="tanh")
+NET = vg.mlp(width=[6, 5, 7], inputs=4, outputs=3, activation="tanh")
 SCALES = vg.Scales(sigma_w=1.7, sigma_b=0.3)
 
 
@@ -35,7 +35,7 @@ def test_inputs_of_ones_own() -> None:
 
 
 def test_a_teacher_of_images() -> None:
-    images = vg.cnn(channels=3, depth=1, size=5, inputs=2, outputs=4)
+    images = vg.cnn(channels=3, depth=1, inputs=(5, 5, 2), outputs=4)
     found = vg.teacher(KEY, images, inputs=6, classes=True)
     assert (found.inputs.shape, found.labels.shape) == ((6, *images.input_shape), (6,))
 

@@ -48,7 +48,7 @@ NUMBERS, HELD_OUT_NUMBERS = examples(EXAMPLES, labels="numbers"), examples(9, la
 SEQUENCES = examples(EXAMPLES, (4, 3))
 
 TANH, SIZES = vg.mlp(width=5, depth=3, inputs=4, outputs=3), (4, 5, 5, 5, 5, 3)
-RELU, RELU_SIZES = vg.mlp(widths=[6, 7], inputs=4, outputs=3, activation="relu"), (4, 6, 7, 3)
+RELU, RELU_SIZES = vg.mlp(width=[6, 7], inputs=4, outputs=3, activation="relu"), (4, 6, 7, 3)
 
 
 def minibatches(data: Any, batch: int, steps: int, per_state: int = 1) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -315,7 +315,7 @@ def by_path(weights: oracles.Weights) -> dict[str, Any]:
 
 
 def test_sizes_of_parameters_are_in_the_order_of_layers_across_stages() -> None:
-    network = vg.mlp(widths=[6, 5, 5, 5, 7], inputs=4, outputs=3)
+    network = vg.mlp(width=[6, 5, 5, 5, 7], inputs=4, outputs=3)
     assert [stage.depth for stage in network.stages] == [1, 2, 1]
     drawn = oracles.drawn(network, (4, 6, 5, 5, 5, 7, 3))
     found, expected = loop.log_norms(network, trainable(drawn)), by_path(oracles.weights(drawn, 1.0, 1.0))
@@ -352,7 +352,7 @@ NOTHING = np.log(1e-12)
 BATCH_NORM = architectures.Around(jnp.tanh, functools.partial(architectures.normed, "batch", epsilon=1e-6))
 KINDS = {
     "a batch is the state": Kind(
-        vg.mlp(widths=[6, 5], inputs=4, outputs=3, norm="batch", batch=4),
+        vg.mlp(width=[6, 5], inputs=4, outputs=3, norm=vg.norm("batch", batch=4)),
         architectures.plain(BATCH_NORM),
         CLASSES,
         {"sigma_w": SIGMA_W, "sigma_b": SIGMA_B},
@@ -494,8 +494,8 @@ def test_scores_of_other_architectures_are_over_whole_states(of_kind: OfKind) ->
 
 # --- dropout --------------------------------------------------------------------------------------------------------
 
-NOISY, NOISY_SIZES = vg.mlp(widths=[5, 6], inputs=4, outputs=3, dropout="bernoulli"), (4, 5, 6, 3)
-STILL = vg.mlp(widths=[5, 6], inputs=4, outputs=3)
+NOISY, NOISY_SIZES = vg.mlp(width=[5, 6], inputs=4, outputs=3, dropout="bernoulli"), (4, 5, 6, 3)
+STILL = vg.mlp(width=[5, 6], inputs=4, outputs=3)
 RATE, DRAWS = 0.3, 310
 
 
@@ -580,7 +580,7 @@ def test_other_numbers_run_the_same_programs() -> None:
         calls.append(1)
         return jnp.tanh(h)
 
-    network = vg.mlp(widths=[6, 7], inputs=4, outputs=3, activation=counted)
+    network = vg.mlp(width=[6, 7], inputs=4, outputs=3, activation=counted)
     first = short(network=network)
     traced = len(calls)
     again = short(network=network, key=jax.random.key(8), scales=vg.Scales(sigma_w=0.9, sigma_b=0.1), learning_rate=0.2)

@@ -99,7 +99,7 @@ def test_bad_treatments_are_refused_in_one_sentence() -> None:
 
 
 def test_lsuv_gives_every_layer_unit_variance() -> None:
-    net = vg.mlp(widths=(9, 12, 12, 7), inputs=5, kernel_init="orthogonal", activation="relu")
+    net = vg.mlp(width=(9, 12, 12, 7), inputs=5, kernel_init="orthogonal", activation="relu")
     params = oracles.drawn(net, (5, 9, 12, 12, 7, 1), kernel_init="orthogonal")
     scales = vg.Scales(sigma_w=0.4, sigma_b=0.3)
     xs = jax.random.normal(KEY, (40, 5))

@@ -26,7 +26,9 @@ from vgjax.training.continuous import train_continuously
 from vgjax.training.loop import train
 from vgjax.training.teacher_student import teacher
 from vgjax.training.trainability import trainable_depth, trainings
-from vgjax.version import VERSION as __version__
+from vgjax.version import VERSION
+
+__version__ = VERSION
 
 # ruff: noqa: RUF022 - grouped, in the order in which one meets them
 __all__ = [

@@ -44,14 +44,6 @@ class Activation:
         """phi(h), elementwise; differentiates to `slope`."""
         return _differentiable(self)(h)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """By name where the library has it, so that a network can be pickled: its functions may be lambdas."""
-        try:
-            known = _by_name(self.name) is self
-        except ValueError:
-            known = False
-        return (_by_name, (self.name,)) if known else super().__reduce_ex__(protocol)
-
     def derivative(self, h: Array) -> Array:
         """phi'(h), elementwise; at a kink the value JAX gives (0 for ReLU at 0)."""
         return jax.jvp(self, (h,), (jnp.ones_like(h),))[1]

@@ -102,7 +102,7 @@ def _map(arguments: argparse.Namespace) -> None:
     edge = sweep.edge("sigma_w")[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])]
     comparison = vg.compare(sweep)
     shown = _shown(grid["sigma_w"], edge)
-    along = {"sigma_w": list(shown.values()), "sigma_b": sigma_b}
+    along: dict[str, Any] = {"sigma_w": list(shown.values()), "sigma_b": sigma_b}
     flows = vg.sweep(network, x, y, measure=vg.gradients(), **common, **along)
     lost = vg.sweep(network, x, y, measure=vg.naive_readings("float32"), **common, **along).lost
     bands = vg.compare(flows).bands

@@ -5,8 +5,8 @@ two are exact, so nothing drifts, and the logarithm is taken once, at the end. T
 
 Two rules hold everywhere:
 
-- The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window_exponent`); past it the value is kept near norm 1. So
-  in the ordinary range a scaled number *is* the plain number.
+- The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window_exponent`); past it the value is kept near
+  norm 1. So in the ordinary range a scaled number *is* the plain number.
 - Zero has no exponent: ``exponent == ZERO``, lower than any other, so it never decides a sum.
 """
 
@@ -134,13 +134,13 @@ def euler(f: Callable[[Array], Array], number: FloatExp, homogeneity: tuple[int,
     f(0) or to a constant.
 
     f(2^e u) inside the float range; f(0) + 2^e J u below it; 2^e J u above it, or f itself where that is exactly zero
-    (all units dead) or where f depends on the direction alone. J is taken at `to_float_clipped` (Euler's theorem). One tangent
-    product more than f itself.
+    (all units dead) or where f depends on the direction alone. J is taken at `to_float_clipped` (Euler's theorem). One
+    tangent product more than f itself.
 
     Args:
         f: array -> array, of any shapes.
         number: normalized (`normalize`).
-        degree: of f's Jacobian (below, above) the float range: 0, or -1 for the direction alone.
+        homogeneity: of f's Jacobian (below, above) the float range: 0, or -1 for the direction alone.
     """
     value, exponent = number
     x = to_float_clipped(number)

@@ -76,6 +76,7 @@ class Scales(Mapping[str, Array]):
     @classmethod
     def _of(cls, scales: dict[str, Any]) -> "Scales":
         """Scales of values that are known to be right, taken as they are."""
+        # No checks: inside a compiled program values are tracers, and were checked at the edge.
         new = object.__new__(cls)
         new._scales = scales
         return new
@@ -101,6 +102,7 @@ class Scales(Mapping[str, Array]):
         return f"Scales({', '.join(f'{name}={value}' for name, value in self.items())})"
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[jax.tree_util.GetAttrKey, Array]], tuple[str, ...]]:
+        # By name: the same scales given in another order are the same program.
         names = tuple(sorted(self._scales))
         return [(jax.tree_util.GetAttrKey(name), self._scales[name]) for name in names], names
 
@@ -116,6 +118,7 @@ class Scales(Mapping[str, Array]):
 def _real(name: str, value: ArrayLike) -> Array:
     if not is_traced(value):
         kind = np.asarray(value).dtype
+        # Booleans are refused: True would pass for a scale of 1.
         if not (jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)):
             raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}")
         finite(name, value)
@@ -135,6 +138,7 @@ def gaussian(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
 
 def truncated(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
     """A Gaussian cut at two standard deviations, of variance 1 / fan_in (what Flax's ``lecun_normal`` draws)."""
+    # As in `jax.nn.initializers`: the cut takes 23% of the variance, which is given back.
     cut_deviation = 0.87962566103423978  # of N(0, 1) cut to [-2, 2]
     return jax.random.truncated_normal(key, -2, 2, shape, dtype) / (cut_deviation * math.sqrt(shape[0]))
 
@@ -148,6 +152,7 @@ def uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
 def orthogonal(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
     """Haar-distributed: W^T W = 1 (fan_out <= fan_in) or W W^T = (fan_out / fan_in) 1; E W_ij^2 = 1 / fan_in."""
     fan_in, fan_out = shape
+    # A wide kernel has orthonormal rows alone: without the factor its entries would have mean square 1 / fan_out.
     return jax.nn.initializers.orthogonal(math.sqrt(max(1.0, fan_out / fan_in)))(key, shape, dtype)
 
 
@@ -217,11 +222,13 @@ def convolution_initializer(
     known("kernel_init", name, CONVOLUTION_INITS)
     if any(size % 2 == 0 for size in kernel_size):
         raise ValueError(f"kernel_size must be odd to keep the image's size, got {kernel_size}")
+    # Every pixel that comes out sums over the window, which therefore counts as inputs.
     fan_in, shape = math.prod(kernel_size) * channels_in, (*kernel_size, channels_in, channels_out)
     if name != "delta_orthogonal":
         return lambda key, dtype: KERNEL_INITS[name](key, (fan_in, channels_out), dtype).reshape(shape)
     if channels_in > channels_out:
         raise ValueError(f"delta_orthogonal needs channels_in <= channels_out, got {channels_in} and {channels_out}")
+    # Anywhere else in the window it would shift the image as well.
     centre = tuple(size // 2 for size in kernel_size)
     return lambda key, dtype: (
         jnp.zeros(shape, dtype).at[centre].set(orthogonal(key, (channels_in, channels_out), dtype))

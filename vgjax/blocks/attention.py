@@ -56,6 +56,7 @@ class Attention(nnx.Module):
             heads,
             width,
             use_bias=False,
+            # A network is a function: no cache of earlier tokens, no dropout, no keys kept.
             decode=False,
             deterministic=True,
             attention_fn=_softmax_attention,
@@ -67,6 +68,7 @@ class Attention(nnx.Module):
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Every token looks at every token (or those before it)."""
+        # The scales multiply states, not kernels: a grid of them is one product (`vgjax.blocks.dense`).
         key, value = scales.sigma_qk * h, scales.sigma_vo * h
         mask = jnp.tril(jnp.ones((1, len(h), len(h)), bool)) if self.causal else None
         return scales.sigma_vo * self.attention(key / scales.temperature, key, value, mask=mask)

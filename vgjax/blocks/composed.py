@@ -57,6 +57,7 @@ class Chain(nnx.Module):
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size."""
         for i, part in enumerate(self._parts()):
+            # A step takes a normalized state, and the first part gets the chain's own.
             state = protocol.step(part, normalize(state)[0] if i else state, scales)
         return state
 
@@ -98,6 +99,7 @@ class Residual(nnx.Module):
     @property
     def scales(self) -> Mapping[str, Scale]:
         """Those of the branch and the shortcut, and the factors on both."""
+        # A gate is a parameter: where layers share it, the scale that multiplies it is one number.
         branch = Scale(1.0, "factor" if self.gate is None else "parameter")  # a gate is a parameter
         scales = protocol.scales_of(self.branch, self.shortcut) | {"branch": branch, "skip": Scale(1.0)}
         return scales | {name: scales[name]._replace(default=value) for name, value in self.defaults}
@@ -120,6 +122,7 @@ class Residual(nnx.Module):
         kept = protocol.step(self.shortcut, state, scales) if self.shortcut else state
         added = protocol.step(self.branch, state, scales)
         terms = ((scales.skip, kept), (self._factor(scales), added))
+        # A branch at 0 (ReZero) is an exact zero, which must not decide the exponent of the sum.
         return add(*(with_zero_exponent(FloatExp(factor * term.value, term.exponent)) for factor, term in terms))
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:

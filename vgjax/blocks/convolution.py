@@ -7,9 +7,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax import initializers
-from vgjax.activations import Activation, Elementwise
 from vgjax.blocks.dense import Affine
-from vgjax.blocks.protocol import Spec
 from vgjax.checks import known
 
 
@@ -24,7 +22,7 @@ class Conv(Affine):
         padding: ``"circular"`` or ``"zero"``.
         kernel_init: how the kernel is drawn, fan_in being channels_in times the window; ``"delta_orthogonal"`` is
             orthogonal at the centre of the window and 0 elsewhere.
-        activation, bias_init, before, after, names, dtype, rngs: as for `Dense`.
+        dtype, rngs, **affine: activation, before, after, names, bias_init: as for `Affine`.
 
     Raises:
         ValueError: an even kernel, an unknown padding, or delta-orthogonal with channels_in > channels_out.
@@ -40,14 +38,10 @@ class Conv(Affine):
         kernel_size: tuple[int, ...] = (3, 3),
         strides: int = 1,
         padding: str = "circular",
-        activation: str | Activation | Elementwise = "linear",
         kernel_init: str = "gaussian",
-        bias_init: str = "gaussian",
-        before: Spec | None = None,
-        after: Spec | None = None,
-        names: tuple[str, str] = ("sigma_w", "sigma_b"),
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **affine: Any,
     ):
         draw = initializers.convolution_initializer(kernel_init, kernel_size, channels_in, channels_out)
         self.conv = nnx.Conv(
@@ -58,10 +52,10 @@ class Conv(Affine):
             padding=initializers.PADDINGS[known("padding", padding, initializers.PADDINGS)],
             use_bias=False,
             param_dtype=dtype,
-            kernel_init=lambda key, _, dtype: draw(key, dtype),
+            kernel_init=lambda key, _, dtype: draw(key, dtype),  # its shape Flax tells as well
             rngs=rngs,
         )
-        super().__init__(channels_out, activation, before, after, names, bias_init, dtype, rngs)
+        super().__init__(channels_out, dtype=dtype, rngs=rngs, **affine)
 
     def product(self, a: Array) -> Array:
         """The convolution."""

@@ -23,10 +23,16 @@ class Affine(nnx.Module):
     Z is drawn at unit gain (``E Z_ij^2 = 1 / fan_in``), the bias z at unit variance. The scale multiplies the
     activation and not the kernel: over a grid of scales with one draw, all the grid is then one product.
 
-    Attributes:
-        activation: phi.
-        before, after: blocks on either side of phi (a normalization, dropout, a pooling), or None.
+    Args:
+        outputs: units that come out.
+        activation: phi: a name, an `Activation` or a callable.
+        before, after: specs of blocks on either side of phi (a normalization, dropout, a pooling).
         names: of the scales of kernel and bias.
+        bias_init: ``"gaussian"`` or ``"zero"``.
+        dtype: of the parameters.
+        rngs: where the draws come from.
+
+    Attributes:
         kernel_path: where the parameter that Z is made of stands.
     """
 
@@ -34,24 +40,25 @@ class Affine(nnx.Module):
     activation: Activation
     before: Any
     after: Any
-    names: tuple[str, str]
     bias: nnx.Param
 
     def __init__(
         self,
         outputs: int,
-        activation: str | Activation | Elementwise,
-        before: Spec | None,
-        after: Spec | None,
-        names: tuple[str, str],
-        bias_init: str,
+        *,
+        activation: str | Activation | Elementwise = "linear",
+        before: Spec | None = None,
+        after: Spec | None = None,
+        names: tuple[str, str] = ("sigma_w", "sigma_b"),
+        bias_init: str = "gaussian",
         dtype: Any,
         rngs: nnx.Rngs,
     ):
         self.activation = activations.get(activation)
-        self.names = names
+        self.names, self.bias_init = names, bias_init
         self.before = before.build(rngs) if before else None
         self.after = after.build(rngs) if after else None
+        # Drawn after the kernel, whose subclass comes first: the order of the draws is part of what a key means.
         self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype))
 
     @property
@@ -84,6 +91,7 @@ class Affine(nnx.Module):
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size; the result is not normalized."""
+        # Normalized between the parts: each step takes a normalized state.
         if self.before:
             state = normalize(protocol.step(self.before, state, scales))[0]
         a = activations.apply(self.activation, state)
@@ -110,13 +118,8 @@ class Dense(Affine):
 
     Args:
         fan_in, fan_out: sizes of the states before and after.
-        activation: phi: a name, an `Activation` or a callable.
         kernel_init: how the kernel is drawn, a name in `initializers.KERNEL_INITS`.
-        bias_init: ``"gaussian"`` or ``"zero"``.
-        before, after: specs of blocks on either side of phi: ``W after(phi(before(h))) + b``.
-        names: of the scales of kernel and bias.
-        dtype: of the parameters.
-        rngs: where the draws come from.
+        **affine: activation, before, after, names, bias_init: as for `Affine`.
     """
 
     def __init__(
@@ -124,30 +127,29 @@ class Dense(Affine):
         fan_in: int,
         fan_out: int,
         *,
-        activation: str | Activation | Elementwise = "linear",
         kernel_init: str = "gaussian",
-        bias_init: str = "gaussian",
-        before: Spec | None = None,
-        after: Spec | None = None,
-        names: tuple[str, str] = ("sigma_w", "sigma_b"),
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **affine: Any,
     ):
-        self.draws = kernel_init, bias_init
+        self.kernel_init = kernel_init
         draw = initializers.kernel_initializer(kernel_init)
         self.kernel = nnx.Param(draw(rngs.params(), (fan_in, fan_out), dtype))
-        super().__init__(fan_out, activation, before, after, names, bias_init, dtype, rngs)
+        super().__init__(fan_out, dtype=dtype, rngs=rngs, **affine)
 
     @property
     def theory_arguments(self) -> TheoryArguments | None:
         """``W after(phi(before(h))) + b``, where normalization and dropout are all that stands around phi."""
         fields: dict[str, Any] = {}
+        # A part says what it sets as a dict; one that theory does not know says nothing, and neither does the layer.
         for place, part in (("preactivations", self.before), ("activations", self.after)):
             told = {} if part is None else protocol.declared(part, "theory_arguments")
             if not isinstance(told, dict):
                 return None
             fields |= told | ({"norm_on": place} if "norm" in told else {})
-        return TheoryArguments(self.activation, *self.draws, self.kernel.shape, self.names, **fields)
+        return TheoryArguments(
+            self.activation, self.kernel_init, self.bias_init, self.kernel.shape, self.names, **fields
+        )
 
     def product(self, a: Array) -> Array:
         """The matrix product."""

@@ -54,6 +54,7 @@ class Dropout(nnx.Module):
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""
+        # The rate meets the noise here and not where it is drawn: one draw serves all rates of a sweep.
         rate, noise = scales.dropout, self.noise[...]
         if self.distribution == "bernoulli":
             return jnp.where(noise >= rate, h / (1 - rate), 0)

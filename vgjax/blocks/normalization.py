@@ -70,6 +70,7 @@ class Norm(nnx.Module):
 
     def __call__(self, h: Array) -> Array:
         """Of the state's shape."""
+        # Flax's group norm takes the first of several axes for a batch; one image has none.
         return self.norm(h[None])[0] if self.kind == "group" else self.norm(h)
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
@@ -78,6 +79,7 @@ class Norm(nnx.Module):
         if self.kind == "batch_running":
             return euler(lambda h: nnx.clone(self)(h), state)
         value = nnx.clone(self)(to_float_clipped(state))  # a copy: see `protocol.step`
+        # Without epsilon, scale cancels: nothing beyond the range is left to tell.
         if not self.norm.epsilon:
             return from_float(value)
         offset = jnp.zeros_like(value) if self.kind == "rms" else jnp.broadcast_to(self.norm.bias[...], value.shape)

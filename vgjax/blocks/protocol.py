@@ -88,8 +88,10 @@ def scales_of(*blocks: Any) -> dict[str, Scale]:
     scales: dict[str, Scale] = {}
     for block in blocks:
         for name, value in (declared(block, "scales") or {}).items():
+            # A bare number is the short form of what needs no rule.
             scale = value if isinstance(value, Scale) else Scale(float(value))
             known(f"the kind of scale {name}", scale.kind, KINDS)
+            # One number is handed to all blocks that read the name: two kinds would be two meanings.
             if name in scales and scales[name].kind != scale.kind:
                 raise ValueError(f"scale {name} must be of one kind, got {scales[name].kind} and {scale.kind}")
             scales[name] = scale
@@ -200,6 +202,7 @@ def block_info(spec: Spec) -> BlockInfo:
         parts = tuple(declared(block, "parts") or ())
         info.append(BlockInfo(graph, trainable, scales_of(block), declared(block, "homogeneity"), parts, noisy, theory))
 
+    # Traced, not run, so that nothing is drawn; the graph is static and leaves by the list, as a result cannot.
     jax.eval_shape(build)
     return info[0]
 

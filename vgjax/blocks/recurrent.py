@@ -46,6 +46,7 @@ class _Cell(nnx.Module):
         rngs: nnx.Rngs,
     ):
         def kernels(name: str, fan_in: int) -> nnx.Param:
+            # Gate by gate: each is orthogonal where orthogonal is asked for, which a part of a wider draw is not.
             draw = initializers.kernel_initializer(name)
             draws = [draw(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)]
             return nnx.Param(jnp.concatenate(draws, axis=1))
@@ -127,7 +128,8 @@ class LSTMCell(_Cell):
     """
 
     gates = 4
-    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(1.0, "offset")}
+    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(1.0, "offset")}  # Jozefowicz et al. 2015
+    # Both parts in one array: a state is one number with one exponent, and the loss sees both.
     parts = ("h", "c")
 
     def _gates(self, state: Array, scales: Scales, x: Array) -> tuple[Array, Array, Array, Array]:
@@ -167,6 +169,7 @@ class GRUCell(_Cell):
         **options: Any,
     ):
         super().__init__(width, inputs, bias_init=bias_init, dtype=dtype, rngs=rngs, **options)
+        # The candidate has a bias on either side of the reset gate (as in cuDNN), which no other gate needs.
         self.recurrent_bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), width, dtype))
 
     def _gates(self, h: Array, scales: Scales, x: Array) -> tuple[Array, Array, Array]:

@@ -115,7 +115,7 @@ class Measurement(ABC):
         return arrays
 
 
-def checked_batch(network: Network, x: ArrayLike) -> tuple[bool, tuple[Array, ...]]:
+def checked_batch(network: Network, x: ArrayLike) -> tuple[bool, tuple[np.ndarray, ...]]:
     """x as an array, and whether it is a batch of inputs."""
     check_input(network, x, batch=True)
     x = np.asarray(x)

@@ -27,7 +27,7 @@ from vgjax.ensembles.sweep import Case
 from vgjax.initializers import Scales
 from vgjax.measure import naive
 from vgjax.measure.gradients import GradientFlow
-from vgjax.networks.builders import gru, lstm, mlp, rnn
+from vgjax.networks.builders import branch, gru, lstm, mlp, norm, rnn
 from vgjax.networks.calibration import check_unit_variance, unit_variance
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
@@ -245,8 +245,8 @@ def remedies(
 ) -> dict[str, Remedy]:
     """A network whose gradients vanish or explode, and what the textbooks advise: networks of a sweep, by name.
 
-    ``vgjax.sweep(vgjax.remedies("vanishing"), *vgjax.ensembles.remedy_examples("vanishing"), measure=vgjax.first_steps(),
-    leading="example", key=key)`` measures them all; `remedy_table` prints it, `vgjax.plots.remedies` draws it.
+    ``vg.sweep(vg.remedies(), *vg.ensembles.remedy_examples(), measure=vg.first_steps(), leading="example", key=key)``
+    measures them all; `remedy_table` prints it, `vgjax.plots.remedies` draws it.
 
     Args:
         kind: ``"vanishing"``: a sigmoid network of 50 hidden layers; ``"exploding"``: a ReLU network of 50 hidden
@@ -359,9 +359,9 @@ def _vanishing(layers: int, width: int, examples: int) -> dict[str, Remedy]:
         "ReLU, He weights": Remedy(net(activation="relu"), {"sigma_w": _HE}),
         "SELU, LeCun weights": Remedy(net(activation="selu")),
         "layer norm": Remedy(net(activation="sigmoid", norm="layer")),
-        "batch norm": Remedy(net(activation="sigmoid", norm="batch", batch=examples)),
+        "batch norm": Remedy(net(activation="sigmoid", norm=norm("batch", batch=examples))),
         "residual": Remedy(net(activation="sigmoid", residual="pre")),
-        "ReZero": Remedy(net(activation="sigmoid", residual="pre", scheme="rezero")),
+        "ReZero": Remedy(net(activation="sigmoid", residual=branch("pre", scheme="rezero"))),
     }
 
 
@@ -382,9 +382,9 @@ def _exploding(layers: int, width: int, examples: int) -> dict[str, Remedy]:
         "unit variance (LSUV)": replace(unchanged, unit_variance=True),
         "He weights": Remedy(net(), {"sigma_w": _HE}),
         "layer norm": Remedy(net(norm="layer"), large),
-        "batch norm": Remedy(net(norm="batch", batch=examples), large),
+        "batch norm": Remedy(net(norm=norm("batch", batch=examples)), large),
         "residual": Remedy(net(residual="pre"), large),
-        "residual, branch / sqrt(depth), He": Remedy(net(residual="pre", scheme="stable"), {"sigma_w": _HE}),
+        "residual, branch / sqrt(depth), He": Remedy(net(residual=branch("pre", scheme="stable")), {"sigma_w": _HE}),
     }
 
 

@@ -247,7 +247,7 @@ class Result:
         xr, sizes = _xarray(), self.sizes
         units = {name: {"units": NATURAL} if name.startswith("log_") else {} for name in self.arrays}
         variables = {name: ((*self.lead, *self.dims[name]), a, units[name]) for name, a in self.arrays.items()}
-        counted = {dim: np.arange(sizes[dim]) for dim in ("seed", "layer") if dim in sizes}
+        counted: dict[str, Any] = {dim: np.arange(sizes[dim]) for dim in ("seed", "layer") if dim in sizes}
         counted |= {"block": np.arange(1, sizes["block"] + 1)} if "block" in sizes else {}
         named: dict[str, Any] = {"network": np.array(list(self.networks))} if self.several else {}
         if self.several and None not in self.networks.values():

@@ -372,7 +372,8 @@ def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings:
         for name in names
     }
     arrays = {name: _stacked([each.get(name) for each in whole]) if many else whole[0][name] for name in names}
-    first, coordinates = jobs[0], {}
+    first = jobs[0]
+    coordinates: dict[str, np.ndarray] = {}
     for job in jobs:  # of several networks the longest
         for dim, values in job.measure.coordinates(job.network).items():
             coordinates[dim] = max(coordinates.get(dim, values), values, key=len)

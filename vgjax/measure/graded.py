@@ -113,7 +113,7 @@ def restored(product: UDT, moved: Array, noise: ArrayLike | None = None) -> tupl
     """
     norms = jnp.sqrt(jnp.sum(moved * moved, axis=0))
     alive = (product.exponents > ZERO) & (norms > 0)
-    weight = jnp.where(alive, jnp.log2(jnp.where(alive, norms, 1)) + product.exponents, -jnp.inf)
+    weight = jnp.where(alive, jnp.log2(jnp.where(alive, norms, 1)) + product.exponents.astype(norms.dtype), -jnp.inf)
     order = jnp.argsort(-weight)
     alive, exponents, mixing = alive[order], product.exponents[order], product.mixing[order]
     basis, r = jnp.linalg.qr(moved[:, order])

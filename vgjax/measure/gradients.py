@@ -155,26 +155,23 @@ def _gradient_flow(parameters: Parameters, scales: Scales, xs: Array, ys: Array,
     extras = list(zip(forward.reports, _entering_before(network, entering), strict=True))
     carry, reports = layers.scan(carry, functools.partial(_visit_back, names), extras=extras, reverse=True)
     first, log_first = jax.vmap(normalize)(carry.cotangent)
-    log_parameter_gradient = of_head | _of_stem(layers.stem, xs, first)
+    of_stem = _of_stem(layers.stem, xs, first)
     log_mean_square, first_inexact = jax.vmap(functools.partial(describe_states, network))(forward.log_norms)
-    depths = [stage.depth for stage in network.stages]
-    of_state = joined([(report.log_gradient, report.log_gradient_parts) for report in reports])
+    report = _of_all_layers(reports, network)
     log_gradient, parts = jax.tree.map(
-        lambda first, rest: jnp.concatenate([first[:, None], rest.T], axis=1),
+        lambda first, rest: jnp.concatenate([first[:, None], rest], axis=1),
         (log_first, _part_logs(first, names)),
-        of_state,
+        (report.log_gradient, report.log_gradient_parts),
     )
-    return GradientFlow(
+    of_state = (
         log_mean_square,
         log_gradient,
-        log_parameter_gradient | by_path([report.log_parameter_gradient for report in reports], depths),
+        of_head | of_stem | report.log_parameter_gradient,
         _logs(carry.tied),
         parts,
-        {name: a.T for name, a in by_path([report.diagnostics for report in reports], depths).items()},
-        *(joined([getattr(report, name) for report in reports]).T for name in ("mean_square_slope", "saturation")),
-        saturated,
-        first_inexact,
     )
+    of_block = report.diagnostics, report.mean_square_slope, report.saturation
+    return GradientFlow(*of_state, *of_block, saturated, first_inexact)  # type: ignore[call-arg]
 
 
 of_batch = functools.partial(jax.jit, static_argnames="loss")(_gradient_flow)
@@ -211,6 +208,16 @@ def _visit_back(
         *_slope_statistics(layer, states),
     )
     return _Carry(back.before if entering is None else _sum(back.before, entering), tied), report
+
+
+def _of_all_layers(reports: list[_Report], network: Network) -> _Report:
+    """The reports of the stages as one, series with a leading batch axis; of parameters there is none."""
+    depths = [stage.depth for stage in network.stages]
+    series = {n: [getattr(report, n) for report in reports] for n in _Report._fields}
+    by_name = {n: by_path(series[n], depths) for n in ("log_parameter_gradient", "diagnostics")}
+    whole = _Report(**{n: by_name.get(n) or joined(series[n]) for n in _Report._fields})  # type: ignore[arg-type]
+    turned = jax.tree.map(lambda a: a.T, whole._replace(log_parameter_gradient={}))
+    return turned._replace(log_parameter_gradient=whole.log_parameter_gradient)
 
 
 def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, Array]:

@@ -103,7 +103,7 @@ def stretches(origin: Origin, basis: Array) -> Array:
     def visit(layer: Layer, state: FloatExp, basis: Array, _: None) -> tuple[Array, Array]:
         h = to_float_clipped(state)
         basis, r = jnp.linalg.qr(columns(jax.linearize(layer, h)[1], basis.T.reshape(-1, *h.shape)))
-        return basis, jnp.log(jnp.abs(jnp.diagonal(r))) + LN2 * layer.exponent_shift(state)
+        return basis, jnp.log(jnp.abs(jnp.diagonal(r))) + LN2 * layer.exponent_shift(state).astype(r.dtype)
 
     return joined(origin.layers.walk(origin.state, visit, basis).reports)
 
@@ -174,6 +174,7 @@ def _of_layers(origin: Origin, f: Callable[[Array, Array], Array]) -> Array:
     """f of every layer's Jacobian and of ln of what is left to multiply it by, with a leading layer axis."""
 
     def visit(layer: Layer, state: FloatExp, _: None, __: None) -> tuple[None, Array]:
-        return None, f(jacobian(layer, to_float_clipped(state)), LN2 * layer.exponent_shift(state))
+        matrix = jacobian(layer, to_float_clipped(state))
+        return None, f(matrix, LN2 * layer.exponent_shift(state).astype(matrix.dtype))
 
     return joined(origin.layers.walk(origin.state, visit).reports)

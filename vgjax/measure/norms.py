@@ -26,8 +26,8 @@ class Frobenius(NamedTuple):
         standard_error: of log_norm, from the spread of the probes; 0 where it is exact.
     """
 
-    log_norm: np.ndarray
-    standard_error: np.ndarray
+    log_norm: np.ndarray | Array
+    standard_error: np.ndarray | Array
 
 
 def log_frobenius(
@@ -76,7 +76,7 @@ def checked_probes(probes: int) -> int:
 
 
 def probe_vectors(network: Network, probes: int | None, key: Array) -> Array:
-    """Directions u at the first state with sum E u u^T = 1: every unit vector, or random ones, shape ``(n, *state)``."""
+    """Directions u at the first state with sum E u u^T = 1, shape ``(n, *state)``: every unit vector, or random."""
     shape, size = state_shapes(network)[0], int(state_sizes(network)[0])
     if probes is None:
         return jnp.eye(size).reshape(-1, *shape)

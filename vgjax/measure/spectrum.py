@@ -226,7 +226,8 @@ def kept_products(origin: Origin, rotation: Array, depths: tuple[int, ...]) -> K
     extras = by_stage(network, (jnp.arange(1, network.depth + 1), jnp.asarray(slots[1:])))
     walked = layers.walk(origin.state, visit, start, extras=extras)
     end, first_inexact = walked.carry, describe_states(network, walked.log_norms)[1]
-    return Kept(*end.kept, end.condition, first_inexact, end.first_infinite)
+    exponents, mixing = end.kept
+    return Kept(exponents, mixing, end.condition, first_inexact, end.first_infinite)
 
 
 def finished(kept: Kept) -> Found:

@@ -69,6 +69,7 @@ class Layer:
     def exponent_shift(self, state: FloatExp) -> Array:
         """The power of two between the Jacobian at a state beyond the float range and that at `to_float_clipped`."""
         below, above = self._homogeneity(state)
+        # Most blocks: known while tracing, so that no operation is spent on it.
         if not below and not above:
             return jnp.zeros((), jnp.int32)
         beyond = residual_exponent(state)
@@ -109,6 +110,7 @@ class Layer:
         """The same layer with its noise drawn anew."""
         module = self.module()
         part: Any
+        # Numbered, so that two dropouts of one block have noise of their own.
         for i, (_, part) in enumerate(nnx.iter_modules(module)):
             if protocol.declared(part, "redraw"):
                 part.redraw(jax.random.fold_in(key, i))
@@ -125,6 +127,7 @@ class Layer:
 
     def module(self) -> nnx.Module:
         """The block as a Flax module that holds these parameters."""
+        # A copy: without it (flax 0.12) merging inside a vjp fails for modules that change their own state.
         return nnx.merge(block_info(self.spec).graph, self.parameters, copy=True)
 
 
@@ -144,6 +147,7 @@ class Homogeneity(NamedTuple):
 @untraced
 def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None) -> Homogeneity:
     """Measured on one draw, so that it holds for any block."""
+    # Where numbers begin to travel with an exponent is where the growth has to be known.
     far = 2.0 ** window_exponent(np.dtype(dtype))
     rng = np.random.default_rng(0)
 
@@ -152,7 +156,7 @@ def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[
 
     with jax.enable_x64(dtype == "float64"), np.errstate(divide="ignore", invalid="ignore"):
         like = jax.eval_shape(functools.partial(draw, spec), jax.random.key(0))
-        drawn = jax.tree.map(lambda leaf: _stand_in(leaf, normal), like)
+        drawn = _as_floats(dtype, jax.tree.map(lambda leaf: _stand_in(leaf, normal), like))
         layer = Layer(spec, drawn, unit_scales(spec, dtype), None if read is None else normal(read))
         h = normal(shape)
         v = normal(jax.eval_shape(Layer.__call__, layer, h).shape)
@@ -165,6 +169,7 @@ def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[
         # A few numbers once: what counts is how long it compiles.
         quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
         measured = jax.jit(log_sizes).lower(layer, h, v, np.ones((), dtype)).compile(quick)
+        # Two sizes an octave apart at either end: the difference of their log2 is the power.
         sizes = np.array([1 / far, 2 / far, far, 2 * far], dtype)
         logs = [jax.tree.map(np.asarray, measured(layer, h, v, size)) for size in sizes]
         growth = jax.tree.map(lambda a, b, c, d: (float(b - a), float(d - c)), *logs)
@@ -172,8 +177,14 @@ def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[
     of_state, of_parameters = growth
     # The Jacobian of any other growth (an activation that oscillates) is not covered, and counts as constant.
     below, above = (-1 if abs(g + 1) < 0.1 else 0 for g in of_state)
+    # No growth is seen where the derivative is exactly zero (a branch at 0): its logarithm is -inf.
     rounded = {path: tuple(round(g) if np.isfinite(g) else 0 for g in ends) for path, ends in of_parameters.items()}
     return Homogeneity((below, above), rounded)  # type: ignore[arg-type]
+
+
+def _as_floats(dtype: str, tree: Any) -> Any:
+    """Numbers of numpy in a dtype, as far as they are floating-point ones."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Any]) -> Any:
@@ -182,6 +193,7 @@ def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], An
         return jnp.broadcast_to(jax.random.key(0), leaf.shape)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return np.zeros(leaf.shape, leaf.dtype)
+    # Ones, not zeros: a zero gain or bias would hide what stands behind it.
     if len(leaf.shape) < 2:
         return np.ones(leaf.shape, leaf.dtype)
     return (normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(leaf.dtype)

@@ -56,11 +56,13 @@ class Layers:
     def head(self) -> Layer | None:
         """The head, at unit gain."""
         spec = self.network.head
+        # The head is no layer of the product that theory and sweeps are about: its gain is not swept.
         return Layer(spec, self.parameters.head, unit_scales(spec, self.parameters.dtype)) if spec else None
 
     def first_state(self, x: Array) -> FloatExp:
         """s_0, not normalized."""
         x = x.astype(self.parameters.dtype)
+        # Without a stem the walk normalizes: it does so before every layer.
         return self.stem.step(normalize(from_float(x))[0]) if self.stem else from_float(x)
 
     def scan(
@@ -83,6 +85,7 @@ class Layers:
         for i in reversed(range(len(stages))) if reverse else range(len(stages)):
             stage, tree = stages[i], self.parameters.stages[i]
 
+            # The loop's variables as defaults: a closure over them would see those of the last stage.
             def body(carry: Any, xs: Any, stage: Stage = stage, tree: Tree | Stream = tree) -> tuple[Any, Any]:
                 stacked, (scales, x), extra = xs
                 if isinstance(tree, Stream):

@@ -65,9 +65,11 @@ class Network:
     stages: tuple[Stage, ...]
     head: Spec | None
     input_shape: tuple[int, ...]
+    # Not compared: it would compile equal networks twice.
     name: str = field(default="network", compare=False)
 
     def __post_init__(self) -> None:
+        # Gradients of tied parameters are summed by path, which two such stages would share.
         if sum(stage.tied for stage in self.stages) > 1:
             raise ValueError("a network may have one stage of tied parameters, got several")
         if len({stage.read for stage in self.stages}) > 1:
@@ -101,6 +103,7 @@ class Network:
     def activation(self) -> str | None:
         """Name of the blocks' activation, linear layers aside; None if they have none or differ."""
         names = {a.name for stage in self.stages for a in _activations(stage.spec)} - {"linear"}
+        # "linear" where nothing else is, but not for blocks that tell no activation at all.
         if not names and all(any(_activations(stage.spec)) for stage in self.stages):
             return "linear"
         return names.pop() if len(names) == 1 else None
@@ -109,12 +112,12 @@ class Network:
     def theory_arguments(self) -> TheoryArguments | None:
         """What mean-field theory has to be given of a stack whose layers have each their own draw and differ in nothing
         but their sizes; None where theory has nothing."""
-        layers = [None if stage.tied or stage.driven else block_info(stage.spec).theory for stage in self.stages]
-        if None in layers or len({layer and layer._replace(widths=()) for layer in layers}) != 1:
+        told = [block_info(stage.spec).theory for stage in self.stages if not (stage.tied or stage.driven)]
+        layers = [layer for layer in told if layer is not None]
+        if len(layers) < len(self.stages) or len({layer._replace(widths=()) for layer in layers}) > 1:
             return None
-        sizes = [layer.widths for layer in layers if layer]
-        behind = (b for (_, b), stage in zip(sizes, self.stages, strict=True) for _ in range(stage.depth))
-        return layers[0] and layers[0]._replace(widths=(sizes[0][0], *behind))
+        behind = (layer.widths[1] for layer, s in zip(layers, self.stages, strict=True) for _ in range(s.depth))
+        return layers[0]._replace(widths=(layers[0].widths[0], *behind))
 
     @property
     def exact_range(self) -> tuple[bool, bool]:
@@ -135,6 +138,7 @@ def _activations(spec: Spec) -> Iterator[Activation]:
 @functools.cache
 def state_shapes(network: Network) -> tuple[tuple[int, ...], ...]:
     """Shapes of the first state and of the state behind every stage."""
+    # float32 for any dtype: only shapes are read, and float64 may be switched off here.
     x, at_layer = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (network.input_shape, network.input_shape[1:]))
     states = [shape_after(network.stem, x) if network.stem else x]
     for stage in network.stages:
@@ -180,13 +184,14 @@ def _by_x(shape: tuple[int, ...]) -> str:
 
 
 def _extras(network: Network) -> Iterator[str]:
-    parts = [part for stage in network.stages for part in stage.spec.nested()]
-    options, kinds = [dict(part.options) for part in parts], []
-    for part in dict.fromkeys(part for part in parts if part.block.__name__ not in _UNSAID):
-        kinds.append(" ".join([*(a for a in part.arguments if isinstance(a, str)), part.block.__name__.lower()]))
-    yield from dict.fromkeys(kinds)
-    yield from {str(o["kernel_init"]) for o in options if o.get("kernel_init", "gaussian") != "gaussian"}
-    yield from {str(o["dtype"]) for o in options if o.get("dtype", "float32") != "float32"}
+    words: list[str] = []
+    for part in (part for stage in network.stages for part in stage.spec.nested()):
+        if part.block.__name__ not in _UNSAID:
+            kinds = (argument for argument in part.arguments if isinstance(argument, str))
+            words.append(" ".join([*kinds, part.block.__name__.lower()]))
+        options = {"kernel_init": "gaussian", "dtype": "float32"} | dict(part.options)
+        words += [str(options[name]) for name in ("kernel_init", "dtype")]
+    yield from (word for word in dict.fromkeys(words) if word not in ("gaussian", "float32"))
     if any(stage.tied and not stage.driven for stage in network.stages):
         yield "tied"
     if network.every_step:

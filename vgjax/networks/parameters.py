@@ -73,6 +73,7 @@ def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _init(key: Array, network: Network, stream: bool) -> Parameters:
+    # Apart, so that a network with another stem or depth has the same blocks.
     stem_key, block_key, head_key = jax.random.split(key, 3)
     layer_keys = jax.vmap(functools.partial(jax.random.fold_in, block_key))(jnp.arange(network.depth))
     stages: list[Tree | Stream] = []

@@ -43,7 +43,8 @@ def network_from_json(described: Json) -> Network | None:
             input_shape=tuple(described["input_shape"]),
             name=described["name"],
         )
-    except (AttributeError, KeyError, TypeError, ValueError):  # what a dict of another shape runs into
+    # What a dict of another shape runs into, and names that this version does not know.
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
 
 

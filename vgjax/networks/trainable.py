@@ -93,9 +93,11 @@ def redrawn(parameters: Parameters, key: Array) -> Parameters:
             return tree
         here = jax.random.fold_in(key, i)
         draw_one = lambda tree, key: Layer(spec, tree, Scales()).redrawn(key).parameters  # noqa: E731
+        # A path "blocks/1" is of the second stage, whose layers have an axis in front; "stem" and "head" have none.
         stage = parameters.network.stages[int(where.split("/")[1])] if "/" in where else None
         if stage is None or stage.tied:
             return draw_one(tree, here)
+        # Noise is a few numbers a layer: unlike kernels (`init`), all at once.
         return jax.vmap(draw_one)(tree, jax.random.split(here, stage.depth))
 
     return _assemble(parameters, {at[0]: put(i, at[0], *at[1]) for i, at in enumerate(_subtrees(parameters).items())})

@@ -22,7 +22,7 @@ def remedies(*found: "Result") -> "Figure":
     Mean over the draws, with standard errors.
 
     Args:
-        *found: sweeps of `vgjax.first_steps` over `vgjax.remedies`, one row of panels each; the first network is on top.
+        *found: sweeps of `vgjax.first_steps` over `vgjax.remedies`, a row of panels each; the first network is on top.
     """
     from matplotlib.figure import Figure
 

@@ -55,9 +55,9 @@ class Trainings(Measurement):
     batch_size: int | None
     snapshots: SnapshotConfig
     dtype: str | None
-    # Numbers, not a part of what is compiled: a sweep hands them to the program and fingerprints them as its inputs.
-    data: Examples | None = field(compare=False, repr=False)
-    test: Examples | None = field(compare=False, repr=False)
+    # To train on and, if there are any, to test on. Numbers, no part of what is compiled: a sweep hands them to the
+    # program, and fingerprints them, as its inputs.
+    examples: tuple[Examples, ...] = field(compare=False, repr=False)
 
     name: ClassVar[str] = "trainings"
     number_names: ClassVar[tuple[str, ...]] = (RATE,)
@@ -76,15 +76,14 @@ class Trainings(Measurement):
 
     def compiled_for(self) -> "Trainings":
         """Without the examples, which would be kept as long as the program."""
-        return replace(self, data=None, test=None)
+        return replace(self, examples=())
 
     def check(self, network: Network, inputs: tuple[ArrayLike, ...]) -> tuple[bool, tuple[Any, ...]]:
-        """The examples as inputs of the program: those to train on and, if there are any, those to test on."""
+        """The examples as inputs of the program."""
         if inputs:
             raise ValueError(f"trainings takes no inputs beside its data, got {len(inputs)}")
-        data, test = self._examples()
-        self._config(network, data, test)
-        return False, (*data, *(test or ()))
+        self._config(network, *self.examples)
+        return False, tuple(a for each in self.examples for a in each)
 
     def numbers(self, network: Network, given: Mapping[str, Any]) -> dict[str, Any]:
         """Learning rates by group of parameters, ``learning_rate_stem``; of an optimizer that has its own, none."""
@@ -126,7 +125,7 @@ class Trainings(Measurement):
         units = self._units(network) // (network.depth + 1)
         most = max(1, (_CACHED if jax.default_backend() == "cpu" else _UNITS) // units)
         together = min(most, chunk_size(points, self.bytes_per_point(network), memory))
-        cost = 6 * _weights(network) * self._minibatch(network) * self.num_steps
+        cost = 6 * _weights(network) * self._config(network, *self.examples).batch_size * self.num_steps
         size = min(-(-points // workers), together * max(1, int(_WORK / cost / together)))
         batches = -(-size // together)
         together = -(-size // batches)
@@ -134,23 +133,15 @@ class Trainings(Measurement):
 
     def computing(self, network: Network) -> AbstractContextManager[Any]:
         """In its dtype."""
-        return contextlib.nullcontext() if self.dtype is None else jax.enable_x64(self.dtype == "float64")
+        return _precision(self.dtype)
 
-    def _examples(self) -> tuple[Examples, Examples | None]:
-        if self.data is None:
-            raise ValueError("trainings needs data, got none")
-        return self.data, self.test
-
-    def _config(self, network: Network, data: Examples, test: Examples | None) -> TrainConfig:
+    def _config(self, network: Network, data: Examples, test: Examples | None = None) -> TrainConfig:
         about: dict[str, Any] = {"optimizer": self.optimizer, "schedule": self.schedule, "num_steps": self.num_steps}
         return checked_config(network, data, test, **about, batch_size=self.batch_size)
 
-    def _minibatch(self, network: Network) -> int:
-        return self._config(network, *self._examples()).batch_size
-
     def _units(self, network: Network) -> int:
         """Of all states of a minibatch."""
-        config = self._config(network, *self._examples())
+        config = self._config(network, *self.examples)
         return int(state_sizes(network).sum()) * config.batch_size // config.per_state
 
 
@@ -174,9 +165,9 @@ def trainings(
     Seed s is drawn once for all points: with ``weights, rest = jax.random.split(jax.random.fold_in(key, s))`` it is
     ``train(init(weights, network), scales, data, ..., key=rest)``.
 
-    Variables: ``loss`` of every ``update``; ``first_nonfinite``, as in `vgjax.training.Training`; ``diverged``: whether anything
-    was not finite at some step; ``converged``: all finite, and the mean loss of the last tenth of the updates below the
-    first one's; and at every ``step`` of a snapshot ``train_loss``, ``train_accuracy``, ``test_loss``,
+    Variables: ``loss`` of every ``update``; ``first_nonfinite``, as in `vgjax.training.Training`; ``diverged``: whether
+    anything was not finite at some step; ``converged``: all finite, and the mean loss of the last tenth of the
+    updates below the first one's; and at every ``step`` of a snapshot ``train_loss``, ``train_accuracy``, ``test_loss``,
     ``test_accuracy`` and ``log_gradient`` by ``layer``, as in `vgjax.training.Snapshots`.
 
     Args:
@@ -191,9 +182,13 @@ def trainings(
     num_steps = positive_integer("num_steps", num_steps)
     snapshots = SnapshotConfig((), gradients=False) if snapshots is None else snapshots
     snapshots.steps_of(num_steps)
-    with contextlib.nullcontext() if dtype is None else jax.enable_x64(dtype == "float64"):
-        examples, held_out = as_examples("data", data), None if test is None else as_examples("test", test)
-    return Trainings(optimizer, num_steps, schedule, batch_size, snapshots, dtype, examples, held_out)
+    with _precision(dtype):
+        examples = as_examples("data", data), *(() if test is None else (as_examples("test", test),))
+    return Trainings(optimizer, num_steps, schedule, batch_size, snapshots, dtype, examples)
+
+
+def _precision(dtype: str | None) -> AbstractContextManager[Any]:
+    return contextlib.nullcontext() if dtype is None else jax.enable_x64(dtype == "float64")
 
 
 @functools.cache

@@ -42,6 +42,7 @@ class Normalization(NamedTuple):
 
     def block(self, features: int, dtype: str) -> Spec:
         """The normalization by itself."""
+        # Left out where it means nothing, so that equal norms are equal specs.
         groups = {"groups": self.groups} if self.kind == "group" else {}
         return spec(blocks.Norm, self.kind, features, epsilon=self.epsilon, dtype=dtype, **groups)
 
@@ -61,6 +62,7 @@ def norm(
     Raises:
         ValueError: an unknown name, a negative epsilon, or ``"batch"`` without at least two examples.
     """
+    # epsilon is that of Flax's layer norm; its batch norm has 1e-5, but here a default means the same everywhere.
     known("norm", kind, NORMS), known("on", on, ("preactivations", "activations"))
     finite("epsilon", epsilon, "not negative", lambda v: v >= 0)
     if kind == "batch" and (batch is None or batch < 2):
@@ -208,11 +210,13 @@ def _scheme_defaults(scheme: str, branch: Spec, depth: int | None) -> tuple[tupl
         return (("branch", length**-0.5),)
     declared = block_info(branch).scales
     if scheme == "deepnorm":
+        # Wang et al. 2022, of an encoder alone; query and key kernels keep unit gain.
         beta = (8 * length) ** -0.25
         return (("skip", (2 * length) ** 0.25), *((n, beta) for n in ("sigma_vo", "sigma_w") if n in declared))
     kernels = [part for part in branch.nested() if issubclass(part.block, Affine)]
     if len(kernels) < 2 or "sigma_v" not in declared:
         raise ValueError(f"fixup needs a branch of at least 2 kernels, the last scaled by sigma_v, got {len(kernels)}")
+    # Section 3 of Zhang et al. 2019: He's gain first, then the factor for the depth.
     gain = _he_gain(dict(kernels[-1].options)["activation"])  # type: ignore[arg-type]
     return (("sigma_w", gain * length ** (-1 / (2 * len(kernels) - 2))), ("sigma_v", 0.0))
 
@@ -247,6 +251,7 @@ def _affine(
 ) -> dict[str, Any]:
     known("bias_init", bias_init, initializers.BIAS_INITS)
     options = {"activation": activations.get(activation), "kernel_init": kernel_init, "bias_init": bias_init}
+    # Left out where they are the block's own, so that equal layers are equal specs and one stage.
     named = {"names": names} if names != ("sigma_w", "sigma_b") else {}
     return {**options, "dtype": dtype_name(dtype), **named}
 
@@ -266,6 +271,7 @@ def _around(
     if dropout is not None:
         known("dropout", dropout, ("bernoulli", "gaussian"))
         shape = (*(norm.leading if norm else ()), features)
+        # One noise for every number of a state, and so one for every example of a batch that is the state.
         noise = [spec(blocks.Dropout, shape, distribution=dropout, dtype=dtype)]
     ends = {
         "before": [*([before] if before else []), *(normed if place == "preactivations" else [])],

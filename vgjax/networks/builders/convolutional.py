@@ -93,13 +93,14 @@ def resnet(
     skips = as_branch(residual, STACK_SCHEMES)
     layer = _layer(activation, norm, image, kernel_size, padding, kernel_init, bias_init, dtype)
     block = functools.partial(residual_block, layer, skips, depth=sum(depths))
+    # Gaussian: a projection may lead to fewer channels, which a delta-orthogonal kernel cannot.
     narrow = {"activation": "linear", "norm": None, "kernel_size": (1,) * (len(image) - 1), "kernel_init": "gaussian"}
     specs: list[Spec] = [block(widths[0], widths[0])] * depths[0]
     for before, after, length in zip(widths[:-1], widths[1:], depths[1:], strict=True):
         specs.append(block(before, after, shortcut=layer(before, after, strides=2, **narrow), strides=2))
         specs += [block(after, after)] * (length - 1)
     names = ("sigma_in" if skips.scheme == "fixup" else "sigma_w", "sigma_b")
-    return _network(specs, layer, image, (widths[0], widths[-1]), outputs, "resnet", names)
+    return _network(specs, layer, image, (widths[0], widths[-1]), outputs, "resnet", names, bare=skips.kind == "post")
 
 
 def _layer(
@@ -127,12 +128,13 @@ def _network(
     outputs: int,
     name: str,
     names: tuple[str, str] = ("sigma_w", "sigma_b"),
+    bare: bool = False,
 ) -> Network:
-    """The blocks between a convolution of the image and a head that reads the mean over it."""
+    """The blocks between a convolution of the image and a head that reads the mean of phi (or bare) over it."""
     options = layer.keywords
     norm: Normalization | None = options["norm"]
     ends: dict[str, Any] = {"kernel_init": end_init(options["kernel_init"])}
-    kept = {name: options[name] for name in ("activation", "norm", "dtype")}
+    kept = {option: options[option] for option in ("dtype", *(() if bare else ("activation", "norm")))}
     pool = spec(blocks.Pool, len(image) - 1)
     return sequential(
         specs,

@@ -41,8 +41,8 @@ def mlp(
         inputs, outputs: sizes of one input and one output.
         norm: a kind of normalization (layer, rms, group, batch, batch_running), or `vgjax.norm` with its options.
         dropout: bernoulli or gaussian noise on the activations, at the rate of the scale ``dropout``.
-        residual: a kind of skip connection (pre, plain, post), or `vgjax.networks.branch` with its options. With the scheme
-            fixup the stem has a scale ``sigma_in`` of its own.
+        residual: a kind of skip connection (pre, plain, post), or `vgjax.networks.branch` with its options. With
+            the scheme fixup the stem has a scale ``sigma_in`` of its own.
         stem: False leaves the first layer out: the input is h^0, as in the theory.
         kernel_init, bias_init, dtype: as for `vgjax.dense`.
 

@@ -81,6 +81,7 @@ def residual_block(
     layers = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         options = (bare if skips.kind != "pre" else {}) | of_first if i == 0 else {}
+        # Scaled apart: Fixup sets the last kernel to 0, and the theory has sigma_v for it (Yang and Schoenholz 2017).
         if 0 < i == skips.layers - 1:
             options["names"] = ("sigma_v", "sigma_a")
         layers.append(layer(fan_in, fan_out, **options))
@@ -98,4 +99,5 @@ def end_init(kernel_init: str) -> str:
 
 def sizes(name: str, given: Any) -> tuple[int, ...]:
     """One or several sizes, checked."""
+    # As objects: numpy would make an int of True, and a float of all if one is.
     return tuple(positive_integer(name, size) for size in np.atleast_1d(np.asarray(given, object)))

@@ -134,6 +134,7 @@ def _recurrent(cell: type[nnx.Module], sizes: tuple[int, int, int, int], every_s
     return Network(
         stem=spec(blocks.Start, (len(parts), width) if parts else (width,)),
         stages=(Stage(spec(cell, width, inputs, **options), depth, tied=True, driven=True, read=every_step),),
+        # Gaussian whatever the cell's kernels are: an identity would read single units.
         head=dense(width, outputs, before=first_part, bias_init="zero", dtype=options["dtype"]),
         input_shape=(depth, inputs),
         name=cell.__name__.removesuffix("Cell").lower(),

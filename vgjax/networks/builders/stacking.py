@@ -40,6 +40,7 @@ def stack(
         raise ValueError(f"a Spec of {block.block.__name__} has its arguments already, got more of them")
     copied = block if isinstance(block, Spec) else spec(block, *arguments, **options)
     name = copied.block.__name__
+    # Told here: unhashable arguments would fail in the first compiled call, far from what was typed.
     try:
         hash(copied)
     except TypeError as error:
@@ -71,6 +72,7 @@ def sequential(
     if not rows:
         raise ValueError("a network needs at least one block, got none")
     shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    # Parameters decide the dtype of a network (`Parameters.dtype`): inputs are cast to it.
     state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
     state = shape_after(stem, state) if stem else state
     stages = []
@@ -91,6 +93,7 @@ def tied(network: Network) -> Network:
     Raises:
         ValueError: layers that are not all alike.
     """
+    # One draw is one stage: the sum over its layers is the gradient of the shared parameters.
     if len(network.stages) > 1 or not network.stages[0].keeps_shape:
         raise ValueError(f"layers must be all alike to share one draw, got {network!r}")
     return replace(network, stages=(replace(network.stages[0], tied=True),))

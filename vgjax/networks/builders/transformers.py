@@ -47,8 +47,8 @@ def transformer(
         hidden: width inside the feed-forward layer (left out: 4 width); 0 for attention alone.
         activation: phi of the feed-forward layer.
         norm: layer or rms, or `vgjax.norm` with its epsilon; None for none.
-        residual: where the norm stands: ``"pre"``: h + F(norm(h)), ``"post"``: norm(h + F(h)); or `vgjax.networks.branch` with
-            the kind and a scheme: stable, rezero, skipinit, or (with post) deepnorm.
+        residual: where the norm stands: ``"pre"``: h + F(norm(h)), ``"post"``: norm(h + F(h)); or
+            `vgjax.networks.branch` with the kind and a scheme: stable, rezero, skipinit, or (with post) deepnorm.
         causal: a token looks at itself and those before it only.
         kernel_init, dtype: as for `vgjax.dense`; biases are Gaussian.
 
@@ -69,6 +69,7 @@ def transformer(
     attention = spec(blocks.Attention, width, heads, causal=causal, **draws)
     branches = {"attention": {"attention": attention}}
     if hidden != 0:
+        # 4 width: Vaswani et al. 2017, section 3.3.
         inside = positive_integer("hidden", 4 * width if hidden is None else hidden)
         layer: Any = functools.partial(dense, **draws)
         branches["feed_forward"] = {
@@ -77,6 +78,7 @@ def transformer(
         }
     block = _block(branches, norm.block(width, draws["dtype"]) if norm else None, skips, depth, draws["dtype"])
     ends: dict[str, Any] = draws | {"kernel_init": end_init(kernel_init)}
+    # Under pre-LN the stream itself is never normalized, and so the head does it.
     last = {"norm": norm if skips.kind == "pre" else None, "after": spec(blocks.Pool, 1), "bias_init": "zero"}
     return sequential(
         [block] * depth,
