@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SIGMA_B = {"tanh": 0.3, "relu": 0.0} if SMALL else {"tanh": 0.3, "sin": 1.0, "relu": 0.0}
 STYLES = {"tanh": (plots.VANISHING, "s"), "sin": ("#1b7837", "^"), "relu": (plots.EXPLODING, "o")}
 DEPTH = 10**4 if SMALL else 10**5
-DRAWS = {16: (2, 20), 64: (2, 20)} if SMALL else {60: (40, 90), 250: (12, 200), 1000: (4, 200)}  # and layers, by width
+DRAWS = {16: (2, 20), 64: (2, 20)} if SMALL else {60: (80, 90), 250: (32, 200), 1000: (12, 200)}  # and layers, by width
 PAIRS = 8
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, STEPS, SEEDS, INPUTS = (16, 30, 2, 8) if SMALL else (128, 200, 8, 32)
+WIDTH, STEPS, SEEDS, INPUTS = (16, 30, 2, 8) if SMALL else (128, 200, 32, 32)
 SMALL_WEIGHTS, DRIVE = 0.01, 0.1  # scale of all kernels; of the input kernels where the recurrent ones differ
 BIASES: dict[str, tuple[float, ...]] = {"LSTM": (0.0, 1.0, 4.0), "GRU": (0.0, 4.0)}
 PLAIN = {"RNN": (np.nan,)}  # it has no gate
@@ -44,7 +44,7 @@ class Data:
 
 
 def compute() -> Data:
-    """Random inputs at every step, a random cotangent at the last; 8 draws."""
+    """Random inputs at every step, a random cotangent at the last; 32 draws."""
     size: dict[str, Any] = {"width": WIDTH, "depth": STEPS, "inputs": INPUTS}
     networks = {"RNN": vg.rnn(**size, bias_init="zero"), "LSTM": vg.lstm(**size), "GRU": vg.gru(**size)}
 
