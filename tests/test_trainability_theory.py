@@ -10,7 +10,7 @@ VARIANCE = np.array([1.0, 1.375, 1.75, 2.25, 3.0])
 
 
 def test_deep_networks_train_at_the_critical_variance_and_neither_in_order_nor_in_chaos():
-    critical = vg.theory.critical_sigma_w("tanh", sigma_b=SIGMA_B).sigma_w ** 2
+    critical = vg.theory.critical("tanh", sigma_b=SIGMA_B).sigma_w ** 2
     training, _ = vg.data.split(jax.random.key(9), vg.data.digits())
     networks = [vg.mlp(width=64, depth=depth, activation="tanh", inputs=64, outputs=10) for depth in (5, 80)]
     runs = vg.train_sweep(
