@@ -122,7 +122,7 @@ def edges() -> list[dict[str, Any]]:
         )
         sigma_w, sigma_b, x2 = (2**0.5 if activation == "relu" else 1.0), 0.0, 1.0
         if q is not None:
-            critical = theory.critical_point(activation, q)
+            critical = theory.critical(activation, q=q)
             sigma_w, sigma_b = critical.sigma_w, critical.sigma_b
             x2 = (q - sigma_b**2) / sigma_w**2
         logs = []

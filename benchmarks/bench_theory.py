@@ -25,8 +25,8 @@ ITERATIONS, NODES = 100, 64
 
 
 def grid() -> tuple[np.ndarray, np.ndarray]:
-    """sigma_w and sigma_b of the map."""
-    return np.linspace(0.5, 4, COLUMNS), np.linspace(0, 2, ROWS)
+    """sigma_w and sigma_b of the map, shapes ``(columns, 1)`` and ``(rows,)``."""
+    return np.linspace(0.5, 4, COLUMNS)[:, None], np.linspace(0, 2, ROWS)
 
 
 def activation(name: str) -> Any:
@@ -41,7 +41,7 @@ def first_call(name: str) -> dict[str, float]:
     from vgjax import theory
 
     start = time.perf_counter()
-    found = theory.mean_field_map(activation(name), *grid())
+    found = theory.mean_field(activation(name), *grid())
     q_star = found.xi_grad
     after_q = time.perf_counter() - start
     xi_c = found.xi_c
@@ -62,10 +62,10 @@ def warm(name: str) -> dict[str, float]:
     phi = activation(name)
     points = iter(np.linspace(1.1, 1.9, 1000))
     work = {
-        "map, q*": lambda: theory.mean_field_map(phi, *grid()).xi_grad,
-        "map, c*": lambda: theory.mean_field_map(phi, *grid()).xi_c,
+        "map, q*": lambda: theory.mean_field(phi, *grid()).xi_grad,
+        "map, c*": lambda: theory.mean_field(phi, *grid()).xi_c,
         "point": lambda: theory.mean_field(phi, next(points), 0.3).xi_c,
-        "critical": lambda: theory.critical_sigma_w(phi, next(points) - 1).sigma_w,
+        "critical": lambda: theory.critical(phi, next(points) - 1).sigma_w,
     }
     return best_of(5, work)
 
@@ -90,7 +90,7 @@ def yardstick() -> float:
 
             return jax.vmap(at)(sigma_w)
 
-        columns, rows = (jnp.asarray(axis) for axis in grid())
+        columns, rows = (jnp.asarray(axis).ravel() for axis in grid())
         return best_of(3, {"row": lambda: row(columns, rows[1])})["row"] * ROWS
 
 

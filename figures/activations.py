@@ -56,7 +56,7 @@ def draw(sweeps: dict[str, vg.Result]) -> "Figure":
     for ax, (activation, sweep) in zip(axes.flat, sweeps.items(), strict=True):
         mesh = plots.draw_rate(ax, *sweep.axes.values(), sweep.rate(), reach=REACH)
         sigma_b = np.linspace(0, 1, 101)
-        plots.draw_critical_line(ax, vg.theory.critical_line(activation, sigma_b), sigma_b)
+        plots.draw_critical_line(ax, vg.theory.critical(activation, sigma_b).edge, sigma_b)
         ax.set_title(activation)
     figure.supxlabel(plots.label("sigma_w"), fontsize=8.5)
     figure.supylabel(plots.label("sigma_b"), fontsize=8.5)

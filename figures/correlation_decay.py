@@ -58,8 +58,8 @@ def compute() -> tuple[dict[str, Decay], Measured]:
 
 def decay(activation: str, sigma_b: float) -> Decay:
     """Theory for one activation at its critical sigma_w."""
-    critical = theory.critical_sigma_w(activation, sigma_b)
-    predicted = theory.trajectory(activation, critical.sigma_w, sigma_b, DEPTH, critical.q_star, 0.0).one_minus_c
+    critical = theory.critical(activation, sigma_b)
+    predicted = theory.propagate(activation, critical.sigma_w, sigma_b, DEPTH, critical.q_star, 0.0).one_minus_c
     leading = leading_term(activation, critical, np.arange(DEPTH + 1))
     return Decay(critical.sigma_w, sigma_b, critical.q_star, predicted, *leading)
 

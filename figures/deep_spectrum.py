@@ -54,7 +54,7 @@ class Measured:
 
 def compute() -> list[Measured]:
     """10,000 layers of width 64 in float64: linear ones with Gaussian kernels, critical tanh ones with orthogonal."""
-    critical = theory.critical_point("tanh", Q_STAR)
+    critical = theory.critical("tanh", q=Q_STAR)
     linear = measure("linear", "gaussian", vg.Scales(sigma_w=1.0, sigma_b=0.0), 1.0)
     tanh = measure("tanh", "orthogonal", vg.Scales(sigma_w=critical.sigma_w, sigma_b=critical.sigma_b), Q_STAR)
     return [linear, tanh]

@@ -51,8 +51,8 @@ def compute() -> dict[float, Dropout]:
 
 def dropout(keep: float) -> Dropout:
     """Theory, and measurement where it is asked for."""
-    field = theory.mean_field_map(ACTIVATION, np.sqrt(CURVE), [np.sqrt(VARIANCE_B)], dropout=1 - keep)
-    curves = field.xi_c[:, 0], field.c_star[:, 0]
+    field = theory.mean_field(ACTIVATION, np.sqrt(CURVE), np.sqrt(VARIANCE_B), dropout=1 - keep)
+    curves = field.xi_c, field.c_star
     if keep not in MEASURED:
         return Dropout(*curves)
     points = [measure(level, keep, jax.random.key(i)) for i, level in enumerate(DOTS)]
@@ -107,7 +107,7 @@ def draw(found: dict[float, Dropout]) -> "Figure":
     for keep, curves in found.items():
         draw_curve(left, keep, curves.xi_c, curves.measured_xi_c)
         draw_curve(right, keep, curves.c_star, curves.measured_c_star)
-    edge = theory.critical_sigma_w(ACTIVATION, VARIANCE_B**0.5).sigma_w ** 2
+    edge = theory.critical(ACTIVATION, VARIANCE_B**0.5).sigma_w ** 2
     left.set(yscale="log", ylim=(1, 500), ylabel=r"depth scale $\xi_c$ (layers)")
     left.text(edge + 0.1, 300, "diverges only without dropout", fontsize=7.5, va="center")
     right.set(ylim=(0, 1.03), ylabel=r"correlation $c^*$ that two inputs approach")

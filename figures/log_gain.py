@@ -66,7 +66,7 @@ def log_gains(widths: tuple[int, ...], key: jax.Array) -> LogGains:
 
 def tanh_spread() -> tuple[vg.Result, list[theory.Band]]:
     """Ordered, critical and chaotic tanh networks, and what theory expects of one draw."""
-    sigma_w = np.array([ORDERED, theory.critical_sigma_w("tanh", SIGMA_B).sigma_w, CHAOTIC])
+    sigma_w = np.array([ORDERED, theory.critical("tanh", SIGMA_B).sigma_w, CHAOTIC])
     network = vg.mlp(width=TANH_WIDTH, depth=TANH_DEPTH, activation="tanh", inputs=INPUTS)
     x = vg.data.sphere(jax.random.key(1), 1, INPUTS)[0]
     sweep = vg.sweep(network, x, key=jax.random.key(2), seeds=TANH_DRAWS, sigma_w=sigma_w, sigma_b=SIGMA_B)

@@ -89,7 +89,7 @@ def compute() -> Data:
         exponents(WIDE, EVERY, count=1),
         log_moduli(WIDE, seed=0),
         fine,
-        np.array([theory.recurrent.lyapunov("tanh", g).exponent for g in fine]),
+        theory.recurrent.maximal_lyapunov("tanh", fine).exponent,
     )
 
 

@@ -29,7 +29,7 @@ FACTORS = (1 / 10, 1, 10)
 NETWORKS: dict[str, tuple[dict[str, Any], float]] = {
     "sigmoid": ({"activation": "sigmoid"}, 1.0),
     "ReLU, He weights": ({"activation": "relu"}, 2**0.5),
-    "the same, residual": ({"activation": "relu", "residual": "pre", "scheme": "stable"}, 2**0.5),
+    "the same, residual": ({"activation": "relu", "residual": vg.networks.branch("pre", scheme="stable")}, 2**0.5),
 }
 
 

@@ -62,14 +62,14 @@ def compute() -> Diagram:
         lines,
         {name: measured_edge(name, lines[name], seeds, **size) for name in MEASURED if name in lines},
         {name: roots[name][0].sigma_w for name in without if roots[name]},
-        {name: short(theory.critical_sigma_w(name, TOP).reason) for name in without},
+        {name: short(theory.critical(name, TOP).reason) for name in without},
         f"width {size['width']}, {size['depth']} layers, {seeds} draws",
     )
 
 
 def critical_points(activation: str, sigma_b: float) -> list[theory.Critical]:
     """All that there are at one bias scale."""
-    found = theory.critical_sigma_w(activation, sigma_b)
+    found = theory.critical(activation, sigma_b)
     return [] if found.stability == "none" else [found, *found.others]
 
 

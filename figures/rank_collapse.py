@@ -92,7 +92,7 @@ def draw(found: Correlations) -> "Figure":
     layers = np.arange(DEPTH + 1)
     for (skip, branch), values in found.attention.items():
         name, colour, marker = ATTENTION[skip, branch]
-        line = theory.attention.token_correlation(TOKENS, DEPTH, skip=skip, branch=branch)
+        line = theory.attention.uniform_attention_correlation(TOKENS, DEPTH, skip=skip, branch=branch)
         left.plot(layers, line, "k", linewidth=0.8, zorder=3)
         draw_correlation(left, values, colour, marker, name, linestyle="")
     left.plot([], [], "k", linewidth=0.8, label="theory, infinite width")

@@ -55,7 +55,7 @@ def growths(phi: str) -> dict[tuple[float, float], Growth]:
     growth = {}
     for skip, branch in STACKS:
         at = int(skip == 0), int(branch != 1)
-        expected = theory.residual.trajectory(phi, DEPTH, branch=branch, skip=skip).log_gradient / 2
+        expected = theory.residual.propagate(phi, DEPTH, branch=branch, skip=skip).log_chi / 2
         spread = found.log_gain[:, *at].std(axis=0, ddof=1)
         growth[skip, branch] = Growth(expected, measured[at], spread)
     return growth

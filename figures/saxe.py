@@ -13,7 +13,7 @@ from common import SMALL, render
 
 import vgjax as vg
 from vgjax import plots
-from vgjax.theory import learning
+from vgjax.theory import linear_dynamics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def weights(layers: int) -> tuple[float, ...]:
 
 def half_time(layers: int, weight: float) -> float:
     """When u comes to 1/2, by interpolation."""
-    expected = learning.learning_time(0.5, 1.0, weight**layers, layers)
+    expected = linear_dynamics.learning_time(0.5, 1.0, weight**layers, layers)
     times = np.concatenate([[0.0], np.linspace(0.8, 1.1, 400) * expected])
     u = flow(layers, [1.0], [weight], times)[:, 0]
     return float(np.interp(0.5, u, times))
@@ -172,7 +172,7 @@ def draw_modes(ax: "Axes", data: Dynamics) -> None:
     """The closed form as lines, the network's flow as dots."""
     times = np.linspace(0, LAST, 400)
     for s, u, colour, marker in zip(MODES, data.modes.T, COLOURS, MARKERS, strict=True):
-        ax.plot(times, learning.mode_strength(times, s, START), color=colour, linewidth=0.9)
+        ax.plot(times, linear_dynamics.mode_strength(times, s, START), color=colour, linewidth=0.9)
         ax.plot(data.times, u, marker, color=colour, markersize=3.4, mec="white", mew=0.4, clip_on=False)
         ax.text(LAST, s + 0.08, f"$s$ = {s:g}", color=colour, ha="right", va="bottom")
     ax.plot([], [], color="0.3", linewidth=0.9, label="closed form")
@@ -188,7 +188,7 @@ def draw_modes(ax: "Axes", data: Dynamics) -> None:
 def draw_steps(ax: "Axes", data: Dynamics) -> None:
     """Gradient descent over the flow that it leaves."""
     times = np.linspace(0, END, 400)
-    ax.plot(times, learning.mode_strength(times, 1.0, FIRST), **THEORY, label="gradient flow")
+    ax.plot(times, linear_dynamics.mode_strength(times, 1.0, FIRST), **THEORY, label="gradient flow")
     for rate, u in data.steps.items():
         colour, marker, text = RATE_LOOKS[rate]
         at = rate * np.arange(len(u))
@@ -209,7 +209,7 @@ def draw_depths(ax: "Axes", data: Dynamics) -> None:
     depths = np.arange(DEPTHS[0], DEPTHS[-1] + 1)
     for i, (colour, marker, text, x, y) in enumerate(DEPTH_LOOKS):
         starts = [(int(n), weights(int(n))[i]) for n in depths]
-        ax.plot(depths, [learning.learning_time(0.5, 1.0, w**n, n) for n, w in starts], **THEORY)
+        ax.plot(depths, [linear_dynamics.learning_time(0.5, 1.0, w**n, n) for n, w in starts], **THEORY)
         measured = [data.halves[n, weights(n)[i]] for n in DEPTHS]
         ax.plot(DEPTHS, measured, marker, color=colour, markersize=4, mec="white", mew=0.5, clip_on=False)
         ax.text(x, y, text, color=colour, fontsize=7, ha="right" if i else "center", va="bottom")

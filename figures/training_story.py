@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 WIDTH, SHALLOW, DEEP, STEPS = (16, 2, 5, 20) if SMALL else (100, 3, 50, 1000)
 RATE = 0.3
 RELU: dict[str, Any] = {"activation": "relu"}
-SKIPS = RELU | {"residual": "pre", "scheme": "stable"}
+SKIPS = RELU | {"residual": vg.networks.branch("pre", scheme="stable")}
 CASES = {
     f"sigmoid, {SHALLOW} layers": ({"activation": "sigmoid"}, SHALLOW, 1.0, RATE),
     f"sigmoid, {DEEP} layers": ({"activation": "sigmoid"}, DEEP, 1.0, RATE),

@@ -232,17 +232,17 @@ SIZES = {"width": 5, "depth": 3, "inputs": 4, "outputs": 2}
 SIGMAS = {"sigma_w": 1.3, "sigma_b": 0.4}
 ARCHITECTURES = {
     "batch norm": (
-        vg.mlp(**SIZES, norm="batch", batch=4, epsilon=1e-3),
+        vg.mlp(**SIZES, norm=vg.norm("batch", batch=4, epsilon=1e-3)),
         truth.plain(truth.Around(TANH, normed("batch"))),
         SIGMAS,
     ),
     "residual, layer norm": (
-        vg.mlp(**SIZES, residual="pre", norm="layer", epsilon=1e-3, activation="relu"),
+        vg.mlp(**SIZES, residual="pre", norm=vg.norm("layer", epsilon=1e-3), activation="relu"),
         truth.residual("pre", truth.Around(RELU, normed("layer"))),
         {**SIGMAS, "sigma_v": 0.8, "sigma_a": 0.2, "branch": 0.7, "skip": 1.1},
     ),
     "convolution": (
-        vg.cnn(channels=3, depth=3, inputs=2, size=(4, 3), activation="tanh"),
+        vg.cnn(channels=3, depth=3, inputs=(4, 3, 2), activation="tanh"),
         truth.plain(truth.Around(TANH), pool=2, stem=truth.image_stem(truth.Around())),
         SIGMAS,
     ),

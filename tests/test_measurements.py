@@ -314,7 +314,7 @@ def test_bad_measurements_are_refused_in_one_sentence(measure: Any, inputs: tupl
 
 def test_states_of_several_shapes_are_refused_where_exponents_need_one() -> None:
     with pytest.raises(ValueError, match=r"^all states must have one shape, got \[\(4,\), \(5,\)\]$"):
-        vg.sweep(vg.mlp(widths=(5, 4, 5), inputs=3), X, measure=vg.lyapunov(), key=KEY)
+        vg.sweep(vg.mlp(width=(5, 4, 5), inputs=3), X, measure=vg.lyapunov(), key=KEY)
 
 
 def test_a_jacobian_that_is_not_finite_is_named_by_layer_and_seed() -> None:

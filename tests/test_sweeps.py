@@ -205,7 +205,7 @@ def test_whole_numbers_and_booleans_of_networks_that_do_not_reach_are_nan(net: v
 
 
 def test_networks_with_other_parameters_have_nan_where_there_are_none(net: vg.Network) -> None:
-    tied = vg.mlp(width=6, depth=5, activation="tanh", inputs=3, tied=True)
+    tied = vg.networks.tied(vg.mlp(width=6, depth=5, activation="tanh", inputs=3))
     found = vg.sweep({"own": net, "tied": tied}, X, measure=vg.gradients(), key=KEY, seeds=2)
     assert set(found.log_tied_gradient) == {"kernel", "bias"}
     assert np.all(np.isnan(found.log_tied_gradient["kernel"][0]))
@@ -375,7 +375,7 @@ def test_bad_sweeps_are_refused_in_one_sentence_before_anything_is_drawn(
 
 
 def test_networks_that_take_one_input_and_a_batch_of_it_do_not_mix(net: vg.Network) -> None:
-    batch = vg.mlp(width=6, depth=2, inputs=3, norm="batch", batch=4)
+    batch = vg.mlp(width=6, depth=2, inputs=3, norm=vg.norm("batch", batch=4))
     message = r"^x must have shape \(4, 3\) .*, got \(3,\)$"
     with pytest.raises(ValueError, match=message):
         vg.sweep([net, batch], X, key=KEY, seeds=1)

@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from vgjax.theory import attention, lines, normalization, recurrent, residual
+from vgjax.theory import attention, moments, normalization, recurrent, residual
 
 EXACT = 1e-9  # closed forms and printed references: what `batch_norm_rate` promises; most agree to 1e-14
 
@@ -221,29 +221,29 @@ def test_bad_normalization() -> None:
 
 
 def test_residual_references() -> None:
-    tanh = residual.trajectory("tanh", 500)
-    assert tanh.log_gradient[[0, 10, 100, 500]] == pytest.approx([0, 2.643206353, 10.54554853, 24.19829277], rel=1e-9)
-    relu = residual.trajectory("relu", 3000)  # p = 1.5^l leaves the float range at l = 1751
-    assert relu.log_gradient == pytest.approx(np.arange(3001) * math.log(1.5), abs=1e-10)
+    tanh = residual.propagate("tanh", 500)
+    assert tanh.log_chi[[0, 10, 100, 500]] == pytest.approx([0, 2.643206353, 10.54554853, 24.19829277], rel=1e-9)
+    relu = residual.propagate("relu", 3000)  # p = 1.5^l leaves the float range at l = 1751
+    assert relu.log_chi == pytest.approx(np.arange(3001) * math.log(1.5), abs=1e-10)
     assert relu.p[:1000] == pytest.approx(1.5 ** np.arange(1000.0), rel=1e-10)
     assert relu.p[-1] == math.inf
 
 
 def test_residual_asymptotics() -> None:
     # sqrt law: the local slope d log / d sqrt(l) approaches (4/3) sqrt(2 / pi), corrections of order 1 / sqrt(l)
-    log = residual.trajectory("tanh", 1600).log_gradient
+    log = residual.propagate("tanh", 1600).log_chi
     slope = (log[1600] - log[1225]) / (math.sqrt(1600) - math.sqrt(1225))
     assert slope == pytest.approx(4 / 3 * math.sqrt(2 / math.pi), rel=1 / math.sqrt(1225))
 
 
 def test_residual_scales() -> None:
     depth = 50
-    scaled = residual.trajectory("relu", depth, sigma_w=math.sqrt(2), branch=residual.stable_scale(depth))
-    assert scaled.log_gradient[-1] == pytest.approx(depth * math.log1p(1 / depth), rel=1e-13)
-    identity = residual.trajectory("tanh", depth, sigma_b=0.3, branch=0.0)
-    assert np.all(identity.log_gradient == 0)
+    scaled = residual.propagate("relu", depth, sigma_w=math.sqrt(2), branch=residual.stable_scale(depth))
+    assert scaled.log_chi[-1] == pytest.approx(depth * math.log1p(1 / depth), rel=1e-13)
+    identity = residual.propagate("tanh", depth, sigma_b=0.3, branch=0.0)
+    assert np.all(identity.log_chi == 0)
     assert np.all(identity.p == 1)
-    assert np.all(np.isneginf(residual.trajectory("tanh", 2, sigma_w=0.0, skip=0.0).log_gradient[1:]))
+    assert np.all(np.isneginf(residual.propagate("tanh", 2, sigma_w=0.0, skip=0.0).log_chi[1:]))
     assert residual.fixup_scale(16, 3) == pytest.approx(0.5)  # 16^(-1/4)
 
 
@@ -251,31 +251,37 @@ def test_residual_per_layer_and_biases() -> None:
     # Linear phi: q = w p + b, p' = s^2 p + t^2 (v q + a), factor s^2 + t^2 v w; every number different.
     skip, branch = np.array([0.9, 1.0, 0.5]), np.array([0.3, 0.7, 1.1])
     w, b, v, a, p = 1.2, 0.3, 0.8, 0.4, 2.0
-    found = residual.trajectory("linear", 3, sigma_w=w, sigma_b=b, sigma_v=v, sigma_a=a, branch=branch, skip=skip, p0=p)
+    found = residual.propagate("linear", 3, sigma_w=w, sigma_b=b, sigma_v=v, sigma_a=a, branch=branch, skip=skip, p0=p)
     ps, qs = [p], []
     for s, t in zip(skip, branch, strict=True):
         qs.append(w**2 * ps[-1] + b**2)
         ps.append(s**2 * ps[-1] + t**2 * (v**2 * qs[-1] + a**2))
     assert found.p == pytest.approx(ps, rel=1e-13)
     assert found.q == pytest.approx(qs, rel=1e-13)
-    assert found.log_gradient[1:] == pytest.approx(np.cumsum(np.log(skip**2 + branch**2 * (v * w) ** 2)), rel=1e-12)
+    assert found.log_chi[1:] == pytest.approx(np.cumsum(np.log(skip**2 + branch**2 * (v * w) ** 2)), rel=1e-12)
+
+
+def test_residual_grid() -> None:
+    sigma_w, p0 = np.array([0.5, 1.0, 3.0]), np.array([[1.0], [4.0]])
+    found = residual.propagate("gelu", 9, sigma_w=sigma_w, sigma_a=0.2, p0=p0, branch=np.linspace(0, 1, 9))
+    assert found.p.shape == found.log_chi.shape == (2, 3, 10)
+    for i, j in ((0, 1), (1, 2)):
+        one = residual.propagate("gelu", 9, sigma_w=sigma_w[j], sigma_a=0.2, p0=p0[i, 0], branch=np.linspace(0, 1, 9))
+        for whole, alone in zip(found, one, strict=True):
+            assert whole[i, j] == pytest.approx(alone, rel=1e-12)
 
 
 def test_moments_beyond_the_quadrature() -> None:
     # GELU = u Phi(u): E gelu^2 = q/4 + E u^2 (Phi^2 - 1/4), and sign(u) 's is q/2; mpmath at q = 1e12, split at 0.
-    mpmath.mp.dps = 30
-    root = mpmath.mpf(10) ** 6
-    splits = [-20, *(s * mpmath.mpf(10) ** k for s in (-1,) for k in (-4, -5, -6)), 0, 1e-6, 1e-5, 1e-4, 20]
-
     def mean(f: Callable) -> float:
-        return float(mpmath.quad(lambda z: f(root * z) * mpmath.npdf(z), splits))
+        with mpmath.workdps(30):
+            root = mpmath.mpf(10) ** 6
+            splits = [-20, *(-(mpmath.mpf(10) ** k) for k in (-4, -5, -6)), 0, 1e-6, 1e-5, 1e-4, 20]
+            return float(mpmath.quad(lambda z: f(root * z) * mpmath.npdf(z), splits))
 
-    square, slope = lines.moments("gelu", 1e12)
+    square, slope, _ = moments("gelu", 1e12)
     assert square == pytest.approx(mean(lambda u: (u * mpmath.ncdf(u)) ** 2), rel=1e-9)
     assert slope == pytest.approx(mean(lambda u: (mpmath.ncdf(u) + u * mpmath.npdf(u)) ** 2), rel=1e-9)
-    assert lines.moments("relu", math.inf) == (math.inf, pytest.approx(0.5, rel=1e-13))
-    # tanh saturates: E sech^4 -> (4/3) / sqrt(2 pi q)
-    assert lines.moments("tanh", 1e12)[1] == pytest.approx(4 / 3 / math.sqrt(2e12 * math.pi), rel=1e-6)
 
 
 def test_residual_of_finite_networks() -> None:
@@ -295,23 +301,21 @@ def test_residual_of_finite_networks() -> None:
         for w, v, slope in reversed(chain):
             g = g + w.T @ (slope * (v.T @ g))
         logs.append(math.log(np.sum(g**2) / np.sum(top**2)))
-    theory = residual.trajectory("tanh", depth)
+    theory = residual.propagate("tanh", depth)
     # ln averages lie below the log of the average by half their variance, O(depth / width) in all
-    assert within(np.array(logs), theory.log_gradient[-1], 2 * depth / width)
+    assert within(np.array(logs), theory.log_chi[-1], 2 * depth / width)
     assert within(np.array(ps), theory.p[-1], theory.p[-1] * 2 / width)
 
 
 def test_bad_residual() -> None:
     with pytest.raises(ValueError, match="sigma_v must be finite and not negative, got -1"):
-        residual.trajectory("tanh", 3, sigma_v=-1)
+        residual.propagate("tanh", 3, sigma_v=-1)
     with pytest.raises(ValueError, match=r"branch must be a number or have shape \(3,\), one per layer, got shape \(2"):
-        residual.trajectory("tanh", 3, branch=[1.0, 2.0])
+        residual.propagate("tanh", 3, branch=[1.0, 2.0])
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
-        residual.trajectory("tanh", 0)
+        residual.propagate("tanh", 0)
     with pytest.raises(ValueError, match="layers must be at least 2"):
         residual.fixup_scale(10, 1)
-    with pytest.raises(ValueError, match=r"q must be at most .* neither bounded nor asymptotically linear"):
-        lines.moments(jnp.square, 1e12)
 
 
 # --- recurrent ------------------------------------------------------------------------------------------------------
@@ -319,23 +323,31 @@ def test_bad_residual() -> None:
 
 @pytest.mark.parametrize(("gain", "exponent"), [(1.5, 0.0652172119), (2.0, 0.1547242298), (3.0, 0.3102493151)])
 def test_lyapunov_references(gain: float, exponent: float) -> None:
-    assert recurrent.lyapunov("tanh", gain).exponent == pytest.approx(exponent, rel=2e-9)
+    assert recurrent.maximal_lyapunov("tanh", gain).exponent == pytest.approx(exponent, rel=2e-9)
 
 
 def test_lyapunov_limits() -> None:
-    assert recurrent.lyapunov("tanh", 0.5) == (0.0, pytest.approx(math.log(0.5), rel=1e-15))
-    assert recurrent.lyapunov("tanh", 1.0) == (0.0, 0.0)
+    assert recurrent.maximal_lyapunov("tanh", 0.5) == (0.0, pytest.approx(math.log(0.5), rel=1e-13))
+    assert recurrent.maximal_lyapunov("tanh", 1.0) == (0.0, pytest.approx(0.0, abs=1e-13))
     # q -> 0+: q = (g^2 - 1) / 2 + ..., exponent = 0.5 ln(g^2 (1 - 2 q + 17/3 q^2 ...)) is of second order
-    assert recurrent.lyapunov("tanh", 1.0001).q == pytest.approx(1.0001**2 / 2 - 0.5, rel=1e-3)
-    assert recurrent.lyapunov("relu", 3.0) == (math.inf, pytest.approx(math.log(3) - math.log(2) / 2, rel=1e-13))
-    assert recurrent.lyapunov("relu", 1.0) == (0.0, pytest.approx(-math.log(2) / 2, rel=1e-13))
-    assert recurrent.lyapunov("gelu", 3.0) == (math.inf, pytest.approx(math.log(3) - math.log(2) / 2, rel=1e-10))
+    assert recurrent.maximal_lyapunov("tanh", 1.0001).q == pytest.approx(1.0001**2 / 2 - 0.5, rel=1e-3)
+    assert recurrent.maximal_lyapunov("relu", 3.0) == (
+        math.inf,
+        pytest.approx(math.log(3) - math.log(2) / 2, rel=1e-13),
+    )
+    assert recurrent.maximal_lyapunov("relu", 1.0) == (0.0, pytest.approx(-math.log(2) / 2, rel=1e-13))
+    assert recurrent.maximal_lyapunov("gelu", 3.0) == (
+        math.inf,
+        pytest.approx(math.log(3) - math.log(2) / 2, rel=1e-10),
+    )
     # sin: E sin^2 = (1 - exp(-2 q)) / 2, E cos^2 = (1 + exp(-2 q)) / 2
-    q, exponent = recurrent.lyapunov("sin", 2.0)
+    q, exponent = recurrent.maximal_lyapunov("sin", 2.0)
     assert q == pytest.approx(2 * (1 - math.exp(-2 * q)), rel=1e-12)
     assert exponent == pytest.approx(0.5 * math.log(2 * (1 + math.exp(-2 * q))), rel=1e-12)
-    assert recurrent.lyapunov(jnp.square, 0.5) == (0.0, -math.inf)
-    assert recurrent.lyapunov("tanh", 0.0) == (0.0, -math.inf)
+    assert recurrent.maximal_lyapunov(jnp.square, 0.5) == (0.0, -math.inf)
+    assert recurrent.maximal_lyapunov("tanh", 0.0) == (0.0, -math.inf)
+    several = recurrent.maximal_lyapunov("tanh", np.array([0.5, 1.5, 2.0]))
+    assert several.exponent == pytest.approx([math.log(0.5), 0.0652172119, 0.1547242298], rel=2e-9)
 
 
 def test_lyapunov_of_a_finite_network() -> None:
@@ -349,7 +361,7 @@ def test_lyapunov_of_a_finite_network() -> None:
         size = np.linalg.norm(u)
         u, total = u / size, total + (math.log(size) if step >= 0 else 0.0)
     # One network: known to agree within 2% at g >= 2 and width 1000; 4% for half of it.
-    assert total / steps == pytest.approx(recurrent.lyapunov("tanh", gain).exponent, rel=0.04)
+    assert total / steps == pytest.approx(recurrent.maximal_lyapunov("tanh", gain).exponent, rel=0.04)
 
 
 def test_minimal_rnn_fixed_point() -> None:
@@ -433,12 +445,12 @@ def test_orthogonal_growth() -> None:
 
 def test_bad_recurrent() -> None:
     with pytest.raises(ValueError, match="gain must be finite and not negative, got -2"):
-        recurrent.lyapunov("tanh", -2)
+        recurrent.maximal_lyapunov("tanh", -2)
     with pytest.raises(ValueError, match="second_moment must be finite and not negative, got -1"):
         recurrent.minimal_rnn(1, 1, second_moment=-1)
-    with pytest.raises(ValueError, match="bias"):
+    with pytest.raises(ValueError, match=r"\|bias\| must be finite and not negative, got nan"):
         recurrent.forget_gate(math.nan)
-    with pytest.raises(ValueError, match="weight"):
+    with pytest.raises(ValueError, match=r"\|weight\| must be finite and not negative, got inf"):
         recurrent.latch(math.inf)
     with pytest.raises(ValueError, match=r"steps must be a whole number, got 2\.5"):
         recurrent.orthogonal_log_growth(1.0, 2.5)
@@ -455,11 +467,11 @@ def test_deep_norm() -> None:
 
 
 def test_token_correlation_references() -> None:
-    found = [attention.token_correlation(16, depth, branch=depth**-0.5) for depth in (6, 12)]
+    found = [attention.uniform_attention_correlation(16, depth, branch=depth**-0.5) for depth in (6, 12)]
     assert [c[-1] for c in found] == pytest.approx([0.0868427587, 0.0915819030], rel=1e-9)
     assert found[0][0] == 0
-    assert attention.token_correlation(16, 3, skip=0.0).tolist() == [0, 1, 1, 1]
-    tiny = attention.token_correlation(4, 1, branch=1e-9)[-1]
+    assert attention.uniform_attention_correlation(16, 3, skip=0.0).tolist() == [0, 1, 1, 1]
+    tiny = attention.uniform_attention_correlation(4, 1, branch=1e-9)[-1]
     assert tiny == pytest.approx(1e-18 / 4, rel=1e-12)
 
 
@@ -475,7 +487,7 @@ def test_token_correlation_of_finite_networks() -> None:
             x = s * x + a * (rng.standard_normal((width, width)) / math.sqrt(width)) @ x.mean(axis=0)
         gram = x @ x.T
         measured.append((gram.sum() - np.trace(gram)) / (tokens - 1) / np.trace(gram))
-    theory = attention.token_correlation(tokens, 3, branch=branch, skip=skip, correlation=start)
+    theory = attention.uniform_attention_correlation(tokens, 3, branch=branch, skip=skip, correlation=start)
     assert theory[0] == pytest.approx(start, rel=1e-15)
     assert within(np.array(measured), theory[-1], 5 / width)
 
@@ -484,8 +496,8 @@ def test_bad_attention() -> None:
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
         attention.deep_norm(0)
     with pytest.raises(ValueError, match="tokens must be at least 2, got 1"):
-        attention.token_correlation(1, 3)
+        attention.uniform_attention_correlation(1, 3)
     with pytest.raises(ValueError, match=r"correlation must lie in \[-1/3, 1\]"):
-        attention.token_correlation(4, 3, correlation=-0.5)
+        attention.uniform_attention_correlation(4, 3, correlation=-0.5)
     with pytest.raises(ValueError, match="skip and branch must not both be 0"):
-        attention.token_correlation(4, 2, branch=[1.0, 0.0], skip=0.0)
+        attention.uniform_attention_correlation(4, 2, branch=[1.0, 0.0], skip=0.0)

@@ -13,8 +13,7 @@ import pytest
 import scipy.special
 from scipy.special import expit, ndtr, polygamma, psi
 
-from vgjax.theory import finite_width
-from vgjax.theory.finite_width import band, fourth_moment, log_gain_moments, log_normal_beta
+from vgjax.theory import _finite_width, band, fourth_moment, log_gain_moments, log_normal_beta
 
 LAMBDA, ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017
 
@@ -123,7 +122,7 @@ def log_chi_square(k):
 def test_linear_is_one_chi_square(n):
     mean, variance = log_chi_square(n)
     assert log_gain_moments("linear", n) == pytest.approx((mean - np.log(n), variance), abs=1e-12)
-    by_integral = finite_width._log_moments(np.ones(1), np.ones(1), n)  # the closed form is no shortcut of it
+    by_integral = _finite_width._log_moments(np.ones(1), np.ones(1), n)  # the closed form is no shortcut of it
     assert by_integral == pytest.approx((mean - np.log(n), variance), abs=1e-10)
 
 

@@ -12,7 +12,8 @@ from scipy import integrate
 
 from vgjax import activations
 from vgjax.theory import correlated_expectation, expectation
-from vgjax.theory.gaussian import line, pieces
+from vgjax.theory._gaussian import line
+from vgjax.theory._pieces import pieces
 
 VARIANCES = (1e-8, 1e-3, 1.0, 50.0, 1e4)
 
@@ -87,7 +88,7 @@ def test_a_users_own_jumps_steps_and_kinks_are_found(q):
 def test_what_is_found_out_about_functions():
     assert pieces(activations.get(step)).jumps == pytest.approx([0.3], abs=1e-12)
     assert pieces(activations.get(jnp.sign)).jumps == pytest.approx([0.0], abs=1e-12)
-    assert pieces(activations.get("relu"), (0.0,)).jumps == ()
+    assert pieces(activations.get("relu")).jumps == ()
     kinks = pieces(activations.get(lambda u: jnp.abs(u - 1 / 3))).kinks
     assert kinks == pytest.approx([1 / 3], abs=1e-12)
     assert pieces(activations.get("tanh")).kinks == ()
@@ -173,11 +174,11 @@ def test_bad_input_is_one_clear_sentence():
         expectation("tanh", -1.0)
     with pytest.raises(ValueError, match=r"c must lie in \[-1, 1\], got 1.5"):
         correlated_expectation("tanh", 1.0, 1.0, 1.5)
-    with pytest.raises(ValueError, match="must be elementwise"):
+    with pytest.raises(ValueError, match=r"activation .* must be elementwise, got shape"):
         expectation(lambda u: u.sum(), 1.0)
     with pytest.raises(ValueError, match="must keep the dtype, got complex64"):
         expectation(lambda u: u * 1j, 1.0)
-    with pytest.raises(ValueError, match="must not return NaN"):
+    with pytest.raises(ValueError, match="activation 'log' must not return NaN, got NaN at -3"):
         expectation(jnp.log, 1.0)
     with pytest.raises(
         ValueError, match=r"must have a second moment under every Gaussian, .*infinite from q = 0.25 on"
@@ -185,3 +186,18 @@ def test_bad_input_is_one_clear_sentence():
         expectation(lambda u: jnp.exp(u * u), 0.1)
     with pytest.raises(ValueError, match=r"q must be at most .* oscillates or grows too fast"):
         expectation(lambda u: jnp.sin(100 * u), 1e4)
+    with pytest.raises(ValueError, match=r"\|mean\| \+ 12 sqrt\(q\) must be at most .* got 1e\+07"):
+        line("tanh", 0.0, 1e7)
+    with pytest.raises(ValueError, match="mean must be finite, got nan"):
+        line("tanh", 1.0, math.nan)
+
+
+def test_a_line_with_a_mean():
+    # E (m + s z)_+ = m Phi(m/s) + s N(m/s); E phi' = Phi(m/s)
+    m, s = -0.7, 1.3
+    cdf, pdf = math.erfc(-m / s / math.sqrt(2)) / 2, math.exp(-((m / s) ** 2) / 2) / math.sqrt(2 * math.pi)
+    at = line("relu", s * s, m)
+    assert at.mean(at.phi) == pytest.approx(m * cdf + s * pdf, rel=1e-13)
+    assert at.mean(at.slope) == pytest.approx(cdf, rel=1e-13)
+    at = line("tanh", 0.0, 0.4)
+    assert at.mean(at.phi) == pytest.approx(math.tanh(0.4), rel=1e-14)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from mean_field_numbers import POINTS
 
-from vgjax import theory
-from vgjax.theory import critical_line, critical_point, critical_sigma_w, fixed_points, mean_field, mean_field_map
-from vgjax.theory.phases import STATUSES
+from vgjax.theory import _critical, critical, mean_field, moments, propagate
+from vgjax.theory._mean_field import STATUSES
 
 
 def tanh_5(u):
@@ -70,7 +69,7 @@ def test_published_points_of_tanh():
 def test_phases_and_statuses_are_named():
     assert mean_field("tanh", 0.9, 0.1).phase == "ordered"
     assert mean_field("tanh", 2.0, 0.1).phase == "chaotic"
-    at_edge = mean_field("tanh", critical_sigma_w("tanh", 0.2).sigma_w, 0.2)
+    at_edge = mean_field("tanh", critical("tanh", 0.2).sigma_w, 0.2)
     assert at_edge.phase == "critical"
     assert at_edge.xi_grad == at_edge.xi_c == math.inf
     every = mean_field("relu", math.sqrt(2))
@@ -80,7 +79,7 @@ def test_phases_and_statuses_are_named():
     assert (gone.chi, gone.q_slope) == pytest.approx((0.25, 0.25), rel=1e-10)
     grown = mean_field("gelu", 3.0, 0.1)
     assert (grown.status, grown.q_star) == ("grows without bound", math.inf)
-    assert (grown.chi, grown.q_slope) == pytest.approx((4.5, 4.5), rel=1e-4)  # ReLU's, up to 1 / sqrt(1e9)
+    assert (grown.chi, grown.q_slope) == pytest.approx((4.5, 4.5), rel=1e-9)  # ReLU's: the limits, not the table's end
     # A jump: chi is infinite, not the 0 that automatic differentiation sees; two inputs are torn apart.
     torn = mean_field(jnp.sign, 1.5, 0.1)
     assert torn.chi == math.inf
@@ -89,13 +88,12 @@ def test_phases_and_statuses_are_named():
     assert 1.5**2 * 2 / math.pi * math.asin(torn.c_star) + 0.01 == pytest.approx(torn.c_star * torn.q_star, rel=1e-8)
 
 
-def test_start_decides_between_several_fixed_points():
-    low, high = fixed_points("gelu", math.sqrt(2), math.sqrt(0.05))
+def test_q0_decides_between_several_fixed_points():
+    at = ("gelu", math.sqrt(2), math.sqrt(0.05))
+    low, high = mean_field(*at).fixed_points
     assert (low.stable, high.stable) == (True, False)
-    assert mean_field("gelu", math.sqrt(2), math.sqrt(0.05), start=high.q * 0.9).q_star == pytest.approx(
-        low.q, rel=1e-9
-    )
-    assert mean_field("gelu", math.sqrt(2), math.sqrt(0.05), start=high.q * 1.1).status == "grows without bound"
+    assert mean_field(*at, q0=high.q * 0.9).q_star == pytest.approx(low.q, rel=1e-9)
+    assert mean_field(*at, q0=high.q * 1.1).status == "grows without bound"
 
 
 def test_scaling_identity():
@@ -110,11 +108,11 @@ def test_scaling_identity():
 @pytest.mark.parametrize("name", ["tanh", "gelu"])
 def test_a_map_is_its_points_and_has_no_nan(name):
     sigma_w, sigma_b = np.linspace(0.5, 3, 9), np.array([0.0, 0.3, 0.7])
-    grid = mean_field_map(name, sigma_w, sigma_b)
-    assert grid.q_star.shape == (9, 3)
+    grid = mean_field(name, sigma_w[:, None], sigma_b)
+    assert grid.q_star.shape == grid.sigma_w.shape == grid.sigma_b.shape == (9, 3)
     for field in ("q_star", "chi", "xi_grad", "xi_q", "c_star", "xi_c"):
         assert not np.isnan(getattr(grid, field)).any(), field
-    assert set(grid.status.ravel()) <= set(STATUSES)
+    assert set(grid.status.ravel()) <= set(STATUSES.values())
     for i, j in ((0, 0), (3, 1), (8, 2), (5, 0)):
         point = mean_field(name, sigma_w[i], sigma_b[j])
         assert point.status == grid.status[i, j]
@@ -125,7 +123,7 @@ def test_a_map_is_its_points_and_has_no_nan(name):
 @pytest.mark.parametrize("name", ["tanh", "silu", "sigmoid"])
 def test_the_fixed_point_is_where_iteration_ends(name):
     found = mean_field(name, 1.3, 0.4)
-    q = theory.trajectory(name, 1.3, 0.4, 3000).q[-1]
+    q = propagate(name, 1.3, 0.4, 3000).q[-1]
     assert found.q_star == pytest.approx(q, rel=1e-10)
 
 
@@ -136,7 +134,67 @@ def test_dropout():
     assert found.xi_c == pytest.approx(4.44319320, abs=6e-9)
     ordered = mean_field("tanh", 1.0, 0.2, dropout=0.05)
     assert ordered.c_star < 1  # c = 1 is no fixed point any more
-    assert np.all(np.isfinite(mean_field_map("tanh", np.linspace(0.5, 3, 20), [0.2], dropout=0.05).xi_c))
+    assert np.all(np.isfinite(mean_field("tanh", np.linspace(0.5, 3, 20), 0.2, dropout=0.05).xi_c))
+
+
+def test_scales_broadcast_in_any_order():
+    sigma_w, sigma_b = np.array([1.2, 2.5, 0.7, 1.9]), np.array([0.3, 0.0, 0.3, 0.1])
+    together = mean_field("tanh", sigma_w, sigma_b)
+    apart = [mean_field("tanh", w, b) for w, b in zip(sigma_w, sigma_b, strict=True)]
+    for field in ("q_star", "chi", "xi_q", "c_star", "xi_c"):
+        alone = [float(getattr(point, field)) for point in apart]
+        assert getattr(together, field) == pytest.approx(alone, rel=1e-9, abs=1e-12), field
+    assert together.status.tolist() == [point.status for point in apart]
+    swapped = mean_field("tanh", sigma_w, sigma_b[:, None])
+    assert np.array_equal(swapped.q_star, mean_field("tanh", sigma_w[:, None], sigma_b).q_star.T)
+    assert mean_field("relu", np.ones((2, 1, 3)), np.full((4, 1), 0.1)).xi_c.shape == (2, 4, 3)
+
+
+def test_the_same_call_gives_the_same_bits_whatever_came_before():
+    # A fresh callable: nothing is known about it. The second call needs a table that reaches further down.
+    def phi(u):
+        return jnp.tanh(u)
+
+    sigma_w = np.array([1.6, 2.0, 3.0])
+    first = mean_field(phi, sigma_w, 0.1).c_star
+    assert mean_field(phi, 1.001, 0.0).q_star < 0.01
+    assert mean_field(phi, 1.001, 0.0).c_star == pytest.approx(0, abs=1e-9)
+    propagate(phi, 1.0, 0.0, 500, c0=0.5)
+    assert mean_field(phi, sigma_w, 0.1).c_star.tobytes() == first.tobytes()
+
+
+# --- moments --------------------------------------------------------------------------------------------------------
+
+
+def test_moments_from_zero_to_infinity():
+    q = np.array([0.0, 1e-250, 1e-20, 1e-3, 1.0, 1e4, 1e12, 1e200, math.inf])
+    with np.errstate(over="ignore"):
+        fourth = 3 * q**2
+    for name, square, slope in (("relu", q / 2, 0.5), ("linear", q, 1.0), (jnp.square, fourth, 4 * q)):
+        found = moments(name, q)
+        assert found.square == pytest.approx(square, rel=1e-12), name
+        assert found.slope_square == pytest.approx(np.broadcast_to(slope, q.shape), rel=1e-12), name
+    # sin: E sin^2 = (1 - exp(-2 q)) / 2, whose table ends where quadrature no longer follows the oscillations.
+    assert moments("sin", q).square == pytest.approx(-np.expm1(-2 * q) / 2, rel=1e-12)
+    assert moments("sin", q[:6]).growth == pytest.approx(q[:6] * np.exp(-2 * q[:6]), rel=1e-9, abs=1e-12)
+    # tanh saturates: E sech^4 -> (4 / 3) / sqrt(2 pi q), and 1 - E tanh^2 -> E sech^2 -> 2 / sqrt(2 pi q).
+    far = moments("tanh", np.array([1e12, math.inf]))
+    assert far.slope_square == pytest.approx([4 / 3 / math.sqrt(2e12 * math.pi), 0], rel=1e-9)
+    assert 1 - far.square[0] == pytest.approx(2 / math.sqrt(2e12 * math.pi), rel=1e-6)
+    assert far.square[1] == pytest.approx(1, abs=1e-9)
+    # A kink at 0 leaves a correction of sqrt(q) there: SELU's E phi^2 / q comes to half of l^2 (1 + a^2).
+    scale, alpha = 1.0507009873554805, 1.6732632423543772
+    assert moments("selu", 0.0).slope_square == pytest.approx(scale**2 * (1 + alpha**2) / 2, rel=1e-12)
+    assert moments("sigmoid", 0.0) == pytest.approx((0.25, 0.0625, 0.0), abs=1e-13)
+    assert moments(jnp.exp, 1e3).square == math.inf
+    assert moments(jnp.sign, 1.0) == pytest.approx((1, math.inf, 0), abs=1e-12)
+
+
+def test_moments_do_not_step_at_the_ends_of_the_table():
+    for name in ("tanh", "gelu", "selu", "softplus", "sigmoid", "relu6"):
+        for end in (1e-14, 1e9):
+            inside, outside = (np.array(moments(name, end * factor)) for factor in (1 - 1e-7, 1 + 1e-7))
+            assert inside[:2] == pytest.approx(outside[:2], rel=3e-7), (name, end)
 
 
 # --- criticality ----------------------------------------------------------------------------------------------------
@@ -154,21 +212,38 @@ def test_published_critical_lines():
     }
     sigma_b = np.sqrt([0.01, 0.05, 0.1, 0.25])
     for name, expected in table.items():
-        found = [critical_sigma_w(name, b) for b in sigma_b]
-        assert [point.sigma_w**2 for point in found] == pytest.approx(expected, abs=1.1e-9), name
+        found = critical(name, sigma_b)
+        assert found.sigma_w**2 == pytest.approx(expected, abs=1.1e-9), name
         stability = ["unstable"] * 3 + ["stable"] if name == "gelu" else ["stable"] * 4
-        assert [point.stability for point in found] == stability, name
-        line = [p.sigma_w if p.is_edge else math.nan for p in found]
-        assert critical_line(name, sigma_b) == pytest.approx(line, nan_ok=True), name
-    assert critical_sigma_w("tanh", 0.3).sigma_w == pytest.approx(1.395583975, abs=6e-10)  # Poole et al. 2016
+        assert found.stability.tolist() == stability, name
+        assert np.array_equal(found.is_edge, found.stability == "stable"), name
+        assert np.array_equal(found.edge, np.where(found.is_edge, found.sigma_w, np.nan), equal_nan=True), name
+        for i, one in enumerate(critical(name, b) for b in sigma_b):
+            assert (one.sigma_w, one.q_star) == pytest.approx((found.sigma_w[i], found.q_star[i]), rel=1e-12), name
+    assert critical("tanh", 0.3).sigma_w == pytest.approx(1.395583975, abs=6e-10)  # Poole et al. 2016
+
+
+def test_several_critical_points_at_one_bias_are_ranked(monkeypatch):
+    # No activation at hand has more than one: two at the first bias, edges first, none at the second, one at the third.
+    points = [_critical._Point(w, 0.1, 1.0, 0.5, "stable") for w in (1.3, 1.2)]
+    points += [_critical._Point(1.1, 0.1, 2.0, 1.5, "unstable", "is unstable")]
+    monkeypatch.setattr(_critical, "_all", lambda phi, sigma_b: [points, [], points[2:]])
+    found = critical("relu", np.array([0.1, 0.2, 0.1]))
+    assert found.sigma_w == pytest.approx([1.2, math.nan, 1.1], nan_ok=True)
+    assert found.edge == pytest.approx([1.2, math.nan, math.nan], nan_ok=True)
+    second, third = found.others
+    assert second.sigma_w == pytest.approx([1.3, math.nan, math.nan], nan_ok=True)
+    assert third.sigma_w == pytest.approx([1.1, math.nan, math.nan], nan_ok=True)
+    assert third.stability.tolist() == ["unstable", "none", "none"]
+    assert found.is_edge.tolist() == second.is_edge.tolist() == [True, False, False]
 
 
 def test_critical_points_at_vanishing_bias():
     for name, expected in (("relu", math.sqrt(2)), ("leaky_relu(0.3)", math.sqrt(2 / 1.09)), ("linear", 1.0)):
-        found = critical_sigma_w(name)
+        found = critical(name)
         assert (found.sigma_w, found.stability) == (pytest.approx(expected, rel=1e-12), "every q"), name
     for name, slope in (("tanh", 1.0), ("erf", 2 / math.sqrt(math.pi)), ("sin", 1.0)):
-        found = critical_sigma_w(name)
+        found = critical(name)
         assert (found.q_star, found.stability) == (0, "stable"), name
         assert found.sigma_w == pytest.approx(1 / slope, rel=1e-10), name
 
@@ -180,28 +255,31 @@ def test_there_is_none_is_an_answer_with_its_reason():
         (jnp.sign, 0.1, "jumps at h = .*chi at every sigma_w"),
         ("gelu", 0.1, "unstable .*never reaches it"),
     ):
-        found = critical_sigma_w(name, sigma_b)
+        found = critical(name, sigma_b)
         assert not found.is_edge
         assert found.reason
         assert re.search(reason, found.reason), found.reason
-        assert np.isnan(critical_line(name, [sigma_b])).all()
+        assert np.isnan(critical(name, [sigma_b]).edge).all()
 
 
 def test_half_stable_point_of_gelu():
     # chi = 1 and slope 1 of the q map meet at q = (3 + sqrt 17) / 2, analytically.
-    found = critical_point("gelu", (3 + math.sqrt(17)) / 2)
+    found = critical("gelu", q=(3 + math.sqrt(17)) / 2)
     assert (found.sigma_w**2, found.sigma_b**2) == pytest.approx((1.983058257438, 0.172922390756), abs=6e-13)
     assert found.q_slope == pytest.approx(1, abs=1e-12)
     assert found.stability == "half-stable"
 
 
 def test_a_critical_point_is_a_critical_fixed_point():
+    q = np.array([[0.3, 0.6]])
     for name in ("tanh", "selu", "hard_tanh"):
-        point = critical_point(name, 0.6)
+        point = critical(name, q=q)
         there = mean_field(name, point.sigma_w, point.sigma_b)
-        assert (there.q_star, there.chi) == pytest.approx((0.6, 1.0), rel=1e-9)
-    assert critical_point("relu", 0.6).stability == "every q"
-    assert "below 0" in critical_point("softplus", 0.6).reason
+        assert there.q_star == pytest.approx(q, rel=1e-9)
+        assert there.chi == pytest.approx(np.ones((1, 2)), rel=1e-9)
+    assert critical("relu", q=0.6).stability == "every q"
+    assert "below 0" in critical("softplus", q=0.6).reason
+    assert "chi at every sigma_w" in critical(jnp.sign, q=0.6).reason
 
 
 def test_bad_input_is_one_clear_sentence():
@@ -209,17 +287,27 @@ def test_bad_input_is_one_clear_sentence():
         mean_field("tanh", -1.0, 0.1)
     with pytest.raises(ValueError, match="sigma_b must be finite and not negative, got inf"):
         mean_field("tanh", 1.0, math.inf)
-    with pytest.raises(ValueError, match="sigma_w must be a number, got shape"):
-        mean_field("tanh", np.ones(3), 0.1)
-    with pytest.raises(ValueError, match="sigma_b must be a non-empty one-dimensional grid"):
-        mean_field_map("tanh", [1.0], [])
+    with pytest.raises(ValueError, match=r"scales must broadcast .*, got shapes sigma_w \(3,\), sigma_b \(2,\)"):
+        mean_field("tanh", np.ones(3), np.ones(2))
+    with pytest.raises(ValueError, match=r"sigma_b must not be empty, got shape \(0,\)"):
+        mean_field("tanh", [1.0], [])
+    with pytest.raises(ValueError, match=r"fixed_points are those of one pair of scales, got shape \(2,\)"):
+        _ = mean_field("tanh", [1.0, 2.0], 0.1).fixed_points
+    with pytest.raises(ValueError, match="q must be a variance from 0 to infinity, got -1"):
+        moments("tanh", [1.0, -1.0])
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
         mean_field("tanh", 1.0, 0.1, dropout=1)
-    with pytest.raises(ValueError, match="start must be positive and finite, got 0"):
-        mean_field("tanh", 1.0, 0.1, start=0)
-    with pytest.raises(ValueError, match="q must be positive and finite, got 0"):
-        critical_point("tanh", 0)
+    with pytest.raises(ValueError, match="q0 must be finite and positive, got 0"):
+        mean_field("tanh", 1.0, 0.1, q0=0)
+    with pytest.raises(ValueError, match="q0 must lie between 1e-14 and 1e\\+09, got 1e-20"):
+        mean_field("tanh", 1.0, 0.1, q0=1e-20)
+    with pytest.raises(ValueError, match="q must be finite and positive, got 0"):
+        critical("tanh", q=[1.0, 0.0])
+    with pytest.raises(ValueError, match=r"critical takes sigma_b or q, got both: 0\.1 and 1\.0"):
+        critical("tanh", 0.1, q=1.0)
     with pytest.raises(ValueError, match="did you mean 'tanh'"):
-        critical_sigma_w("tanhh", 0.1)
-    with pytest.raises(ValueError, match="second moment"):
+        critical("tanhh", 0.1)
+    with pytest.raises(
+        ValueError, match=r"must have a second moment under every Gaussian, .*infinite from q = 0\.25 on"
+    ):
         mean_field(lambda u: jnp.exp(u * u), 1.0, 0.1)

@@ -10,7 +10,8 @@ import pytest
 from scipy.optimize import brentq
 
 from vgjax import activations
-from vgjax.theory import gaussian, lines, shaping
+from vgjax.theory import shaping
+from vgjax.theory._gaussian import line
 
 # Gauss-Hermite: right to 1e-12 for functions as smooth as a transformed tanh or softplus; not what the library uses.
 Z, WEIGHTS = np.polynomial.hermite_e.hermegauss(150)
@@ -123,7 +124,7 @@ def test_transformed_in_a_network() -> None:
     assert hash(shaped.activation) == hash(again.activation)
     assert activations.get(shaped.activation)(jnp.float32([0.5])).dtype == jnp.float32
     # The library's own quadrature of the transformed function finds the conditions again.
-    at = gaussian.line(shaped.activation, 1.0)
+    at = line(shaped.activation, 1.0)
     assert at.mean(at.phi**2) == pytest.approx(1, rel=1e-10)
     assert at.mean(at.slope**2) ** 50 == pytest.approx(1.5, rel=1e-9)
     assert shaping.c_map(shaped.activation, 0.0) == pytest.approx(0, abs=1e-12)
@@ -134,17 +135,6 @@ def test_kinks_move_along() -> None:
     assert shaped.activation.kinks == (-0.75, 0.25)
     assert not shaped.activation.homogeneous
     assert float(shaped.activation(jnp.float32(1.0))) == pytest.approx(3.3)
-
-
-def test_shifted_line() -> None:
-    # E (m + s z)_+ = m Phi(m/s) + s N(m/s); E phi' = Phi(m/s)
-    m, s = -0.7, 1.3
-    cdf, pdf = math.erfc(-m / s / math.sqrt(2)) / 2, math.exp(-((m / s) ** 2) / 2) / math.sqrt(2 * math.pi)
-    at = lines.shifted_line("relu", s, m)
-    assert at.mean(at.phi) == pytest.approx(m * cdf + s * pdf, rel=1e-13)
-    assert at.mean(at.slope) == pytest.approx(cdf, rel=1e-13)
-    at = lines.shifted_line("tanh", 0.0, 0.4)
-    assert at.mean(at.phi) == pytest.approx(math.tanh(0.4), rel=1e-14)
 
 
 def test_local_targets() -> None:
@@ -165,5 +155,3 @@ def test_bad_shaping() -> None:
         shaping.tailored_leaky_relu(3, 0.99)
     with pytest.raises(ValueError, match=r"correlation must lie in \(0, 1\), got 1"):
         shaping.tailored_leaky_relu(3, 1)
-    with pytest.raises(ValueError, match="scale must be finite and not negative, got -1"):
-        lines.shifted_line("tanh", -1, 0)

@@ -498,11 +498,11 @@ def test_the_trainable_depth_is_the_deepest_that_learns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(vg.trainable_depth(made(accuracy, depth=[40, 20, 10], **axes)), [40, 10, 0])
     with pytest.raises(ValueError, match="a trainable depth needs a sweep over several networks, got one"):
         vg.trainable_depth(made([[0.5]], sigma_w=[1.0]))
-    np.testing.assert_array_equal(vg.trainable_depth(vg.load(found.save(tmp_path / "result.npz"))), [40, 40, 0])
-    own = dataclasses.replace(found, networks=dict.fromkeys(found.networks))  # as a file keeps those of a user's own
-    loaded = vg.load(own.save(tmp_path / "own.npz"))
+    loaded = vg.load(found.save(tmp_path / "result.npz"))
+    np.testing.assert_array_equal(vg.trainable_depth(loaded), [40, 40, 0])
+    unknown = dataclasses.replace(found, networks=dict.fromkeys(found.networks))  # of a block that a file cannot hold
     with pytest.raises(ValueError, match=r"needs the networks: hand them over as load\(path, network=\.\.\.\)"):
-        vg.trainable_depth(loaded)
+        vg.trainable_depth(unknown)
 
 
 def test_only_accuracies_of_trainings_are_read() -> None:

@@ -116,7 +116,7 @@ def test_lsuv_gives_every_layer_unit_variance() -> None:
 def test_calibrated_running_statistics_are_those_of_the_batch() -> None:
     """Then every example alone reads what it reads within the batch, in training mode."""
     about = {"width": 6, "depth": 3, "inputs": 4, "outputs": 2, "activation": "tanh"}
-    running, training = vg.mlp(**about, norm="batch_running"), vg.mlp(**about, norm="batch", batch=30)
+    running, training = vg.mlp(**about, norm="batch_running"), vg.mlp(**about, norm=vg.norm("batch", batch=30))
     xs, scales = jax.random.normal(KEY, (30, 4)), vg.Scales(sigma_w=1.7, sigma_b=0.3)
     params = truth.drawn(running)
     ready = vg.calibrate(params, scales, xs)
@@ -132,6 +132,6 @@ def test_what_cannot_be_set_from_data_is_refused() -> None:
         vg.lsuv(truth.drawn(net), vg.Scales(), xs)
     with pytest.raises(ValueError, match=r"xs must be a batch of inputs, shape \(batch, \*\(3,\)\), got one input"):
         vg.calibrate(truth.drawn(net), vg.Scales(), xs[0])
-    tied = vg.mlp(width=4, depth=2, inputs=3, tied=True)
+    tied = vg.networks.tied(vg.mlp(width=4, depth=2, inputs=3))
     with pytest.raises(ValueError, match="parameters must be stored, each layer with its own"):
         vg.calibrate(truth.drawn(tied), vg.Scales(), xs)

@@ -3,11 +3,15 @@
 import difflib
 import functools
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import jax
+import jax.typing
 import numpy as np
+
+ArrayLike: TypeAlias = jax.typing.ArrayLike | Sequence[Any]
+"""What numpy makes an array of: JAX's own type leaves out lists of numbers."""
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -121,7 +121,7 @@ def _map(arguments: argparse.Namespace) -> None:
     for name, figure in figures.items():
         written += plots.save(figure, folder / name)
     print(f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}")
-    print(_edge_in_theory(vg.theory.critical_sigma_w(arguments.activation, sigma_b)), comparison, sep="\n")
+    print(_edge_in_theory(vg.theory.critical(arguments.activation, sigma_b)), comparison, sep="\n")
     print(*written, sep="\n")
     print(
         f"{sweep.log_gain[..., -1].size} networks of {sweep.depth} layers in {time.perf_counter() - start:.1f} s",

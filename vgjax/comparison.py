@@ -241,4 +241,4 @@ def _first_square(result: Result) -> np.ndarray:
 def _critical(phi: Activation, sigma_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The edge of chaos over the range of bias scales, finely."""
     along = np.linspace(sigma_b.min(), sigma_b.max(), CURVE_POINTS) if sigma_b.size > 1 else sigma_b.reshape(1)
-    return theory.critical_line(phi, along.astype(float)), along
+    return theory.critical(phi, along.astype(float)).edge, along

@@ -12,12 +12,14 @@ Two rules hold everywhere:
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 ZERO = -(2**29)
 """The exponent of an exact zero."""
@@ -50,7 +52,7 @@ def from_float(value: Array) -> FloatExp:
     return FloatExp(value, jnp.zeros((), jnp.int32))
 
 
-def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
+def power_of_two(exponent: Int[Array, "*shape"], dtype: Any) -> Float[Array, "*shape"]:
     """``2**exponent``, exact.
 
     0 below the dtype's normal range (XLA flushes subnormals), its largest power of two above.
@@ -61,7 +63,7 @@ def power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
     return lax.bitcast_convert_type(field.astype(bits) << int(info.nmant), jnp.dtype(dtype))
 
 
-def exponent_of(positive: Array) -> Array:
+def exponent_of(positive: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
     """floor(log2) of positive normal floats, int32; read off their bits."""
     info = jnp.finfo(positive.dtype)
     field = lax.bitcast_convert_type(positive, _BITS[positive.dtype.name]) >> int(info.nmant)
@@ -71,7 +73,7 @@ def exponent_of(positive: Array) -> Array:
 _BITS = {"float32": jnp.int32, "float64": jnp.int64}
 
 
-def normalize(number: FloatExp) -> tuple[FloatExp, Array]:
+def normalize(number: FloatExp) -> tuple[FloatExp, Float[Array, ""]]:
     """The same number by the rules of this module, and its ``log_norm``.
 
     Args:
@@ -103,7 +105,7 @@ def to_float_clipped(number: FloatExp) -> Array:
     return value * power_of_two(jnp.clip(exponent, -w, w), value.dtype)
 
 
-def residual_exponent(number: FloatExp) -> Array:
+def residual_exponent(number: FloatExp) -> Int[Array, ""]:
     """The powers of two that `to_float_clipped` leaves out, int32, shape ``()``; 0 for an exact zero."""
     w = window_exponent(number.value.dtype)
     return jnp.where(number.exponent == ZERO, 0, number.exponent - jnp.clip(number.exponent, -w, w))
@@ -114,7 +116,7 @@ def with_zero_exponent(number: FloatExp) -> FloatExp:
     return number._replace(exponent=jnp.where(_is_zero(number.value.reshape(-1)), ZERO, number.exponent))
 
 
-def scaled_bias(scale: Array, value: Array) -> FloatExp:
+def scaled_bias(scale: ArrayLike, value: Array) -> FloatExp:
     """``scale * value`` as a summand, settled.
 
     Over a grid of scales this looks at ``value`` once, not at every product.

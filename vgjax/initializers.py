@@ -53,7 +53,7 @@ class Scale(NamedTuple):
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Scales(Mapping[str, Array]):
+class Scales(Mapping[str, Any]):
     """Named numbers that scale a network; each a scalar or one value per layer. Read them as attributes or by name.
 
     An open set: which names a network takes, and what values, its blocks declare (`Network.scales`), and that is

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jaxtyping import Float, Shaped
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
+from vgjax.checks import ArrayLike
 from vgjax.floatexp import FloatExp, add, from_float, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 from vgjax.measure.flow import states
@@ -63,7 +64,9 @@ def correlation(parameters: Parameters, scales: Scales, x1: ArrayLike, x2: Array
     return _correlate(parameters, scales, x1, x2)
 
 
-def correlate(parameters: Parameters, scales: Scales, x1: Array, x2: Array) -> Correlation:
+def correlate(
+    parameters: Parameters, scales: Scales, x1: Shaped[Array, "*input"], x2: Shaped[Array, "*input"]
+) -> Correlation:
     """`correlation`, unchecked and not compiled by itself: what sweeps `vmap`."""
     layers, network = bind(parameters, scales, x1), parameters.network
     x1, x2 = (as_dtype(parameters.dtype, x) for x in (x1, x2))
@@ -160,7 +163,7 @@ def _read(state: FloatExp, second: _Second) -> _Reading:
     return _Reading(c, log_one_minus_c, log_other)
 
 
-def _unit(number: FloatExp) -> tuple[Array, Array]:
+def _unit(number: FloatExp) -> tuple[Float[Array, "*state"], Float[Array, ""]]:
     """The direction of a number (0 for 0) and ln of its norm."""
     number, log_norm = normalize(number)
     norm = jnp.sqrt(jnp.sum(number.value**2))
@@ -192,7 +195,7 @@ def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> A
 
 
 @jax.jit
-def _mean_cosines(directions: Array) -> Array:
+def _mean_cosines(directions: Float[Array, "layers tokens width"]) -> Float[Array, " layers"]:
     def at(state: Array) -> Array:
         unit = state / jnp.linalg.norm(state, axis=1, keepdims=True)
         n = len(unit)

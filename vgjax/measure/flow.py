@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Key, Shaped
 
-from vgjax.checks import whole_numbers
+from vgjax.checks import ArrayLike, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer
@@ -35,9 +35,9 @@ class Push(NamedTuple):
         log_gain: ln ||J_{l<-0} u||, shape ``(depth + 1,)``, or ``(tangents, depth + 1)`` for several u.
     """
 
-    log_mean_square: Array
-    first_inexact_layer: Array
-    log_gain: Array
+    log_mean_square: Float[Array, " layers"]
+    first_inexact_layer: Int[Array, ""]
+    log_gain: Float[Array, "*rows layers"]
 
 
 class Pull(NamedTuple):
@@ -50,9 +50,9 @@ class Pull(NamedTuple):
             NaN where l > m, where there is no such product.
     """
 
-    log_mean_square: Array
-    first_inexact_layer: Array
-    log_gain: Array
+    log_mean_square: Float[Array, " layers"]
+    first_inexact_layer: Int[Array, ""]
+    log_gain: Float[Array, "*rows layers"]
 
 
 class States(NamedTuple):
@@ -66,8 +66,8 @@ class States(NamedTuple):
     """
 
     direction: Any
-    log_norm: Array
-    first_inexact_layer: Array
+    log_norm: Float[Array, " layers"]
+    first_inexact_layer: Int[Array, ""]
 
 
 def states(parameters: Parameters, scales: Scales, x: ArrayLike) -> States:
@@ -111,7 +111,7 @@ def push_forward(
     x: ArrayLike,
     tangent: ArrayLike | None = None,
     *,
-    key: Array | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> Push:
     """ln ||J_{l<-0} u|| at every depth l, from one forward pass.
 
@@ -137,7 +137,7 @@ def push_forward(
     return result if several else result._replace(log_gain=result.log_gain[0])
 
 
-def push(parameters: Parameters, scales: Scales, x: Array, u: Array) -> Push:
+def push(parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], u: Float[Array, "*state"]) -> Push:
     """`push_forward` of one tangent, unchecked and not compiled by itself: what sweeps `vmap`."""
     layers = bind(parameters, scales, x)
 
@@ -150,7 +150,9 @@ def push(parameters: Parameters, scales: Scales, x: Array, u: Array) -> Push:
     return Push(*describe_states(parameters.network, walked.log_norms), log_gain)
 
 
-def push_all(parameters: Parameters, scales: Scales, x: Array, tangents: Array) -> Push:
+def push_all(
+    parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], tangents: Float[Array, "tangents *state"]
+) -> Push:
     """`push` of several tangents, shape ``(tangents, *state)``; ``log_gain`` has that leading axis."""
     # The state does not depend on the tangent, so `vmap` computes it once.
     pushed = jax.vmap(lambda u: tuple(push(parameters, scales, x, u)), out_axes=(None, None, 0))(tangents)
@@ -169,7 +171,7 @@ def pull_back(
     x: ArrayLike,
     cotangent: ArrayLike | None = None,
     *,
-    key: Array | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> Pull:
     """ln ||J_{L<-l}^T v|| for every layer l, from one forward and one reverse pass.
 
@@ -197,7 +199,7 @@ def gain_matrix(
     x: ArrayLike,
     depths: Sequence[int] | None = None,
     *,
-    key: Array | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> Pull:
     """ln ||J_{m<-l}^T v|| for all l and a set of depths m, in one reverse scan that carries one cotangent a depth.
 
@@ -250,7 +252,9 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     return Pull(*describe_states(network, forward.log_norms), jnp.where(exists, log_gain, jnp.nan))
 
 
-def _cotangents(seed: Array, at: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def _cotangents(
+    seed: Array, at: Int[Array, " depths"], shape: tuple[int, ...], dtype: Any
+) -> Float[Array, "rows *state"]:
     """What enters at each depth whose state has that shape, ``(depths, *shape)``."""
     if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return jax.vmap(lambda m: direction(jax.random.fold_in(seed, m), shape, dtype))(at)
@@ -275,13 +279,13 @@ def _given_or_random(
     raise ValueError(f"{name} must have the state's shape {shape}, got {given.shape}")
 
 
-def directions(key: Array, network: Network, count: int) -> Array:
+def directions(key: Key[Array, ""], network: Network, count: int) -> Float[Array, "{count} *state"]:
     """Random directions of norm 1 at the first state, shape ``(count, *state)``."""
     return jax.vmap(lambda k: direction(k, state_shapes(network)[0], jnp.float32))(jax.random.split(key, count))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def direction(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+def direction(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Float[Array, "*state"]:
     """A random direction of norm 1, uniform on the sphere."""
     v = jax.random.normal(key, shape, dtype)
     return v / jnp.sqrt(jnp.sum(v * v))

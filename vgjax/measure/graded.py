@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jaxtyping import Float
 from scipy.linalg import lapack
 
+from vgjax.checks import ArrayLike
 from vgjax.floatexp import LN2, ZERO, exponent_of, power_of_two
 
 _UNEVEN = 6  # columns of a factor that differ by more powers of two than this are taken out as a factor of their own
@@ -48,7 +49,7 @@ def lifted(product: UDT, exponent: Array) -> UDT:
     return product._replace(exponents=moved)
 
 
-def identity(rotation: Array) -> UDT:
+def identity(rotation: Float[Array, "n n"]) -> UDT:
     """The empty product, with a random rotation (`orthonormal`) as its basis.
 
     The leading columns are then in general position to whatever follows: a factor of rank r leaves the first r of them
@@ -58,18 +59,18 @@ def identity(rotation: Array) -> UDT:
 
 
 @functools.partial(jax.jit, static_argnames=("size", "count", "dtype"))
-def orthonormal(size: int, count: int, dtype: Any) -> Array:
+def orthonormal(size: int, count: int, dtype: Any) -> Float[Array, "{size} {count}"]:
     """Random orthonormal columns, always the same ones, shape ``(size, count)``."""
     return jnp.linalg.qr(jax.random.normal(jax.random.key(0), (size, count), dtype))[0]
 
 
-def start(columns: Array) -> UDT:
+def start(columns: Float[Array, "size count"]) -> UDT:
     """A product that begins with some orthonormal columns, shape ``(size, count)``."""
     count = columns.shape[1]
     return UDT(columns, jnp.zeros(count, jnp.int32), jnp.eye(count, dtype=columns.dtype))
 
 
-def times(matrix: Array, product: UDT) -> tuple[UDT, Array]:
+def times(matrix: Float[Array, "outputs inputs"], product: UDT) -> tuple[UDT, Float[Array, ""]]:
     """``matrix @ product``, and an estimate of how ill-conditioned the matrix is, its column sizes apart.
 
     Columns of very unequal size (saturated units, dead ones) would lose the small ones in a plain product; they are

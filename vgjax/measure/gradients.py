@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from jaxtyping import Float, Key, Shaped
 
 from vgjax.blocks.protocol import block_info
+from vgjax.checks import ArrayLike
 from vgjax.floatexp import (
     ZERO,
     FloatExp,
@@ -80,7 +81,7 @@ def gradient_flow(
     y: ArrayLike | None = None,
     *,
     loss: str | None = None,
-    key: Array | None = None,
+    key: Key[Array, ""] | None = None,
 ) -> GradientFlow:
     """Where the gradient of a loss goes: ln ||dL/ds_l|| of every layer, and of every parameter, at any depth.
 
@@ -109,7 +110,9 @@ def gradient_flow(
     return (_of_one if single else of_batch)(parameters, scales, x, y, loss)
 
 
-def of_one(parameters: Parameters, scales: Scales, x: Array, y: Array, loss: str) -> GradientFlow:
+def of_one(
+    parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], y: Shaped[Array, "1 *target"], loss: str
+) -> GradientFlow:
     """`of_batch` of one example, without the batch axis; y has one of length 1."""
     flow = _gradient_flow(parameters, scales, x[None], y, loss)
     of_batch: Any = {name: getattr(flow, name) for name in OF_BATCH}
@@ -146,7 +149,13 @@ class _Report(NamedTuple):
     saturation: Array
 
 
-def _gradient_flow(parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str) -> GradientFlow:
+def _gradient_flow(
+    parameters: Parameters,
+    scales: Scales,
+    xs: Shaped[Array, "batch *input"],
+    ys: Shaped[Array, "batch *target"],
+    loss: str,
+) -> GradientFlow:
     network, layers = parameters.network, _bind_batch(parameters, scales, xs)
     forward = _walk_batch(parameters, scales, xs)
     entering, of_head, saturated = _where_loss_enters(layers, forward, ys, loss)
@@ -343,7 +352,7 @@ def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -
     return {path: FloatExp(by_kind[kind][0][path], by_kind[kind][1]) for path, kind in kinds.items()}
 
 
-def _slope_statistics(layer: Layer, states: FloatExp) -> tuple[Array, Array]:
+def _slope_statistics(layer: Layer, states: FloatExp) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """Mean of phi'^2, and the share of flat units, of every example."""
     slopes, largest = _over(layer, Layer.slopes, jax.vmap(to_float_clipped)(states))
     largest = jnp.broadcast_to(largest, len(slopes))[:, None]

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, known
 from vgjax.floatexp import FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure import graded
@@ -63,14 +63,14 @@ def origin(
     return Origin(layers.section(start, stop), state, before_stem)
 
 
-def jacobian(layer: Layer, h: Array) -> Array:
+def jacobian(layer: Layer, h: Float[Array, "*state"]) -> Float[Array, "outputs inputs"]:
     """The Jacobian of a layer at a state, both flattened, shape ``(outputs, inputs)``; column by column in chunks."""
     push = jax.linearize(layer, h)[1]
     unit = jnp.eye(h.size, dtype=h.dtype).reshape(-1, *h.shape)
     return columns(push, unit)
 
 
-def columns(linear: Callable[[Array], Array], rows: Array) -> Array:
+def columns(linear: Callable[[Array], Array], rows: Float[Array, "count *state"]) -> Float[Array, "outputs count"]:
     """A linear map of many states, shape ``(count, *state)``, as columns ``(outputs, count)``."""
     count = len(rows)
     # A layer may hold a few arrays of the state's size for every column.

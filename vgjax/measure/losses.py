@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import is_traced, known
+from vgjax.checks import ArrayLike, is_traced, known
 from vgjax.floatexp import LN2, ZERO, FloatExp, add, from_float, power_of_two, window_exponent, with_zero_exponent
 from vgjax.measure.flow import direction
 from vgjax.networks.network import Network, output_shape

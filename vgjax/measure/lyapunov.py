@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jaxtyping import Float
 
-from vgjax.checks import positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp, to_float_clipped
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, check_one_shape, columns, computing_from, jacobian
@@ -97,7 +97,7 @@ def checked_discard(network: Network, discard: int | None) -> int:
 
 
 @jax.jit
-def stretches(origin: Origin, basis: Array) -> Array:
+def stretches(origin: Origin, basis: Float[Array, "size count"]) -> Float[Array, "depth count"]:
     """ln |R_ii| of every layer, shape ``(depth, count)``."""
 
     def visit(layer: Layer, state: FloatExp, basis: Array, _: None) -> tuple[Array, Array]:
@@ -155,7 +155,7 @@ def _single_layers(
 
 
 @jax.jit
-def layer_jacobians(origin: Origin) -> Array:
+def layer_jacobians(origin: Origin) -> Float[Array, "depth n n"]:
     """The Jacobians of all layers, shape ``(depth, n, n)``."""
     return _of_layers(origin, lambda matrix, _: matrix)
 

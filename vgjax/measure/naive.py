@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from jaxtyping import Bool, Key, Shaped
 
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, known
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.gradients import _entering_before
@@ -28,8 +28,8 @@ def naive_reading(
     dtype: str = "float32",
     *,
     loss: str | None = None,
-    key: Array | None = None,
-) -> Array:
+    key: Key[Array, ""] | None = None,
+) -> Bool[Array, "*batch layers"]:
     """Which layers' gradients a plain pass in a dtype loses: True where it reads ||dL/ds_l|| as 0 or not finite.
 
     The ordinary forward and backward pass run in that dtype, and each layer's norm taken there as the root of the sum
@@ -53,7 +53,14 @@ def naive_reading(
     return lost[0] if single else lost
 
 
-def of_batch(parameters: Parameters, scales: Scales, xs: Array, ys: Array, loss: str, dtype: str) -> Array:
+def of_batch(
+    parameters: Parameters,
+    scales: Scales,
+    xs: Shaped[Array, "batch *input"],
+    ys: Shaped[Array, "batch *target"],
+    loss: str,
+    dtype: str,
+) -> Bool[Array, "batch layers"]:
     """`naive_reading` of a batch, unchecked; shape ``(batch, depth + 1)``."""
     cast: Any = functools.partial(as_dtype, dtype)
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
+from jaxtyping import Float, Key
 
-from vgjax.checks import positive_integer
+from vgjax.checks import ArrayLike, positive_integer
 from vgjax.initializers import Scales
 from vgjax.measure.flow import direction, push_all
 from vgjax.memory import MEMORY, chunk_size, chunks
@@ -75,7 +75,7 @@ def checked_probes(probes: int) -> int:
     return int(probes)
 
 
-def probe_vectors(network: Network, probes: int | None, key: Array) -> Array:
+def probe_vectors(network: Network, probes: int | None, key: Key[Array, ""]) -> Float[Array, "n *state"]:
     """Directions u at the first state with sum E u u^T = 1, shape ``(n, *state)``: every unit vector, or random."""
     shape, size = state_shapes(network)[0], int(state_sizes(network)[0])
     if probes is None:
@@ -85,7 +85,7 @@ def probe_vectors(network: Network, probes: int | None, key: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="exact")
-def read_squares(log_squares: Array, exact: bool) -> Frobenius:
+def read_squares(log_squares: Float[Array, "probes layers"], exact: bool) -> Frobenius:
     """The norm from ln ||J u||^2 of every probe, shape ``(probes, depth + 1)``."""
     total = jax.nn.logsumexp(log_squares, axis=0)
     if exact:

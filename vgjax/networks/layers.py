@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
+from vgjax.checks import ArrayLike
 from vgjax.floatexp import LN2, FloatExp, from_float, normalize, window_exponent
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer, Tree, draw, unit_scales

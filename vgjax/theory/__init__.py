@@ -2,40 +2,51 @@
 
 It imports nothing of the simulator, so that it can contradict it; the two meet in `vgjax.compare`. The plain stack is
 here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, transformed activations in
-`shaping`, singular values in `spectra`, what training makes of deep linear networks in `learning`.
+`shaping`, singular values in `free_probability`, what training makes of deep linear networks in `linear_dynamics`.
+
+Modules that begin with an underscore hold what is named here or what others need; a module never has the name of a
+function.
 """
 
-from vgjax.theory import attention, learning, normalization, recurrent, residual, shaping, spectra
-from vgjax.theory.critical import Critical, critical_line, critical_point, critical_sigma_w
-from vgjax.theory.finite_width import Band, band, fourth_moment, log_gain_moments, log_normal_beta
-from vgjax.theory.gaussian import correlated_expectation, expectation
-from vgjax.theory.phases import FixedPoint, MeanField, fixed_points, mean_field, mean_field_map
-from vgjax.theory.trajectories import Trajectory, trajectory
+from vgjax.theory import (
+    attention,
+    free_probability,
+    linear_dynamics,
+    normalization,
+    recurrent,
+    residual,
+    shaping,
+)
+from vgjax.theory._critical import Critical, critical
+from vgjax.theory._finite_width import Band, LogMoments, band, fourth_moment, log_gain_moments, log_normal_beta
+from vgjax.theory._gaussian import correlated_expectation, expectation
+from vgjax.theory._mean_field import FixedPoint, MeanField, mean_field
+from vgjax.theory._moments import Moments, moments
+from vgjax.theory._propagation import Propagation, propagate
 
 __all__ = [
     "Band",
     "Critical",
     "FixedPoint",
+    "LogMoments",
     "MeanField",
-    "Trajectory",
+    "Moments",
+    "Propagation",
     "attention",
     "band",
     "correlated_expectation",
-    "critical_line",
-    "critical_point",
-    "critical_sigma_w",
+    "critical",
     "expectation",
-    "fixed_points",
     "fourth_moment",
-    "learning",
+    "free_probability",
+    "linear_dynamics",
     "log_gain_moments",
     "log_normal_beta",
     "mean_field",
-    "mean_field_map",
+    "moments",
     "normalization",
+    "propagate",
     "recurrent",
     "residual",
     "shaping",
-    "spectra",
-    "trajectory",
 ]

@@ -49,7 +49,7 @@ def deep_norm_encoder_decoder(encoder_layers: int, decoder_layers: int) -> tuple
     return DeepNorm(0.81 * both**0.0625, 0.87 * both**-0.0625), DeepNorm((3 * m) ** 0.25, (12 * m) ** -0.25)
 
 
-def token_correlation(
+def uniform_attention_correlation(
     tokens: int, depth: int, *, branch: ArrayLike = 1.0, skip: ArrayLike = 1.0, correlation: float = 0.0
 ) -> np.ndarray:
     """Mean correlation of two tokens along depth, under x_i' = skip x_i + branch V mean_j x_j with V of unit gain.

@@ -5,22 +5,20 @@ everything: chi, the growth per layer of the mean *squared* gradient. Batch norm
 activation; with LayerNorm and RMSNorm chi = 1 can be reached by choosing sigma_b / sigma_w.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from vgjax import activations
-from vgjax.activations import Activation, Elementwise
+from vgjax.activations import Activation
 from vgjax.checks import not_negative, positive_integer
-from vgjax.theory.gaussian import NODES, WEIGHTS, line, pieces
+from vgjax.theory._gaussian import ActivationLike, line, values
+from vgjax.theory._pieces import pieces
+from vgjax.theory._quadrature import panels
 
 
-def batch_norm_rate(activation: str | Activation | Elementwise, batch: float) -> float:
+def batch_norm_rate(activation: ActivationLike, batch: float) -> float:
     """Growth per layer of the mean squared gradient through h -> W phi(BN(h)) + b, whatever sigma_w and sigma_b.
 
     BN uses the statistics of the batch, eps = 0. A unit's B normalized values y are uniform on the sphere of radius
@@ -53,9 +51,8 @@ def batch_norm_rate(activation: str | Activation | Elementwise, batch: float) ->
         raise ValueError(f"batch must be at least 2 (one sample has no variance), got {batch}")
     if batch <= 3:
         return math.inf if batch == 3 else 0.0
-    m = _sphere_moments(phi, int(batch))
-    above = (batch - 1) * m.slope2 + m.slopes - m.scaled_slope2 + m.scaled_slopes
-    return _ratio(phi, above / (batch - 3), m.phi2 - m.phis)
+    above, variance = _on_the_sphere(phi, int(batch))
+    return _ratio(phi, above / (batch - 3), variance)
 
 
 def _ratio(phi: Activation, above: float, variance: float) -> float:
@@ -79,9 +76,7 @@ class NormPoint(NamedTuple):
     critical_ratio: float | None
 
 
-def norm_on_preactivations(
-    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float = 0.0
-) -> NormPoint:
+def norm_on_preactivations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W phi(norm(h)) + b, for LayerNorm and RMSNorm alike (the mean of h over the width is 0).
 
     q* = sigma_w^2 E phi^2 + sigma_b^2, chi = sigma_w^2 E phi'^2 / q*, r = E phi'^2 - E phi^2, all at q = 1.
@@ -107,9 +102,7 @@ def norm_on_preactivations(
     return NormPoint(q, sigma_w**2 * slope / q, _ratio_or_none(slope - square))
 
 
-def layer_norm_on_activations(
-    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float = 0.0
-) -> NormPoint:
+def layer_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W LayerNorm(phi(h)) + b.
 
     LayerNorm subtracts the mean over the width and divides by the standard deviation: at infinite width a fixed affine
@@ -129,9 +122,7 @@ def layer_norm_on_activations(
     return _on_activations(activation, sigma_w, sigma_b, centered=1.0)
 
 
-def rms_norm_on_activations(
-    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float = 0.0
-) -> NormPoint:
+def rms_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W RMSNorm(phi(h)) + b: as `layer_norm_on_activations`, with E phi^2 in place of Var phi.
 
     Here r can be negative: where the mean of phi is large, every gradient vanishes.
@@ -142,9 +133,7 @@ def rms_norm_on_activations(
     return _on_activations(activation, sigma_w, sigma_b, centered=0.0)
 
 
-def _on_activations(
-    activation: str | Activation | Elementwise, sigma_w: float, sigma_b: float, centered: float
-) -> NormPoint:
+def _on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float, centered: float) -> NormPoint:
     _check_sigmas(sigma_w, sigma_b)
     phi = activations.get(activation)
     q = sigma_w**2 + sigma_b**2
@@ -188,25 +177,14 @@ def _ratio_or_none(r: float) -> float | None:
 # --- the sphere of a batch ------------------------------------------------------------------------------------------
 
 
-class _SphereMoments(NamedTuple):
-    """E over the sphere of a batch; the plural: E f(y1) f(y2)."""
-
-    phi2: float
-    phis: float
-    slope2: float
-    slopes: float
-    scaled_slope2: float
-    scaled_slopes: float
-
-
-def _sphere_moments(phi: Activation, batch: int) -> _SphereMoments:
-    """Moments of one and two coordinates of y.
+def _on_the_sphere(phi: Activation, batch: int) -> tuple[float, float]:
+    """(B-1) E D1^2 + E D1 D2 - E (D1 y1)^2 + E D1 y1 D2 y2, and E phi1^2 - E phi1 phi2.
 
     y1 = sqrt(B-1) sin a with density cos^(B-3) a, and given it y2 = sqrt(B-1) (rho sin a + sqrt(1 - rho^2) cos a sin b)
     with density cos^(B-4) b, rho = -1 / (B-1): both densities are smooth down to B = 4.
     """
     radius, rho = math.sqrt(batch - 1), -1 / (batch - 1)
-    edges = np.array([e for e in pieces(phi, phi.kinks).edges if abs(e) < radius]) / radius
+    edges = np.array([e for e in pieces(phi).edges if abs(e) < radius]) / radius
     # Where the image of an edge leaves the range of y2, the inner integral ends in a (half-integer) power.
     leave = math.acos(rho) + np.array([[1], [-1]]) * np.arccos(edges)
     breaks = np.concatenate([np.arcsin(edges), np.pi / 2 - np.arccos(np.cos(leave)).ravel()])
@@ -217,23 +195,18 @@ def _sphere_moments(phi: Activation, batch: int) -> _SphereMoments:
     b, inner = _angles(np.arcsin(np.clip(images, -1, 1)), batch - 4)
 
     y1, y2 = radius * np.sin(a), radius * (rho * np.sin(a)[:, None] + spread * np.sin(b))
-    phi1, slope1 = _values(phi, y1)
-    phi2, slope2 = _values(phi, y2)
+    phi1, slope1 = values(phi, y1)
+    phi2, slope2 = values(phi, y2)
 
-    def one(f: np.ndarray) -> float:
-        return float(outer @ f)
+    def same(f: np.ndarray) -> float:
+        return float(outer @ f**2)
 
-    def two(f: np.ndarray, g: np.ndarray) -> float:
+    def other(f: np.ndarray, g: np.ndarray) -> float:
         return float(outer @ (f * np.sum(inner * g, axis=1)))
 
-    return _SphereMoments(
-        one(phi1**2),
-        two(phi1, phi2),
-        one(slope1**2),
-        two(slope1, slope2),
-        one((slope1 * y1) ** 2),
-        two(slope1 * y1, slope2 * y2),
-    )
+    above = (batch - 1) * same(slope1) + other(slope1, slope2)
+    above += other(slope1 * y1, slope2 * y2) - same(slope1 * y1)
+    return above, same(phi1) - other(phi1, phi2)
 
 
 def _angles(breaks: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray]:
@@ -246,22 +219,8 @@ def _angles(breaks: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray]:
     own = np.broadcast_to(own, (*breaks.shape[:-1], len(own)))
     at = np.sort(np.concatenate([own, np.clip(breaks, own[..., :1], own[..., -1:])], axis=-1), axis=-1)
     half, middle = (at[..., 1:, None] - at[..., :-1, None]) / 2, (at[..., 1:, None] + at[..., :-1, None]) / 2
-    s = np.pi * (NODES + 1) / 2
-    nodes = middle - half * np.cos(s)
-    weights = half * WEIGHTS * np.sin(s) * np.cos(nodes) ** power
+    s, w = panels(np.array([0.0, np.pi]))
+    nodes = middle - half * np.cos(s[0])
+    weights = half * w[0] * np.sin(s[0]) * np.cos(nodes) ** power
     nodes, weights = (x.reshape(*breaks.shape[:-1], -1) for x in (nodes, weights))
     return nodes, weights / weights.sum(axis=-1, keepdims=True)
-
-
-def _values(phi: Activation, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """phi and phi' at u, any shape; padded to a power of two, so that few sizes are compiled for."""
-    padded = np.zeros(1 << max(12, (u.size - 1).bit_length()))
-    padded[: u.size] = u.ravel()
-    with jax.enable_x64(True):
-        values, slopes = _compiled_values(phi, jnp.asarray(padded))
-        return tuple(np.asarray(x)[: u.size].reshape(u.shape) for x in (values, slopes))  # type: ignore[return-value]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _compiled_values(phi: Activation, u: Array) -> tuple[Array, Array]:
-    return phi(u), phi.derivative(u)

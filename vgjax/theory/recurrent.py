@@ -10,26 +10,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.activations import Activation, Elementwise
 from vgjax.checks import not_negative, positive_integer
-from vgjax.theory.lines import moments, shifted_line
+from vgjax.theory._gaussian import ActivationLike, line
+from vgjax.theory._mean_field import mean_field
 
 
-class Lyapunov(NamedTuple):
-    """The stationary state of an autonomous random network.
+class MaximalLyapunov(NamedTuple):
+    """The stationary state of autonomous random networks; numpy float64, each of the shape of the gain.
 
     Attributes:
         q: variance of h in the stationary state; 0 if activity dies out, infinite if it runs away.
         exponent: largest Lyapunov exponent per step, natural log of a norm (not of its square): > 0 is chaos.
     """
 
-    q: float
-    exponent: float
+    q: np.ndarray
+    exponent: np.ndarray
 
 
-def lyapunov(activation: str | Activation | Elementwise, gain: float) -> Lyapunov:
+def maximal_lyapunov(activation: ActivationLike, gain: ArrayLike) -> MaximalLyapunov:
     """Largest Lyapunov exponent of h_{t+1} = g J phi(h_t), Var J_ij = 1 / width, at infinite width.
 
     exponent = 0.5 ln(g^2 E phi'^2) at the stationary q = g^2 E phi^2; where activity dies out, as for a tanh below
@@ -37,51 +38,24 @@ def lyapunov(activation: str | Activation | Elementwise, gain: float) -> Lyapuno
 
     Args:
         activation: a name, an `Activation` or a callable.
-        gain: g.
+        gain: g, any shape.
 
     Returns:
-        `Lyapunov`, in the state that q = 1 is driven to: the nearest q above it if its activity grows, below it
+        `MaximalLyapunov`, in the state that q = 1 is driven to: the nearest q above it if its activity grows, below it
         otherwise, 1 itself if it stays (every q is fixed for ReLU at g^2 = 2). A non-monotone variance map may have
         others. The exponent is -inf where no perturbation survives.
 
     Raises:
-        ValueError: a negative or non-finite gain, or a q beyond what phi resolves.
+        ValueError: a negative or non-finite gain, or an activation as `theory.mean_field` refuses it.
 
     Source: Sompolinsky, Crisanti and Sommers 1988, "Chaos in random neural networks"; Engelken, Wolf and Abbott 2023,
     "Lyapunov spectra of chaotic recurrent neural networks", for steps of time.
     """
     not_negative("gain", gain)
-    phi = activations.get(activation)
-    q = _stationary(phi, gain)
-    slope = moments(phi, q)[1] if q else _slope_at_zero(phi)
-    return Lyapunov(q, math.log(gain) + 0.5 * math.log(slope) if gain * slope > 0 else -math.inf)
-
-
-def _stationary(phi: Activation, gain: float) -> float:
-    """q = g^2 E phi^2(q), from q = 1 in the direction in which the map moves."""
-    from scipy.optimize import brentq
-
-    def growth(log_q: float) -> float:
-        q = math.exp(log_q)
-        return gain**2 * moments(phi, q)[0] / q - 1
-
-    here, step = 0.0, 0.25
-    moves = growth(here)
-    if abs(moves) < 1e-14:
-        return 1.0
-    while abs(here) < 60:  # from 1e-26 to 1e26
-        after = here + math.copysign(step, moves)
-        if growth(after) * moves <= 0:
-            return math.exp(brentq(growth, min(here, after), max(here, after), xtol=1e-14, rtol=1e-14))
-        here = after
-    return math.inf if moves > 0 else 0.0
-
-
-def _slope_at_zero(phi: Activation) -> float:
-    """E phi'^2 at q -> 0: both sides of 0 have their share (ReLU: 1/2)."""
-    with jax.enable_x64(True):
-        sides = np.asarray(phi.derivative(jnp.asarray([-1e-200, 1e-200])))
-    return float(np.mean(sides**2))
+    # The same average as over independent layers: fixed weights matter only to finite networks.
+    there = mean_field(activation, gain)
+    with np.errstate(divide="ignore"):
+        return MaximalLyapunov(there.q_star, np.log(there.chi) / 2)
 
 
 class MinimalRNN(NamedTuple):
@@ -133,7 +107,7 @@ def minimal_rnn(
 
     def at(q: float) -> MinimalRNN:
         # v = 1 - u is distributed like sigmoid(sqrt(q) z - mean_b), which keeps its digits where u is nearly 1.
-        v = shifted_line("sigmoid", math.sqrt(q), -mean_b)
+        v = line("sigmoid", q, -mean_b)
         lost = v.mean(v.phi * (2 - v.phi))  # 1 - E u^2
         hidden = second_moment * v.mean(v.phi**2) / lost
         chi = 1 - lost + sigma_w**2 * (hidden + second_moment) * v.mean(v.slope**2)
@@ -195,7 +169,7 @@ class Latch(NamedTuple):
         return self.points[np.abs(self.slopes) < 1]
 
 
-def latch(weight: float, activation: str | Activation | Elementwise = "tanh") -> Latch:
+def latch(weight: float, activation: ActivationLike = "tanh") -> Latch:
     """Fixed points of one self-excited unit, x = phi(w x): it stores a bit where there are two attractors.
 
     For tanh there are two if and only if w > 1. There the gradient through a stored bit vanishes: |slope| < 1.

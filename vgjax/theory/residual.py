@@ -19,71 +19,81 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.activations import Activation, Elementwise
 from vgjax.checks import not_negative, positive_integer
-from vgjax.theory.lines import moments, times
+from vgjax.theory._gaussian import ActivationLike
+from vgjax.theory._mean_field import checked_scales
+from vgjax.theory._moments import moment_table
 
 
-class Trajectory(NamedTuple):
+class ResidualPropagation(NamedTuple):
     """A residual stream along depth, l = 0..depth; numpy float64.
 
     Attributes:
-        p: E x_l^2, shape ``(depth + 1,)``; infinite where it leaves the float range.
-        q: variance of the preactivation of the branch of layer l, shape ``(depth,)``.
-        log_gradient: ln E|g_0|^2 / E|g_l|^2: growth of the mean squared gradient on its way from x_l back to x_0,
-            shape ``(depth + 1,)``.
+        p: E x_l^2, shape ``(*scales, depth + 1)``; infinite where it leaves the float range.
+        q: variance of the preactivation of the branch of layer l, shape ``(*scales, depth)``.
+        log_chi: ln E|g_0|^2 / E|g_l|^2: growth of the mean squared gradient on its way from x_l back to x_0, shape
+            ``(*scales, depth + 1)``.
     """
 
     p: np.ndarray
     q: np.ndarray
-    log_gradient: np.ndarray
+    log_chi: np.ndarray
 
 
-def trajectory(
-    activation: str | Activation | Elementwise,
+def propagate(
+    activation: ActivationLike,
     depth: int,
     *,
-    sigma_w: float = 1.0,
-    sigma_b: float = 0.0,
-    sigma_v: float = 1.0,
-    sigma_a: float = 0.0,
+    sigma_w: ArrayLike = 1.0,
+    sigma_b: ArrayLike = 0.0,
+    sigma_v: ArrayLike = 1.0,
+    sigma_a: ArrayLike = 0.0,
     branch: ArrayLike = 1.0,
     skip: ArrayLike = 1.0,
-    p0: float = 1.0,
-) -> Trajectory:
-    """p, q and the log gradient at every depth of x' = skip x + branch (V phi(W x + b) + a).
+    p0: ArrayLike = 1.0,
+) -> ResidualPropagation:
+    """p, q and the gradient's growth at every depth of x' = skip x + branch (V phi(W x + b) + a).
 
     Args:
         activation: a name, an `Activation` or a callable.
         depth: number of residual layers.
-        sigma_w, sigma_b: standard deviations before phi, Var W = sigma_w^2 / fan_in.
+        sigma_w, sigma_b: standard deviations before phi, Var W = sigma_w^2 / fan_in; any shapes that broadcast, with
+            the next two and p0 as well: one call answers a grid of scales.
         sigma_v, sigma_a: standard deviations after phi, Var V = sigma_v^2 / fan_in.
         branch, skip: scales, shape ``()`` or ``(depth,)``; for instance ``branch=stable_scale(depth)``.
         p0: E x_0^2.
 
+    Returns:
+        `ResidualPropagation`.
+
     Raises:
-        ValueError: a negative or non-finite number, a depth that is not a whole number of at least 1, scales of
-            another shape, or variances beyond what phi resolves.
+        ValueError: a negative or non-finite number, a depth that is not a whole number of at least 1, or scales of
+            other shapes.
 
     Source: Yang and Schoenholz 2017, "Mean field residual networks: on the edge of chaos".
     """
     depth = positive_integer("depth", depth)
-    sigmas = {"sigma_w": sigma_w, "sigma_b": sigma_b, "sigma_v": sigma_v, "sigma_a": sigma_a}
-    for name, value in {**sigmas, "p0": p0}.items():
-        not_negative(name, value)
+    scales = {"sigma_w": sigma_w, "sigma_b": sigma_b, "sigma_v": sigma_v, "sigma_a": sigma_a, "p0": p0}
+    shape = checked_scales(**scales)
+    w2, b2, v2, a2 = (np.broadcast_to(np.square(np.asarray(scale, float)), shape) for scale in [*scales.values()][:4])
     branches, skips = per_layer("branch", branch, depth), per_layer("skip", skip, depth)
-    phi = activations.get(activation)
+    table = moment_table(activations.get(activation))
 
-    p, q, factors = np.empty(depth + 1), np.empty(depth), np.empty(depth)
+    p, q, factors = np.empty((depth + 1, *shape)), np.empty((depth, *shape)), np.empty((depth, *shape))
     p[0] = p0
-    with np.errstate(over="ignore", under="ignore"):
-        for l, (b2, s2) in enumerate(zip(branches**2, skips**2, strict=True)):
-            q[l] = times(sigma_w**2, p[l]) + sigma_b**2
-            square, slope = moments(phi, float(q[l]))
-            p[l + 1] = times(s2, p[l]) + b2 * sigma_a**2 + times(b2 * sigma_v**2, square)
-            factors[l] = s2 + b2 * sigma_v**2 * sigma_w**2 * slope
-    with np.errstate(divide="ignore"):
-        return Trajectory(p, q, np.concatenate([[0.0], np.cumsum(np.log(factors))]))
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
+        for l, (t2, s2) in enumerate(zip(branches**2, skips**2, strict=True)):
+            q[l] = _times(w2, p[l]) + b2
+            square, slope_square, _ = table(q[l])
+            p[l + 1] = _times(s2, p[l]) + t2 * a2 + _times(t2 * v2, square)
+            factors[l] = s2 + _times(t2 * v2 * w2, slope_square)
+        log_chi = np.concatenate([np.zeros((1, *shape)), np.cumsum(np.log(factors), axis=0)])
+    return ResidualPropagation(*(np.moveaxis(series, 0, -1) for series in (p, q, log_chi)))
+
+
+def _times(factor: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """The product, with 0 times infinity = 0: what is not connected does not overflow."""
+    return factor * np.where(factor == 0, 0, value)
 
 
 def stable_scale(depth: int) -> float:

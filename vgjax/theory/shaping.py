@@ -18,10 +18,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.activations import Activation, Elementwise
+from vgjax.activations import Activation
 from vgjax.checks import positive_integer
-from vgjax.theory.gaussian import Line, correlated_expectation, pieces
-from vgjax.theory.lines import shifted_line
+from vgjax.theory._gaussian import ActivationLike, Line, correlated_expectation, line
+from vgjax.theory._pieces import pieces
 
 
 class Shaped(NamedTuple):
@@ -55,7 +55,7 @@ def _transformed(base: Activation, alpha: float, beta: float, gamma: float, delt
     return Activation(f"shaped {base.name}", phihat, kinks=kinks, homogeneous=homogeneous)
 
 
-def c_map(activation: str | Activation | Elementwise, c: ArrayLike, q: float = 1.0) -> Any:
+def c_map(activation: ActivationLike, c: ArrayLike, q: float = 1.0) -> Any:
     """E phi(u1) phi(u2) / E phi^2 for a Gaussian pair of variance q and correlation c: C(c) at sigma_b = 0.
 
     Args:
@@ -82,7 +82,7 @@ def local_slope(depth: int, slope: float = 1.5) -> float:
     return float(slope ** (1 / positive_integer("depth", depth)))
 
 
-def deep_kernel_shaping(activation: str | Activation | Elementwise, slope: float) -> Shaped:
+def deep_kernel_shaping(activation: ActivationLike, slope: float) -> Shaped:
     """Deep Kernel Shaping: Q(1) = 1, Q'(1) = 1, C(0) = 0, C'(1) = slope.
 
     C(0) = 0 asks for delta = -E phi and Q(1) = 1 for gamma = 1 / sqrt(Var phi), both at alpha z + beta; the other two
@@ -125,7 +125,7 @@ def local_curvature(depth: int, curvature: float = 0.3) -> float:
     return curvature / positive_integer("depth", depth)
 
 
-def tailored_smooth(activation: str | Activation | Elementwise, curvature: float) -> Shaped:
+def tailored_smooth(activation: ActivationLike, curvature: float) -> Shaped:
     """Tailored Activation Transformation of a smooth phi: Q(1) = 1, Q'(1) = 1, C'(1) = 1, C''(1) = curvature.
 
     C'(1) = 1 asks for gamma = 1 / (alpha sqrt(E phi'^2)), and Q(1) = 1 for delta = -E phi +- sqrt(1 / gamma^2 -
@@ -234,7 +234,7 @@ def _above(name: str, value: float, bound: float) -> None:
 
 
 def _check_smooth(phi: Activation) -> None:
-    kinks = np.array(pieces(phi, phi.kinks).kinks)
+    kinks = np.array(pieces(phi).kinks)
     with jax.enable_x64(True):
         left, right = (np.asarray(phi.derivative(jnp.asarray(kinks + side))) for side in (-1e-9, 1e-9))
     if np.any(np.abs(right - left) > 1e-6):
@@ -247,7 +247,7 @@ def _solutions(phi: Activation, target: float, trial: Callable[[Line, float], _T
 
     def at(log_alpha: float, beta: float) -> _Trial:
         alpha = math.exp(min(max(log_alpha, -20.0), 3.0))
-        return trial(shifted_line(phi, alpha, beta), alpha)
+        return trial(line(phi, alpha * alpha, beta), alpha)
 
     alphas = np.linspace(math.log(min(_WEAKEST * math.sqrt(target), _WEAKEST)), math.log(_STRONGEST), 22)
     with np.errstate(all="ignore"):  # exponentials overflow at the far corner of the grid

@@ -77,8 +77,8 @@ def zoom(
 ) -> dict[str, Any]:
     """A closer look at the border of one draw: around a point of it, an interval smaller by a factor along both axes.
 
-    ``vg.sweep(..., **vg.training.zoom(result, 10))``, all else as it was for the result, is that look. Zooms
-    of more than a few thousand need ``dtype="float64"`` from the first sweep on.
+    ``vg.sweep(..., **vg.training.zoom(result, 10))``, all else as it was for the result, is that look. Zooms of more
+    than a few thousand need ``dtype="float64"`` from the first sweep on.
 
     Args:
         result: of a sweep of `trainings` over two axes; equal steps or equal ratios.

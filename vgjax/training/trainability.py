@@ -166,8 +166,8 @@ def trainings(
     ``train(init(weights, network), scales, data, ..., key=rest)``.
 
     Variables: ``loss`` of every ``update``; ``first_nonfinite``, as in `vgjax.training.Training`; ``diverged``: whether
-    anything was not finite at some step; ``converged``: all finite, and the mean loss of the last tenth of the
-    updates below the first one's; and at every ``step`` of a snapshot ``train_loss``, ``train_accuracy``, ``test_loss``,
+    anything was not finite at some step; ``converged``: all finite, and the mean loss of the last tenth of the updates
+    below that of the first; and at every ``step`` of a snapshot ``train_loss``, ``train_accuracy``, ``test_loss``,
     ``test_accuracy`` and ``log_gradient`` by ``layer``, as in `vgjax.training.Snapshots`.
 
     Args:

@@ -20,9 +20,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vgjax.checks import finite, not_negative, positive_integer
-from vgjax.theory.roots import falling_root
+from vgjax.theory._quadrature import panels
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(20)
 _WIDEST = 4.0  # of a panel: the integrand's singularities, pi away from the real axis, are then felt below 1e-20
 _END = 40.0  # u is s to rounding
 
@@ -50,9 +49,9 @@ def mode_strength(t: ArrayLike, s: float, u0: float, layers: int = 2, tau: float
     """
     not_negative("t", t)
     layers = _checked(s, u0, layers, tau)
-    with np.errstate(over="ignore"):  # the end of time
+    with np.errstate(over="ignore"):
         times = np.asarray(t, float) / tau
-        rises = layers * s ** (2 - 2 / layers) * times
+        rises = np.minimum(layers * s ** (2 - 2 / layers) * times, np.finfo(float).max)  # the end of time
     if layers == 1:
         return s + (u0 - s) * np.exp(-rises)
     if layers == 2:
@@ -100,10 +99,15 @@ def _checked(s: float, u0: float, layers: int, tau: float) -> int:
 
 def _inverse(rises: np.ndarray, s: float, u0: float, layers: int) -> np.ndarray:
     """u where the integral has risen so far, shape ``(rises,)``; u0 is not s."""
+    from scipy.optimize.elementwise import find_root
+
     start, power = _coordinate(u0 / s), _power(s, u0, layers)
     # Beyond 0 the integrand is 1 to within 2 e^-x, so that x gains on the integral by no more than 2 altogether.
-    highest = np.minimum(max(start, 0.0) + rises + 2, _END)
-    x = falling_root(lambda x, which: rises[which] - _integral(start, x, power), np.full(len(rises), start), highest)
+    highest = np.maximum(np.minimum(max(start, 0.0) + rises + 2, _END), start)
+    found = find_root(
+        lambda x, rise: _integral(start, x, power) - rise, (np.full(len(rises), start), highest), args=(rises,)
+    )
+    x = np.where(found.status == -1, highest, found.x)  # the end of time
     return s / (1 + np.exp(-x)) if u0 < s else s * (1 + np.exp(-x))
 
 
@@ -117,9 +121,7 @@ def _power(s: float, u0: float, layers: int) -> float:
 
 
 def _integral(start: float, ends: np.ndarray, power: float) -> np.ndarray:
-    """Integrals of (1 + e^-x)^power from one start to many ends, shape ``(ends,)``: Gauss-Legendre on panels."""
-    panels = max(1, int(np.ceil((ends.max(initial=start) - start) / _WIDEST)))
-    width = (ends - start) / panels
-    places = np.arange(panels)[:, None] + (1 + _NODES) / 2
-    values = (1 + np.exp(-start - width[:, None, None] * places)) ** power
-    return np.sum(values @ _WEIGHTS, axis=1) * width / 2
+    """Integrals of (1 + e^-x)^power from one start to many ends, shape of the ends."""
+    count = max(1, int(np.ceil((ends.max(initial=start) - start) / _WIDEST)))
+    x, weights = panels(start + (ends[..., None] - start) * np.linspace(0, 1, count + 1))
+    return np.sum((1 + np.exp(-x)) ** power * weights, axis=(-2, -1))

@@ -10,24 +10,30 @@ For homogeneous activations q does not matter, and everything is exact. All loga
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.activations import Activation, Elementwise
+from vgjax.activations import Activation
 from vgjax.checks import known, not_negative, positive_integer
-from vgjax.theory.gaussian import line, pieces
-from vgjax.theory.phases import mean_field_map
+from vgjax.theory._chebyshev import Axis, Curve, coefficients, curve, locate, polynomials
+from vgjax.theory._gaussian import ActivationLike, line
+from vgjax.theory._mean_field import mean_field
+from vgjax.theory._moments import averages, moment_table
+from vgjax.theory._pieces import pieces
 
-_SMALLEST, _LARGEST = 1e-9, 1e9  # beyond, phi is a power of its argument already: nothing but the size of it changes
-_SEGMENT, _NODES = 2.0, 16  # of ln q, in which averages are interpolated: 1e-9
+# ln q over which laws of slopes are interpolated: 24 nodes on segments of length 3 (2.5^-24 = 3e-10) from q = 1e-9 to
+# 7e8; beyond, phi is a power of its argument already, and the law no longer changes.
+_LAWS = Axis(-21.0, 3.0, 14)
 
 # Standard Gaussian cut at +-2: E x^2 = 1 - d, E x^4 = 3 E x^2 - 4 d, d = 4 density(2) / P(|x| < 2).
 _CUT = 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2))
-EXCESS_KURTOSIS = {
+_EXCESS_KURTOSIS = {
     "gaussian": 0.0,
     "truncated": (3 * (1 - _CUT) - 4 * _CUT) / (1 - _CUT) ** 2 - 3,
     "uniform": -6 / 5,
@@ -58,7 +64,7 @@ class Band(NamedTuple):
 # --- one layer ------------------------------------------------------------------------------------------------------
 
 
-def log_gain_moments(activation: str | Activation | Elementwise, width: int, q: float = 1.0) -> LogMoments:
+def log_gain_moments(activation: ActivationLike, width: int, q: float = 1.0) -> LogMoments:
     """Mean and variance of ln ||J u||^2 over one Gaussian layer from n to n units, sigma_w^2 E phi'^2 = 1, ||u|| = 1.
 
     It is the law of ln X, X = (1/n) sum_i w_i g_i^2 with w = phi'(sqrt(q) z)^2 / E phi'^2 and z, g ~ N(0, 1), given
@@ -103,10 +109,11 @@ def _log_moments(values: np.ndarray, weights: np.ndarray, n: int) -> LogMoments:
         with np.errstate(divide="ignore"):
             return np.exp(n * np.log1p(np.expm1(-np.log1p(np.outer(t, 2 / n * values)) / 2) @ weights))
 
-    top = 6.0
+    top = 6.0  # exp(-t) is 0 there; the law's own transform may fall later
     while top < 500 and transform(np.array([math.exp(top)]))[0] - dead > 1e-16:
         top *= 1.4
-    # In y = ln t the integrand is analytic for |Im y| < pi/2: trapezoids of width h err by exp(-pi^2 / h) only.
+    # In y = ln t the integrand is analytic for |Im y| < pi/2: trapezoids of width h err by exp(-pi^2 / h) = 6e-13 only;
+    # below y = -32 it is below t = 1e-14.
     step = 0.35
     y = np.arange(-32, top, step)
     t = np.exp(y)
@@ -120,7 +127,7 @@ def _law_of_slopes(phi: Activation, q: float) -> tuple[float, np.ndarray, np.nda
     """E phi'^2, and the values of w = phi'^2 / E phi'^2, each once, with their weights."""
     on = line(phi, q)
     slope = on.mean(on.slope**2)
-    heavy = on.weights > 1e-19
+    heavy = on.weights > 1e-19  # lighter nodes change no digit and only cost time
     values, which = np.unique(on.slope[heavy] ** 2 / (slope or 1), return_inverse=True)
     return slope, values, np.bincount(which, on.weights[heavy])
 
@@ -155,7 +162,7 @@ def _log_chi_square(n: int) -> LogMoments:
 # --- homogeneous activations ----------------------------------------------------------------------------------------
 
 
-def fourth_moment(widths: Sequence[int], activation: str | Activation | Elementwise = "relu") -> float:
+def fourth_moment(widths: Sequence[int], activation: ActivationLike = "relu") -> float:
     """E ||J u||^4 / ||u||^4 of a homogeneous activation in He's scaling without bias, u a random direction; exact.
 
         n_L (n_L + 2) / (n_0 (n_0 + 2)) prod_{l<L} (1 + k / n_l),   k = 3 E phi'^4 / (E phi'^2)^2 - 1,
@@ -181,7 +188,7 @@ def fourth_moment(widths: Sequence[int], activation: str | Activation | Elementw
         return float(ends * np.prod(1 + k / np.array(sizes[:-1])))
 
 
-def log_normal_beta(widths: Sequence[int], activation: str | Activation | Elementwise = "relu") -> float:
+def log_normal_beta(widths: Sequence[int], activation: ActivationLike = "relu") -> float:
     """beta of the limit law ln(||J u||^2 n_0 / n_L) ~ N(-beta/2, beta), for depth and width large together.
 
         beta = k sum_{l<L} 1 / n_l + 2 / n_L - 2 / n_0,   k = 3 E phi'^4 / (E phi'^2)^2 - 1: ReLU 5, linear 2.
@@ -194,7 +201,7 @@ def log_normal_beta(widths: Sequence[int], activation: str | Activation | Elemen
     return float(k * np.sum(1 / np.array(sizes[:-1])) + 2 / sizes[-1] - 2 / sizes[0])
 
 
-def _constant(activation: str | Activation | Elementwise) -> float:
+def _constant(activation: ActivationLike) -> float:
     phi = activations.get(activation)
     slope, values, weights = _law_of_slopes(phi, 1.0)
     if not phi.homogeneous or slope == 0:
@@ -213,7 +220,7 @@ def _sizes(widths: Sequence[int]) -> list[int]:
 
 
 def band(
-    activation: str | Activation | Elementwise,
+    activation: ActivationLike,
     widths: Sequence[int],
     sigma_w: ArrayLike,
     sigma_b: ArrayLike = 0.0,
@@ -260,7 +267,7 @@ def band(
     phi, sizes = activations.get(activation), _sizes(widths)
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q0", q0)):
         not_negative(name, 0 if value is None else value)
-    known("law", law, EXCESS_KURTOSIS)
+    known("law", law, _EXCESS_KURTOSIS)
     sigma_w2, sigma_b2 = np.broadcast_arrays(*(np.square(np.asarray(s, float)) for s in (sigma_w, sigma_b)))
     q = _start(phi, sigma_w2, sigma_b2) if q0 is None else np.broadcast_to(np.asarray(q0, float), sigma_w2.shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -276,6 +283,12 @@ def band(
         lost = np.logical_or.accumulate(np.isneginf(np.stack(mean, axis=-1)), axis=-1)
         deviation = np.sqrt(np.maximum(np.stack(variance, axis=-1), 0)) / 2
         return Band(np.where(lost, -np.inf, np.stack(mean, axis=-1) / 2), np.where(lost, 0, deviation))
+
+
+def _start(phi: Activation, sigma_w2: np.ndarray, sigma_b2: np.ndarray) -> np.ndarray:
+    """The fixed point that q runs to from 1; 1 where there is none."""
+    q = mean_field(phi, np.sqrt(sigma_w2), np.sqrt(sigma_b2)).q_star
+    return np.where((q > 0) & np.isfinite(q), q, 1.0)
 
 
 class _Averages(NamedTuple):
@@ -297,25 +310,32 @@ class _Averages(NamedTuple):
     along: np.ndarray  # (E phi phi' z)^2 / (E phi^2 E phi'^2)
 
 
-def _averages_at(phi: Activation, q: float) -> tuple[float, ...]:
-    """The fields of `_Averages` at one q."""
-    on = line(phi, q)
-    mean, square, slope = on.mean, on.mean(on.phi**2), on.mean(on.slope**2)
-    a, w = on.phi**2 / (square or 1), on.slope**2 / (slope or 1)
-    first, second = (on.z**2 - 1) / 2, (on.z**4 - 6 * on.z**2 + 3) / 4
-    return (
-        *(square, slope, mean(a * first), mean(a * second), mean(w * first), mean(w * second)),
-        *(mean(a * a), mean(a * w), mean(w * w), mean(on.phi * on.slope * on.z) ** 2 / (square * slope or 1)),
-    )
-
-
 def _averages(phi: Activation, q: np.ndarray) -> _Averages:
-    """Averages at any q: beyond the ends E phi^2 and E phi'^2 go on as the powers of q that they tend to, in halves."""
-    inside = _inside(phi, q)
-    at = _Averages(*_interpolated(functools.partial(_averages_segment, phi), inside))
-    beyond = q / inside
-    of_square, of_slope = np.round(2 * at.a1) / 2, np.round(2 * at.w1) / 2
-    return at._replace(square=at.square * beyond**of_square, slope=at.slope * beyond**of_slope)
+    """At any q; beyond the ends of the table the ratios have come to their limits."""
+    square, slope, _ = moment_table(phi)(q)
+    return _Averages(square, slope, *_ratio_table(phi)(np.log(q)))
+
+
+@functools.cache
+def _ratio_table(phi: Activation) -> Curve:
+    """The ratios among `_Averages` over ln q, where `moment_table` reaches."""
+    low, step, table = moment_table(phi).of_log_q
+    along = Axis(float(low), float(step), len(table))
+    return curve(along, averages(phi, along, _ratios))
+
+
+def _ratios(weights: Array, z: Array, u: Array, value: Array, slope: Array) -> list[Array]:
+    def mean(values: Array) -> Array:
+        return jnp.sum(weights * values)
+
+    def over(values: Array, size: Array) -> Array:
+        return values / jnp.where(size == 0, 1, size)
+
+    square, slope_square = mean(value**2), mean(slope**2)
+    a, w = over(value**2, square), over(slope**2, slope_square)
+    first, second = (z**2 - 1) / 2, (z**4 - 6 * z**2 + 3) / 4
+    along = over(mean(value * slope * z) ** 2, square * slope_square)
+    return [*map(mean, (a * first, a * second, w * first, w * second, a * a, a * w, w * w)), along]
 
 
 def _held(phi: Activation, q: np.ndarray) -> np.ndarray:
@@ -324,54 +344,22 @@ def _held(phi: Activation, q: np.ndarray) -> np.ndarray:
 
 
 def _slopes(phi: Activation, n: int, q: np.ndarray) -> LogMoments:
-    """`_slopes_part` at many q."""
-    return LogMoments(*_interpolated(functools.partial(_slopes_segment, phi, n), _inside(phi, q)))  # type: ignore
+    """`_slopes_part` at many q, from the Chebyshev coefficients of those segments that they lie in, row by row.
 
-
-def _inside(phi: Activation, q: np.ndarray) -> np.ndarray:
-    largest = min(_LARGEST, 0.9 * pieces(phi, phi.kinks).largest_variance)
-    return np.ones_like(q) if phi.homogeneous else np.clip(q, _SMALLEST, largest)
-
-
-_ANGLES = (np.arange(_NODES) + 0.5) * math.pi / _NODES
-
-
-def _interpolated(segment: Callable[[int], np.ndarray], q: np.ndarray) -> list[np.ndarray]:
-    """Values at many q from the Chebyshev coefficients of the segments of ln q that they lie in, row by row.
-
-    Gaussian averages are analytic in ln q whatever phi is (see `tables`), and so is the law of w.
+    Like Gaussian averages (see `_moments`) the law of w is analytic in ln q, whatever phi is.
     """
-    t = np.log(q.ravel())
-    index = np.floor(t / _SEGMENT).astype(int)
-    x = 2 * (t / _SEGMENT - index) - 1
-    basis = np.cos(np.arange(_NODES) * np.arccos(np.clip(x, -1, 1))[:, None])
+    reached = (math.log(pieces(phi).largest_variance) - _LAWS.low) // _LAWS.step
+    t = np.zeros(q.size) if phi.homogeneous else np.log(q).ravel()
+    index, x = locate(t, _LAWS.low, _LAWS.step, min(_LAWS.segments, max(1, int(reached))))
     needed, which = np.unique(index, return_inverse=True)
-    coefficients = np.stack([segment(int(i)) for i in needed])  # (segments, rows, nodes)
-    rows = np.einsum("prk,pk->rp", coefficients[which.ravel()], basis)
-    return [row.reshape(q.shape) for row in rows]
-
-
-def _coefficients(values: np.ndarray) -> np.ndarray:
-    """Of samples at the nodes of a segment, shapes ``(nodes, rows)`` -> ``(rows, nodes)``."""
-    transform = np.cos(np.outer(np.arange(_NODES), _ANGLES)) * 2 / _NODES
-    transform[0] /= 2
-    return (transform @ values).T
-
-
-def _nodes(segment: int) -> np.ndarray:
-    """q at the nodes of a segment of ln q."""
-    return np.exp(_SEGMENT * (segment + (np.cos(_ANGLES) + 1) / 2))
-
-
-@functools.cache
-def _averages_segment(phi: Activation, segment: int) -> np.ndarray:
-    return _coefficients(np.array([_averages_at(phi, q) for q in _nodes(segment)]))
+    rows = np.stack([_slopes_segment(phi, n, int(i)) for i in needed])[which.ravel()]
+    return LogMoments(*np.einsum("prk,kp->rp", rows, polynomials(x)).reshape(2, *q.shape))
 
 
 @functools.cache
 def _slopes_segment(phi: Activation, n: int, segment: int) -> np.ndarray:
-    laws = [_law_of_slopes(phi, q)[1:] for q in _nodes(segment)]
-    return _coefficients(np.array([_slopes_part(*law, n) for law in laws]))
+    laws = [_law_of_slopes(phi, math.exp(t))[1:] for t in _LAWS.nodes[segment]]
+    return coefficients(np.array([_slopes_part(*law, n) for law in laws]))
 
 
 class _State(NamedTuple):
@@ -413,7 +401,7 @@ def _gain(at: _Averages, state: _State, n: int) -> LogMoments:
 def _next_state(at: _Averages, state: _State, part: np.ndarray, law: str, n: int, after: int) -> _State:
     """Fluctuations one layer on; ``part`` is sigma_w^2 E phi^2 / V(q)."""
     f1, f2 = part * at.a1, part * (at.a1 + at.a2) - (part * at.a1) ** 2
-    exact, excess = state.exact * state.part, EXCESS_KURTOSIS[law]
+    exact, excess = state.exact * state.part, _EXCESS_KURTOSIS[law]
     noise = part**2 * (at.aa - 1 - 2 * exact * state.part * at.a1**2) / n
     shared_noise = part * (at.aw - 1 - 2 * exact * state.part * at.w1 * at.a1) / n
     bias = part * at.a2 * (state.kurtosis / 6 - exact * state.part / n)
@@ -429,13 +417,3 @@ def _next_state(at: _Averages, state: _State, part: np.ndarray, law: str, n: int
         exact=min(1.0, after / n) if law == "orthogonal" else 0.0,
         part=part,
     )
-
-
-# --- where q starts -------------------------------------------------------------------------------------------------
-
-
-def _start(phi: Activation, sigma_w2: np.ndarray, sigma_b2: np.ndarray) -> np.ndarray:
-    """The fixed point that q runs to from 1; 1 where there is none."""
-    (w, of_w), (b, of_b) = (np.unique(squared, return_inverse=True) for squared in (sigma_w2, sigma_b2))
-    q = mean_field_map(phi, np.sqrt(w), np.sqrt(b)).q_star[of_w.ravel(), of_b.ravel()].reshape(sigma_w2.shape)
-    return np.where((q > 0) & np.isfinite(q), q, 1.0)

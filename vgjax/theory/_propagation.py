@@ -1,0 +1,249 @@
+"""Propagation: variance, correlation and gradient growth layer by layer, transients included."""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from vgjax import activations
+from vgjax.activations import Activation
+from vgjax.checks import finite, positive_integer
+from vgjax.theory._gaussian import ActivationLike, check_correlation, pair
+from vgjax.theory._mean_field import check_dropout, checked_scales
+from vgjax.theory._moments import MomentTable, moment_table
+from vgjax.theory._pairs import PairTable, pair_table
+from vgjax.theory._pieces import REACH, Pieces, pieces
+
+_ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
+_STRIDE = 64  # layers between two looks at whether they are
+_MOST_PIECES = 512  # of a quadrature in two dimensions: a second for a layer
+_LOW, _HIGH = 1e-9, 1e7  # q between which correlations are looked up; beyond, phi is a power of its argument
+
+
+class Propagation(NamedTuple):
+    """What mean field predicts at every layer; numpy float64.
+
+    Attributes:
+        q: variance of the preactivations h^0 ... h^L, shape ``(*scales, depth + 1)``; for a pair of variances at the
+            start ``(2, *scales, depth + 1)``.
+        log_chi: ln of the predicted mean squared gain from layer 0 to l, the sum of ln chi(q) over the layers crossed;
+            shape of q.
+        one_minus_c: 1 - correlation of the two inputs, shape ``(*scales, depth + 1)``; None for one input.
+    """
+
+    q: np.ndarray
+    log_chi: np.ndarray
+    one_minus_c: np.ndarray | None = None
+
+    @property
+    def c(self) -> np.ndarray | None:
+        """The correlation; where it is near 1 read ``one_minus_c`` instead."""
+        return None if self.one_minus_c is None else 1 - self.one_minus_c
+
+
+def propagate(
+    activation: ActivationLike,
+    sigma_w: ArrayLike,
+    sigma_b: ArrayLike,
+    depth: int | None,
+    q0: ArrayLike | tuple[ArrayLike, ArrayLike] = 1.0,
+    c0: ArrayLike | None = None,
+    *,
+    one_minus_c0: ArrayLike | None = None,
+    dropout: float = 0.0,
+) -> Propagation:
+    """q_l, the correlation c_l of two inputs, and the predicted gradient gain, from layer 0 to the depth.
+
+    q_{l+1} = sigma_w^2 E phi(u)^2 / keep + sigma_b^2, C_{l+1} = sigma_w^2 E phi(u1) phi(u2) + sigma_b^2, chi(q) =
+    sigma_w^2 E phi'(u)^2 / keep, with keep = 1 - dropout. 1 - c is carried itself and never subtracted from: right to
+    1e-6 relative after 10^6 critical layers.
+
+    Args:
+        activation: a name, an `Activation`, or any elementwise callable.
+        sigma_w, sigma_b: standard deviations, any shapes that broadcast, with q0 and c0 as well: one call answers a
+            grid of scales.
+        depth: L, how many layers to cross; None for as many as the last axis of the scales has, one number per layer.
+        q0: variance of the first preactivations; a tuple of two for two inputs of unequal norms.
+        c0: correlation of two inputs at the start; None follows one input only.
+        one_minus_c0: instead of c0, where it is near 1.
+        dropout: share of units dropped, independently for each input.
+
+    Returns:
+        `Propagation`. Where q leaves the float range it is 0 or inf, and the correlation from there on NaN.
+
+    Raises:
+        ValueError: a negative or non-finite scale, a q0 that is not positive, a correlation outside [-1, 1] or given
+            twice, a depth below 1, shapes that do not broadcast, or an activation as `mean_field` refuses it.
+
+    Source: Poole et al. 2016, "Exponential expressivity in deep neural networks through transient chaos", equations 3
+    and 5; Schoenholz et al. 2017, "Deep information propagation", for chi and dropout.
+    """
+    phi = activations.get(activation)
+    check_dropout(dropout)
+    checked_scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    norms = [np.asarray(variance, float) for variance in (q0 if isinstance(q0, tuple) else (q0,))]
+    for variance in norms:
+        finite("q0", variance, "positive", lambda q: q > 0)
+    epsilon = _start(len(norms), c0, one_minus_c0)
+    layers = _by_layer(sigma_w, sigma_b, depth)
+    starts = norms if epsilon is None else [*norms, epsilon]
+    shape = np.broadcast_shapes(*(a.shape[:-1] for a in layers), *(a.shape for a in starts))
+    with jax.enable_x64(True):
+        whole = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in layers)
+        levels, biases = (jnp.asarray(a.reshape(-1, a.shape[-1]).T) for a in whole)
+        flat = np.stack([np.broadcast_to(a, shape).ravel() for a in starts])
+        keep = jnp.asarray(1 - dropout)
+        found = _norms(moment_table(phi), levels / keep, biases, jnp.asarray(flat[: len(norms)]))
+        q, log_chi = (np.asarray(a) for a in found)
+        apart = None
+        if epsilon is not None:
+            apart = _correlations(phi, levels, keep, np.broadcast_to(q, (len(q), 2, q.shape[2])), flat[-1])
+            apart = apart.T.reshape((*shape, -1))
+    outer = (2,) * (len(norms) - 1)  # no axis of inputs for one
+    q, log_chi = (np.moveaxis(a, 0, -1).reshape((*outer, *shape, -1)) for a in (q, log_chi))
+    return Propagation(q, log_chi, apart)
+
+
+def _start(inputs: int, c0: ArrayLike | None, one_minus_c0: ArrayLike | None) -> np.ndarray | None:
+    """1 - c at layer 0, or None for one input."""
+    if inputs > 2:
+        raise ValueError(f"q0 must be a variance or a tuple of two, got a tuple of {inputs}")
+    if (c0 is not None) and (one_minus_c0 is not None):
+        raise ValueError(f"a start is given by c0 or by one_minus_c0, got both: {c0} and {one_minus_c0}")
+    if c0 is not None:
+        check_correlation("c0", c0)
+        return 1 - np.asarray(c0, float)
+    if one_minus_c0 is not None:
+        check_correlation("1 - one_minus_c0", 1 - np.asarray(one_minus_c0, float))
+        return np.asarray(one_minus_c0, float)
+    if inputs == 2:
+        raise ValueError("two inputs need c0, their correlation at the start, got q0 of two alone")
+    return None
+
+
+def _by_layer(sigma_w: ArrayLike, sigma_b: ArrayLike, depth: int | None) -> list[np.ndarray]:
+    """Variances of weights and of biases, layer by layer along the last axis."""
+    squares = [np.square(np.asarray(s, float)) for s in (sigma_w, sigma_b)]
+    if depth is not None:
+        return [np.repeat(square[..., None], positive_integer("depth", depth), axis=-1) for square in squares]
+    if not any(square.ndim for square in squares):
+        raise ValueError("depth must be given where the scales have no axis of layers, got None")
+    layers = max(square.shape[-1] for square in squares if square.ndim)
+    return [np.broadcast_to(square, (*square.shape[:-1], layers)) for square in squares]
+
+
+@jax.jit
+def _norms(table: MomentTable, levels: Array, biases: Array, start: Array) -> tuple[Array, Array]:
+    """q and the sum of ln chi for each input, shapes ``(depth + 1, inputs, points)``; levels are sigma_w^2 / keep."""
+    look_up = jax.vmap(jax.vmap(lambda q: table(q)))
+
+    def layer(q: Array, scales: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        level, bias = scales
+        square, slope_square, _ = look_up(q)
+        # A weight of 0 cuts even an infinite signal.
+        after = jnp.where(level == 0, 0, level * square) + bias
+        return after, (after, jnp.log(jnp.where(level == 0, 0, level * slope_square)))
+
+    _, (q, log_chi) = jax.lax.scan(layer, start, (levels, biases))
+    zero = jnp.zeros((1, *start.shape))
+    return jnp.concatenate([start[None], q]), jnp.concatenate([zero, jnp.cumsum(log_chi, axis=0)])
+
+
+def _correlations(phi: Activation, levels: Array, keep: Array, q: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """1 - c at every layer, shape ``(depth + 1, points)``: by quadrature while norms differ or c < 0, then by table.
+
+    Args:
+        phi: the activation.
+        levels: sigma_w^2, shape ``(depth, points)``.
+        keep: share of units kept.
+        q: of both inputs, shape ``(depth + 1, 2, points)``.
+        start: 1 - c at layer 0, shape ``(points,)``.
+    """
+    depth, here, table = len(levels), 0, moment_table(phi)
+    known = np.logical_and.accumulate((np.isfinite(q) & (q > 0)).all(axis=1))  # nothing is beyond the float range
+    before, after = _within_table(table, levels / keep, np.where(known[:, None], q, 1.0))
+    alike = np.abs(np.log(before[:, 0] / before[:, 1])) < _ALIKE
+    apart = np.empty((depth + 1, len(start)))
+    apart[0] = start
+    while here < depth and not (alike[here] & (apart[here] <= 1)).all():
+        stop = min(here + _STRIDE, depth)
+        near = pieces(phi).within(REACH * math.sqrt(before[here:stop].max())).innermost(_MOST_PIECES)
+        norms = (jnp.asarray(norm[here:stop]) for norm in (before, after))
+        apart[here + 1 : stop + 1] = _by_quadrature(
+            phi, near, levels[here:stop], keep, *norms, jnp.asarray(apart[here])
+        )
+        here = stop
+    if here < depth:
+        both, then = (np.sqrt(norm[here:].prod(axis=1)) for norm in (before, after))
+        tables, norms = (pair_table(phi, both.min(), both.max()), table), (jnp.asarray(norm) for norm in (both, then))
+        apart[here + 1 :] = _by_table(*tables, levels[here:], keep, *norms, jnp.asarray(apart[here]))
+    return np.where(known, apart, np.nan)
+
+
+def _within_table(table: MomentTable, levels: Array, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The norms before and behind each layer, shapes ``(depth, 2, points)``; those far out scaled to where tables hold.
+
+    Far out phi is a power of its argument, and correlation does not depend on the common scale of two inputs.
+    """
+    low, high = max(_LOW, table.low), min(_HIGH, table.high)
+    before, after = q[:-1], q[1:]
+    with np.errstate(over="ignore"):
+        factor = np.minimum(1, high / before.max(axis=1)) * np.maximum(1, low / before.min(axis=1))
+    scaled = before * factor[:, None]
+    return scaled, np.where(factor[:, None] == 1, after, np.asarray(levels)[:, None] * table(scaled).square)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _by_quadrature(
+    phi: Activation, found: Pieces, levels: Array, keep: Array, before: Array, after: Array, start: Array
+) -> Array:
+    """1 - c behind each layer from the norms before and behind it, shape ``(layers, points)``.
+
+    sqrt(q1' q2') (1 - c') = (q1' + q2') / 2 - C' - (sqrt q1' - sqrt q2')^2 / 2, and the first two are
+    sigma_w^2 (E (phi(u1) - phi(u2))^2 / 2 + (1 / keep - 1) (E phi(u1)^2 + E phi(u2)^2) / 2).
+    """
+
+    def half_square(u1: Array, u2: Array) -> Array:
+        return (phi(u1) - phi(u2)) ** 2 / 2
+
+    def lost(u1: Array, u2: Array) -> Array:
+        return (phi(u1) ** 2 + phi(u2) ** 2) / 2
+
+    def point(at: tuple[Array, ...]) -> Array:
+        epsilon, level, before, after = at
+        distance = pair(found, half_square, before[0], before[1], epsilon)
+        distance += (1 / keep - 1) * jax.lax.cond(
+            keep < 1, lambda: pair(found, lost, before[0], before[1], epsilon), lambda: jnp.zeros_like(distance)
+        )
+        roots = jnp.sqrt(after)
+        return jnp.clip((level * distance - (roots[0] - roots[1]) ** 2 / 2) / (roots[0] * roots[1]), 0, 2)
+
+    def layer(epsilon: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
+        level, before, after = at
+        epsilon = jax.lax.map(point, (epsilon, level, before.T, after.T))
+        return epsilon, epsilon
+
+    return jax.lax.scan(layer, start, (levels, before, after))[1]
+
+
+@jax.jit
+def _by_table(
+    both: PairTable, one: MomentTable, levels: Array, keep: Array, before: Array, after: Array, start: Array
+) -> Array:
+    """1 - c behind each layer from the norm before and behind it, equal for both inputs, shape ``(layers, points)``."""
+
+    def point(epsilon: Array, level: Array, before: Array, after: Array) -> Array:
+        distance = both.ratio(epsilon * before, (1 - epsilon) * before) * epsilon * before
+        dropped = (1 / keep - 1) * one(before).square
+        return jnp.clip(level * (distance + dropped) / after, 0, 1)
+
+    def layer(epsilon: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
+        epsilon = jax.vmap(point)(epsilon, *at)
+        return epsilon, epsilon
+
+    return jax.lax.scan(layer, start, (levels, before, after))[1]
