@@ -45,22 +45,22 @@ class Scales(NamedTuple):
 
 def compute() -> Scales:
     """Networks of width 512 and 128 layers, 16 draws, at 17 weight scales."""
-    critical = theory.critical_sigma_w(ACTIVATION, SIGMA_B).sigma_w ** 2
+    critical = float(theory.critical(ACTIVATION, SIGMA_B).sigma_w) ** 2
     below, above = critical - np.geomspace(0.06, 1.2, 8), critical + np.geomspace(0.12, 2.2, 9)
     coarse = np.concatenate([below[::-1], above])[:: 4 if SMALL else 1]
     away = np.geomspace(1e-4, 2.4, 120)
     fine = np.concatenate([critical - away[::-1][away[::-1] < 1.35], [critical], critical + away])
     network = vg.mlp(width=WIDTH, depth=DEPTH, activation=ACTIVATION, stem=False)
     sigma_w = np.sqrt(coarse)
-    there = theory.mean_field_map(ACTIVATION, sigma_w, [SIGMA_B])
+    there = theory.mean_field(ACTIVATION, sigma_w, SIGMA_B)
     return Scales(
         critical,
         fine,
-        theory.mean_field_map(ACTIVATION, np.sqrt(fine), [SIGMA_B]),
+        theory.mean_field(ACTIVATION, np.sqrt(fine), SIGMA_B),
         slope_past_transient(theory.band(ACTIVATION, [WIDTH] * (DEPTH + 1), np.sqrt(fine), SIGMA_B).mean),
         coarse,
         gradient_rate(network, sigma_w),
-        correlation_rate(network, sigma_w, there.q_star[:, 0], 1 - there.c_star[:, 0]),
+        correlation_rate(network, sigma_w, there.q_star, 1 - there.c_star),
     )
 
 
@@ -177,7 +177,7 @@ def write(ax: "Axes", scales: Scales) -> None:
 
 def theory_lengths(xi: np.ndarray) -> np.ndarray:
     """Without sign; a gap where it is infinite."""
-    return np.where(np.isfinite(xi), np.abs(xi), np.nan)[:, 0]
+    return np.where(np.isfinite(xi), np.abs(xi), np.nan)
 
 
 def lengths(measured: Measured) -> tuple[np.ndarray, np.ndarray]:

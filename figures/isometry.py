@@ -11,7 +11,7 @@ from common import SMALL, render
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.theory import spectra
+from vgjax.theory import free_probability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,7 @@ def compute() -> dict[str, Measured]:
 def families() -> dict[str, Family]:
     """Linear, ReLU and tanh layers at criticality, measured at depths that do not hide each other."""
     linear, relu = Scales(1.0, 0.0, 1.0), Scales(2**0.5, 0.0, 1.0)
-    point = Scales(*theory.critical_point("tanh", Q_STAR)[:3])
+    point = critical(Q_STAR)
     twos = [2**i for i in range(int(np.log2(DEEPEST)) + 1)]
     threes = [1, *(3 * n for n in twos if 3 * n <= DEEPEST)]
     found = {
@@ -106,9 +106,15 @@ def families() -> dict[str, Family]:
 
 def following(depth: int) -> Scales:
     """tanh at the q* at which orthogonal kernels give the spectrum the same variance at every depth."""
-    q = spectra.q_for_variance("tanh", depth, VARIANCE)
+    q = free_probability.q_for_variance("tanh", depth, VARIANCE)
     assert q is not None
-    return Scales(*theory.critical_point("tanh", q)[:3])
+    return critical(q)
+
+
+def critical(q: float) -> Scales:
+    """tanh where chi = 1 at the fixed point q."""
+    point = theory.critical("tanh", q=q)
+    return Scales(float(point.sigma_w), float(point.sigma_b), q)
 
 
 def measured(family: Family) -> Measured:
@@ -139,12 +145,10 @@ def expected(family: Family, depth: int) -> tuple[float, float]:
     """ln of the largest singular value and ln(s_95% / s_5%) at infinite width."""
     sigma_w, _, q = family.scales(depth)
     point = (family.activation, q, depth, sigma_w, family.kernel_init)
-    largest, law = spectra.log_largest_singular_value(*point), spectra.density(*point)
+    largest, law = free_probability.log_largest_singular_value(*point), free_probability.spectral_density(*point)
     if law.atoms:
         return largest, np.nan
-    log_s, height = law.log_singular_values, law.density_of_logs
-    below = np.cumsum(np.diff(log_s) * (height[1:] + height[:-1]) / 2)
-    lower, upper = np.interp([SHARE, 1 - SHARE], below / below[-1], log_s[1:])
+    lower, upper = np.interp([SHARE, 1 - SHARE], law.cumulative, law.log_s)
     return largest, upper - lower
 
 

@@ -10,7 +10,7 @@ from common import SMALL, render
 
 import vgjax as vg
 from vgjax import plots, theory
-from vgjax.theory import spectra
+from vgjax.theory import free_probability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ class Densities:
     case: Case
     kernel_init: str
     rates: np.ndarray
-    predicted: list[spectra.Spectrum]
+    predicted: list[free_probability.SpectralDensity]
     edges: np.ndarray
 
 
@@ -71,7 +71,7 @@ def cases() -> list[Case]:
         Case("relu", 2**0.5, 0.0, 1.0, "ReLU\n" + r"$\sigma_w^2$ = 2"),
     ]
     for name in ("hard_tanh", "tanh"):
-        point = theory.critical_point(name, Q_STAR)
+        point = theory.critical(name, q=Q_STAR)
         scales = rf"$\sigma_w^2$ = {point.sigma_w**2:.4g}, $\sigma_b^2$ = {point.sigma_b**2:.2g}"
         title = f"{name.replace('_', ' ')}, $q^*$ = {Q_STAR}\n{scales}"
         found.append(Case(name, point.sigma_w, point.sigma_b, Q_STAR, title))
@@ -92,8 +92,8 @@ def densities(case: Case, kernel_init: str) -> Densities:
     )
     rates = np.moveaxis(sweep.log_singular_values / np.array(DEPTHS)[:, None], 1, 0)
     points = [(case.name, case.q, depth, case.sigma_w, kernel_init) for depth in DEPTHS]
-    edges = [np.exp(spectra.log_largest_singular_value(*point) / point[2]) for point in points]
-    predicted = [spectra.density(*point, points=1000) for point in points]
+    edges = [np.exp(free_probability.log_largest_singular_value(*point) / point[2]) for point in points]
+    predicted = [free_probability.spectral_density(*point, points=1000) for point in points]
     return Densities(case, kernel_init, rates.reshape(len(DEPTHS), -1), predicted, np.array(edges))
 
 
@@ -142,8 +142,8 @@ def draw_depth(ax: "Axes", found: Densities, i: int) -> None:
     rest = rates[np.isfinite(rates)]
     for value in shared:
         rest = rest[np.abs(rest - np.log(value or 1e-300)) > SAME]
-    if len(rest) and len(predicted.log_singular_values):
-        s = np.exp(predicted.log_singular_values / depth)
+    if len(rest) and len(predicted.log_s):
+        s = np.exp(predicted.log_s / depth)
         factors = np.exp(rest)
         outside = factors < 0.98 * s[0]
         ends = bins(factors[~outside])
@@ -197,7 +197,7 @@ def shares(rates: np.ndarray) -> dict[float, float]:
     return {value: float(share) for value, share in found.items() if share > 0.02}
 
 
-def expected_shares(predicted: spectra.Spectrum, depth: int) -> dict[float, float]:
+def expected_shares(predicted: free_probability.SpectralDensity, depth: int) -> dict[float, float]:
     """The atoms of the law; that at 0 at this width, where the layer with the fewest live units sets the rank."""
     from scipy.stats import binom
 
