@@ -68,7 +68,7 @@ def test_the_band_covers_the_measured_gain(name, variance_w, variance_b, width):
 def test_the_state_settles_at_q_star(name, variance_w, variance_b, width):
     sweep = measured(name, variance_w, variance_b, width)
     start = np.exp(sweep.log_mean_square[:, 0, 0, 0].astype(float))
-    q = [theory.trajectory(name, math.sqrt(variance_w), math.sqrt(variance_b), DEPTH, q0=q0).q for q0 in start]
+    q = [theory.propagate(name, math.sqrt(variance_w), math.sqrt(variance_b), DEPTH, q0=q0).q for q0 in start]
     square = np.exp(sweep.log_mean_square[:, 0, 0].astype(float))
     ratio = square / np.array(q)
     error = ratio.std(axis=0, ddof=1) / math.sqrt(SEEDS)
@@ -114,7 +114,7 @@ def test_two_inputs_settle_at_c_star(name, variance_w, variance_b):
     c = (h[:, :, 0] * h[:, :, 1]).sum(-1) / np.linalg.norm(h[:, :, 0], axis=-1) / np.linalg.norm(h[:, :, 1], axis=-1)
     q0 = np.full(2, variance_w + variance_b)
     c0 = (variance_w * float(x[0] @ x[1]) / 16 + variance_b) / q0[0]
-    predicted = theory.trajectory(name, math.sqrt(variance_w), math.sqrt(variance_b), depth, q0=q0, c0=c0).c
+    predicted = theory.propagate(name, math.sqrt(variance_w), math.sqrt(variance_b), depth, q0=tuple(q0), c0=c0).c
     error = c.std(axis=0, ddof=1) / math.sqrt(seeds)
     # A layer adds noise of 1 / sqrt(n) to c, which the slope of the c map damps; its mean is off by some 1 / n a layer,
     # which near criticality adds up over xi_c layers: at most 20 of them count here.
@@ -129,7 +129,7 @@ def test_the_measured_edge_is_the_critical_line(name, widths):
     for width in widths:
         network = vg.mlp(width=width, depth=60, activation=name, inputs=16)
         sigma_b = np.array([0.2, 0.5])
-        centre = theory.critical_line(name, sigma_b).mean()
+        centre = theory.critical(name, sigma_b).sigma_w.mean()
         sweep = vg.sweep(
             network,
             jnp.ones(16),
@@ -139,7 +139,7 @@ def test_the_measured_edge_is_the_critical_line(name, widths):
             sigma_w=np.linspace(0.6 * centre, 1.5 * centre, 19),
             sigma_b=sigma_b,
         )
-        edge, line = sweep.edge(), theory.critical_line(name, sigma_b)
+        edge, line = sweep.edge(), theory.critical(name, sigma_b).sigma_w
         errors.append(np.abs(edge - line))
         # The rate is about (ln chi - 2 / n) / 2 (finite width lowers the mean of logs); its slope in ln sigma_w is of
         # order 1, its error over 30 layers and 12 draws about 1 / sqrt(30 * 12 * n / 2).
@@ -149,8 +149,8 @@ def test_the_measured_edge_is_the_critical_line(name, widths):
 
 def test_the_largest_singular_value_of_an_orthogonal_tanh_network():
     n, depth, q = 384, 8, 0.25
-    point = theory.critical_point("tanh", q)
-    expected = theory.spectra.log_largest_singular_value("tanh", q, depth, kernel_init="orthogonal")
+    point = theory.critical("tanh", q=q)
+    expected = theory.free_probability.log_largest_singular_value("tanh", q, depth, kernel_init="orthogonal")
     network = vg.mlp(width=n, depth=depth, activation="tanh", inputs=n)
 
     @jax.jit

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 import vgjax as vg
 from vgjax.networks.parameters import Stream
-from vgjax.theory import learning
+from vgjax.theory import linear_dynamics
 from vgjax.training import problem
 from vgjax.training.continuous import ContinuousTraining
 
@@ -34,7 +34,7 @@ def time_by_quadrature(fraction: float, s: float, u0: float, layers: int, tau: f
 
 
 def test_two_matrices_take_the_textbooks_times():
-    times = [learning.learning_time(fraction, 1.0, 0.01) for fraction in (0.5, 0.9, 0.99)]
+    times = [linear_dynamics.learning_time(fraction, 1.0, 0.01) for fraction in (0.5, 0.9, 0.99)]
     np.testing.assert_allclose(times, [2.2975599251, 3.3961722137, 4.5951198502], rtol=1e-10)
 
 
@@ -53,8 +53,8 @@ def test_two_matrices_take_the_textbooks_times():
 )
 def test_any_depth_against_quadrature_and_back(fraction: float, s: float, u0: float, layers: int, tau: float):
     expected = time_by_quadrature(fraction, s, u0, layers, tau)
-    assert learning.learning_time(fraction, s, u0, layers, tau) == pytest.approx(expected, rel=1e-11)
-    assert learning.mode_strength(expected, s, u0, layers, tau) == pytest.approx(fraction * s, rel=1e-9)
+    assert linear_dynamics.learning_time(fraction, s, u0, layers, tau) == pytest.approx(expected, rel=1e-11)
+    assert linear_dynamics.mode_strength(expected, s, u0, layers, tau) == pytest.approx(fraction * s, rel=1e-9)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 10])
@@ -62,8 +62,8 @@ def test_any_depth_against_quadrature_and_back(fraction: float, s: float, u0: fl
 def test_a_mode_obeys_its_equation(layers: int, u0: float):
     s, tau, h = 1.7, 0.6, 1e-4
     t = np.linspace(0.01, 1, 12).reshape(3, 4)
-    u = learning.mode_strength(t, s, u0, layers, tau)
-    after, before = (learning.mode_strength(t + step, s, u0, layers, tau) for step in (h, -h))
+    u = linear_dynamics.mode_strength(t, s, u0, layers, tau)
+    after, before = (linear_dynamics.mode_strength(t + step, s, u0, layers, tau) for step in (h, -h))
     np.testing.assert_allclose(
         tau * (after - before) / (2 * h), layers * u ** (2 - 2 / layers) * (s - u), rtol=1e-4, atol=1e-8
     )
@@ -72,22 +72,22 @@ def test_a_mode_obeys_its_equation(layers: int, u0: float):
 @pytest.mark.parametrize("layers", [1, 2, 3, 100])
 def test_a_mode_begins_at_u0_and_ends_at_s(layers: int):
     for u0 in (1e-300, 0.3, 2.0, 1e6):
-        ends = learning.mode_strength([0.0, 1e308], 2.0, u0, layers)
+        ends = linear_dynamics.mode_strength([0.0, 1e308], 2.0, u0, layers)
         # Rounding of s, where it is what u0 is told from.
         np.testing.assert_allclose(ends, [u0, 2.0], rtol=1e-9, atol=1e-15 if layers < 3 else 0)
-    assert learning.learning_time(1.0, 2.0, 0.3, layers) == np.inf
-    assert learning.learning_time(1.0, 2.0, 2.0, layers) == 0.0
+    assert linear_dynamics.learning_time(1.0, 2.0, 0.3, layers) == np.inf
+    assert linear_dynamics.learning_time(1.0, 2.0, 2.0, layers) == 0.0
 
 
 def test_bad_modes_are_refused_in_one_sentence():
     with pytest.raises(ValueError, match="u0 must be finite and positive, got 0"):
-        learning.mode_strength(1.0, 1.0, 0.0)
+        linear_dynamics.mode_strength(1.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="t must be finite and not negative, got -1"):
-        learning.mode_strength([0.0, -1.0], 1.0, 0.1)
+        linear_dynamics.mode_strength([0.0, -1.0], 1.0, 0.1)
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
-        learning.learning_time(0.5, 1.0, 0.1, layers=0)
+        linear_dynamics.learning_time(0.5, 1.0, 0.1, layers=0)
     with pytest.raises(ValueError, match=r"fraction must lie between u0 / s = 0\.1 and 1, got 0\.05"):
-        learning.learning_time(0.05, 1.0, 0.1)
+        linear_dynamics.learning_time(0.05, 1.0, 0.1)
 
 
 # --- deep linear networks -------------------------------------------------------------------------------------------
@@ -148,13 +148,13 @@ def test_modes_are_learned_when_the_closed_form_says(layers: int, solver: str):
     share = STARTS ** (1 / layers)
     kernels = [left * share @ right.T for left, right in itertools.pairwise(bases)]
     for mode, (s, u0) in enumerate(zip(STRENGTHS, STARTS, strict=True)):
-        times = [0.0, *(learning.learning_time(fraction, s, u0, layers) for fraction in (0.5, 0.9, 0.99))]
+        times = [0.0, *(linear_dynamics.learning_time(fraction, s, u0, layers) for fraction in (0.5, 0.9, 0.99))]
         found = flow(linear(layers), kernels, np.array(times), solver)
         assert found.succeeded
         maps = np.array([product(list(at)) for at in zip(*kernels_of(found), strict=True)])
         measured = np.einsum("im,tij,jm->tm", V, maps, U)
         np.testing.assert_allclose(measured[:, mode], [u0, 0.5 * s, 0.9 * s, 0.99 * s], rtol=2e-5)
-        others = [learning.mode_strength(times, s, u0, layers) for s, u0 in zip(STRENGTHS, STARTS, strict=True)]
+        others = [linear_dynamics.mode_strength(times, s, u0, layers) for s, u0 in zip(STRENGTHS, STARTS, strict=True)]
         np.testing.assert_allclose(measured, np.transpose(others), rtol=2e-5)
         np.testing.assert_allclose(found.loss, ((maps - MAP) ** 2).sum(axis=(1, 2)) / 2, rtol=1e-5)
 

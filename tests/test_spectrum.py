@@ -232,9 +232,7 @@ def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypat
     np.testing.assert_allclose(found[:14], exact, rtol=1e-14, atol=1e-12)
     assert np.all(np.isneginf(found[14:]))
     order = rng.permutation(14)
-    np.testing.assert_allclose(
-        graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
-    )
+    np.testing.assert_allclose(graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12)
     monkeypatch.setattr(graded, "_SPAN", 250)  # short windows: the same numbers
     np.testing.assert_allclose(graded.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
 
@@ -329,12 +327,21 @@ def test_readings_of_known_values() -> None:
         ({"depths": [2, 2]}, r"^depths must hold at least one depth, and none twice, got \[2, 2\]$"),
         ({"from_layer": 5}, "^from_layer must be a whole number from 0 to 4, got 5$"),
         ({"from_layer": 1.5}, "^from_layer must be a whole number, got 1.5$"),
-        ({"from_layer": 1, "from_input": True}, "^a product begins at the input or at a state, got from_input and from_layer = 1$"),
+        (
+            {"from_layer": 1, "from_input": True},
+            "^a product begins at the input or at a state, got from_input and from_layer = 1$",
+        ),
         ({"top": 0}, "^top must be at least 1, got 0$"),
         ({"top": 2, "depths": [0]}, "^depths must lie beyond from_layer = 0 for the top 2, got 0$"),
         ({"dtype": "float16"}, "^dtype must be one of float32, float64, got 'float16'; did you mean 'float\\d+'\\?$"),
-        ({"memory": 100}, r"^dense Jacobians must fit into memory = \S+ GiB, got a state of 6 numbers, .* take the largest .*top="),
-        ({"scales": vg.Scales(sigma=1.0)}, "^scale must be one of sigma_w, sigma_b, got 'sigma'; did you mean 'sigma_\\w'\\?$"),
+        (
+            {"memory": 100},
+            r"^dense Jacobians must fit into memory = \S+ GiB, got a state of 6 numbers, .* take the largest .*top=",
+        ),
+        (
+            {"scales": vg.Scales(sigma=1.0)},
+            "^scale must be one of sigma_w, sigma_b, got 'sigma'; did you mean 'sigma_\\w'\\?$",
+        ),
         ({"x": np.ones(3)}, r"^x must have shape \(2,\), got \(3,\)$"),
     ],
 )

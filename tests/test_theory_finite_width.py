@@ -36,25 +36,25 @@ def flat(h):
     return 0 * h + 1
 
 
-def first_layer(rng, draws, n, q0, sigma_b2, law):
+def first_layer(rng, draws, n, q0, sigma_b2, kernel_init):
     """h^0 of variance q0, its part without bias of exact norm under Haar's law, and a random direction u."""
     y, u = rng.standard_normal((2, draws, n))
-    if law == "orthogonal":
+    if kernel_init == "orthogonal":
         y *= np.sqrt(n) / np.linalg.norm(y, axis=1, keepdims=True)
     h = np.sqrt(q0 - sigma_b2) * y + np.sqrt(sigma_b2) * rng.standard_normal((draws, n))
     return h, u / np.linalg.norm(u, axis=1, keepdims=True)
 
 
-def rows(name, n, depth, sigma_w2, sigma_b2, q0, draws, law="gaussian", seed=0):
+def rows(name, n, depth, sigma_w2, sigma_b2, q0, draws, kernel_init="gaussian", seed=0):
     """ln ||J_{l<-0} u||, shape (draws, depth + 1)."""
     rng, (phi, slope) = np.random.default_rng(seed), PHI[name]
-    h, u = first_layer(rng, draws, n, q0, sigma_b2, law)
+    h, u = first_layer(rng, draws, n, q0, sigma_b2, kernel_init)
     logs = np.zeros((draws, depth + 1))
     for l in range(depth):
         f, v = phi(h), slope(h) * u
         a, b, c = (sigma_w2 / n * np.einsum("di,di->d", *two)[:, None] for two in ((f, f), (f, v), (v, v)))
         y, z = rng.standard_normal((2, draws, n))
-        if law == "orthogonal":
+        if kernel_init == "orthogonal":
             y *= np.sqrt(n) / np.linalg.norm(y, axis=1, keepdims=True)
             z -= y * np.mean(y * z, axis=1, keepdims=True)
             z *= np.sqrt(n) / np.linalg.norm(z, axis=1, keepdims=True)
@@ -67,24 +67,24 @@ def rows(name, n, depth, sigma_w2, sigma_b2, q0, draws, law="gaussian", seed=0):
     return logs
 
 
-def kernels(rng, law, draws, n, after):
+def kernels(rng, kernel_init, draws, n, after):
     """Shape (draws, after, n), variance 1 / n."""
-    if law == "uniform":
+    if kernel_init == "uniform":
         return rng.uniform(-1, 1, (draws, after, n)) * np.sqrt(3 / n)
-    if law == "gaussian":
+    if kernel_init == "gaussian":
         return rng.standard_normal((draws, after, n)) / np.sqrt(n)
     q, r = np.linalg.qr(rng.standard_normal((draws, max(after, n), min(after, n))))
     q = q * np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None] * np.sqrt(max(1, after / n))
     return q if after >= n else q.swapaxes(1, 2)
 
 
-def matrices(name, widths, sigma_w2, sigma_b2, q0, draws, law="gaussian", seed=0):
+def matrices(name, widths, sigma_w2, sigma_b2, q0, draws, kernel_init="gaussian", seed=0):
     """The same from drawn matrices, at any widths."""
     rng, (phi, slope) = np.random.default_rng(seed), PHI[name]
-    h, u = first_layer(rng, draws, widths[0], q0, sigma_b2, law)
+    h, u = first_layer(rng, draws, widths[0], q0, sigma_b2, kernel_init)
     logs = np.zeros((draws, len(widths)))
     for l, (n, after) in enumerate(itertools.pairwise(widths)):
-        w = np.sqrt(sigma_w2) * kernels(rng, law, draws, n, after)
+        w = np.sqrt(sigma_w2) * kernels(rng, kernel_init, draws, n, after)
         f, v = (np.einsum("dij,dj->di", w, x) for x in (phi(h), slope(h) * u))
         h = f + np.sqrt(sigma_b2) * rng.standard_normal((draws, after))
         norm = np.linalg.norm(v, axis=1, keepdims=True)
@@ -227,16 +227,16 @@ def test_linear_band_is_a_product_of_chi_squares():
 
 
 def test_orthogonal_linear_networks_are_deterministic():
-    found = band("linear", [16] * 30, 1.1, 0.3, law="orthogonal")
+    found = band("linear", [16] * 30, 1.1, 0.3, kernel_init="orthogonal")
     assert found.mean == pytest.approx(np.arange(30) * np.log(1.1), abs=1e-12)
     assert np.all(found.deviation < 1e-14)
 
 
 @pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
-def test_homogeneous_bands_are_exact_at_any_width(law):
+def test_homogeneous_bands_are_exact_at_any_width(kernel_init):
     widths = [9, 6, 12, 6]
-    logs = matrices("leaky_relu(0.3)", widths, 1.5, 0, 1.0, 15_000, law)
-    agree(band("leaky_relu(0.3)", widths, 1.5**0.5, law=law, q0=1.0), logs, widths, 0, 0)
+    logs = matrices("leaky_relu(0.3)", widths, 1.5, 0, 1.0, 15_000, kernel_init)
+    agree(band("leaky_relu(0.3)", widths, 1.5**0.5, kernel_init=kernel_init, q0=1.0), logs, widths, 0, 0)
 
 
 # --- any activation -------------------------------------------------------------------------------------------------
@@ -269,29 +269,29 @@ def test_bands_at_fixed_points(point, n, draws):
 @pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), [("tanh", 1.7609546396, 0.05), ("selu", 0.9, 0.1)])
 def test_bands_of_orthogonal_networks(name, sigma_w2, sigma_b2):
     q = fixed_point(name, sigma_w2, sigma_b2)
-    logs = rows(*(name, 64, 20, sigma_w2, sigma_b2, q), 5000, law="orthogonal")
+    logs = rows(*(name, 64, 20, sigma_w2, sigma_b2, q), 5000, kernel_init="orthogonal")
     agree(band(name, [64] * 21, sigma_w2**0.5, sigma_b2**0.5, "orthogonal"), logs, [64] * 21, 1.5, 1)
 
 
 @pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
-def test_bands_follow_the_transient(law):
+def test_bands_follow_the_transient(kernel_init):
     # sigma_w = 1, no bias: critical with q* = 0, so that q falls like 1 / (2 l) and there is no fixed point at all.
-    logs = rows("tanh", 64, 30, 1.0, 0.0, 1.5, 5000, law)
-    agree(band("tanh", [64] * 31, 1.0, law=law, q0=1.5), logs, [64] * 31, 2, 1.5)
+    logs = rows("tanh", 64, 30, 1.0, 0.0, 1.5, 5000, kernel_init)
+    agree(band("tanh", [64] * 31, 1.0, kernel_init=kernel_init, q0=1.5), logs, [64] * 31, 2, 1.5)
 
 
 @pytest.mark.parametrize("law", ["gaussian", "orthogonal", "uniform"])
-def test_bands_of_unequal_widths_from_drawn_matrices(law):
+def test_bands_of_unequal_widths_from_drawn_matrices(kernel_init):
     # Off the fixed point, with a narrowing and a widening layer; n = 16 shows what is of order 1 / n.
     widths = [24, 32, 16, 24, 24]
-    logs = matrices("tanh", widths, 2.5, 0.05, 0.6, 8000, law)
-    agree(band("tanh", widths, 2.5**0.5, 0.05**0.5, law, q0=0.6), logs, widths, 1.5, 1)
+    logs = matrices("tanh", widths, 2.5, 0.05, 0.6, 8000, kernel_init)
+    agree(band("tanh", widths, 2.5**0.5, 0.05**0.5, kernel_init, q0=0.6), logs, widths, 1.5, 1)
 
 
 def test_rows_and_matrices_are_one_law():
-    for law in ("gaussian", "orthogonal"):
-        slow = matrices("tanh", [12] * 5, 2.5, 0.05, 0.6, 4000, law)
-        fast = rows("tanh", 12, 4, 2.5, 0.05, 0.6, 40_000, law, seed=1)
+    for kernel_init in ("gaussian", "orthogonal"):
+        slow = matrices("tanh", [12] * 5, 2.5, 0.05, 0.6, 4000, kernel_init)
+        fast = rows("tanh", 12, 4, 2.5, 0.05, 0.6, 40_000, kernel_init, seed=1)
         error = slow.std(axis=0) / np.sqrt(len(slow))
         assert np.all(np.abs(slow.mean(axis=0) - fast.mean(axis=0)) <= 4.5 * error + 1e-12)
         assert slow.std(axis=0) == pytest.approx(fast.std(axis=0), rel=4.5 * 0.8 / np.sqrt(len(slow)))
@@ -375,7 +375,7 @@ def test_band_starts_at_nothing():
         (lambda: band("tanh", [4, 4], -1.0), "sigma_w must be finite and not negative, got -1"),
         (lambda: band("tanh", [4, 4], 1.0, np.inf), "sigma_b must be finite and not negative, got inf"),
         (lambda: band("tanh", [4, 4], 1.0, q0=np.nan), "q0 must be finite and not negative, got nan"),
-        (lambda: band("tanh", [4, 4], 1.0, law="gausian"), "law must be one of .*did you mean 'gaussian'"),
+        (lambda: band("tanh", [4, 4], 1.0, kernel_init="gausian"), "law must be one of .*did you mean 'gaussian'"),
     ],
 )
 def test_bad_input(call, message):

@@ -22,7 +22,7 @@ def runs() -> vg.Result:
 
 
 def test_deep_networks_train_at_the_critical_variance_and_neither_in_order_nor_in_chaos(runs: vg.Result) -> None:
-    critical = vg.theory.critical_sigma_w("tanh", sigma_b=SIGMA_B).sigma_w ** 2
+    critical = vg.theory.critical("tanh", sigma_b=SIGMA_B).sigma_w ** 2
     shallow, deep = vg.training.best(runs)
     assert (shallow > 0.6).all()
     deepest = vg.trainable_depth(runs)

@@ -5,15 +5,15 @@ The one place, with the pictures and the command line, where simulator and theor
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from vgjax import theory
-from vgjax.activations import Activation
 from vgjax.blocks.protocol import TheoryArguments
 from vgjax.checks import known
 from vgjax.ensembles.result import Result
+from vgjax.theory import normalization, residual
 
 CURVE_POINTS = 201
 
@@ -28,7 +28,8 @@ class Comparison:
         measured: over seeds, shape ``(*axes, depth + 1)``: the mean of log gains and log gradients, ln of the mean
             square of states and of the mean of 1 - c.
         predicted: what theory expects of it, same shape.
-        deviation: standard deviation of one draw, same shape: theory's for gains and gradients, else that of the draws.
+        deviation: standard deviation of one draw, same shape: theory's for gains and gradients of plain stacks, else that of
+            the draws.
         seeds: draws in ``measured``.
         critical: the edge of chaos at infinite width: sigma_w and sigma_b along the curve, each of shape ``(points,)``;
             NaN where there is none.
@@ -88,16 +89,16 @@ class Comparison:
 
 
 def compare(result: Result, variable: str | None = None) -> Comparison:
-    """What was measured beside what theory predicts at the same widths, laws and scales, from the first layer on.
+    """What was measured beside what theory predicts at the same widths, draws and scales, from the first layer on.
 
-    Theory starts from the mean square of h^0 that was measured (gradients: and from the last layer's gradient), and
-    knows nothing else of the measurement. Gains and gradients are compared with theory at that width (`theory.band`:
-    mean and spread of the logarithm), states and correlations with infinite width, so that they differ by O(1 / width)
-    beyond their standard error.
+    Theory starts from the mean square of h^0 that was measured (gradients: and from the last layer's gradient; a
+    normalized stack: from its first layer on), and knows nothing else of the measurement. Gains and gradients of plain
+    stacks are compared with theory at that width (`theory.band`: mean and spread of the logarithm). All else is
+    compared with infinite width, from which it differs by O(1 / width) beyond its standard error.
 
     Args:
-        result: a sweep of `gains` with one probe, of `gradients`, or of `correlations`, of a network that theory knows,
-            over ``sigma_w``, ``sigma_b`` or both.
+        result: a sweep of `gains` with one probe, of `gradients`, or of `correlations`, of a network that theory knows:
+            a plain stack, with dropout, with residual branches, or with layer, RMS or batch norm around phi.
         variable: ``"log_gain"``, ``"log_gradient"``, ``"log_mean_square"`` or ``"log_one_minus_c"``; left out, the
             first of them that was measured (of correlations the last).
 
@@ -112,16 +113,40 @@ def compare(result: Result, variable: str | None = None) -> Comparison:
         raise ValueError(f"compare needs gains, gradients or correlations, got {result.measure}")
     variable = measured[-1 if result.measure == "correlations" else 0] if variable is None else variable
     compared = _PREDICTIONS[known("variable", variable, measured)]
-    plain, scales = _plain(result), _scales(result)
-    grid = np.meshgrid(*(scales[name] for name in result.axes), indexing="ij")
-    at = {**scales, **dict(zip(result.axes, grid, strict=True))}
-    at = {name: np.broadcast_to(values, [len(v) for v in result.axes.values()]) for name, values in at.items()}
-    found = compared(result, plain, at["sigma_w"], at["sigma_b"])
+    stack = _stack(result)
+    found = compared(result, stack)
     whole = np.isfinite(found.measured) & (result.first_inexact_layer.min(axis=0) > result.depth)[..., None]
     deviation = np.where(whole, found.deviation, np.nan)
-    line = _critical(plain.activation, scales["sigma_b"])
-    about = result.seeds, line, plain.activation.name, float(1 - whole.mean())
+    about = result.seeds, _critical(stack), stack.told.activation.name, float(1 - whole.mean())
     return Comparison(variable, result.axes, found.measured, found.predicted, deviation, *about)
+
+
+class _Stack(NamedTuple):
+    """What theory is told of a network.
+
+    Attributes:
+        told: its arguments.
+        scales: by name, at every point, shape ``(*axes,)``.
+        q0: mean square of h^0 as measured, same shape.
+        depth: L.
+        batch: examples in a state, for batch norm.
+    """
+
+    told: TheoryArguments
+    scales: dict[str, np.ndarray]
+    q0: np.ndarray
+    depth: int
+    batch: int
+
+    @property
+    def sigmas(self) -> list[np.ndarray]:
+        """Those of kernels and biases in the order of the formula. Dropout with one mask for all inputs, drawn with the
+        network, adds its variance to the weights': sigma_w / sqrt(1 - rate) (Schoenholz et al. 2017, section 5, has a
+        mask an input, which this is not)."""
+        kernel, *others = (self.scales[name] for name in self.told.names)
+        keep = 1 - self.scales["dropout"] if self.told.dropout else 1.0
+        biases = 0.0 if self.told.bias_init == "zero" else 1.0
+        return [kernel / np.sqrt(keep), *(s * biases if i % 2 == 0 else s for i, s in enumerate(others))]
 
 
 class _Compared(NamedTuple):
@@ -132,44 +157,88 @@ class _Compared(NamedTuple):
     deviation: np.ndarray
 
 
-def _gains(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
+# --- gains and gradients --------------------------------------------------------------------------------------------
+
+
+def _gains(result: Result, stack: _Stack) -> _Compared:
     probes = result.provenance.get("options", {}).get("probes", 1)
     if probes != 1:
         raise ValueError(f"compare needs one probe a draw, got {probes}")
-    band = theory.band(
-        plain.activation, plain.widths, sigma_w, sigma_b, law=plain.kernel_init, q0=_first_square(result)
-    )
-    return _Compared(result.mean("log_gain"), band.mean, band.deviation)
+    measured, draws = result.mean("log_gain").astype(float), result.log_gain.astype(float)
+    if stack.told.plain:
+        band = _band(stack)
+        return _Compared(measured, band.mean, band.deviation)
+    growth = _log_growth(stack)
+    if stack.told.norm:  # the first layer divides by what the input happens to be; its gain is taken as measured
+        growth = growth - growth[..., 1:2] + measured[..., 1:2]
+        growth[..., 0] = measured[..., 0]
+    spread = draws.std(axis=0, ddof=1) if result.seeds > 1 else np.full(measured.shape, np.nan)
+    return _Compared(measured, growth, np.where(np.arange(stack.depth + 1) > bool(stack.told.norm), spread, 0))
 
 
-def _gradients(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
-    """The gain from layer l to L is that of `theory.band` between the two: backwards as forwards."""
-    band = theory.band(
-        plain.activation, plain.widths, sigma_w, sigma_b, law=plain.kernel_init, q0=_first_square(result)
-    )
-    last = result.log_gradient[..., -1].astype(float)
-    spread = last.std(axis=0, ddof=1)[..., None] if result.seeds > 1 else 0.0
+def _gradients(result: Result, stack: _Stack) -> _Compared:
+    """The gain from layer l to L is that between the two: backwards as forwards."""
+    measured, draws = result.mean("log_gradient").astype(float), result.log_gradient.astype(float)
+    last, spread = draws[..., -1:].mean(axis=0), draws[..., -1:].std(axis=0, ddof=1) if result.seeds > 1 else 0.0
+    if not stack.told.plain:
+        growth = _log_growth(stack)
+        deviation = draws.std(axis=0, ddof=1) if result.seeds > 1 else np.full(measured.shape, np.nan)
+        begins = np.arange(stack.depth + 1) >= bool(stack.told.norm)
+        return _Compared(measured, last + growth[..., -1:] - growth, np.where(begins, deviation, np.nan))
+    band, widths = _band(stack), np.array(stack.told.widths)
     # Forwards a gain from n to n' units has a factor n' / n in its mean square that it has not backwards.
-    sizes = np.log(np.array(plain.widths) / plain.widths[-1]) / 2
+    sizes = np.log(widths / widths[-1]) / 2
     variance = np.maximum(band.deviation[..., -1:] ** 2 - band.deviation**2, 0)
-    mean = last.mean(axis=0)[..., None] + band.mean[..., -1:] - band.mean + sizes
-    return _Compared(result.mean("log_gradient"), mean, np.sqrt(spread**2 + variance))
+    return _Compared(measured, last + band.mean[..., -1:] - band.mean + sizes, np.sqrt(spread**2 + variance))
 
 
-def _states(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
+def _band(stack: _Stack) -> theory.Band:
+    told, (sigma_w, sigma_b) = stack.told, stack.sigmas
+    return theory.band(told.activation, told.widths, sigma_w, sigma_b, kernel_init=told.kernel_init, q0=stack.q0)
+
+
+def _log_growth(stack: _Stack) -> np.ndarray:
+    """ln of the mean gain from layer 0 to l at infinite width, shape ``(*axes, depth + 1)``."""
+    told, layers = stack.told, np.arange(stack.depth + 1)
+    if told.norm == "batch":
+        rate = normalization.batch_norm_rate(told.activation, stack.batch)
+        return np.broadcast_to(layers * np.log(rate) / 2, (*stack.q0.shape, len(layers))).copy()
+    if told.norm:
+        return _at_every_point(stack, lambda *sigmas: layers * np.log(_norm_point(told, *sigmas).chi) / 2)
+    if told.residual:
+        return np.asarray(_residual(stack).log_chi) / 2
+    sizes = np.log(np.array(told.widths) / told.widths[0]) / 2
+    return np.asarray(theory.propagate(told.activation, *stack.sigmas, stack.depth, stack.q0).log_chi) / 2 + sizes
+
+
+# --- states and correlations ----------------------------------------------------------------------------------------
+
+
+def _states(result: Result, stack: _Stack) -> _Compared:
     squares = np.exp(result.log_mean_square.astype(float))
-    if squares.ndim > sigma_w.ndim + 2:  # of two inputs, the first
+    if "input" in result.dims["log_mean_square"]:  # of two inputs, the first
         squares = squares[..., 0, :]
-    q = _trajectories(plain, sigma_w, sigma_b, result.depth, squares[..., 0].mean(axis=0)[..., None], lambda t: t.q)
-    return _logs(squares, q)
+    told, depth = stack.told, stack.depth
+    if told.norm == "batch":
+        raise ValueError("theory has the gains of a stack with batch norm, not its states; got log_mean_square")
+    if told.norm:
+        q = _at_every_point(stack, lambda *sigmas: np.full(depth + 1, _norm_point(told, *sigmas).q))
+        q[..., 0] = stack.q0
+    elif told.residual:
+        q = _residual(stack).p
+    else:
+        q = theory.propagate(told.activation, *stack.sigmas, depth, stack.q0).q
+    return _logs(squares, np.asarray(q))
 
 
-def _correlations(result: Result, plain: TheoryArguments, sigma_w: np.ndarray, sigma_b: np.ndarray) -> _Compared:
-    squares = np.exp(result.log_mean_square[..., 0].astype(float)).mean(axis=0)  # of both inputs
+def _correlations(result: Result, stack: _Stack) -> _Compared:
+    told = stack.told
+    if told.norm or told.residual:
+        raise ValueError(f"theory has correlations of stacks without norm or skip, got {result.network!r}")
+    first, second = np.moveaxis(np.exp(result.log_mean_square[..., 0].astype(float)).mean(axis=0), -1, 0)
     apart = np.exp(result.log_one_minus_c.astype(float))
-    start = np.concatenate([squares, apart[..., 0].mean(axis=0)[..., None]], axis=-1)
-    expected = _trajectories(plain, sigma_w, sigma_b, result.depth, start, lambda t: t.one_minus_c)
-    return _logs(apart, expected)
+    start = {"q0": (first, second), "one_minus_c0": apart[..., 0].mean(axis=0)}
+    return _logs(apart, theory.propagate(told.activation, *stack.sigmas, stack.depth, **start).one_minus_c)
 
 
 def _logs(draws: np.ndarray, expected: np.ndarray) -> _Compared:
@@ -180,25 +249,36 @@ def _logs(draws: np.ndarray, expected: np.ndarray) -> _Compared:
         return _Compared(np.log(mean), np.log(expected), spread)
 
 
-def _trajectories(
-    plain: TheoryArguments,
-    sigma_w: np.ndarray,
-    sigma_b: np.ndarray,
-    depth: int,
-    start: np.ndarray,
-    read: Callable[[Any], Any],
-) -> np.ndarray:
-    """Of every point, shape ``(*axes, depth + 1)``; ``start`` holds one q, or two and 1 - c."""
-    found = np.empty((*sigma_w.shape, depth + 1))
-    for point in np.ndindex(sigma_w.shape):
-        scales = float(sigma_w[point]), float(sigma_b[point])
-        two = {"one_minus_c0": float(start[point][2])} if start.shape[-1] == 3 else {}
-        q0 = start[point][:2] if two else float(start[point][0])
-        found[point] = read(theory.trajectory(plain.activation, *scales, depth, q0, **two))
-    return found
+def _residual(stack: _Stack) -> residual.ResidualPropagation:
+    """Of ``skip h + branch (V phi(W h + b) + a)``; without the inner layer W is the identity."""
+    inner = stack.sigmas if stack.told.residual == "plain" else [1.0, 0.0, *stack.sigmas]
+    scales = dict(zip(("sigma_w", "sigma_b", "sigma_v", "sigma_a"), inner, strict=True))
+    factors = {name: stack.scales[name] for name in ("branch", "skip")}
+    for name, values in factors.items():
+        if np.ptp(values):
+            raise ValueError(f"compare takes one {name} for all points, got several")
+    numbers = {name: float(values.flat[0]) for name, values in factors.items()}
+    return residual.propagate(stack.told.activation, stack.depth, **scales, **numbers, p0=stack.q0)
 
 
-_PREDICTIONS: dict[str, Callable[..., _Compared]] = {
+def _norm_point(told: TheoryArguments, sigma_w: float, sigma_b: float) -> normalization.NormPoint:
+    places = {
+        ("layer", "activations"): normalization.layer_norm_on_activations,
+        ("rms", "activations"): normalization.rms_norm_on_activations,
+    }
+    return places.get((told.norm, told.norm_on), normalization.norm_on_preactivations)(
+        told.activation, sigma_w, sigma_b
+    )
+
+
+def _at_every_point(stack: _Stack, f: Callable[..., np.ndarray]) -> np.ndarray:
+    """f of the sigmas of each point, shape ``(*axes, depth + 1)``."""
+    sigmas = np.broadcast_arrays(*stack.sigmas)
+    points = [f(*(float(sigma[point]) for sigma in sigmas)) for point in np.ndindex(stack.q0.shape)]
+    return np.stack(points).reshape(*stack.q0.shape, -1)
+
+
+_PREDICTIONS: dict[str, Callable[[Result, _Stack], _Compared]] = {
     "log_gain": _gains,
     "log_gradient": _gradients,
     "log_mean_square": _states,
@@ -208,37 +288,34 @@ _PREDICTIONS: dict[str, Callable[..., _Compared]] = {
 
 # --- the edge -------------------------------------------------------------------------------------------------------
 
-_DEFAULTS = {"sigma_w": 1.0, "sigma_b": 0.0}
 
-
-def _plain(result: Result) -> TheoryArguments:
-    """What theory has to know of the network, if it covers it."""
-    plain = result.network.theory_arguments
-    if plain is None:
-        raise ValueError(f"compare needs a network that theory knows (vgjax.mlp), got {result.network!r:.200}")
-    return plain
-
-
-def _scales(result: Result) -> dict[str, np.ndarray]:
-    """sigma_w and sigma_b along the axes, or the one number that they are."""
-    others = [name for name in result.axes if name not in _DEFAULTS]
+def _stack(result: Result) -> _Stack:
+    """What theory is told, if it covers the network and what was swept."""
+    network = result.network
+    told = network.theory_arguments
+    if told is None or told.norm in ("group", "batch_running") or (told.norm and told.residual):
+        raise ValueError(f"compare needs a network that theory knows, got {network!r}")
+    names = [*told.names, *(["branch", "skip"] if told.residual else []), *(["dropout"] if told.dropout else [])]
+    others = [name for name in result.axes if name not in names]
     if others:
-        raise ValueError(f"compare takes sweeps over sigma_w and sigma_b, got {', '.join(others)}")
-    for name in _DEFAULTS:
-        if np.ndim(result.fixed.get(name, 0.0)):
+        raise ValueError(f"compare takes sweeps over {', '.join(names)}, got {', '.join(others)}")
+    fixed = {name: result.fixed.get(name, network.scales[name].default) for name in names}
+    for name, value in fixed.items():
+        if np.ndim(value):
             raise ValueError(f"compare takes one {name} for all layers, got one a layer")
-    scales = {name: np.asarray(result.fixed.get(name, default), float) for name, default in _DEFAULTS.items()}
-    scales |= {name: values.astype(float) for name, values in result.axes.items()}
-    zero_bias = result.network.theory_arguments is not None and result.network.theory_arguments.bias_init == "zero"
-    return {**scales, "sigma_b": scales["sigma_b"] * (not zero_bias)}
+    grid = np.meshgrid(*(values.astype(float) for values in result.axes.values()), indexing="ij")
+    at = {**fixed, **dict(zip(result.axes, grid, strict=True))}
+    q0 = np.exp(result.log_mean_square[..., 0].astype(float)).mean(axis=0)
+    q0 = q0[..., 0] if "input" in result.dims["log_mean_square"] else q0
+    scales = {name: np.broadcast_to(np.asarray(at[name], float), q0.shape) for name in names}
+    return _Stack(told, scales, np.asarray(q0), result.depth, network.input_shape[0])
 
 
-def _first_square(result: Result) -> np.ndarray:
-    """q of h^0 as measured, shape ``(*axes,)``."""
-    return np.asarray(np.exp(result.log_mean_square[..., 0].astype(float)).mean(axis=0))
-
-
-def _critical(phi: Activation, sigma_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The edge of chaos over the range of bias scales, finely."""
-    along = np.linspace(sigma_b.min(), sigma_b.max(), CURVE_POINTS) if sigma_b.size > 1 else sigma_b.reshape(1)
-    return theory.critical(phi, along.astype(float)).edge, along
+def _critical(stack: _Stack) -> tuple[np.ndarray, np.ndarray]:
+    """The edge of chaos over the range of bias scales, finely; of other stacks than plain ones there is none here."""
+    if not stack.told.plain:
+        return np.array([np.nan]), np.array([np.nan])
+    sigma_b: np.ndarray = stack.sigmas[1]
+    spread = sigma_b.size and np.ptp(sigma_b) > 0
+    along = np.linspace(sigma_b.min(), sigma_b.max(), CURVE_POINTS if spread else 1)
+    return np.asarray(theory.critical(stack.told.activation, along).sigma_w), along

@@ -141,13 +141,13 @@ def _slopes_part(values: np.ndarray, weights: np.ndarray, n: int) -> LogMoments:
     return LogMoments(with_norm.mean - norm.mean, with_norm.variance - norm.variance)
 
 
-def _matrix_part(law: str, n: int, after: int) -> LogMoments:
+def _matrix_part(kernel_init: str, n: int, after: int) -> LogMoments:
     """Of ln(||W v||^2 / ||v||^2) at unit gain, W from n to ``after`` units; for Haar's law the norm of a projection."""
     size = math.log(after / n)
-    if law == "orthogonal" and after >= n:
+    if kernel_init == "orthogonal" and after >= n:
         return LogMoments(size, 0.0)
     norm = _log_chi_square(after)
-    whole = _log_chi_square(n) if law == "orthogonal" else LogMoments(0.0, 0.0)
+    whole = _log_chi_square(n) if kernel_init == "orthogonal" else LogMoments(0.0, 0.0)
     return LogMoments(size + norm.mean - whole.mean, norm.variance - whole.variance)
 
 
@@ -224,7 +224,7 @@ def band(
     widths: Sequence[int],
     sigma_w: ArrayLike,
     sigma_b: ArrayLike = 0.0,
-    law: str = "gaussian",
+    kernel_init: str = "gaussian",
     q0: ArrayLike | None = None,
 ) -> Band:
     """Mean and standard deviation over draws of ln ||J_{l<-0} u|| at every depth l, for a random direction u.
@@ -250,7 +250,7 @@ def band(
         widths: sizes of the states h^0 ... h^L.
         sigma_w, sigma_b: standard deviations of the weights (times the root of fan_in) and of the biases; any shapes
             that broadcast.
-        law: of the kernels: "gaussian", "orthogonal" (Haar), "uniform" or "truncated".
+        kernel_init: of the kernels: "gaussian", "orthogonal" (Haar), "uniform" or "truncated".
         q0: mean square of h^0 over draws. None: the fixed point that q runs to from 1, or 1 if it runs to 0 or
             infinity.
 
@@ -267,19 +267,19 @@ def band(
     phi, sizes = activations.get(activation), _sizes(widths)
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q0", q0)):
         not_negative(name, 0 if value is None else value)
-    known("law", law, _EXCESS_KURTOSIS)
+    known("kernel_init", kernel_init, _EXCESS_KURTOSIS)
     sigma_w2, sigma_b2 = np.broadcast_arrays(*(np.square(np.asarray(s, float)) for s in (sigma_w, sigma_b)))
     q = _start(phi, sigma_w2, sigma_b2) if q0 is None else np.broadcast_to(np.asarray(q0, float), sigma_w2.shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        state = _first_state(law, np.where(q > 0, sigma_b2 / q, 1.0), sizes[0])
+        state = _first_state(kernel_init, np.where(q > 0, sigma_b2 / q, 1.0), sizes[0])
         mean, variance = [np.zeros(q.shape)], [np.zeros(q.shape)]
         for n, after in itertools.pairwise(sizes):
-            at, slope, matrix = _averages(phi, q), _slopes(phi, n, q), _matrix_part(law, n, after)
+            at, slope, matrix = _averages(phi, q), _slopes(phi, n, q), _matrix_part(kernel_init, n, after)
             gain = _gain(at, state, n)
             mean.append(mean[-1] + np.log(sigma_w2 * at.slope) + slope.mean + matrix.mean + gain.mean)
             variance.append(variance[-1] + slope.variance + matrix.variance + gain.variance)
             q = _held(phi, sigma_w2 * at.square + sigma_b2)
-            state = _next_state(at, state, np.where(q > 0, 1 - sigma_b2 / q, 0.0), law, n, after)
+            state = _next_state(at, state, np.where(q > 0, 1 - sigma_b2 / q, 0.0), kernel_init, n, after)
         lost = np.logical_or.accumulate(np.isneginf(np.stack(mean, axis=-1)), axis=-1)
         deviation = np.sqrt(np.maximum(np.stack(variance, axis=-1), 0)) / 2
         return Band(np.where(lost, -np.inf, np.stack(mean, axis=-1) / 2), np.where(lost, 0, deviation))
@@ -359,7 +359,7 @@ def _slopes(phi: Activation, n: int, q: np.ndarray) -> LogMoments:
 @functools.cache
 def _slopes_segment(phi: Activation, n: int, segment: int) -> np.ndarray:
     laws = [_law_of_slopes(phi, math.exp(t))[1:] for t in _LAWS.nodes[segment]]
-    return coefficients(np.array([_slopes_part(*law, n) for law in laws]))
+    return coefficients(np.array([_slopes_part(*kernel_init, n) for kernel_init in laws]))
 
 
 class _State(NamedTuple):
@@ -380,9 +380,9 @@ class _State(NamedTuple):
     part: ArrayLike = 1.0
 
 
-def _first_state(law: str, bias: np.ndarray, n: int) -> _State:
+def _first_state(kernel_init: str, bias: np.ndarray, n: int) -> _State:
     """h^0 = W x + b of a given x, q its part. Its overlap with u is a sample's, which the exact law counts as rho."""
-    exact, part = float(law == "orthogonal"), np.maximum(0.0, 1 - bias)
+    exact, part = float(kernel_init == "orthogonal"), np.maximum(0.0, 1 - bias)
     return _State(overlap=exact * part / n, exact=exact, part=part)
 
 
@@ -398,10 +398,10 @@ def _gain(at: _Averages, state: _State, n: int) -> LogMoments:
     return LogMoments(mean, variance)
 
 
-def _next_state(at: _Averages, state: _State, part: np.ndarray, law: str, n: int, after: int) -> _State:
+def _next_state(at: _Averages, state: _State, part: np.ndarray, kernel_init: str, n: int, after: int) -> _State:
     """Fluctuations one layer on; ``part`` is sigma_w^2 E phi^2 / V(q)."""
     f1, f2 = part * at.a1, part * (at.a1 + at.a2) - (part * at.a1) ** 2
-    exact, excess = state.exact * state.part, _EXCESS_KURTOSIS[law]
+    exact, excess = state.exact * state.part, _EXCESS_KURTOSIS[kernel_init]
     noise = part**2 * (at.aa - 1 - 2 * exact * state.part * at.a1**2) / n
     shared_noise = part * (at.aw - 1 - 2 * exact * state.part * at.w1 * at.a1) / n
     bias = part * at.a2 * (state.kurtosis / 6 - exact * state.part / n)
@@ -414,6 +414,6 @@ def _next_state(at: _Averages, state: _State, part: np.ndarray, law: str, n: int
         overlap=np.minimum(1.0, overlap / (1 + 2 * at.w1 * state.overlap)),
         kurtosis=excess * part**2 * at.aa / n,
         joint_kurtosis=excess * part * at.aw / n,
-        exact=min(1.0, after / n) if law == "orthogonal" else 0.0,
+        exact=min(1.0, after / n) if kernel_init == "orthogonal" else 0.0,
         part=part,
     )
