@@ -45,7 +45,7 @@ class Scales(NamedTuple):
 
 def compute() -> Scales:
     """Networks of width 512 and 128 layers, 16 draws, at 17 weight scales."""
-    critical = theory.critical(ACTIVATION, SIGMA_B).sigma_w ** 2
+    critical = float(theory.critical(ACTIVATION, SIGMA_B).sigma_w) ** 2
     below, above = critical - np.geomspace(0.06, 1.2, 8), critical + np.geomspace(0.12, 2.2, 9)
     coarse = np.concatenate([below[::-1], above])[:: 4 if SMALL else 1]
     away = np.geomspace(1e-4, 2.4, 120)

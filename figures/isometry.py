@@ -87,7 +87,7 @@ def compute() -> dict[str, Measured]:
 def families() -> dict[str, Family]:
     """Linear, ReLU and tanh layers at criticality, measured at depths that do not hide each other."""
     linear, relu = Scales(1.0, 0.0, 1.0), Scales(2**0.5, 0.0, 1.0)
-    point = critical_scales(Q_STAR)
+    point = critical(Q_STAR)
     twos = [2**i for i in range(int(np.log2(DEEPEST)) + 1)]
     threes = [1, *(3 * n for n in twos if 3 * n <= DEEPEST)]
     found = {
@@ -104,17 +104,17 @@ def families() -> dict[str, Family]:
     return {name: found[name] for name in [*found][::5]} if SMALL else found
 
 
-def critical_scales(q: float) -> Scales:
-    """Of tanh where q is the critical fixed point."""
-    point = theory.critical("tanh", q=q)
-    return Scales(float(point.sigma_w), float(point.sigma_b), q)
-
-
 def following(depth: int) -> Scales:
     """tanh at the q* at which orthogonal kernels give the spectrum the same variance at every depth."""
     q = free_probability.q_for_variance("tanh", depth, VARIANCE)
     assert q is not None
-    return critical_scales(q)
+    return critical(q)
+
+
+def critical(q: float) -> Scales:
+    """tanh where chi = 1 at the fixed point q."""
+    point = theory.critical("tanh", q=q)
+    return Scales(float(point.sigma_w), float(point.sigma_b), q)
 
 
 def measured(family: Family) -> Measured:
@@ -148,9 +148,7 @@ def expected(family: Family, depth: int) -> tuple[float, float]:
     largest, law = free_probability.log_largest_singular_value(*point), free_probability.spectral_density(*point)
     if law.atoms:
         return largest, np.nan
-    log_s, height = law.log_singular_values, law.density_of_logs
-    below = np.cumsum(np.diff(log_s) * (height[1:] + height[:-1]) / 2)
-    lower, upper = np.interp([SHARE, 1 - SHARE], below / below[-1], log_s[1:])
+    lower, upper = np.interp([SHARE, 1 - SHARE], law.cumulative, law.log_s)
     return largest, upper - lower
 
 

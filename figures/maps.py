@@ -58,27 +58,27 @@ def phase(field: theory.MeanField, i: int) -> Phase:
     """Both maps at the i-th weight scale, correlations followed at q*."""
     sigma_w, q_star = float(field.sigma_w[i]), float(field.q_star[i])
 
-    def q_orbit(start: float, depth: int = DEPTH) -> np.ndarray:
-        return theory.propagate(ACTIVATION, sigma_w, SIGMA_B, depth, q0=start).q
+    def q_orbits(starts: np.ndarray, depth: int) -> np.ndarray:
+        return theory.propagate(ACTIVATION, sigma_w, SIGMA_B, depth, q0=starts).q
 
-    def c_orbit(start: float, depth: int = DEPTH) -> np.ndarray:
-        return theory.propagate(ACTIVATION, sigma_w, SIGMA_B, depth, q0=q_star, c0=start).c
+    def c_orbits(starts: np.ndarray, depth: int) -> np.ndarray:
+        return theory.propagate(ACTIVATION, sigma_w, SIGMA_B, depth, q0=q_star, c0=starts).c
 
-    q_starts = [share * q_star for share in Q_STARTS]
+    q_starts, c_starts = np.array(Q_STARTS) * q_star, np.array(C_STARTS)
     before_q, before_c = np.linspace(1e-3, 2, POINTS) * q_star, np.linspace(0, 1, POINTS)
-    q, c = measured(sigma_w, [(start, 0.0) for start in q_starts] + [(q_star, start) for start in C_STARTS])
+    q, c = measured(sigma_w, [(start, 0.0) for start in q_starts] + [(q_star, start) for start in c_starts])
     q_map = Map(
-        (before_q, np.array([q_orbit(start, 1)[1] for start in before_q])),
+        (before_q, q_orbits(before_q, 1)[:, 1]),
         q_star,
         float(field.q_slope[i]),
-        np.array([q_orbit(start) for start in q_starts]),
+        q_orbits(q_starts, DEPTH),
         q[: len(q_starts)],
     )
     c_map = Map(
-        (before_c, np.array([c_orbit(start, 1)[1] for start in before_c])),
+        (before_c, c_orbits(before_c, 1)[:, 1]),
         float(field.c_star[i]),
         float(field.c_slope[i]),
-        np.array([c_orbit(start) for start in C_STARTS]),
+        c_orbits(c_starts, DEPTH),
         c[len(q_starts) :],
     )
     return Phase(q_map, c_map, float(field.chi[i]), sigma_w)

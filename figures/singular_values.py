@@ -142,8 +142,8 @@ def draw_depth(ax: "Axes", found: Densities, i: int) -> None:
     rest = rates[np.isfinite(rates)]
     for value in shared:
         rest = rest[np.abs(rest - np.log(value or 1e-300)) > SAME]
-    if len(rest) and len(predicted.log_singular_values):
-        s = np.exp(predicted.log_singular_values / depth)
+    if len(rest) and len(predicted.log_s):
+        s = np.exp(predicted.log_s / depth)
         factors = np.exp(rest)
         outside = factors < 0.98 * s[0]
         ends = bins(factors[~outside])
