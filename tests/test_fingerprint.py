@@ -119,7 +119,9 @@ def test_a_folder_holds_nothing_else_and_is_refused_if_it_does(tmp_path: Path) -
     assert "settings.json" in names
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"^folder must be empty or hold an earlier run, got '.*full' with other files$"):
+    with pytest.raises(
+        ValueError, match=r"^folder must be empty or hold an earlier run, got '.*full' with other files$"
+    ):
         vg.sweep(NET, X, folder=str(tmp_path / "full"), **RUN)
     with pytest.raises(ValueError, match=r"^folder must be a folder that can be written to, got '.*notes.txt'"):
         vg.sweep(NET, X, folder=str(tmp_path / "full" / "notes.txt"), **RUN)
@@ -186,7 +188,11 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
         "scales",
     ),
     "probes": (((NET, X), {}), ((NET, X), {"measure": vg.gains(2)}), "options"),
-    "measurement": (((NET, X, 1), {"measure": vg.gradients()}), ((NET, X, 1), {"measure": vg.naive_readings()}), "options"),
+    "measurement": (
+        ((NET, X, 1), {"measure": vg.gradients()}),
+        ((NET, X, 1), {"measure": vg.naive_readings()}),
+        "options",
+    ),
     "what only the host reads": (
         ((NET, X, 1), {"measure": vg.first_steps(0.1)}),
         ((NET, X, 1), {"measure": vg.first_steps(0.2)}),
@@ -202,7 +208,11 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
         ((remedy(clip=2.0), X, 1), {"measure": vg.first_steps()}),
         "options",
     ),
-    "two lambdas": (((network(lambda h: jnp.tanh(h)), X), {}), ((network(lambda h: jnp.tanh(h) * 1.5), X), {}), "computed"),
+    "two lambdas": (
+        ((network(lambda h: jnp.tanh(h)), X), {}),
+        ((network(lambda h: jnp.tanh(h) * 1.5), X), {}),
+        "computed",
+    ),
     "a number in a closure": (((NET, X), {"measure": own(1.0)}), ((NET, X), {"measure": own(2.0)}), "computed"),
     "an array in a closure": (((NET, X), {"measure": own(ARRAY)}), ((NET, X), {"measure": own(CHANGED)}), "computed"),
 }

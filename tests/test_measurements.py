@@ -191,7 +191,10 @@ def test_a_measurement_of_ones_own_is_the_function_of_every_draw_point_and_examp
 
 def test_a_measurement_of_ones_own_may_take_several_inputs_or_none() -> None:
     def norms(parameters: vg.Parameters, scales: vg.Scales, *inputs: jax.Array) -> dict[str, jax.Array]:
-        return {"kernel": jnp.linalg.norm(parameters.stem["kernel"]), "inputs": sum(map(jnp.sum, inputs), jnp.zeros(()))}
+        return {
+            "kernel": jnp.linalg.norm(parameters.stem["kernel"]),
+            "inputs": sum(map(jnp.sum, inputs), jnp.zeros(())),
+        }
 
     measure = vg.measurement(norms, {"kernel": (), "inputs": ()})
     for inputs in ((), (X,), (X, OTHER)):
@@ -234,7 +237,9 @@ def test_a_measurement_brings_numbers_to_sweep_over_coordinates_and_a_finish() -
     fixed = vg.sweep(NET, X, measure=Powers((1,)), key=KEY, seeds=1, shift=5.0, sigma_w=SIGMA_W)
     assert fixed.fixed == {"shift": 5.0}
     np.testing.assert_allclose(fixed.root[0, :, 0], found.root[0, 2, :, 0], rtol=1e-4)
-    with pytest.raises(ValueError, match="^scale must be one of sigma_w, sigma_b, shift, got 'shfit'; did you mean 'shift'"):
+    with pytest.raises(
+        ValueError, match=r"^scale must be one of sigma_w, sigma_b, shift, got 'shfit'; did you mean 'shift'"
+    ):
         vg.sweep(NET, X, measure=Powers((1,)), key=KEY, shfit=[1.0])
 
 
@@ -262,20 +267,44 @@ def own(shape: tuple[int, ...], dims: tuple[str, ...], name: str = "out") -> vg.
         (vg.gains, (), "^gains takes one input x, got 0$"),
         (vg.gains, (X, X), "^gains takes one input x, got 2$"),
         (vg.gradients, (), "^gradients takes one input x and its target y, or x alone, got 0$"),
-        (vg.gradients, (X, np.ones(3, np.float32)), r"^y must have the output's shape \(2,\) an example for squared_error"),
+        (
+            vg.gradients,
+            (X, np.ones(3, np.float32)),
+            r"^y must have the output's shape \(2,\) an example for squared_error",
+        ),
         (vg.gradients, (X, 2), r"^labels must lie in 0 .. 1, got 2$"),
         (vg.correlations, (X,), "^correlations takes two inputs, x1 and x2, got 1$"),
         (vg.correlations, (X, X[None]), r"^x1 and x2 must have one shape, got \(3,\) and \(1, 3\)$"),
-        (vg.spectra, (np.stack([X, X]),), r"^spectra takes one input, or one for each seed \(leading='seed'\), got a batch$"),
+        (
+            vg.spectra,
+            (np.stack([X, X]),),
+            r"^spectra takes one input, or one for each seed \(leading='seed'\), got a batch$",
+        ),
         (lambda: own((), (), "other"), (X,), "^a measured variable must be one of out, got 'other'$"),
         (lambda: own((6,), ()), (X,), r"^out must have dimensions \(\), got shape \(6,\)$"),
         (lambda: own((4,), ("layer",)), (X,), r"^out must have dimensions \(layer\), got shape \(4,\)$"),
         (lambda: own((5,), ("block",)), (X,), r"^out must have dimensions \(block\), got shape \(5,\)$"),
-        (lambda: own((), ()), (X, X[None]), "^<lambda> takes inputs that all have an axis of examples or none, got both$"),
-        (lambda: vg.measurement(lambda: None, {"mean": ()}), (X,), "^dims must name variables that a result has no other"),
+        (
+            lambda: own((), ()),
+            (X, X[None]),
+            "^<lambda> takes inputs that all have an axis of examples or none, got both$",
+        ),
+        (
+            lambda: vg.measurement(lambda: None, {"mean": ()}),
+            (X,),
+            "^dims must name variables that a result has no other",
+        ),
         (lambda: vg.measurement(lambda: None, {"a b": ()}), (X,), "^dims must name variables .*, got 'a b'$"),
-        (lambda: vg.measurement(lambda: None, {"a": "layer"}), (X,), "^dims must be a tuple of names other than network"),
-        (lambda: vg.measurement(lambda: None, {"a": ("seed",)}), (X,), "^dims must be a tuple of names other than network"),
+        (
+            lambda: vg.measurement(lambda: None, {"a": "layer"}),
+            (X,),
+            "^dims must be a tuple of names other than network",
+        ),
+        (
+            lambda: vg.measurement(lambda: None, {"a": ("seed",)}),
+            (X,),
+            "^dims must be a tuple of names other than network",
+        ),
     ],
 )
 def test_bad_measurements_are_refused_in_one_sentence(measure: Any, inputs: tuple[Any, ...], message: str) -> None:
@@ -290,5 +319,5 @@ def test_states_of_several_shapes_are_refused_where_exponents_need_one() -> None
 
 def test_a_jacobian_that_is_not_finite_is_named_by_layer_and_seed() -> None:
     net = vg.mlp(width=3, depth=2, activation=lambda h: jnp.sqrt(jnp.abs(h)), inputs=3)
-    with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 1 of seed 0$"):
+    with pytest.raises(ValueError, match=r"must be finite, got a NaN or an infinity at layer 1 of seed 0$"):
         vg.sweep(net, np.zeros(3, np.float32), measure=vg.spectra(), key=KEY, seeds=1)

@@ -73,12 +73,14 @@ def test_phase_map_of_one_axis_of_too_many_and_of_several_networks():
     line = result(sweep.log_gain[:, :, 0], sigma_w=sweep.axes["sigma_w"])
     assert len(plots.phase_map(line).axes) == 2  # the panel and its colour bar
     three = result(sweep.log_gain[..., None, :], **sweep.axes, skip=np.ones(1))
-    with pytest.raises(ValueError, match=r"^a phase map needs one or two axes of at least 2 values, got \{.*'skip': 1\}$"):
+    with pytest.raises(
+        ValueError, match=r"^a phase map needs one or two axes of at least 2 values, got \{.*'skip': 1\}$"
+    ):
         plots.phase_map(three)
     with pytest.raises(ValueError, match=r"^a phase map needs one or two axes .*, got \{'sigma_w': 1\}$"):
         plots.phase_map(result(sweep.log_gain[:, :1, 0], sigma_w=np.ones(1)))
     two = dataclasses.replace(line, networks={"a": None, "b": None}, arrays={"log_gain": sweep.log_gain[:, :, 0]})
-    with pytest.raises(ValueError, match="^a phase map is of one network, got 2$"):
+    with pytest.raises(ValueError, match=r"^a phase map is of one network, got 2$"):
         plots.phase_map(two)
 
 
@@ -97,7 +99,7 @@ def test_saved_figures_are_stable_and_whole(tmp_path):
 
 
 def test_a_failing_save_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ValueError, match="^Format 'nonsense' is not supported"):
+    with pytest.raises(ValueError, match=r"^Format 'nonsense' is not supported"):
         plots.save(plots.phase_map(synthetic()), tmp_path / "map", suffixes=(".nonsense",))
     assert not list(tmp_path.iterdir())
 

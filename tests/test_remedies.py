@@ -36,9 +36,7 @@ def measured(batch: vg.data.Examples) -> vg.Result:
         "squared": vg.Remedy(NET, loss="squared_error", target_scale=7.0),
         "unit variance": vg.Remedy(NET, unit_variance=True),
     }
-    return vg.sweep(
-        chosen, batch.inputs, batch.labels, measure=vg.first_steps(), leading="example", key=KEY, seeds=2
-    )
+    return vg.sweep(chosen, batch.inputs, batch.labels, measure=vg.first_steps(), leading="example", key=KEY, seeds=2)
 
 
 def of(measured: vg.Result, name: str, variable: str) -> np.ndarray:
@@ -126,7 +124,9 @@ def test_the_table_prints_and_is_drawn(measured: vg.Result) -> None:
     assert plain[2].startswith("clipped")
     figure = vg.plots.remedies(measured)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(measured.networks)
-    with pytest.raises(ValueError, match="^a table of remedies needs first_steps of several networks without axes, got <g"):
+    with pytest.raises(
+        ValueError, match=r"^a table of remedies needs first_steps of several networks without axes, got <g"
+    ):
         vg.remedy_table(vg.sweep(NET, np.ones(64, np.float32), key=KEY, seeds=1))
 
 
@@ -146,22 +146,22 @@ def test_the_textbooks_remedies_are_networks_with_scales_they_know(kind: str, la
 def test_remedies_of_one_layer_have_one_layer() -> None:
     """A number is what it says, however small."""
     assert next(iter(vg.remedies("recurrent", layers=1, width=3).values())).network.depth == 1
-    with pytest.raises(ValueError, match="^layers must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^layers must be at least 1, got 0$"):
         vg.remedies("recurrent", layers=0)
-    with pytest.raises(ValueError, match="^layers must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^layers must be at least 1, got 0$"):
         vg.remedy_examples("recurrent", layers=0)
 
 
 def test_bad_remedies_are_refused_in_one_sentence(batch: vg.data.Examples) -> None:
-    with pytest.raises(ValueError, match="^kind must be one of vanishing, exploding, recurrent, got 'sick'$"):
+    with pytest.raises(ValueError, match=r"^kind must be one of vanishing, exploding, recurrent, got 'sick'$"):
         vg.remedies("sick")
-    with pytest.raises(ValueError, match="^examples must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^examples must be at least 1, got 0$"):
         vg.remedy_examples(examples=0)
     options = {"measure": vg.first_steps(), "leading": "example", "key": KEY}
-    with pytest.raises(ValueError, match="^scale must be one of sigma_w, sigma_b, got 'branch'$"):
+    with pytest.raises(ValueError, match=r"^scale must be one of sigma_w, sigma_b, got 'branch'$"):
         vg.sweep({"a": vg.Remedy(NET, {"branch": 1.0})}, *batch[:2], **options)
     residual = vg.mlp(width=4, depth=2, inputs=64, outputs=10, residual="pre")
-    with pytest.raises(ValueError, match="^lsuv needs fully connected or convolutional layers, got Residual$"):
+    with pytest.raises(ValueError, match=r"^lsuv needs fully connected or convolutional layers, got Residual$"):
         vg.sweep({"a": vg.Remedy(residual, unit_variance=True)}, *batch[:2], **options)
 
 
@@ -198,10 +198,12 @@ def test_calibrated_running_statistics_are_those_of_the_batch() -> None:
 def test_what_cannot_be_set_from_data_is_refused() -> None:
     net = vg.mlp(width=4, depth=2, inputs=3, residual="pre")
     xs = np.ones((2, 3))
-    with pytest.raises(ValueError, match="^lsuv needs fully connected or convolutional layers, got Residual$"):
+    with pytest.raises(ValueError, match=r"^lsuv needs fully connected or convolutional layers, got Residual$"):
         vg.lsuv(truth.drawn(net), vg.Scales(), xs)
     with pytest.raises(ValueError, match=r"^xs must be a batch of inputs, shape \(batch, \*\(3,\)\), got one input$"):
         vg.calibrate(truth.drawn(net), vg.Scales(), xs[0])
     tied = vg.mlp(width=4, depth=2, inputs=3, tied=True)
-    with pytest.raises(ValueError, match="^parameters must be stored, each layer with its own, to be set layer by layer$"):
+    with pytest.raises(
+        ValueError, match=r"^parameters must be stored, each layer with its own, to be set layer by layer$"
+    ):
         vg.calibrate(truth.drawn(tied), vg.Scales(), xs)

@@ -96,7 +96,9 @@ def test_lost_is_where_the_square_of_the_gradient_leaves_the_dtype() -> None:
     found = made(log_gain, sigma_w=[1.0])
     np.testing.assert_array_equal(found.naive_lost(), [[[False, False, True, False, True]]])
     np.testing.assert_array_equal(found.naive_lost("float16"), [[[False, True, True, True, True]]])
-    with pytest.raises(ValueError, match="^dtype must be one of float32, bfloat16, float16, got 'float8'; did you mean"):
+    with pytest.raises(
+        ValueError, match=r"^dtype must be one of float32, bfloat16, float16, got 'float8'; did you mean"
+    ):
         found.naive_lost("float8")
 
 
@@ -106,13 +108,17 @@ def test_what_a_result_has_not_is_refused_by_name() -> None:
         found.rate(3)
     with pytest.raises(ValueError, match=r"^along must be one of sigma_w, got 'sigmaw'; did you mean 'sigma_w'\?$"):
         found.edge("sigmaw")
-    with pytest.raises(ValueError, match=r"^variable must be one of log_gain, .*, got 'log_gian'; did you mean 'log_gain'\?$"):
+    with pytest.raises(
+        ValueError, match=r"^variable must be one of log_gain, .*, got 'log_gian'; did you mean 'log_gain'\?$"
+    ):
         found.mean("log_gian")
     with pytest.raises(AttributeError, match=r"^no variable 'log_gian' here; there are log_gain, log_mean_square, "):
         _ = found.log_gian
     other = vg.Result("frobenius", {}, {"log_norm": np.zeros((1, 4))}, {"log_norm": ("layer",)})
     for read in (other.rate, other.edge, other.naive_lost):
-        with pytest.raises(ValueError, match=r"^(rate, edge and naive_lost need a sweep of gains, got one of frobenius$|along)"):
+        with pytest.raises(
+            ValueError, match=r"^(rate, edge and naive_lost need a sweep of gains, got one of frobenius$|along)"
+        ):
             read()
 
 
@@ -126,7 +132,9 @@ def swept(kind: str) -> vg.Result:
     pair = np.stack([X, OTHER])
     return {
         "gains": lambda: vg.sweep(NET, X, sigma_b=SIGMA_B, **options),
-        "scales by layer": lambda: vg.sweep(NET, X, scales=vg.Scales(sigma_b=np.arange(3, dtype=np.float32)), **options),
+        "scales by layer": lambda: vg.sweep(
+            NET, X, scales=vg.Scales(sigma_b=np.arange(3, dtype=np.float32)), **options
+        ),
         "gradients": lambda: vg.sweep(NET, pair, [0, 1], measure=vg.gradients(), leading="example", **options),
         "several gradients": lambda: vg.sweep([SHALLOW, NET], X, 1, measure=vg.gradients(), **options),
         "naive readings": lambda: vg.sweep(NET, X, 1, measure=vg.naive_readings(), key=KEY, seeds=2),
@@ -177,7 +185,14 @@ def test_a_result_says_in_one_line_what_was_measured_over_what() -> None:
 def test_every_variable_is_an_attribute_and_nested_ones_are_dicts_by_path() -> None:
     found = swept("several gradients")
     np.testing.assert_array_equal(found.log_gradient, found.arrays["log_gradient"])
-    assert set(found.log_parameter_gradient) == {"kernel", "bias", "stem/kernel", "stem/bias", "head/kernel", "head/bias"}
+    assert set(found.log_parameter_gradient) == {
+        "kernel",
+        "bias",
+        "stem/kernel",
+        "stem/bias",
+        "head/kernel",
+        "head/bias",
+    }
     np.testing.assert_array_equal(
         found.log_parameter_gradient["stem/kernel"], found.arrays["log_parameter_gradient.stem.kernel"]
     )
@@ -206,7 +221,11 @@ def test_a_dataset_is_labelled() -> None:
 def assert_same(loaded: vg.Result, result: vg.Result) -> None:
     """Everything but the networks."""
     assert list(loaded.arrays) == list(result.arrays)
-    for mine, theirs in ((loaded.arrays, result.arrays), (loaded.axes, result.axes), (loaded.coordinates, result.coordinates)):
+    for mine, theirs in (
+        (loaded.arrays, result.arrays),
+        (loaded.axes, result.axes),
+        (loaded.coordinates, result.coordinates),
+    ):
         assert set(mine) == set(theirs)
         for name, values in theirs.items():
             np.testing.assert_array_equal(mine[name], values)
@@ -250,10 +269,14 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
     path = vg.sweep(net, X, key=KEY, seeds=2, sigma_w=SIGMA_W).save(tmp_path / "own.npz")
     alone = vg.load(path)
     np.testing.assert_array_equal(alone.rate(), vg.load(path, network=net).rate())
-    with pytest.raises(ValueError, match=r"^the file could not hold this network \(an activation or a block of your own\)"):
+    with pytest.raises(
+        ValueError, match=r"^the file could not hold this network \(an activation or a block of your own\)"
+    ):
         _ = alone.network
     assert vg.load(path, network=net).network is net
-    with pytest.raises(ValueError, match=r"^network must be that of the result, Network\(.*name='user'.*, got Network\("):
+    with pytest.raises(
+        ValueError, match=r"^network must be that of the result, Network\(.*name='user'.*, got Network\("
+    ):
         vg.load(path, network=NET)
     both = vg.sweep({"own": net, "ours": NET}, X, key=KEY, seeds=1).save(tmp_path / "both.npz")
     assert vg.load(both, network={"own": net}).networks["own"] is net

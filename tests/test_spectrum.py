@@ -22,8 +22,9 @@ from vgjax.networks.layers import bind
 KEY = jax.random.key(11)
 SCALES = vg.Scales(sigma_w=1.3, sigma_b=0.4)
 
-# ln s is right to rounding times the condition of a layer, summed over the layers: conditions here are below 1e4 (float32:
-# 1e3), so 1e-9 in float64 and 5e-4 in float32 leave two digits of room; sums over few layers are right to 1e-5 in float32.
+# ln s is right to rounding times the condition of a layer, summed over the layers: conditions here are below 1e4
+# (float32: 1e3), so 1e-9 in float64 and 5e-4 in float32 leave two digits of room; sums over few layers are right to 1e-5
+# in float32.
 
 # Most tests look at this network at every depth, in float64: one program for all of them.
 NET = vg.mlp(width=6, depth=5, activation="tanh", inputs=2)
@@ -232,9 +233,7 @@ def test_the_finish_is_right_however_far_the_spectrum_spans(span: int, monkeypat
     np.testing.assert_allclose(found[:14], exact, rtol=1e-14, atol=1e-12)
     assert np.all(np.isneginf(found[14:]))
     order = rng.permutation(14)
-    np.testing.assert_allclose(
-        graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12
-    )
+    np.testing.assert_allclose(graded.log_singular_values(exponents[order], rows[order]), found, rtol=1e-14, atol=1e-12)
     monkeypatch.setattr(graded, "_SPAN", 250)  # short windows: the same numbers
     np.testing.assert_allclose(graded.log_singular_values(exponents, rows), found, rtol=1e-14, atol=1e-12)
 
@@ -329,12 +328,21 @@ def test_readings_of_known_values() -> None:
         ({"depths": [2, 2]}, r"^depths must hold at least one depth, and none twice, got \[2, 2\]$"),
         ({"from_layer": 5}, "^from_layer must be a whole number from 0 to 4, got 5$"),
         ({"from_layer": 1.5}, "^from_layer must be a whole number, got 1.5$"),
-        ({"from_layer": 1, "from_input": True}, "^a product begins at the input or at a state, got from_input and from_layer = 1$"),
+        (
+            {"from_layer": 1, "from_input": True},
+            "^a product begins at the input or at a state, got from_input and from_layer = 1$",
+        ),
         ({"top": 0}, "^top must be at least 1, got 0$"),
         ({"top": 2, "depths": [0]}, "^depths must lie beyond from_layer = 0 for the top 2, got 0$"),
         ({"dtype": "float16"}, "^dtype must be one of float32, float64, got 'float16'; did you mean 'float\\d+'\\?$"),
-        ({"memory": 100}, r"^dense Jacobians must fit into memory = \S+ GiB, got a state of 6 numbers, .* take the largest .*top="),
-        ({"scales": vg.Scales(sigma=1.0)}, "^scale must be one of sigma_w, sigma_b, got 'sigma'; did you mean 'sigma_\\w'\\?$"),
+        (
+            {"memory": 100},
+            r"^dense Jacobians must fit into memory = \S+ GiB, got a state of 6 numbers, .* take the largest .*top=",
+        ),
+        (
+            {"scales": vg.Scales(sigma=1.0)},
+            "^scale must be one of sigma_w, sigma_b, got 'sigma'; did you mean 'sigma_\\w'\\?$",
+        ),
         ({"x": np.ones(3)}, r"^x must have shape \(2,\), got \(3,\)$"),
     ],
 )
@@ -374,18 +382,18 @@ def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() ->
 def test_other_bad_input() -> None:
     x = np.ones(2)
     stream = vg.init(KEY, NET, stream=True)
-    with pytest.raises(ValueError, match="^streamed parameters must be computed in their own dtype, got float64$"):
+    with pytest.raises(ValueError, match=r"^streamed parameters must be computed in their own dtype, got float64$"):
         vg.log_singular_values(stream, SCALES, x, dtype="float64")
-    with pytest.raises(ValueError, match="^discard must be whole numbers from 0 to 4, got 5$"):
+    with pytest.raises(ValueError, match=r"^discard must be whole numbers from 0 to 4, got 5$"):
         vg.lyapunov_exponents(stream, SCALES, x, discard=5)
     narrow = vg.mlp(widths=(5, 4, 5), inputs=2)
     for f in (vg.lyapunov_exponents, vg.log_determinant, vg.layer_singular_values):
         with pytest.raises(ValueError, match=r"^all states must have one shape, got \[\(4,\), \(5,\)\]$"):
             f(oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
-    with pytest.raises(ValueError, match="^probes must be at least 2, got 1$"):
+    with pytest.raises(ValueError, match=r"^probes must be at least 2, got 1$"):
         vg.log_frobenius(stream, SCALES, x, probes=1)
     bad = vg.stack(Broken, depth=2, input_shape=3)
-    with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 1$"):
+    with pytest.raises(ValueError, match=r"must be finite, got a NaN or an infinity at layer 1$"):
         vg.log_singular_values(vg.init(KEY, bad), vg.Scales(), np.zeros(3))
 
 

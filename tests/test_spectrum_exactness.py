@@ -68,15 +68,13 @@ def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.Parameters,
 )
 def test_every_singular_value_against_arbitrary_precision(name: str) -> None:
     kind, width = name.split("/")
-    network, parameters, scales, x = reference_network(kind, int(width))
+    _, parameters, scales, x = reference_network(kind, int(width))
     known = {int(m): np.array([-np.inf if s is None else s for s in row]) for m, row in REFERENCE[name].items()}
     exact = np.stack(list(known.values()))
     lost = np.isneginf(exact)
     # float32 at the narrowest and the widest: `benchmarks/bench_spectrum.py` has all of them.
     for dtype, least in (("float64", 1e-8), ("float32", 2e-3))[: 1 if width == "16" else 2]:
-        found = vg.log_singular_values(
-            parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype
-        )
+        found = vg.log_singular_values(parameters, scales, x, list(known), from_input=kind == "stem", dtype=dtype)
         assert np.array_equal(np.isneginf(found.log_singular_values), lost), dtype
         error = np.abs(np.where(lost, 0, found.log_singular_values) - np.where(lost, 0, exact)).max()
         assert error <= max(least, EPS[dtype] * found.condition)
