@@ -173,7 +173,7 @@ def test_the_measured_edge_is_the_critical_line(name):
 def test_the_largest_singular_value_of_an_orthogonal_tanh_network():
     n, depth, q = 384, 8, 0.25
     point = theory.critical_point("tanh", q)
-    expected = theory.spectra.log_largest_singular_value("tanh", q, depth, "orthogonal")
+    expected = theory.spectra.log_largest_singular_value("tanh", q, depth, None, "orthogonal")
     network = vg.mlp(width=n, depth=depth, activation="tanh", inputs=n)
 
     @jax.jit

@@ -23,8 +23,8 @@ KEY = jax.random.key(11)
 SCALES = vg.Scales(sigma_w=1.3, sigma_b=0.4)
 
 # ln s is right to rounding times the condition of a layer, summed over the layers: conditions here are below 1e4
-# (float32: 1e3), so 1e-9 in float64 and 5e-4 in float32 leave two digits of room; sums over few layers are right to 1e-5
-# in float32.
+# (float32: 1e3), so 1e-9 in float64 and 5e-4 in float32 leave two digits of room; sums over few layers are right to
+# 1e-5 in float32.
 
 # Most tests look at this network at every depth, in float64: one program for all of them.
 NET = vg.mlp(width=6, depth=5, activation="tanh", inputs=2)
