@@ -12,6 +12,8 @@ import pytest
 
 import vgjax as vg
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 KEY = jax.random.key(8)
 NET = vg.mlp(width=6, depth=4, activation="tanh", inputs=3, outputs=2)
 X, OTHER = np.array([0.5, -1.0, 2.0], np.float32), np.array([1.0, 0.3, -0.7], np.float32)

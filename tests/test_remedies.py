@@ -12,6 +12,8 @@ import pytest
 import vgjax as vg
 from vgjax.networks.network import check_scales
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 KEY = jax.random.key(2)
 LAYERS, WIDTH = 5, 6
 NET = vg.mlp(width=WIDTH, depth=LAYERS - 1, inputs=64, outputs=10, activation="sigmoid")

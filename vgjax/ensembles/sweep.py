@@ -115,7 +115,7 @@ def sweep(
     parallel = measure.parallel and jax.default_backend() == "cpu"
     workers = (runner.cores() if parallel else 1) if workers is None else positive_integer("workers", workers)
     with measure.computing(jobs[0].network):
-        layout = [list(job.measure.chunk(job.network, job.grid.points, memory, workers)) for job in jobs]
+        layout = [list(job.chunk(memory, workers)) for job in jobs]
         settings, checkpoint = _settings(jobs, key, seeds), None
         if folder is not None:
             checkpoint = runner.Checkpoint(folder, {**settings, "computed": _computed(jobs)}, layout)
@@ -245,6 +245,11 @@ class Job:
     key: Array
     seeds: int
     size: tuple[int, ...] = (1, 1)
+
+    def chunk(self, memory: int, workers: int) -> tuple[int, int]:
+        """Points a piece and points a batch, if every example of a point takes its share of the memory."""
+        examples = len(self.inputs[0][0]) if self.batch else 1
+        return self.measure.chunk(self.network, self.grid.points, max(1, memory // examples), workers)
 
     def pieces(self, number: int, workers: int) -> Iterator[tuple[str, Callable[[], Arrays]]]:
         """The pieces: their names, and what makes them."""
