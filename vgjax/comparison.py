@@ -28,8 +28,8 @@ class Comparison:
         measured: over seeds, shape ``(*axes, depth + 1)``: the mean of log gains and log gradients, ln of the mean
             square of states and of the mean of 1 - c.
         predicted: what theory expects of it, same shape.
-        deviation: standard deviation of one draw, same shape: theory's for gains and gradients of plain stacks, else that of
-            the draws.
+        deviation: standard deviation of one draw, same shape: theory's for gains and gradients of plain stacks, else
+            that of the draws.
         seeds: draws in ``measured``.
         critical: the edge of chaos at infinite width: sigma_w and sigma_b along the curve, each of shape ``(points,)``;
             NaN where there is none.
