@@ -172,7 +172,7 @@ def result(request: pytest.FixtureRequest) -> vg.Result:
 def test_a_result_says_in_one_line_what_was_measured_over_what() -> None:
     of_several = swept("several gradients")
     assert repr(swept("gains")) == (
-        "<gains of a network of 3 tanh layers over 2 draws, 2 sigma_b, 3 sigma_w, 4 layers: "
+        "<gains of mlp(tanh, width 4, depth 3, inputs 3, outputs 2) over 2 draws, 2 sigma_b, 3 sigma_w, 4 layers: "
         "log_gain, log_mean_square, first_inexact_layer>"
     )
     assert repr(of_several) == (
@@ -279,7 +279,7 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
         _ = alone.network
     assert vg.load(path, network=net).network is net
     with pytest.raises(
-        ValueError, match=r"^network must be that of the result, Network\(.*name='user'.*, got Network\("
+        ValueError, match=r"^network must be that of the result, mlp\(user, .*, got mlp\(tanh, "
     ):
         vg.load(path, network=NET)
     both = vg.sweep({"own": net, "ours": NET}, X, key=KEY, seeds=1).save(tmp_path / "both.npz")

@@ -133,7 +133,7 @@ class Result:
         over = (
             f"{size} {names.get(name, name)}{'s' if size > 1 and name in names else ''}" for name, size in sizes.items()
         )
-        of = f"{len(self.networks)} networks" if self.several else _in_short(next(iter(self.networks.values())))
+        of = f"{len(self.networks)} networks" if self.several else next(iter(self.networks.values())) or "a network"
         return f"{self.measure} of {of} over {', '.join(over)}"
 
     # --- statistics over seeds ---
@@ -351,13 +351,6 @@ def _read_nc(path: Path) -> Read:
 def nearest(values: np.ndarray, value: float) -> float:
     """The entry of a grid nearest to a value."""
     return float(values[np.abs(values - value).argmin()])
-
-
-def _in_short(network: Network | None) -> str:
-    """A network in three words."""
-    if network is None:
-        return "a network"
-    return f"a network of {network.depth} {network.activation or 'mixed'} layer{'s' if network.depth > 1 else ''}"
 
 
 def describe_machine() -> dict[str, Any]:
