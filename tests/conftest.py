@@ -25,3 +25,10 @@ def x64() -> Iterator[None]:
     """The whole test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def strict_promotion() -> Iterator[None]:
+    """A float32 that silently becomes a float64, or an int32 a float32, is a mistake."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

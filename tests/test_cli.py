@@ -1,5 +1,7 @@
 """The command line: it draws the map, says where, and refuses bad input in one sentence before any work."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -18,7 +20,10 @@ def test_map_writes_figures_and_data_and_says_where(tmp_path, capsys):
     assert all(str(tmp_path / "new" / name) in printed for name in names)
     saved = vg.load(tmp_path / "new" / "map.npz")
     assert saved.log_gain.shape == (2, 5, 5, 13)
-    assert saved.provenance["activation"] == "tanh"
+    assert saved.lead == ("seed", "sigma_w", "sigma_b")
+    assert "tanh, width 16, 12 layers, 2 draws: at sigma_b = 0 " in printed  # the grid's value nearest to 0.05
+    assert re.search(r"theory, infinite width: the edge of chaos lies at sigma_w = [\d.]+\n", printed)
+    assert re.search(r"tanh: theory and measurement (agree|differ): root mean square z [\d.]+ over 25 points", printed)
 
 
 def test_map_is_the_same_bytes_twice(tmp_path):
@@ -45,14 +50,15 @@ def test_map_is_the_same_bytes_twice(tmp_path):
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, capsys, arguments, sentence):
     out = tmp_path / "out"
     assert main(["map", *SMALL, *arguments, "--out", str(out)]) == 2
-    assert sentence in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"vgjax: .*{re.escape(sentence)}.*\n", said)
     assert not out.exists()
 
 
 def test_an_unwritable_folder_is_noticed_before_any_work(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert main(["map", *SMALL, "--out", str(tmp_path / "file" / "below")]) == 2
-    assert "out must be a folder that can be written to" in capsys.readouterr().err
+    assert re.match("vgjax: out must be a folder that can be written to, got '.*below'", capsys.readouterr().err)
 
 
 def test_the_measured_edge_of_relu_is_the_square_root_of_two():

@@ -15,6 +15,8 @@ import vgjax as vg
 from vgjax.ensembles import fingerprint, runner
 from vgjax.ensembles import sweep as sweeps
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 KEY = jax.random.key(4)
 NET = vg.mlp(width=4, depth=3, activation="tanh", inputs=3, outputs=2)
 X, OTHER = np.array([0.5, -1.0, 2.0], np.float32), np.array([1.0, 0.3, -0.7], np.float32)

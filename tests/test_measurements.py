@@ -12,6 +12,8 @@ import pytest
 
 import vgjax as vg
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 KEY = jax.random.key(8)
 NET = vg.mlp(width=6, depth=4, activation="tanh", inputs=3, outputs=2)
 X, OTHER = np.array([0.5, -1.0, 2.0], np.float32), np.array([1.0, 0.3, -0.7], np.float32)
@@ -238,7 +240,7 @@ def test_a_measurement_brings_numbers_to_sweep_over_coordinates_and_a_finish() -
     assert fixed.fixed == {"shift": 5.0}
     np.testing.assert_allclose(fixed.root[0, :, 0], found.root[0, 2, :, 0], rtol=1e-4)
     with pytest.raises(
-        ValueError, match="^scale must be one of sigma_w, sigma_b, shift, got 'shfit'; did you mean 'shift'"
+        ValueError, match=r"^scale must be one of sigma_w, sigma_b, shift, got 'shfit'; did you mean 'shift'"
     ):
         vg.sweep(NET, X, measure=Powers((1,)), key=KEY, shfit=[1.0])
 
@@ -319,5 +321,5 @@ def test_states_of_several_shapes_are_refused_where_exponents_need_one() -> None
 
 def test_a_jacobian_that_is_not_finite_is_named_by_layer_and_seed() -> None:
     net = vg.mlp(width=3, depth=2, activation=lambda h: jnp.sqrt(jnp.abs(h)), inputs=3)
-    with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 1 of seed 0$"):
+    with pytest.raises(ValueError, match=r"must be finite, got a NaN or an infinity at layer 1 of seed 0$"):
         vg.sweep(net, np.zeros(3, np.float32), measure=vg.spectra(), key=KEY, seeds=1)

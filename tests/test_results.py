@@ -12,6 +12,8 @@ import pytest
 
 import vgjax as vg
 
+pytestmark = pytest.mark.usefixtures("strict_promotion")
+
 KEY = jax.random.key(9)
 X, OTHER = np.array([0.5, -1.0, 2.0], np.float32), np.array([1.0, 0.3, -0.7], np.float32)
 SIGMA_W, SIGMA_B = np.array([0.5, 1.0, 1.5]), np.array([0.0, 0.3])
@@ -97,7 +99,7 @@ def test_lost_is_where_the_square_of_the_gradient_leaves_the_dtype() -> None:
     np.testing.assert_array_equal(found.naive_lost(), [[[False, False, True, False, True]]])
     np.testing.assert_array_equal(found.naive_lost("float16"), [[[False, True, True, True, True]]])
     with pytest.raises(
-        ValueError, match="^dtype must be one of float32, bfloat16, float16, got 'float8'; did you mean"
+        ValueError, match=r"^dtype must be one of float32, bfloat16, float16, got 'float8'; did you mean"
     ):
         found.naive_lost("float8")
 
@@ -117,9 +119,11 @@ def test_what_a_result_has_not_is_refused_by_name() -> None:
     other = vg.Result("frobenius", {}, {"log_norm": np.zeros((1, 4))}, {"log_norm": ("layer",)})
     for read in (other.rate, other.edge, other.naive_lost):
         with pytest.raises(
-            ValueError, match=r"^(rate, edge and naive_lost need a sweep of gains, got one of frobenius$|along)"
+            ValueError, match=r"^rate, edge and naive_lost need a sweep of gains, got one of frobenius$"
         ):
             read()
+    with pytest.raises(ValueError, match=r"^edge needs a sweep along some axis, got one without axes$"):
+        made(np.zeros((1, 4))).edge()
 
 
 # --- what it says of itself -----------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ def result(request: pytest.FixtureRequest) -> vg.Result:
 def test_a_result_says_in_one_line_what_was_measured_over_what() -> None:
     of_several = swept("several gradients")
     assert repr(swept("gains")) == (
-        "<gains of a network of 3 tanh layers over 2 draws, 2 sigma_b, 3 sigma_w, 4 layers: "
+        "<gains of mlp(tanh, width 4, depth 3, inputs 3, outputs 2) over 2 draws, 2 sigma_b, 3 sigma_w, 4 layers: "
         "log_gain, log_mean_square, first_inexact_layer>"
     )
     assert repr(of_several) == (
@@ -275,11 +279,17 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
         _ = alone.network
     assert vg.load(path, network=net).network is net
     with pytest.raises(
-        ValueError, match=r"^network must be that of the result, Network\(.*name='user'.*, got Network\("
+        ValueError, match=r"^network must be that of the result, mlp\(user, .*, got mlp\(tanh, "
     ):
         vg.load(path, network=NET)
     both = vg.sweep({"own": net, "ours": NET}, X, key=KEY, seeds=1).save(tmp_path / "both.npz")
     assert vg.load(both, network={"own": net}).networks["own"] is net
+    with pytest.raises(
+        ValueError, match=r"^the name of a network must be one of own, ours, got 'won'; did you mean 'own'"
+    ):
+        vg.load(both, network={"won": net})
+    with pytest.raises(ValueError, match=r"^the name of a network must be one of own, ours, got ''"):
+        vg.load(both, network=net)
 
 
 def test_a_failed_save_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path: Path) -> None:

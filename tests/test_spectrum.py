@@ -22,8 +22,9 @@ from vgjax.networks.layers import bind
 KEY = jax.random.key(11)
 SCALES = vg.Scales(sigma_w=1.3, sigma_b=0.4)
 
-# ln s is right to rounding times the condition of a layer, summed over the layers: conditions here are below 1e4 (float32:
-# 1e3), so 1e-9 in float64 and 5e-4 in float32 leave two digits of room; sums over few layers are right to 1e-5 in float32.
+# ln s is right to rounding times the condition of a layer, summed over the layers: conditions here are below 1e4
+# (float32: 1e3), so 1e-9 in float64 and 5e-4 in float32 leave two digits of room; sums over few layers are right to
+# 1e-5 in float32.
 
 # Most tests look at this network at every depth, in float64: one program for all of them.
 NET = vg.mlp(width=6, depth=5, activation="tanh", inputs=2)
@@ -381,18 +382,18 @@ def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() ->
 def test_other_bad_input() -> None:
     x = np.ones(2)
     stream = vg.init(KEY, NET, stream=True)
-    with pytest.raises(ValueError, match="^streamed parameters must be computed in their own dtype, got float64$"):
+    with pytest.raises(ValueError, match=r"^streamed parameters must be computed in their own dtype, got float64$"):
         vg.log_singular_values(stream, SCALES, x, dtype="float64")
-    with pytest.raises(ValueError, match="^discard must be whole numbers from 0 to 4, got 5$"):
+    with pytest.raises(ValueError, match=r"^discard must be whole numbers from 0 to 4, got 5$"):
         vg.lyapunov_exponents(stream, SCALES, x, discard=5)
     narrow = vg.mlp(width=(5, 4, 5), inputs=2)
     for f in (vg.lyapunov_exponents, vg.log_determinant, vg.measure.layer_singular_values):
         with pytest.raises(ValueError, match=r"^all states must have one shape, got \[\(4,\), \(5,\)\]$"):
             f(oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
-    with pytest.raises(ValueError, match="^probes must be at least 2, got 1$"):
+    with pytest.raises(ValueError, match=r"^probes must be at least 2, got 1$"):
         vg.log_frobenius(stream, SCALES, x, probes=1)
     bad = vg.stack(Broken, depth=2, input_shape=3)
-    with pytest.raises(ValueError, match="must be finite, got a NaN or an infinity at layer 1$"):
+    with pytest.raises(ValueError, match=r"must be finite, got a NaN or an infinity at layer 1$"):
         vg.log_singular_values(vg.init(KEY, bad), vg.Scales(), np.zeros(3))
 
 

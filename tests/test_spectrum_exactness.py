@@ -68,7 +68,7 @@ def reference_network(kind: str, width: int) -> tuple[vg.Network, vg.networks.Pa
 )
 def test_every_singular_value_against_arbitrary_precision(name: str) -> None:
     kind, width = name.split("/")
-    network, parameters, scales, x = reference_network(kind, int(width))
+    _, parameters, scales, x = reference_network(kind, int(width))
     known = {int(m): np.array([-np.inf if s is None else s for s in row]) for m, row in REFERENCE[name].items()}
     exact = np.stack(list(known.values()))
     lost = np.isneginf(exact)

@@ -134,6 +134,13 @@ def test_examples_are_an_axis_behind_the_grid_and_share_the_draw(net: vg.Network
         np.testing.assert_allclose(swept.log_mean_square[seed, 1, i], one.log_mean_square, atol=ROUNDING)
 
 
+def test_every_example_takes_its_share_of_the_memory(net: vg.Network) -> None:
+    options: dict[str, Any] = {"key": KEY, "seeds": 1, "sigma_w": np.linspace(0.5, 1.5, 8), "memory": 10_000}
+    ((one, _),) = vg.sweep(net, X, **options).provenance["chunks"]
+    ((batch, _),) = vg.sweep(net, np.stack([X] * 4), leading="example", **options).provenance["chunks"]
+    assert (one, batch) == (8, 3)  # a point of one example takes 720 bytes
+
+
 @pytest.mark.parametrize("count", [8, 3])
 def test_a_leading_axis_without_a_name_is_refused_even_if_it_has_the_length_of_the_seeds(
     net: vg.Network, count: int
@@ -300,7 +307,7 @@ def test_what_goes_wrong_in_a_worker_comes_out(net: vg.Network, monkeypatch: pyt
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(sweeps.Job, "piece", broken)
-    with pytest.raises(RuntimeError, match="^the disk is on fire$"):
+    with pytest.raises(RuntimeError, match=r"^the disk is on fire$"):
         vg.sweep(net, X, key=KEY, seeds=4, workers=2)
 
 

@@ -232,7 +232,7 @@ def test_orthogonal_linear_networks_are_deterministic():
     assert np.all(found.deviation < 1e-14)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("kernel_init", ["gaussian", "orthogonal"])
 def test_homogeneous_bands_are_exact_at_any_width(kernel_init):
     widths = [9, 6, 12, 6]
     logs = matrices("leaky_relu(0.3)", widths, 1.5, 0, 1.0, 15_000, kernel_init)
@@ -273,14 +273,14 @@ def test_bands_of_orthogonal_networks(name, sigma_w2, sigma_b2):
     agree(band(name, [64] * 21, sigma_w2**0.5, sigma_b2**0.5, "orthogonal"), logs, [64] * 21, 1.5, 1)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("kernel_init", ["gaussian", "orthogonal"])
 def test_bands_follow_the_transient(kernel_init):
     # sigma_w = 1, no bias: critical with q* = 0, so that q falls like 1 / (2 l) and there is no fixed point at all.
     logs = rows("tanh", 64, 30, 1.0, 0.0, 1.5, 5000, kernel_init)
     agree(band("tanh", [64] * 31, 1.0, kernel_init=kernel_init, q0=1.5), logs, [64] * 31, 2, 1.5)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "orthogonal", "uniform"])
+@pytest.mark.parametrize("kernel_init", ["gaussian", "orthogonal", "uniform"])
 def test_bands_of_unequal_widths_from_drawn_matrices(kernel_init):
     # Off the fixed point, with a narrowing and a widening layer; n = 16 shows what is of order 1 / n.
     widths = [24, 32, 16, 24, 24]

@@ -64,7 +64,7 @@ def test_edge_of_linear_gaussian(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("activation", "q", "depth", "law", "squared"),
+    ("activation", "q", "depth", "kernel_init", "squared"),
     [
         # M = (1/2) / (omega - 1): the least (1 + z)^(1 + L g) (2 z + 1)^L / (z (1 + z)^L), g = 1 if Gaussian
         ("relu", 1.0, 2, "gaussian", "11.0901699"),
@@ -86,7 +86,7 @@ def test_edge_reference(activation: str, q: float, depth: int, kernel_init: str,
     assert found == pytest.approx(float(squared), abs=half_a_digit)
 
 
-@pytest.mark.parametrize(("law", "gaussian"), [("orthogonal", 0), ("gaussian", 1)])
+@pytest.mark.parametrize(("kernel_init", "gaussian"), [("orthogonal", 0), ("gaussian", 1)])
 def test_edge_by_quadrature_and_minimization(kernel_init: str, gaussian: int) -> None:
     from scipy.integrate import quad
     from scipy.optimize import minimize_scalar
@@ -147,7 +147,7 @@ def test_edges_without_a_number() -> None:
 
 
 @pytest.mark.parametrize("activation", EVERY)
-@pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("kernel_init", ["gaussian", "orthogonal"])
 def test_edge_of_deep_networks(activation: str, kernel_init: str) -> None:
     # Slopes only enter by their variance v once L v is large: s_max^2 -> e L (v + 1 or 0) for critical weights, with
     # corrections of order 1 / L.
@@ -265,7 +265,7 @@ def test_one_orthogonal_layer_is_the_law_of_the_slopes() -> None:
 
 
 @pytest.mark.parametrize("activation", EVERY)
-@pytest.mark.parametrize(("depth", "law", "q"), [(2, "orthogonal", 1.0), (5, "gaussian", 1.0)])
+@pytest.mark.parametrize(("depth", "kernel_init", "q"), [(2, "orthogonal", 1.0), (5, "gaussian", 1.0)])
 def test_mass_mean_and_variance(activation: str, depth: int, kernel_init: str, q: float) -> None:
     spectrum = spectral_density(activation, q, depth, None, kernel_init)
     variance = spectrum_variance(activation, q, depth, kernel_init)
@@ -281,7 +281,7 @@ def test_mass_mean_and_variance(activation: str, depth: int, kernel_init: str, q
 
 
 @pytest.mark.parametrize(
-    ("activation", "q", "depth", "law"),
+    ("activation", "q", "depth", "kernel_init"),
     [("tanh", 1e-6, 10, "orthogonal"), ("tanh", 100.0, 3, "orthogonal"), ("tanh", 1.0, 10_000, "gaussian")],
 )
 def test_extreme_densities(activation: str, q: float, depth: int, kernel_init: str) -> None:
@@ -292,7 +292,7 @@ def test_extreme_densities(activation: str, q: float, depth: int, kernel_init: s
 
 
 @pytest.mark.parametrize(
-    ("activation", "q", "depth", "law"),
+    ("activation", "q", "depth", "kernel_init"),
     [
         ("tanh", 1.0, 2, "orthogonal"),
         ("tanh", 1 / 16, 4, "orthogonal"),

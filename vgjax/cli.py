@@ -16,6 +16,9 @@ from vgjax.files import writable_folder
 from vgjax.initializers import KERNEL_INITS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vgjax.ensembles.result import Result
     from vgjax.theory import Critical
 
 
@@ -81,41 +84,27 @@ def _map(arguments: argparse.Namespace) -> None:
     grid = {name: _axis(name, getattr(arguments, name), arguments.points) for name in ("sigma_w", "sigma_b")}
     seeds = positive_integer("seeds", arguments.seeds)
     not_negative("--at", arguments.at)
-    images = vg.data.digits()
-    network = vg.mlp(
-        width=arguments.width,
-        depth=arguments.depth,
-        activation=arguments.activation,
-        inputs=images.inputs.shape[1],
-        outputs=10,
-        kernel_init=arguments.kernel_init,
-    )
-    folder = writable_folder(arguments.out)
-    key = jax.random.key(arguments.key)
+    images, names = vg.data.digits(), ("width", "depth", "activation", "kernel_init")
+    given = {name: getattr(arguments, name) for name in names}
+    network = vg.mlp(inputs=images.inputs.shape[1], outputs=10, **given)
+    folder, key = writable_folder(arguments.out), jax.random.key(arguments.key)
     chosen = jax.random.choice(jax.random.fold_in(key, seeds), len(images.inputs), (seeds,))
     x, y = images.inputs[chosen], images.labels[chosen]
 
     common: dict[str, Any] = {"key": key, "seeds": seeds, "leading": "seed"}
     common["progress"] = False if arguments.quiet else None
-    sweep = vg.sweep(network, x, sigma_w=grid["sigma_w"], sigma_b=grid["sigma_b"], **common)
+    sweep = vg.sweep(network, x, **grid, **common)
     sigma_b = nearest(grid["sigma_b"], arguments.at)
-    edge = sweep.edge("sigma_w")[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])]
+    edge = float(sweep.edge("sigma_w")[int(np.flatnonzero(grid["sigma_b"] == sigma_b)[0])])
     comparison = vg.compare(sweep)
     shown = _shown(grid["sigma_w"], edge)
     along: dict[str, Any] = {"sigma_w": list(shown.values()), "sigma_b": sigma_b}
     flows = vg.sweep(network, x, y, measure=vg.gradients(), **common, **along)
     lost = vg.sweep(network, x, y, measure=vg.naive_readings("float32"), **common, **along).lost
-    bands = vg.compare(flows).bands
-    names = [f"{name}, $\\sigma_w$ = {sigma_w:.2f}" for name, sigma_w in shown.items()]
     activation = plots.describe(sweep)
     figures = {
         "map": plots.phase_map(sweep, at=sigma_b, theory=comparison),
-        "profile": plots.depth_profile(
-            dict(zip(names, flows.log_gradient.swapaxes(0, 1), strict=True)),
-            lost=dict(zip(names, lost.swapaxes(0, 1), strict=True)),
-            title=rf"{activation}, $\sigma_b$ = {sigma_b:.2g}",
-            theory=dict(zip(names, bands, strict=True)),
-        ),
+        "profile": _profile(shown, flows, lost, rf"{activation}, $\sigma_b$ = {sigma_b:.2g}"),
     }
     written = [sweep.save(folder / "map.npz")]
     for name, figure in figures.items():
@@ -123,10 +112,18 @@ def _map(arguments: argparse.Namespace) -> None:
     print(f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}")
     print(_edge_in_theory(vg.theory.critical(arguments.activation, sigma_b)), comparison, sep="\n")
     print(*written, sep="\n")
-    print(
-        f"{sweep.log_gain[..., -1].size} networks of {sweep.depth} layers in {time.perf_counter() - start:.1f} s",
-        file=sys.stderr,
-    )
+    count, seconds = sweep.log_gain[..., -1].size, time.perf_counter() - start
+    print(f"{count} networks of {sweep.depth} layers in {seconds:.1f} s", file=sys.stderr)
+
+
+def _profile(shown: dict[str, float], flows: "Result", lost: np.ndarray, title: str) -> "Figure":
+    """The gradient against layer at each weight scale, with its theory and what float32 reads of it."""
+    from vgjax.comparison import compare
+
+    names = [f"{name}, $\\sigma_w$ = {sigma_w:.2f}" for name, sigma_w in shown.items()]
+    curves, readings = (dict(zip(names, a.swapaxes(0, 1), strict=True)) for a in (flows.log_gradient, lost))
+    bands = dict(zip(names, compare(flows).bands, strict=True))
+    return plots.depth_profile(curves, lost=readings, title=title, theory=bands)
 
 
 def _axis(name: str, ends: Sequence[float], points: int) -> np.ndarray:

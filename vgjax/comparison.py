@@ -28,8 +28,8 @@ class Comparison:
         measured: over seeds, shape ``(*axes, depth + 1)``: the mean of log gains and log gradients, ln of the mean
             square of states and of the mean of 1 - c.
         predicted: what theory expects of it, same shape.
-        deviation: standard deviation of one draw, same shape: theory's for gains and gradients of plain stacks, else that of
-            the draws.
+        deviation: standard deviation of one draw, same shape: theory's for gains and gradients of plain stacks, else
+            that of the draws.
         seeds: draws in ``measured``.
         critical: the edge of chaos at infinite width: sigma_w and sigma_b along the curve, each of shape ``(points,)``;
             NaN where there is none.
@@ -69,7 +69,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What the z-scores say behind all layers (of gradients: at the first), in one line."""
-        layer = 0 if self.variable == "log_gradient" else self.measured.shape[-1] - 1
+        layers = np.flatnonzero(np.isfinite(self.z).any(axis=tuple(range(self.z.ndim - 1))))
+        layer = int(layers[0 if self.variable == "log_gradient" else -1]) if layers.size else 0
         z = self.z[..., layer]
         told = np.isfinite(z)
         if not told.any():
@@ -182,7 +183,8 @@ def _gradients(result: Result, stack: _Stack) -> _Compared:
     last, spread = draws[..., -1:].mean(axis=0), draws[..., -1:].std(axis=0, ddof=1) if result.seeds > 1 else 0.0
     if not stack.told.plain:
         growth = _log_growth(stack)
-        deviation = draws.std(axis=0, ddof=1) if result.seeds > 1 else np.full(measured.shape, np.nan)
+        several = result.seeds > 1
+        deviation = (draws - draws[..., -1:]).std(axis=0, ddof=1) if several else np.full(measured.shape, np.nan)
         begins = np.arange(stack.depth + 1) >= bool(stack.told.norm)
         return _Compared(measured, last + growth[..., -1:] - growth, np.where(begins, deviation, np.nan))
     band, widths = _band(stack), np.array(stack.told.widths)

@@ -1,7 +1,7 @@
 """Ensembles: one sweep over networks, scales and seeds of anything that can be measured, and its one result."""
 
+from vgjax.ensembles.grid import Case
 from vgjax.ensembles.measurement import Measurement
 from vgjax.ensembles.remedies import Remedy, remedy_examples, remedy_table
-from vgjax.ensembles.sweep import Case
 
 __all__ = ["Case", "Measurement", "Remedy", "remedy_examples", "remedy_table"]

@@ -20,10 +20,10 @@ from jax.typing import ArrayLike
 from vgjax import data
 from vgjax.checks import known, positive_integer
 from vgjax.data import Examples
+from vgjax.ensembles.grid import Case
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import Gradients
 from vgjax.ensembles.result import Result
-from vgjax.ensembles.sweep import Case
 from vgjax.initializers import Scales
 from vgjax.measure import naive
 from vgjax.measure.gradients import GradientFlow

@@ -133,7 +133,7 @@ class Result:
         over = (
             f"{size} {names.get(name, name)}{'s' if size > 1 and name in names else ''}" for name, size in sizes.items()
         )
-        of = f"{len(self.networks)} networks" if self.several else _in_short(next(iter(self.networks.values())))
+        of = f"{len(self.networks)} networks" if self.several else next(iter(self.networks.values())) or "a network"
         return f"{self.measure} of {of} over {', '.join(over)}"
 
     # --- statistics over seeds ---
@@ -192,10 +192,12 @@ class Result:
         Raises:
             ValueError: a result without gains or without such an axis.
         """
-        along = next(iter(self.axes), "") if along is None else along
-        known("along", along, self.axes)
+        rate = self.rate()
+        if not self.axes:
+            raise ValueError("edge needs a sweep along some axis, got one without axes")
+        along = known("along", next(iter(self.axes)) if along is None else along, self.axes)
         values, axis = self.axes[along], [*self.axes].index(along) + self.several
-        rate = np.moveaxis(self.rate(), axis, 0)
+        rate = np.moveaxis(rate, axis, 0)
         crossing = (rate[:-1] < 0) & (rate[1:] >= 0)
         i = crossing.argmax(axis=0) if len(crossing) else np.zeros(rate.shape[1:], int)
         low, high = (np.take_along_axis(rate, np.minimum(i + k, len(rate) - 1)[None], axis=0)[0] for k in (0, 1))
@@ -302,14 +304,16 @@ def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] 
             own.
 
     Raises:
-        ValueError: a suffix other than ``.npz`` and ``.nc``, a file that holds no result, or a network other than that
-            of the result.
+        ValueError: a suffix other than ``.npz`` and ``.nc``, a file that holds no result, or a network that is not one
+            of the result's.
         FileNotFoundError: there is no such file.
     """
     path = _with_known_suffix(path)
     description, axes, coordinates, arrays = (_read_nc if path.suffix == ".nc" else _read_npz)(path)
     networks = {name: each and network_from_json(each) for name, each in description["networks"].items()}
     given = {"": network} if isinstance(network, Network) else dict(network or {})
+    for name in given:
+        known("the name of a network", name, networks)
     for (name, each), said in zip(networks.items(), description["provenance"].get("networks", []), strict=False):
         if name in given and repr(given[name]) != said:
             raise ValueError(f"network must be that of the result, {said}, got {given[name]!r}")
@@ -347,13 +351,6 @@ def _read_nc(path: Path) -> Read:
 def nearest(values: np.ndarray, value: float) -> float:
     """The entry of a grid nearest to a value."""
     return float(values[np.abs(values - value).argmin()])
-
-
-def _in_short(network: Network | None) -> str:
-    """A network in three words."""
-    if network is None:
-        return "a network"
-    return f"a network of {network.depth} {network.activation or 'mixed'} layer{'s' if network.depth > 1 else ''}"
 
 
 def describe_machine() -> dict[str, Any]:

@@ -7,10 +7,9 @@ layer comes out of one pass; one compiled program serves all seeds, pieces and l
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,37 +20,17 @@ from jax.typing import ArrayLike
 from vgjax.checks import known, positive_integer
 from vgjax.ensembles import runner
 from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
+from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
 from vgjax.initializers import Scales
 from vgjax.memory import MEMORY, chunks
 from vgjax.networks.layers import state_sizes
-from vgjax.networks.network import Network, check_scales
+from vgjax.networks.network import Network
 from vgjax.version import VERSION
 
 LEADING = ("seed", "example")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network as one of several in a sweep, with what belongs to it alone.
-
-    Attributes:
-        network: what is drawn.
-        scales: fixed ones of its own: name -> value.
-        adapt: what becomes of the sweep's measurement here.
-    """
-
-    network: Network
-    scales: Mapping[str, Any] = field(default_factory=dict)
-
-    def adapt(self, measure: Measurement) -> Measurement:
-        """The measurement as it is made of this network."""
-        return measure
-
-
-Networks = Network | Case | Sequence[Network | Case] | Mapping[str, Network | Case]
 
 
 def sweep(
@@ -106,8 +85,8 @@ def sweep(
         raise ValueError(f"key must be a jax.random.key, got {key!r:.80}")
     seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
     fixed = Scales() if scales is None else scales
-    cases, many = _cases(network), not isinstance(network, (Network, Case))
-    grids = [_grid(case, measure, fixed, axes) for case in cases.values()]
+    cases, many = cases_of(network), not isinstance(network, (Network, Case))
+    grids = [grid_of(case, measure, fixed, axes) for case in cases.values()]
     jobs = [
         _job(name, case, measure, grid, inputs, key, seeds, leading)
         for (name, case), grid in zip(cases.items(), grids, strict=True)
@@ -115,7 +94,7 @@ def sweep(
     parallel = measure.parallel and jax.default_backend() == "cpu"
     workers = (runner.cores() if parallel else 1) if workers is None else positive_integer("workers", workers)
     with measure.computing(jobs[0].network):
-        layout = [list(job.measure.chunk(job.network, job.grid.points, memory, workers)) for job in jobs]
+        layout = [list(job.chunk(memory, workers)) for job in jobs]
         settings, checkpoint = _settings(jobs, key, seeds), None
         if folder is not None:
             checkpoint = runner.Checkpoint(folder, {**settings, "computed": _computed(jobs)}, layout)
@@ -125,96 +104,6 @@ def sweep(
             _in_turn(jobs, workers), measure.name, checkpoint=checkpoint, workers=workers, show=progress
         )
     return _assembled(jobs, pieces, many, {**settings, "chunks": layout})
-
-
-# --- what is asked for ----------------------------------------------------------------------------------------------
-
-
-def _cases(network: Networks) -> dict[str, Case]:
-    """The networks by name."""
-    if isinstance(network, (Network, Case)):
-        return {"": _case(network)}
-    if not isinstance(network, Mapping):
-        listed = list(network) if isinstance(network, Iterable) else [network]
-        if not all(isinstance(each, (Network, Case)) for each in listed):
-            raise ValueError(f"network must be a network, or several of them, got {network!r:.80}")
-        cases = [_case(each) for each in listed]
-        names = [f"depth {case.network.depth}" for case in cases]
-        if len(set(names)) < len(names):
-            names = [f"{i}: {name}" for i, name in enumerate(names)]
-        network = dict(zip(names, cases, strict=True))
-    if not network:
-        raise ValueError("network must be at least one, got none")
-    if not all(isinstance(name, str) and name for name in network):
-        raise ValueError(f"networks must be named by texts that are not empty, got {list(network)}")
-    return {name: _case(each) for name, each in network.items()}
-
-
-def _case(network: Any) -> Case:
-    if isinstance(network, Case):
-        return network
-    if not isinstance(network, Network):
-        raise ValueError(f"network must be a network, or several of them, got {network!r:.80}")
-    return Case(network)
-
-
-class Grid(NamedTuple):
-    """The points of one network.
-
-    Attributes:
-        axes: what is swept, in order: name -> values.
-        of_scales: which of them are scales; the others are numbers of the measurement.
-        scales, numbers: what stays fixed.
-    """
-
-    axes: dict[str, np.ndarray]
-    of_scales: frozenset[str]
-    scales: dict[str, Any]
-    numbers: dict[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Points along each axis."""
-        return tuple(len(values) for values in self.axes.values())
-
-    @property
-    def points(self) -> int:
-        """How many."""
-        return math.prod(self.shape)
-
-    def take(self, points: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Swept scales and numbers at some of the points, each of shape ``(points,)``."""
-        at = np.unravel_index(np.asarray(points), self.shape) if self.axes else ()
-        swept = {name: values[i] for (name, values), i in zip(self.axes.items(), at, strict=True)}
-        scales = {name: values for name, values in swept.items() if name in self.of_scales}
-        return scales, {name: values for name, values in swept.items() if name not in self.of_scales}
-
-
-def _grid(case: Case, measure: Measurement, scales: Scales, axes: Mapping[str, Any]) -> Grid:
-    """Swept axes as numpy arrays in the order given, and what stays fixed, all checked."""
-    network, adapted = case.network, case.adapt(measure)
-    for name in axes:
-        known("scale", name, [*network.scales, *adapted.number_names])
-    numbers = adapted.numbers(network, {name: v for name, v in axes.items() if name in adapted.number_names})
-    given: dict[str, Any] = {}
-    for name, values in axes.items():  # in the order of the call
-        ours = {n: v for n, v in numbers.items() if n == name or n.startswith(f"{name}_")}
-        given |= {name: values} if name in network.scales else ours
-    given = {**given, **{name: value for name, value in numbers.items() if name not in given}}
-    swept = {name: np.asarray(values) for name, values in given.items() if np.ndim(values)}
-    for name, values in swept.items():
-        if values.ndim != 1 or not values.size:
-            raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {values.shape}")
-    plain = {name: value for name, value in given.items() if name not in swept}
-    fixed = {**scales, **case.scales, **{name: value for name, value in plain.items() if name in network.scales}}
-    for name in {**scales, **case.scales}.keys() & axes.keys():
-        raise ValueError(f"{name} must be given once, got it among the fixed scales and as an argument of its own")
-    check_scales(network, Scales(**fixed))
-    for name in swept.keys() & network.scales.keys():
-        for value in swept[name]:
-            check_scales(network, Scales(**{name: value}))
-    rest = {name: value for name, value in numbers.items() if name not in swept}
-    return Grid(swept, frozenset(swept) & frozenset(network.scales), fixed, rest)
 
 
 # --- the work of one network ----------------------------------------------------------------------------------------
@@ -245,6 +134,11 @@ class Job:
     key: Array
     seeds: int
     size: tuple[int, ...] = (1, 1)
+
+    def chunk(self, memory: int, workers: int) -> tuple[int, int]:
+        """Points a piece and points a batch, if every example of a point takes its share of the memory."""
+        examples = len(self.inputs[0][0]) if self.batch else 1
+        return self.measure.chunk(self.network, self.grid.points, max(1, memory // examples), workers)
 
     def pieces(self, number: int, workers: int) -> Iterator[tuple[str, Callable[[], Arrays]]]:
         """The pieces: their names, and what makes them."""

@@ -33,8 +33,8 @@ def depth_profile(
         lost: name -> where plain float32 reads 0 or inf, same shape: of `vgjax.naive_reading`, or of a sweep of
             `vgjax.naive_readings`; left out, nothing is said of it.
         title: above the axes.
-        theory: name -> one of ``vgjax.compare(result).bands``, drawn as a dashed line between two thin ones, one standard deviation
-            of a draw away.
+        theory: name -> one of ``vgjax.compare(result).bands``, drawn as a dashed line between two thin ones, one
+            standard deviation of a draw away.
     """
     from matplotlib.figure import Figure
 
