@@ -380,7 +380,7 @@ def test_bad_input() -> None:
         spectrum_variance("tanh", 1.0, 2, "orthogonl")
     with pytest.raises(ValueError, match="sigma_w must be given where all slopes vanish"):
         log_largest_singular_value(jnp.zeros_like, 1.0, 2)
-    with pytest.raises(ValueError, match="points must be at least 10, got 3"):
+    with pytest.raises(ValueError, match="points must be finite and at least 10, got 3"):
         spectral_density("tanh", 1.0, 2, points=3)
     with pytest.raises(ValueError, match="kind must be one of bernoulli, smooth, got 'smoth'; did you mean 'smooth'"):
         universal_density("smoth", 1.0)

@@ -295,7 +295,7 @@ def test_bad_input_is_one_clear_sentence():
         _ = mean_field("tanh", [1.0, 2.0], 0.1).fixed_points
     with pytest.raises(ValueError, match="q must be a variance from 0 to infinity, got -1"):
         moments("tanh", [1.0, -1.0])
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"dropout must be finite and in \[0, 1\), got 1"):
         mean_field("tanh", 1.0, 0.1, dropout=1)
     with pytest.raises(ValueError, match="q0 must be finite and positive, got 0"):
         mean_field("tanh", 1.0, 0.1, q0=0)

@@ -68,35 +68,21 @@ class _Samples(NamedTuple):
 
 
 class _Knots(NamedTuple):
-    """F along t = ln q.
+    """F along ln q: every grid interval has three pieces (a cubic turns at most twice), some of no length."""
 
-    Every grid interval has three pieces (a cubic turns at most twice); those that it does not need have no length.
-
-    Attributes:
-        t, value: the knots and F there, shape ``(3 intervals + 1,)``.
-        cubic: F on each interval as a cubic of its own coordinate in [0, 1], shape ``(intervals, 4)``.
-    """
-
-    t: np.ndarray
-    value: np.ndarray
-    cubic: np.ndarray
+    t: np.ndarray  # shape (3 intervals + 1,)
+    value: np.ndarray  # of F there
+    cubic: np.ndarray  # F on each interval as a cubic of its own coordinate in [0, 1], shape (intervals, 4)
 
 
 class _Brackets(NamedTuple):
-    """Pieces of F, one for each root that is looked for.
+    """Pieces of F, one for each root that is looked for."""
 
-    Attributes:
-        low, high: ends in ln q.
-        rising: whether F rises between them.
-        cubic: F as a cubic of its own coordinate, shape ``(..., 4)``.
-        left: ln q where that is 0.
-    """
-
-    low: np.ndarray
+    low: np.ndarray  # ends in ln q
     high: np.ndarray
-    rising: np.ndarray
-    cubic: np.ndarray
-    left: np.ndarray
+    rising: np.ndarray  # whether F rises between them
+    cubic: np.ndarray  # as in `_Knots`
+    left: np.ndarray  # ln q where its coordinate is 0
 
 
 @functools.lru_cache(64)

@@ -215,8 +215,7 @@ def checked_scales(**scales: ArrayLike) -> tuple[int, ...]:
 
 def check_dropout(dropout: float) -> None:
     """Pass a share in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    finite("dropout", dropout, "in [0, 1)", lambda share: (share >= 0) & (share < 1))
 
 
 def _at(table: MomentTable, q: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -73,18 +73,7 @@ class SquaredSlopes(NamedTuple):
 
 
 def squared_slopes(activation: ActivationLike, q: float) -> SquaredSlopes:
-    """The law of phi'(sqrt(q) z)^2, z ~ N(0, 1), whose sums over the nodes are right to rounding.
-
-    Args:
-        activation: a name, an `Activation`, or any elementwise callable.
-        q: variance of the preactivations; 0 stands for its limit from above.
-
-    Returns:
-        Its nodes and probabilities.
-
-    Raises:
-        ValueError: a negative or non-finite q, or as `gaussian.line`.
-    """
+    """The law of phi'(sqrt(q) z)^2, z ~ N(0, 1), whose sums over the nodes are right to rounding; q = 0 is a limit."""
     not_negative("q", q)
     return _squared_slopes(activations.get(activation), float(q))
 
