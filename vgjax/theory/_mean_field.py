@@ -17,11 +17,12 @@ from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, not_negative
+from vgjax.checks import finite
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import EVERY, ONE, OSCILLATES, SEVERAL, UNBOUNDED, ZERO, all_crossings, first_crossings
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import fixed_correlations, pair_table
+from vgjax.theory._scales import check_dropout, checked_scales
 
 STATUSES = {
     ONE: "converged",
@@ -196,26 +197,6 @@ def mean_field(
     names = np.array([STATUSES[code] for code in range(len(STATUSES))])[status]
     w, b, q, chi, slope, names = (a.reshape(shape)[()] for a in (*scales, q, chi, slope, names))
     return MeanField(phi, w, b, q, chi, slope, names, dropout)
-
-
-def checked_scales(**scales: ArrayLike) -> tuple[int, ...]:
-    """The shape to which scales broadcast, if they are what they have to be."""
-    for name, values in scales.items():
-        not_negative(name, values)
-        if not np.size(values):
-            raise ValueError(f"{name} must not be empty, got shape {np.shape(values)}")
-    try:
-        return np.broadcast_shapes(*map(np.shape, scales.values()))
-    except ValueError:
-        shapes = ", ".join(f"{name} {np.shape(values)}" for name, values in scales.items())
-        raise ValueError(
-            f"scales must broadcast (sigma_w[:, None] and sigma_b for a map), got shapes {shapes}"
-        ) from None
-
-
-def check_dropout(dropout: float) -> None:
-    """Pass a share in [0, 1)."""
-    finite("dropout", dropout, "in [0, 1)", lambda share: (share >= 0) & (share < 1))
 
 
 def _at(table: MomentTable, q: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,10 @@ from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.checks import finite, positive_integer
 from vgjax.theory._gaussian import ActivationLike, pair
-from vgjax.theory._mean_field import check_dropout, checked_scales
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import PairTable, pair_table
 from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.theory._scales import check_dropout, checked_scales
 
 _ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
 _STRIDE = 64  # layers between two looks at whether they are

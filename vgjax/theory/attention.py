@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vgjax.checks import positive_integer
-from vgjax.theory.residual import per_layer
+from vgjax.theory._scales import per_layer
 
 
 class DeepNorm(NamedTuple):

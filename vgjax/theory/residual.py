@@ -19,10 +19,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import positive_integer
 from vgjax.theory._gaussian import ActivationLike
-from vgjax.theory._mean_field import checked_scales
 from vgjax.theory._moments import moment_table
+from vgjax.theory._scales import checked_scales, per_layer
 
 
 class ResidualPropagation(NamedTuple):
@@ -116,16 +116,3 @@ def fixup_scale(depth: int, layers: int) -> float:
     if positive_integer("layers", layers) < 2:
         raise ValueError(f"layers must be at least 2 (the last kernel of a Fixup branch is 0), got {layers}")
     return float(positive_integer("depth", depth) ** (-1 / (2 * layers - 2)))
-
-
-def per_layer(name: str, scale: ArrayLike, depth: int) -> np.ndarray:
-    """A scale as one number per layer, shape ``(depth,)``; a number holds for all.
-
-    Raises:
-        ValueError: a negative or non-finite value, or another shape.
-    """
-    not_negative(name, scale)
-    values = np.asarray(scale, dtype=float)
-    if values.shape not in ((), (depth,)):
-        raise ValueError(f"{name} must be a number or have shape {(depth,)}, one per layer, got shape {values.shape}")
-    return np.broadcast_to(values, (depth,))
