@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,14 +93,12 @@ def propagate(
     layers = _by_layer(sigma_w, sigma_b, depth)
     starts = norms if epsilon is None else [*norms, epsilon]
     shape = np.broadcast_shapes(*(a.shape[:-1] for a in layers), *(a.shape for a in starts))
-    with jax.enable_x64(True):
-        whole = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in layers)
-        levels, biases = (jnp.asarray(a.reshape(-1, a.shape[-1]).T) for a in whole)
-        flat = np.stack([np.broadcast_to(a, shape).ravel() for a in starts])
-        keep = jnp.asarray(1 - dropout)
-        found = _norms(moment_table(phi), levels / keep, biases, jnp.asarray(flat[: len(norms)]))
+    whole = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in layers)
+    levels, biases = (a.reshape(-1, a.shape[-1]).T for a in whole)
+    flat, keep, apart = np.stack([np.broadcast_to(a, shape).ravel() for a in starts]), 1 - dropout, None
+    with jax.enable_x64(True):  # numpy arrays up to the programs: each operation outside of them would be compiled
+        found = _norms(moment_table(phi), levels / keep, biases, flat[: len(norms)])
         q, log_chi = (np.asarray(a) for a in found)
-        apart = None
         if epsilon is not None:
             apart = _correlations(phi, levels, keep, np.broadcast_to(q, (len(q), 2, q.shape[2])), flat[-1])
             apart = apart.T.reshape((*shape, -1))
@@ -136,7 +134,7 @@ def _by_layer(sigma_w: ArrayLike, sigma_b: ArrayLike, depth: int | None) -> list
 
 
 @jax.jit
-def _norms(table: MomentTable, levels: Array, biases: Array, start: Array) -> tuple[Array, Array]:
+def _norms(table: MomentTable, levels: Any, biases: Any, start: Any) -> tuple[Array, Array]:
     """q and the sum of ln chi for each input, shapes ``(depth + 1, inputs, points)``; levels are sigma_w^2 / keep."""
     look_up = jax.vmap(jax.vmap(lambda q: table(q)))
 
@@ -152,7 +150,7 @@ def _norms(table: MomentTable, levels: Array, biases: Array, start: Array) -> tu
     return jnp.concatenate([start[None], q]), jnp.concatenate([zero, jnp.cumsum(log_chi, axis=0)])
 
 
-def _correlations(phi: Activation, levels: Array, keep: Array, q: np.ndarray, start: np.ndarray) -> np.ndarray:
+def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarray, start: np.ndarray) -> np.ndarray:
     """1 - c at every layer, shape ``(depth + 1, points)``: by quadrature while norms differ or c < 0, then by table.
 
     From sigma_w^2, ``(depth, points)``, the norms of both inputs, ``(depth + 1, 2, points)``, and 1 - c at layer 0.
@@ -160,7 +158,7 @@ def _correlations(phi: Activation, levels: Array, keep: Array, q: np.ndarray, st
     depth, here, table = len(levels), 0, moment_table(phi)
     known = np.logical_and.accumulate((np.isfinite(q) & (q > 0)).all(axis=1))  # nothing is beyond the float range
     before, after = _within_table(table, levels / keep, np.where(known[:, None], q, 1.0))
-    lost = (1 / float(keep) - 1) * table(before).square.mean(axis=1)
+    lost = (1 / keep - 1) * table(before).square.mean(axis=1)
     alike = np.abs(np.log(before[:, 0] / before[:, 1])) < _ALIKE
     apart = np.empty((depth + 1, len(start)))
     apart[0] = start
@@ -177,7 +175,7 @@ def _correlations(phi: Activation, levels: Array, keep: Array, q: np.ndarray, st
     return np.where(known, apart, np.nan)
 
 
-def _within_table(table: MomentTable, levels: Array, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _within_table(table: MomentTable, levels: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The norms before and behind each layer, shapes ``(depth, 2, points)``; those far out scaled to where tables hold.
 
     Far out phi is a power of its argument, and correlation does not depend on the common scale of two inputs.
@@ -187,12 +185,12 @@ def _within_table(table: MomentTable, levels: Array, q: np.ndarray) -> tuple[np.
     with np.errstate(over="ignore"):
         factor = np.minimum(1, high / before.max(axis=1)) * np.maximum(1, low / before.min(axis=1))
     scaled = before * factor[:, None]
-    return scaled, np.where(factor[:, None] == 1, after, np.asarray(levels)[:, None] * table(scaled).square)
+    return scaled, np.where(factor[:, None] == 1, after, levels[:, None] * table(scaled).square)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _by_quadrature(
-    phi: Activation, found: Pieces, levels: Array, before: Array, after: Array, lost: Array, start: Array
+    phi: Activation, found: Pieces, levels: Any, before: Any, after: Any, lost: Any, start: Any
 ) -> Array:
     """1 - c behind each layer from the norms before and behind it, shape ``(layers, points)``.
 
@@ -218,7 +216,7 @@ def _by_quadrature(
 
 
 @jax.jit
-def _by_table(both: PairTable, levels: Array, before: Array, after: Array, lost: Array, start: Array) -> Array:
+def _by_table(both: PairTable, levels: Any, before: Any, after: Any, lost: Any, start: Any) -> Array:
     """As `_by_quadrature` from norms that are equal for both inputs, shape ``(layers, points)``."""
 
     def point(epsilon: Array, level: Array, before: Array, after: Array, lost: Array) -> Array:
