@@ -53,8 +53,8 @@ def all_crossings(phi: Activation, level: float, bias: float) -> np.ndarray:
     knots = _knots(samples, bias)
     if _constant(knots.value, level):
         return np.empty(0)
-    crossed = np.flatnonzero(_crossed(knots.value, level))[:_MOST_ROOTS]
-    return _roots(moment_table(phi), _brackets(knots, crossed), samples.step, np.full(crossed.shape, level), bias)
+    cells = np.flatnonzero(crossed(knots.value, level, _NOISE * level))[:_MOST_ROOTS]
+    return _roots(moment_table(phi), _brackets(knots, cells), samples.step, np.full(cells.shape, level), bias)
 
 
 class _Samples(NamedTuple):
@@ -172,14 +172,14 @@ def _constant(value: np.ndarray, level: np.ndarray | float) -> np.ndarray:
     return np.maximum(value.max() - level, level - value.min()) <= _CONSTANT * np.asarray(level)
 
 
-def _crossed(value: np.ndarray, level: float) -> np.ndarray:
-    """The pieces between knots in which F crosses the level, by more than its rounding."""
-    side = np.sign(value - level) * (np.abs(value - level) > _NOISE * level)
-    told = np.flatnonzero(side)
-    if not told.size:
-        return np.zeros(len(value) - 1, bool)
-    last_told = told[np.maximum(np.searchsorted(told, np.arange(len(value)), side="right") - 1, 0)]
-    return np.diff(side[last_told]) != 0
+def crossed(value: np.ndarray, level: float, noise: np.ndarray | float) -> np.ndarray:
+    """The cells between points in which a curve crosses the level by more than its rounding; where rounding hides it
+    for a stretch, the last cell of that."""
+    told = np.flatnonzero(np.abs(value - level) > noise)
+    turns = np.flatnonzero(np.diff(np.sign(value[told] - level)))
+    cells = np.zeros(len(value) - 1, bool)
+    cells[told[turns + 1] - 1] = True
+    return cells
 
 
 def _runs(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

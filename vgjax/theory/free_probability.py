@@ -154,7 +154,7 @@ def log_largest_singular_value(
         change = -(1 + math.exp(y)) * (ratio / distance).sum()
         return float(depth + change * ((depth - 1) / (z * (1 + z)) + gaussian * depth / (1 + z)))
 
-    lowest, highest = -40.0, 40.0
+    lowest, highest = -40.0, 40.0  # omega - 1 = e^-40: below what float64 tells from the atom at the top
     y = brentq(slope, lowest, highest, xtol=1e-12) if slope(lowest) < 0 else lowest
     z = float((weights * t / (math.exp(y) + gap)).sum())
     log_eta = -math.log1p(1 / z)

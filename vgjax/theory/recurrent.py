@@ -111,7 +111,7 @@ def minimal_rnn(
         chi = 1 - lost + sigma_w**2 * (hidden + second_moment) * v.mean(v.slope**2)
         return MinimalRNN(hidden, sigma_w**2 * hidden + sigma_v**2 * second_moment + sigma_b**2, chi)
 
-    # 0 <= Q <= R, since (1 - u)^2 <= 1 - u^2.
+    # 0 <= Q <= R, since (1 - u)^2 <= 1 - u^2: q lies between these two, more densely searched at the lower end.
     low = sigma_v**2 * second_moment + sigma_b**2
     grid = low + sigma_w**2 * second_moment * np.linspace(0, 1, 65) ** 2
     misses = np.array([at(q).q - q for q in grid])
@@ -138,6 +138,9 @@ def forget_gate(bias: float) -> Gate:
     Args:
         bias: mu, of the gate that multiplies the past (an LSTM's forget gate; a GRU's update gate where that is z in
             h' = z h + (1 - z) candidate, else minus its bias).
+
+    Returns:
+        `Gate`.
 
     Raises:
         ValueError: a bias that is not finite.
@@ -194,7 +197,7 @@ def latch(weight: float, activation: ActivationLike = "tanh") -> Latch:
         with np.errstate(over="ignore", invalid="ignore"):
             return values(phi, weight * x)[0] - x
 
-    radii = np.geomspace(1e-12, 1e12, 4801)
+    radii = np.geomspace(1e-12, 1e12, 4801)  # 200 to a decade: crossings 1% apart are told from each other
     x = np.concatenate([-radii[::-1], [0.0], radii])
     side = np.sign(excess(x))
     cells = np.flatnonzero(side[:-1] * side[1:] < 0)
@@ -217,6 +220,9 @@ def orthogonal_log_growth(rho: float, steps: int) -> float:
     Args:
         rho: scale of the recurrent kernel.
         steps: T.
+
+    Returns:
+        T ln rho; -inf for rho = 0.
 
     Raises:
         ValueError: a negative or non-finite rho, or steps that are not a whole number of at least 1.

@@ -99,6 +99,9 @@ def _times(factor: np.ndarray, value: np.ndarray) -> np.ndarray:
 def stable_scale(depth: int) -> float:
     """1 / sqrt(depth): the branch scale that keeps p and the gradient bounded at any depth.
 
+    Raises:
+        ValueError: a depth that is not a whole number of at least 1.
+
     Source: Hayou et al. 2021, "Stable ResNet".
     """
     return 1 / math.sqrt(positive_integer("depth", depth))
@@ -110,6 +113,12 @@ def fixup_scale(depth: int, layers: int) -> float:
     Args:
         depth: number of residual branches.
         layers: m, kernels in a branch, at least 2.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: numbers that are not whole, or too small.
 
     Source: Zhang, Dauphin and Ma 2019, "Fixup initialization", section 3.
     """

@@ -68,6 +68,9 @@ def c_map(activation: ActivationLike, c: ArrayLike, q: float = 1.0) -> Any:
 
     Returns:
         Shape of c.
+
+    Raises:
+        ValueError: as `theory.correlated_expectation`.
     """
     return correlated_expectation(activation, q, q, c) / correlated_expectation(activation, q, q, 1.0)
 
@@ -95,6 +98,9 @@ def deep_kernel_shaping(activation: ActivationLike, slope: float) -> Shaped:
     Args:
         activation: a name, an `Activation` or a callable.
         slope: of each layer, above 1; ``local_slope(depth)`` for a plain stack.
+
+    Returns:
+        `Shaped`.
 
     Raises:
         ValueError: a slope that is not above 1, or an activation for which there is no solution (ReLU, linear).
@@ -139,6 +145,9 @@ def tailored_smooth(activation: ActivationLike, curvature: float) -> Shaped:
         activation: a name, an `Activation` or a callable whose slope does not jump.
         curvature: of each layer, above 0; ``local_curvature(depth)`` for a plain stack.
 
+    Returns:
+        `Shaped`.
+
     Raises:
         ValueError: a curvature that is not above 0, an activation with a kink (C''(1) is infinite), or one for which
             there is no solution.
@@ -168,6 +177,9 @@ def tailored_leaky_relu(depth: int, correlation: float = 0.9) -> Shaped:
     Args:
         depth: number of layers of a plain stack.
         correlation: eta, in (0, 1): what two orthogonal inputs end at.
+
+    Returns:
+        `Shaped`.
 
     Raises:
         ValueError: a depth that is not a whole number of at least 1, or an eta that is not in (0, 1) or above what
