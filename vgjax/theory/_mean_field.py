@@ -35,7 +35,7 @@ STATUSES = {
 """What becomes of q_l."""
 
 _CRITICAL = 1e-12  # |chi - 1| up to which a point is critical: ten times the rounding of the tables
-_LIMIT = 1e-8  # the same where q* is 0 or infinity, whose moments are right to 1e-9
+_LIMIT = 1e-7  # the same where q* is 0 or infinity: what extrapolation leaves of SELU's is 8e-9
 _NEAR_ZERO, _NEAR_INFINITY = 1e-6, 1e6  # stand for them in the c map, which converges like sqrt(q) at kinks
 _ENDS = 1e-300, 1e300  # stand for them in ratios of moments
 
