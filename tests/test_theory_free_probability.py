@@ -34,7 +34,7 @@ def cumulative(spectrum: SpectralDensity, s: np.ndarray) -> np.ndarray:
     return np.interp(np.log(s), spectrum.log_s, spectrum.cumulative) + atoms if len(spectrum.log_s) else atoms
 
 
-def drawn(activation: str, q: float, depth: int, law: str, width: int, seed: int) -> np.ndarray:
+def drawn(activation: str, q: float, depth: int, kernel_init: str, width: int, seed: int) -> np.ndarray:
     """Singular values of D_L W_L ... D_1 W_1, critical weights and independent slopes: the model, at finite width."""
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
@@ -43,7 +43,7 @@ def drawn(activation: str, q: float, depth: int, law: str, width: int, seed: int
     product = np.eye(width)
     for d in slopes:
         kernel = rng.standard_normal((width, width)) / math.sqrt(width)
-        if law == "orthogonal":
+        if kernel_init == "orthogonal":
             basis, triangle = np.linalg.qr(kernel)
             kernel = basis * np.sign(np.diag(triangle))  # Haar
         product = d[:, None] * (kernel @ product)
@@ -64,7 +64,7 @@ def test_edge_of_linear_gaussian(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("activation", "q", "depth", "law", "squared"),
+    ("activation", "q", "depth", "kernel_init", "squared"),
     [
         # M = (1/2) / (omega - 1): the least (1 + z)^(1 + L g) (2 z + 1)^L / (z (1 + z)^L), g = 1 if Gaussian
         ("relu", 1.0, 2, "gaussian", "11.0901699"),
@@ -79,15 +79,15 @@ def test_edge_of_linear_gaussian(depth: int) -> None:
         ("hard_tanh", 0.5, 10, "orthogonal", "4.8180416038"),
     ],
 )
-def test_edge_reference(activation: str, q: float, depth: int, law: str, squared: str) -> None:
+def test_edge_reference(activation: str, q: float, depth: int, kernel_init: str, squared: str) -> None:
     # To half a unit of the last digit.
     half_a_digit = 0.501 * 10.0 ** -len(squared.split(".")[1])
-    found = math.exp(2 * log_largest_singular_value(activation, q, depth, None, law))
+    found = math.exp(2 * log_largest_singular_value(activation, q, depth, None, kernel_init))
     assert found == pytest.approx(float(squared), abs=half_a_digit)
 
 
-@pytest.mark.parametrize(("law", "gaussian"), [("orthogonal", 0), ("gaussian", 1)])
-def test_edge_by_quadrature_and_minimization(law: str, gaussian: int) -> None:
+@pytest.mark.parametrize(("kernel_init", "gaussian"), [("orthogonal", 0), ("gaussian", 1)])
+def test_edge_by_quadrature_and_minimization(kernel_init: str, gaussian: int) -> None:
     from scipy.integrate import quad
     from scipy.optimize import minimize_scalar
     from scipy.special import erf
@@ -105,7 +105,7 @@ def test_edge_by_quadrature_and_minimization(law: str, gaussian: int) -> None:
         return depth * layer + math.log((1 + z) / z)
 
     exact = minimize_scalar(log_eigenvalue, bounds=(1.3, 30), method="bounded", options={"xatol": 1e-7}).fun / 2
-    assert log_largest_singular_value("gelu", q, depth, sigma_w, law) == pytest.approx(exact, abs=1e-10)
+    assert log_largest_singular_value("gelu", q, depth, sigma_w, kernel_init) == pytest.approx(exact, abs=1e-10)
 
 
 def test_edge_close_to_isometry() -> None:
@@ -147,14 +147,14 @@ def test_edges_without_a_number() -> None:
 
 
 @pytest.mark.parametrize("activation", EVERY)
-@pytest.mark.parametrize("law", ["gaussian", "orthogonal"])
-def test_edge_of_deep_networks(activation: str, law: str) -> None:
+@pytest.mark.parametrize("kernel_init", ["gaussian", "orthogonal"])
+def test_edge_of_deep_networks(activation: str, kernel_init: str) -> None:
     # Slopes only enter by their variance v once L v is large: s_max^2 -> e L (v + 1 or 0) for critical weights, with
     # corrections of order 1 / L.
     # Orthogonal linear layers have v = 0: all singular values are 1.
-    relative = spectrum_variance(activation, 1.0, 10_000, law)
-    exact = 1 + math.log(relative) if (activation, law) != ("linear", "orthogonal") else 0
-    found = 2 * log_largest_singular_value(activation, 1.0, 10_000, None, law)
+    relative = spectrum_variance(activation, 1.0, 10_000, kernel_init)
+    exact = 1 + math.log(relative) if (activation, kernel_init) != ("linear", "orthogonal") else 0
+    found = 2 * log_largest_singular_value(activation, 1.0, 10_000, None, kernel_init)
     assert found == pytest.approx(exact, abs=2e-3)
 
 
@@ -265,34 +265,34 @@ def test_one_orthogonal_layer_is_the_law_of_the_slopes() -> None:
 
 
 @pytest.mark.parametrize("activation", EVERY)
-@pytest.mark.parametrize(("depth", "law", "q"), [(2, "orthogonal", 1.0), (5, "gaussian", 1.0)])
-def test_mass_mean_and_variance(activation: str, depth: int, law: str, q: float) -> None:
-    spectrum = spectral_density(activation, q, depth, None, law)
-    variance = spectrum_variance(activation, q, depth, law)
+@pytest.mark.parametrize(("depth", "kernel_init", "q"), [(2, "orthogonal", 1.0), (5, "gaussian", 1.0)])
+def test_mass_mean_and_variance(activation: str, depth: int, kernel_init: str, q: float) -> None:
+    spectrum = spectral_density(activation, q, depth, None, kernel_init)
+    variance = spectrum_variance(activation, q, depth, kernel_init)
     # Means over 400 intervals; probabilities and atoms are exact, but for 1e-4 next to a divergence.
     assert integral(spectrum) == pytest.approx(1, abs=1e-4)
     assert integral(spectrum, 2) == pytest.approx(1, abs=1e-3)
     assert integral(spectrum, 4) - 1 == pytest.approx(variance, rel=3e-3, abs=1e-3)
     assert (np.diff(spectrum.cumulative) >= 0).all()
-    top = log_largest_singular_value(activation, q, depth, None, law)
+    top = log_largest_singular_value(activation, q, depth, None, kernel_init)
     ends = [*spectrum.log_s[-1:], *(math.log(s) for s, _ in spectrum.atoms if s)]
     # Cells instead of nodes cost 1e-5; softplus ends in a tail too thin to be followed, not like a root.
     assert max(ends) == pytest.approx(top, abs=1e-3 if activation == "softplus" else 1e-4)
 
 
 @pytest.mark.parametrize(
-    ("activation", "q", "depth", "law"),
+    ("activation", "q", "depth", "kernel_init"),
     [("tanh", 1e-6, 10, "orthogonal"), ("tanh", 100.0, 3, "orthogonal"), ("tanh", 1.0, 10_000, "gaussian")],
 )
-def test_extreme_densities(activation: str, q: float, depth: int, law: str) -> None:
-    spectrum = spectral_density(activation, q, depth, None, law)
+def test_extreme_densities(activation: str, q: float, depth: int, kernel_init: str) -> None:
+    spectrum = spectral_density(activation, q, depth, None, kernel_init)
     assert np.isfinite(spectrum.density_of_logs).all()
     assert (np.diff(spectrum.log_s) >= 0).all()
     assert integral(spectrum) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("activation", "q", "depth", "law"),
+    ("activation", "q", "depth", "kernel_init"),
     [
         ("tanh", 1.0, 2, "orthogonal"),
         ("tanh", 1 / 16, 4, "orthogonal"),
@@ -302,10 +302,10 @@ def test_extreme_densities(activation: str, q: float, depth: int, law: str) -> N
         ("sin", 4.0, 5, "gaussian"),
     ],
 )
-def test_against_random_products(activation: str, q: float, depth: int, law: str) -> None:
+def test_against_random_products(activation: str, q: float, depth: int, kernel_init: str) -> None:
     width, seeds = 400, 6
-    s = np.array([drawn(activation, q, depth, law, width, seed) for seed in range(seeds)])
-    spectrum = spectral_density(activation, q, depth, None, law)
+    s = np.array([drawn(activation, q, depth, kernel_init, width, seed) for seed in range(seeds)])
+    spectrum = spectral_density(activation, q, depth, None, kernel_init)
     logs = spectrum.log_s
     # Away from the atoms, where rounding decides on which side a singular value lies.
     grid = np.exp(np.linspace(max(logs[0], -15), logs[-1] + 0.5, 2001))
@@ -315,11 +315,11 @@ def test_against_random_products(activation: str, q: float, depth: int, law: str
     # What varies most is the empirical law of the slopes: the 1% point of Kolmogorov's law for width x seeds of them.
     assert np.abs(counted - cumulative(spectrum, grid)).max() < 1.63 / math.sqrt(width * seeds)
     # E s^4, of mean 1 + variance: 4 standard errors over draws, and corrections of order depth / width.
-    squares = np.mean(s**4, axis=1) / (1 + spectrum_variance(activation, q, depth, law))
+    squares = np.mean(s**4, axis=1) / (1 + spectrum_variance(activation, q, depth, kernel_init))
     assert abs(squares.mean() - 1) <= 4 * squares.std(ddof=1) / math.sqrt(seeds) + depth / width
     # The largest lies low by the width of Tracy and Widom's law, about half of depth / width^(2/3).
     top = np.log(s.max(axis=1))
-    edge = log_largest_singular_value(activation, q, depth, None, law)
+    edge = log_largest_singular_value(activation, q, depth, None, kernel_init)
     allowed = 4 * top.std(ddof=1) / math.sqrt(seeds) + depth * width ** (-2 / 3) / 2
     assert abs(top.mean() - edge) <= allowed + 1e-12
 

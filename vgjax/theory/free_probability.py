@@ -30,7 +30,7 @@ from vgjax.theory._slopes import SMALLEST_Q, SquaredSlopes, squared_slopes
 # --- moments --------------------------------------------------------------------------------------------------------
 
 
-def spectrum_variance(activation: ActivationLike, q: float, depth: int, law: str = "gaussian") -> float:
+def spectrum_variance(activation: ActivationLike, q: float, depth: int, kernel_init: str = "gaussian") -> float:
     """Variance of the eigenvalues of J J^T (the squared singular values) in units of their squared mean.
 
     Var / mean^2 = L (mu_2 / mu_1^2 - 1 - s_1), mu_k = E phi'^(2k), s_1 = -1 for Gaussian and 0 for orthogonal weights;
@@ -40,7 +40,7 @@ def spectrum_variance(activation: ActivationLike, q: float, depth: int, law: str
         activation: a name, an `Activation`, or any elementwise callable.
         q: variance of the preactivations in every layer.
         depth: number of layers, L.
-        law: of the weights, "gaussian" or "orthogonal".
+        kernel_init: of the weights, "gaussian" or "orthogonal".
 
     Returns:
         The relative variance; NaN where all slopes vanish.
@@ -50,7 +50,7 @@ def spectrum_variance(activation: ActivationLike, q: float, depth: int, law: str
 
     Source: Pennington, Schoenholz & Ganguli 2017, equation 22; 2018, equation 17.
     """
-    depth, gaussian = positive_integer("depth", depth), _is_gaussian(law)
+    depth, gaussian = positive_integer("depth", depth), _is_gaussian(kernel_init)
     return depth * (_moments(activation, q)[1] + gaussian)
 
 
@@ -108,7 +108,7 @@ def log_largest_singular_value(
     q: float,
     depth: int,
     sigma_w: float | None = None,
-    law: str = "gaussian",
+    kernel_init: str = "gaussian",
 ) -> float:
     """ln of the largest singular value of J: half the ln of the least F(omega) above the largest phi'^2.
 
@@ -121,7 +121,7 @@ def log_largest_singular_value(
         depth: number of layers, L; 10^4 and more are fine.
         sigma_w: standard deviation of the weights times sqrt(width); None for the critical one,
             sigma_w^2 E phi'^2 = 1.
-        law: of the weights, "gaussian" or "orthogonal".
+        kernel_init: of the weights, "gaussian" or "orthogonal".
 
     Returns:
         ln s_max; inf for slopes without bound, -inf where J vanishes. Slopes steeper than all those at |z| <= 6 are
@@ -134,7 +134,7 @@ def log_largest_singular_value(
     """
     from scipy.optimize import brentq
 
-    depth, gaussian = positive_integer("depth", depth), _is_gaussian(law)
+    depth, gaussian = positive_integer("depth", depth), _is_gaussian(kernel_init)
     phi = activations.get(activation)
     slopes = squared_slopes(phi, q)
     log_sigma2 = _log_sigma2(sigma_w, phi, q)
@@ -162,9 +162,9 @@ def log_largest_singular_value(
     return (depth * per_layer - log_eta) / 2
 
 
-def _is_gaussian(law: str) -> int:
+def _is_gaussian(kernel_init: str) -> int:
     """1 for Gaussian and 0 for orthogonal weights: -s_1."""
-    return int(known("law", law, ("gaussian", "orthogonal")) == "gaussian")
+    return int(known("kernel_init", kernel_init, ("gaussian", "orthogonal")) == "gaussian")
 
 
 def _log_sigma2(sigma_w: float | None, phi: Activation, q: float) -> float:
@@ -220,7 +220,7 @@ def spectral_density(
     q: float,
     depth: int,
     sigma_w: float | None = None,
-    law: str = "gaussian",
+    kernel_init: str = "gaussian",
     points: int = 400,
 ) -> SpectralDensity:
     """Density of the singular values s of J and its atoms.
@@ -229,7 +229,7 @@ def spectral_density(
     eigenvalue is then F and the density of ln s is -(2 / pi) Im z. No continuation in the complex plane is needed.
 
     Args:
-        activation, q, depth, sigma_w, law: as for `log_largest_singular_value`.
+        activation, q, depth, sigma_w, kernel_init: as for `log_largest_singular_value`.
         points: number of s per band of the spectrum.
 
     Returns:
@@ -242,7 +242,7 @@ def spectral_density(
     Source: the S-transforms of Pennington, Schoenholz & Ganguli 2017, section 2.4; the curve as in Belinschi &
     Bercovici 2005, "Partially defined semigroups relative to multiplicative free convolution".
     """
-    depth, gaussian = positive_integer("depth", depth), _is_gaussian(law)
+    depth, gaussian = positive_integer("depth", depth), _is_gaussian(kernel_init)
     finite("points", positive_integer("points", points), "at least 10", lambda n: n >= 10)
     phi = activations.get(activation)
     slopes = squared_slopes(phi, q)
