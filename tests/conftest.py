@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator
 
 import jax
+import jaxtyping
 import pytest
 import scipy.linalg  # noqa: F401 - so that its BLAS is loaded before it is limited
 from threadpoolctl import threadpool_limits
@@ -25,6 +26,14 @@ def x64() -> Iterator[None]:
     """The whole test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def kinds_unchecked() -> Iterator[None]:
+    """Calls without the check of annotations: what a user's wrong kind meets."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -349,6 +349,7 @@ def test_a_state_that_is_exactly_zero_has_no_direction() -> None:
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("kinds_unchecked")
 def test_bad_pairs_are_refused_in_one_sentence() -> None:
     net, parameters = network("tanh", 3)
     with pytest.raises(ValueError, match=r"^x must have shape \(3,\), got \(4,\)$"):

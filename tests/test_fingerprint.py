@@ -228,8 +228,8 @@ def test_a_folder_of_another_run_is_refused_by_the_name_of_what_differs(
     vg.sweep(*first, folder=str(tmp_path), **{**RUN, "seeds": 1, "sigma_w": [0.5], **first_options})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     pieces.clear()
-    message = r"^folder must hold an earlier run of the same settings, got one that differs in (\w+, )*" + what
-    with pytest.raises(ValueError, match=message + r"(, \w+)*$"):
+    message = r"^folder must hold an earlier run of the same settings, got one that differs in ([\w. ]+, )*" + what
+    with pytest.raises(ValueError, match=message + r"[\w.]*(, [\w. ]+)*$"):
         vg.sweep(*second, folder=str(tmp_path), **{**RUN, "seeds": 1, "sigma_w": [0.5], **second_options})
     assert not pieces
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -318,6 +318,7 @@ def test_readings_of_known_values() -> None:
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("kinds_unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -336,8 +337,8 @@ def test_readings_of_known_values() -> None:
         ({"top": 2, "depths": [0]}, "^depths must lie beyond from_layer = 0 for the top 2, got 0$"),
         ({"dtype": "float16"}, "^dtype must be one of float32, float64, got 'float16'; did you mean 'float\\d+'\\?$"),
         (
-            {"memory": 100},
-            r"^dense Jacobians must fit into memory = \S+ GiB, got a state of 6 numbers, .* take the largest .*top=",
+            {"max_bytes": 100},
+            r"^dense Jacobians must fit into max_bytes = \S+ GiB, got a state of 6 numbers, .* take the largest .*top=",
         ),
         (
             {"scales": vg.Scales(sigma=1.0)},
@@ -372,7 +373,9 @@ def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() ->
 
     net = vg.stack(Wide, 50_000, depth=3, input_shape=50_000)
     parameters, x = vg.networks.Parameters({}, ({},), {}, net), np.ones(50_000, np.float32)
-    with pytest.raises(ValueError, match=r"must fit into memory = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"):
+    with pytest.raises(
+        ValueError, match=r"fit into max_bytes = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"
+    ):
         vg.log_singular_values(parameters, vg.Scales(), x)
     found = vg.log_singular_values(parameters, vg.Scales(), x, top=3)
     # Until none moves by more than 1e-4; three rounds from there a gap of 8 leaves nothing of it.

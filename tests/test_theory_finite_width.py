@@ -375,7 +375,10 @@ def test_band_starts_at_nothing():
         (lambda: band("tanh", [4, 4], -1.0), "sigma_w must be finite and not negative, got -1"),
         (lambda: band("tanh", [4, 4], 1.0, np.inf), "sigma_b must be finite and not negative, got inf"),
         (lambda: band("tanh", [4, 4], 1.0, q0=np.nan), "q0 must be finite and not negative, got nan"),
-        (lambda: band("tanh", [4, 4], 1.0, kernel_init="gausian"), "law must be one of .*did you mean 'gaussian'"),
+        (
+            lambda: band("tanh", [4, 4], 1.0, kernel_init="gausian"),
+            "kernel_init must be one of .*mean 'gaussian'",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -88,14 +88,14 @@ def bytes_needed(network: Network, size: int, depths: int, dtype: Any) -> int:
     return np.dtype(dtype).itemsize * (8 * largest * largest + depths * size * size)
 
 
-def check_memory(network: Network, size: int, depths: int, dtype: Any, memory: int) -> None:
+def check_memory(network: Network, size: int, depths: int, dtype: Any, max_bytes: int) -> None:
     """Raise ValueError if dense Jacobians would take more than that many bytes."""
     largest = max(size, *(int(np.prod(shape)) for shape in state_shapes(network)))
     needed = bytes_needed(network, size, depths, dtype)
-    if needed > memory:
+    if needed > max_bytes:
         raise ValueError(
-            f"dense Jacobians must fit into memory = {memory / 2**30:.3g} GiB, got a state of {largest} numbers, for "
-            f"which they take {needed / 2**30:.3g} GiB; take the largest singular values (top=), or the norm alone "
+            f"dense Jacobians must fit into max_bytes = {max_bytes / 2**30:.3g} GiB, got a state of {largest} numbers, "
+            f"for which they take {needed / 2**30:.3g} GiB; take the largest singular values (top=), or the norm alone "
             f"(log_frobenius with probes)"
         )
 

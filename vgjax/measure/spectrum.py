@@ -103,7 +103,7 @@ def log_singular_values(
     from_input: bool = False,
     top: int | None = None,
     dtype: str | None = None,
-    memory: int = DENSE,
+    max_bytes: int = DENSE,
 ) -> Spectrum:
     """ln of the singular values of J_{m<-l}, the Jacobian from state l to state m, at a set of depths m.
 
@@ -122,7 +122,7 @@ def log_singular_values(
             short of the largest there by more than that (4e-3 for one of 50,000 values evenly spread).
         dtype: ``"float32"`` or ``"float64"``: what layers and products are computed in (left out: the parameters'
             own), for this call only. The network stays the one that was drawn, in float32 or not.
-        memory: bytes that dense Jacobians may take; more is refused.
+        max_bytes: that dense Jacobians may take; more is refused.
 
     Returns:
         `Spectrum`, values of shape ``(depths, n)`` or ``(depths, top)``, descending: one for each of the n directions
@@ -131,8 +131,8 @@ def log_singular_values(
         layer does by chance once in 3e5 / sqrt(n) layers) counts as lost.
 
     Raises:
-        ValueError: unknown scales, an input of the wrong shape, depths out of range, Jacobians larger than ``memory``,
-            or a layer whose Jacobian is not finite.
+        ValueError: unknown scales, an input of the wrong shape, depths out of range, Jacobians larger than
+            ``max_bytes``, or a layer whose Jacobian is not finite.
 
     Source: Loh et al. 1989, "Stable matrix-multiplication algorithms for low-temperature numerical simulations of
     fermions"; Demmel & Veselic 1992, "Jacobi's method is more accurate than QR".
@@ -141,7 +141,7 @@ def log_singular_values(
     stop = max(wanted[-1], from_layer + 1)
     with computing_from(parameters, scales, x, dtype, (from_layer, stop), from_input) as origin:
         if top is None or positive_integer("top", top) >= origin.size:
-            check_memory(parameters.network, origin.size, len(wanted), origin.state.value.dtype, memory)
+            check_memory(parameters.network, origin.size, len(wanted), origin.state.value.dtype, max_bytes)
             kept = kept_products(origin, origin.rotation(), tuple(m - from_layer for m in wanted))
             found = finished(jax.tree.map(np.asarray, kept))
         else:

@@ -199,6 +199,7 @@ def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], An
     return (normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(leaf.dtype)
 
 
+@functools.cache
 def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct | None = None) -> jax.ShapeDtypeStruct:
     """Shape and dtype of the state that a block makes of another (and of its own input); nothing is computed."""
 
