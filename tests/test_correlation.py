@@ -115,6 +115,25 @@ def test_twice_the_difference_is_four_times_the_distance_at_any_depth() -> None:
     assert (once[-1] - once[0]) / (of_tangent[-1] - of_tangent[0]) == pytest.approx(1, abs=8 / 900)
 
 
+def test_a_difference_below_rounding_grows_in_the_chaotic_phase_until_the_states_are_apart() -> None:
+    """The second state follows the difference as long as its own rounding is the larger of both."""
+    net = vg.mlp(width=30, depth=100, activation="tanh", inputs=INPUTS)  # a narrow one saturates
+    parameters = oracles.drawn(net, (INPUTS, *[30] * 101, 1))
+    x1, x2 = np.array([0.5, -1.0, 0.0], np.float32), np.array([0.5, -1.0, 1e-9], np.float32)
+    found = vg.correlation(parameters, vg.Scales(sigma_w=6.0, sigma_b=0.1), x1, x2)
+    expected, h = [], np.stack([x1, x2]).astype(float)
+    for i, (kernel, bias) in enumerate(oracles.weights(parameters, 6.0, 0.1)[:-1]):
+        h = (np.tanh(h) if i else h) @ kernel + bias
+        u1, u2 = h / np.linalg.norm(h, axis=1, keepdims=True)
+        expected.append(np.log(np.sum((u1 - u2) ** 2) / 2))
+    # Roundings of 1e-7 grow as fast as the difference: its path is the exact one until they are 1e-3.
+    told = np.array(expected) < np.array(expected[0]) + 2 * np.log(1e4)
+    assert np.all(told[:10])
+    np.testing.assert_allclose(found.log_one_minus_c[told], np.array(expected)[told], atol=0.02)
+    assert expected[-1] > np.log(1e-2)
+    assert found.log_one_minus_c[-1] > np.log(1e-2)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_in_float64_everything_is_right_to_float64(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):

@@ -278,9 +278,7 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
     ):
         _ = alone.network
     assert vg.load(path, network=net).network is net
-    with pytest.raises(
-        ValueError, match=r"^network must be that of the result, mlp\(user, .*, got mlp\(tanh, "
-    ):
+    with pytest.raises(ValueError, match=r"^network must be that of the result, mlp\(user, .*, got mlp\(tanh, "):
         vg.load(path, network=NET)
     both = vg.sweep({"own": net, "ours": NET}, X, key=KEY, seeds=1).save(tmp_path / "both.npz")
     assert vg.load(both, network={"own": net}).networks["own"] is net

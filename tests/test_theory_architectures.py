@@ -350,18 +350,21 @@ def test_lyapunov_limits() -> None:
     assert several.exponent == pytest.approx([math.log(0.5), 0.0652172119, 0.1547242298], rel=2e-9)
 
 
-def test_lyapunov_of_a_finite_network() -> None:
-    width, gain, steps = 500, 3.0, 300
-    rng = np.random.default_rng(0)
-    kernel = gain * rng.standard_normal((width, width)) / math.sqrt(width)
-    h, u, total = rng.standard_normal(width), rng.standard_normal(width), 0.0
-    for step in range(-100, steps):
-        u = kernel @ (SLOPE["tanh"](h) * u)
-        h = kernel @ np.tanh(h)
-        size = np.linalg.norm(u)
-        u, total = u / size, total + (math.log(size) if step >= 0 else 0.0)
-    # One network: known to agree within 2% at g >= 2 and width 1000; 4% for half of it.
-    assert total / steps == pytest.approx(recurrent.maximal_lyapunov("tanh", gain).exponent, rel=0.04)
+def test_lyapunov_of_finite_networks() -> None:
+    width, gain, steps = 300, 3.0, 300
+    exponents = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        kernel = gain * rng.standard_normal((width, width)) / math.sqrt(width)
+        h, u, total = rng.standard_normal(width), rng.standard_normal(width), 0.0
+        for step in range(-100, steps):
+            u = kernel @ (SLOPE["tanh"](h) * u)
+            h = kernel @ np.tanh(h)
+            size = np.linalg.norm(u)
+            u, total = u / size, total + (math.log(size) if step >= 0 else 0.0)
+        exponents.append(total / steps)
+    # The bias is -2.8 / width: -.018 at 150, -.0095 at 300, with standard errors of .002.
+    assert within(np.array(exponents), recurrent.maximal_lyapunov("tanh", gain).exponent, 4 / width)
 
 
 def test_minimal_rnn_fixed_point() -> None:

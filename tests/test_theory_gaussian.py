@@ -172,7 +172,7 @@ def test_two_points_differentiate(x64, c):
 def test_bad_input_is_one_clear_sentence():
     with pytest.raises(ValueError, match="q must be finite and not negative, got -1"):
         expectation("tanh", -1.0)
-    with pytest.raises(ValueError, match=r"c must lie in \[-1, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"c must be finite and in \[-1, 1\], got 1.5"):
         correlated_expectation("tanh", 1.0, 1.0, 1.5)
     with pytest.raises(ValueError, match=r"activation .* must be elementwise, got shape"):
         expectation(lambda u: u.sum(), 1.0)

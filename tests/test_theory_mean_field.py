@@ -80,6 +80,9 @@ def test_phases_and_statuses_are_named():
     grown = mean_field("gelu", 3.0, 0.1)
     assert (grown.status, grown.q_star) == ("grows without bound", math.inf)
     assert (grown.chi, grown.q_slope) == pytest.approx((4.5, 4.5), rel=1e-9)  # ReLU's: the limits, not the table's end
+    # SELU beyond is ReLU up to its plateau, which no longer matters: identical inputs stay together, critically.
+    far = mean_field("selu", 3.0, 0.5)
+    assert (far.q_star, far.c_star, far.xi_c) == (math.inf, 1.0, math.inf)
     # A jump: chi is infinite, not the 0 that automatic differentiation sees; two inputs are torn apart.
     torn = mean_field(jnp.sign, 1.5, 0.1)
     assert torn.chi == math.inf
@@ -295,7 +298,7 @@ def test_bad_input_is_one_clear_sentence():
         _ = mean_field("tanh", [1.0, 2.0], 0.1).fixed_points
     with pytest.raises(ValueError, match="q must be a variance from 0 to infinity, got -1"):
         moments("tanh", [1.0, -1.0])
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"dropout must be finite and in \[0, 1\), got 1"):
         mean_field("tanh", 1.0, 0.1, dropout=1)
     with pytest.raises(ValueError, match="q0 must be finite and positive, got 0"):
         mean_field("tanh", 1.0, 0.1, q0=0)

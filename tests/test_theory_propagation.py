@@ -133,7 +133,7 @@ def test_bad_input_is_one_clear_sentence():
         propagate("tanh", 1.0, 0.0, None)
     with pytest.raises(ValueError, match="q0 must be a variance or a tuple of two, got a tuple of 3"):
         propagate("tanh", 1.0, 0.0, 3, q0=(1.0, 1.0, 1.0), c0=0.5)
-    with pytest.raises(ValueError, match=r"1 - one_minus_c0 must lie in \[-1, 1\], got -1.5"):
+    with pytest.raises(ValueError, match=r"1 - one_minus_c0 must be finite and in \[-1, 1\], got -1.5"):
         propagate("tanh", 1.0, 0.0, 3, one_minus_c0=2.5)
     with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         propagate("tanh", 1.0, 0.0, 0)

@@ -159,8 +159,7 @@ def _read(state: FloatExp, second: _Second) -> _Reading:
     log_one_minus_c = jnp.where(close, small, jnp.log(jnp.sum((unit - other) ** 2) / 2))
     c = jnp.where(close, along / length, jnp.sum(unit * other))
     nothing = jnp.isneginf(log_norm) | jnp.isneginf(log_other)
-    c, log_one_minus_c = (jnp.where(nothing, jnp.nan, a) for a in (c, log_one_minus_c))
-    return _Reading(c, log_one_minus_c, log_other)
+    return _Reading(jnp.where(nothing, jnp.nan, c), jnp.where(nothing, jnp.nan, log_one_minus_c), log_other)
 
 
 def _unit(number: FloatExp) -> tuple[Float[Array, "*state"], Float[Array, ""]]:

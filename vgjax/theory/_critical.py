@@ -18,6 +18,7 @@ from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.checks import finite, not_negative
 from vgjax.theory._gaussian import ActivationLike
+from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table
 from vgjax.theory._pieces import pieces
 
@@ -151,24 +152,12 @@ def _point(phi: Activation, q: float, sigma_w: float, variance_b: float, q_slope
 # --- roots of q - E phi^2 / E phi'^2 = sigma_b^2 --------------------------------------------------------------------
 
 
-class _Along(NamedTuple):
-    """ln q, q - E phi^2 / E phi'^2 and E phi'^2 over the whole table, ``(points,)`` each."""
-
-    t: np.ndarray
-    bias: np.ndarray
-    slope_square: np.ndarray
-
-    @property
-    def q(self) -> np.ndarray:
-        return np.exp(self.t)
-
-
 def _all(phi: Activation, sigma_b: np.ndarray) -> list[list[_Point]]:
     """All critical points for each sigma_b."""
     if pieces(phi).jumps:
         return [[] for _ in sigma_b]
-    t, bias, _ = along = _along(phi)
-    owners, cells = np.nonzero([_crossings(bias, along.q, b**2) for b in sigma_b])
+    t, q, bias, _ = _along(phi)
+    owners, cells = np.nonzero([crossed(bias, b**2, _NOISE * q) for b in sigma_b])
     found: list[list[_Point]] = [_at_zero(phi, b) for b in sigma_b]
     levels = sigma_b[owners] ** 2
     for i, point in zip(owners, _points(phi, _roots(phi, t[cells], t[cells + 1], levels), levels), strict=True):
@@ -177,39 +166,29 @@ def _all(phi: Activation, sigma_b: np.ndarray) -> list[list[_Point]]:
 
 
 @functools.cache
-def _along(phi: Activation) -> _Along:
+def _along(phi: Activation) -> tuple[np.ndarray, ...]:
+    """ln q, q, q - E phi^2 / E phi'^2 and E phi'^2 over the whole table, shape ``(points,)`` each."""
     table = moment_table(phi)
     low, high = math.log(table.low), math.log(table.high)
     t = np.linspace(low, high, math.ceil((high - low) * _PER_LOG))
     square, slope_square, _ = table.of_log_q(t)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return _Along(t, np.exp(t) - square / slope_square, slope_square)
-
-
-def _crossings(bias: np.ndarray, q: np.ndarray, level: float) -> np.ndarray:
-    """Grid cells in which the curve crosses the level by more than rounding."""
-    excess = bias - level
-    told = np.flatnonzero(np.abs(excess) > _NOISE * q)
-    crossed = np.zeros(len(q) - 1, bool)
-    turns = np.flatnonzero(np.diff(np.sign(excess[told])))
-    for turn in turns:  # within a stretch that rounding hides, the last cell of it
-        crossed[told[turn + 1] - 1] = True
-    return crossed
+        return t, np.exp(t), np.exp(t) - square / slope_square, slope_square
 
 
 def _at_zero(phi: Activation, sigma_b: float) -> list[_Point]:
     """The critical point of vanishing signals: sigma_b = 0, sigma_w = 1 / |phi'(0)|; and that of homogeneous phi."""
     if sigma_b > 0:
         return []
-    _, bias, slope_square = along = _along(phi)
-    if not np.abs(bias[0]) < _VANISHING * along.q[0]:
+    _, q, bias, slope_square = _along(phi)
+    if not np.abs(bias[0]) < _VANISHING * q[0]:
         return []
     sigma_w = 1 / math.sqrt(slope_square[0])
-    if np.all(np.abs(bias) <= _NOISE * along.q):
+    if np.all(np.abs(bias) <= _NOISE * q):
         return [_Point(sigma_w, 0.0, 1.0, 1.0, "every q")]
-    square = (along.q - bias) * slope_square
-    first = int(np.argmax(np.abs(along.q / square * slope_square[0] - 1) > 1e-9))  # where phi is no longer linear
-    falls = along.q[first] / square[first] * slope_square[0] > 1  # signals decay towards 0 at this sigma_w
+    square = (q - bias) * slope_square
+    first = int(np.argmax(np.abs(q / square * slope_square[0] - 1) > 1e-9))  # where phi is no longer linear
+    falls = q[first] / square[first] * slope_square[0] > 1  # signals decay towards 0 at this sigma_w
     reason = "" if falls else "q* = 0 is unstable there: signals grow away from it"
     return [_Point(sigma_w, 0.0, 0.0, 1.0, "stable" if falls else "unstable", reason)]
 
@@ -235,13 +214,12 @@ def _why_none(phi: Activation, sigma_b: float) -> str:
     jumps = pieces(phi).jumps
     if jumps:
         return f"{phi.name} jumps at h = {jumps[0]:.3g}: E phi'^2 is infinite, and so is chi at every sigma_w"
-    _, bias, slope_square = along = _along(phi)
+    _, q, bias, slope_square = _along(phi)
     if not np.any(slope_square > 0):
         return f"{phi.name} is flat: chi is 0 at every sigma_w"
-    able = along.q > sigma_b**2 * (1 + 1e-9)
-    square = (along.q - bias) * slope_square
+    able = q > sigma_b**2 * (1 + 1e-9)
     with np.errstate(divide="ignore", invalid="ignore"):
-        chi = np.where(able, (along.q - sigma_b**2) / square * slope_square, np.nan)
+        chi = np.where(able, (q - sigma_b**2) / (q - bias), np.nan)
     if np.nanmax(chi) < 1 + 1e-9:
         return f"chi < 1 at every fixed point (it comes up to {np.nanmax(chi):.4g}): beyond, q grows without bound"
     return f"chi > 1 at every fixed point (it comes down to {np.nanmin(chi):.4g}): gradients explode wherever q settles"

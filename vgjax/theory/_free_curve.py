@@ -53,6 +53,7 @@ class FreeCurve(NamedTuple):
         return list(zip(edges[[0, *(2 * apart + 2)]], edges[[*(2 * apart + 1), -1]], strict=True)) if len(edges) else []
 
     def _inside(self, log_r: np.ndarray) -> np.ndarray:
+        # The curve is off the axis where arg F falls below it at once; -1e-8 is what rounding leaves of 0 there.
         theta = np.full_like(log_r, 1e-10)
         return self.argument(log_r, theta)[0] < -1e-8 * self.depth * theta
 
@@ -68,7 +69,7 @@ class FreeCurve(NamedTuple):
         last = np.flatnonzero(left[1:] - reached[:-1] > np.maximum(width[1:], width[:-1]) / 2)
         low, high = reached[last, None], left[last + 1, None]
         gaps = low + (high - low) / (1 + np.exp(-np.linspace(-16, 16, 65)))
-        near = np.logaddexp(0, np.linspace(-16, 50, 133))
+        near = np.logaddexp(0, np.linspace(-16, 50, 133))  # ln(1 + e^y): from 1e-7 of the edge to e^50 times its radius
         runs = np.concatenate([[left[0]], low.ravel(), high.ravel(), [reached[-1]]])
         return np.unique(np.concatenate([left[0] - near, runs, gaps.ravel(), reached[-1] + near]))
 
@@ -87,7 +88,7 @@ class FreeCurve(NamedTuple):
 
     def _band(self, low: float, high: float, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One of them. Density and probability are both exact at every point: neither is a sum over the points."""
-        phase = np.linspace(0, math.pi, 101)
+        phase = np.linspace(0, math.pi, 101)  # a first look, to see where the mass lies
         phase = self._shares(phase, *self.on(_between(low, high, phase)), points)
         log_x, heights, above = self.on(_between(low, high, phase))
         # The density may diverge at an end (an arcsine law); what is drawn there is a large number, not its mass.
@@ -167,6 +168,6 @@ def _excess(x: np.ndarray) -> np.ndarray:
     """artanh(x) / x - 1."""
     squared = x * x
     series = squared * (1 / 3 + squared * (1 / 5 + squared * (1 / 7 + squared * (1 / 9 + squared / 11))))
-    near = np.abs(x) > 0.1
+    near = np.abs(x) > 0.1  # beyond, the next term of the series, x^12 / 13, is above rounding
     series[near] = np.log((1 + x[near]) / (1 - x[near])) / (2 * x[near]) - 1
     return series

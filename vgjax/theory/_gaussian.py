@@ -77,7 +77,7 @@ def correlated_expectation(
     """
     not_negative("q1", q1)
     not_negative("q2", q2)
-    check_correlation("c", c)
+    finite("c", c, "in [-1, 1]", lambda c: np.abs(c) <= 1)
     largest = float(np.max([np.nan if is_traced(q) else np.max(q, initial=0) for q in (q1, q2)]))  # NaN if either is
     resolved = _resolved(f, kinks, largest, _FEW_PIECES)
     return in_own_dtype(functools.partial(_correlated_expectations, *resolved), q1, q2, c)
@@ -107,16 +107,6 @@ def in_own_dtype(f: Callable[..., R], *numbers: ArrayLike) -> Any:
         return f(*(jnp.asarray(number) for number in numbers))
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, f(*(jnp.asarray(number, float) for number in numbers)))
-
-
-def check_correlation(name: str, value: ArrayLike) -> None:
-    """Pass numbers in [-1, 1]; traced ones cannot be looked at and pass too."""
-    if is_traced(value):
-        return
-    numbers = np.asarray(value, dtype=float)
-    bad = numbers[~(np.abs(numbers) <= 1)]
-    if bad.size:
-        raise ValueError(f"{name} must lie in [-1, 1], got {bad.flat[0]:g}")
 
 
 # --- along one line, concrete ---------------------------------------------------------------------------------------

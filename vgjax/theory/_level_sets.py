@@ -53,8 +53,8 @@ def all_crossings(phi: Activation, level: float, bias: float) -> np.ndarray:
     knots = _knots(samples, bias)
     if _constant(knots.value, level):
         return np.empty(0)
-    crossed = np.flatnonzero(_crossed(knots.value, level))[:_MOST_ROOTS]
-    return _roots(moment_table(phi), _brackets(knots, crossed), samples.step, np.full(crossed.shape, level), bias)
+    cells = np.flatnonzero(crossed(knots.value, level, _NOISE * level))[:_MOST_ROOTS]
+    return _roots(moment_table(phi), _brackets(knots, cells), samples.step, np.full(cells.shape, level), bias)
 
 
 class _Samples(NamedTuple):
@@ -68,35 +68,21 @@ class _Samples(NamedTuple):
 
 
 class _Knots(NamedTuple):
-    """F along t = ln q.
+    """F along ln q: every grid interval has three pieces (a cubic turns at most twice), some of no length."""
 
-    Every grid interval has three pieces (a cubic turns at most twice); those that it does not need have no length.
-
-    Attributes:
-        t, value: the knots and F there, shape ``(3 intervals + 1,)``.
-        cubic: F on each interval as a cubic of its own coordinate in [0, 1], shape ``(intervals, 4)``.
-    """
-
-    t: np.ndarray
-    value: np.ndarray
-    cubic: np.ndarray
+    t: np.ndarray  # shape (3 intervals + 1,)
+    value: np.ndarray  # of F there
+    cubic: np.ndarray  # F on each interval as a cubic of its own coordinate in [0, 1], shape (intervals, 4)
 
 
 class _Brackets(NamedTuple):
-    """Pieces of F, one for each root that is looked for.
+    """Pieces of F, one for each root that is looked for."""
 
-    Attributes:
-        low, high: ends in ln q.
-        rising: whether F rises between them.
-        cubic: F as a cubic of its own coordinate, shape ``(..., 4)``.
-        left: ln q where that is 0.
-    """
-
-    low: np.ndarray
+    low: np.ndarray  # ends in ln q
     high: np.ndarray
-    rising: np.ndarray
-    cubic: np.ndarray
-    left: np.ndarray
+    rising: np.ndarray  # whether F rises between them
+    cubic: np.ndarray  # as in `_Knots`
+    left: np.ndarray  # ln q where its coordinate is 0
 
 
 @functools.lru_cache(64)
@@ -186,14 +172,14 @@ def _constant(value: np.ndarray, level: np.ndarray | float) -> np.ndarray:
     return np.maximum(value.max() - level, level - value.min()) <= _CONSTANT * np.asarray(level)
 
 
-def _crossed(value: np.ndarray, level: float) -> np.ndarray:
-    """The pieces between knots in which F crosses the level, by more than its rounding."""
-    side = np.sign(value - level) * (np.abs(value - level) > _NOISE * level)
-    told = np.flatnonzero(side)
-    if not told.size:
-        return np.zeros(len(value) - 1, bool)
-    last_told = told[np.maximum(np.searchsorted(told, np.arange(len(value)), side="right") - 1, 0)]
-    return np.diff(side[last_told]) != 0
+def crossed(value: np.ndarray, level: float, noise: np.ndarray | float) -> np.ndarray:
+    """The cells between points in which a curve crosses the level by more than its rounding; where rounding hides it
+    for a stretch, the last cell of that."""
+    told = np.flatnonzero(np.abs(value - level) > noise)
+    turns = np.flatnonzero(np.diff(np.sign(value[told] - level)))
+    cells = np.zeros(len(value) - 1, bool)
+    cells[told[turns + 1] - 1] = True
+    return cells
 
 
 def _runs(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,11 +17,12 @@ from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, not_negative
+from vgjax.checks import finite
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import EVERY, ONE, OSCILLATES, SEVERAL, UNBOUNDED, ZERO, all_crossings, first_crossings
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import fixed_correlations, pair_table
+from vgjax.theory._scales import check_dropout, checked_scales
 
 STATUSES = {
     ONE: "converged",
@@ -34,7 +35,7 @@ STATUSES = {
 """What becomes of q_l."""
 
 _CRITICAL = 1e-12  # |chi - 1| up to which a point is critical: ten times the rounding of the tables
-_LIMIT = 1e-8  # the same where q* is 0 or infinity, whose moments are right to 1e-9
+_LIMIT = 1e-7  # the same where q* is 0 or infinity: what extrapolation leaves of SELU's is 8e-9
 _NEAR_ZERO, _NEAR_INFINITY = 1e-6, 1e6  # stand for them in the c map, which converges like sqrt(q) at kinks
 _ENDS = 1e-300, 1e300  # stand for them in ratios of moments
 
@@ -196,27 +197,6 @@ def mean_field(
     names = np.array([STATUSES[code] for code in range(len(STATUSES))])[status]
     w, b, q, chi, slope, names = (a.reshape(shape)[()] for a in (*scales, q, chi, slope, names))
     return MeanField(phi, w, b, q, chi, slope, names, dropout)
-
-
-def checked_scales(**scales: ArrayLike) -> tuple[int, ...]:
-    """The shape to which scales broadcast, if they are what they have to be."""
-    for name, values in scales.items():
-        not_negative(name, values)
-        if not np.size(values):
-            raise ValueError(f"{name} must not be empty, got shape {np.shape(values)}")
-    try:
-        return np.broadcast_shapes(*map(np.shape, scales.values()))
-    except ValueError:
-        shapes = ", ".join(f"{name} {np.shape(values)}" for name, values in scales.items())
-        raise ValueError(
-            f"scales must broadcast (sigma_w[:, None] and sigma_b for a map), got shapes {shapes}"
-        ) from None
-
-
-def check_dropout(dropout: float) -> None:
-    """Pass a share in [0, 1)."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
 
 def _at(table: MomentTable, q: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

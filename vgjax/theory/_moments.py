@@ -163,13 +163,8 @@ def _jumping(weights: Array, z: Array, u: Array, value: Array, slope: Array) -> 
 
 
 def averages(phi: Activation, along: Axis, rows: Rows) -> np.ndarray:
-    """Gaussian averages at the nodes of an axis of ln q, shape ``(segments, DEGREE, rows)``.
-
-    Args:
-        phi: the activation.
-        along: the axis, over which phi is resolved.
-        rows: (weights, z, u, phi(u), phi'(u)) -> the averages; a module's function, for it is compiled for.
-    """
+    """Gaussian averages at the nodes of an axis of ln q, shape ``(segments, DEGREE, rows)``; the rows come from
+    (weights, z, u, phi(u), phi'(u)), by a module's function, for it is compiled for."""
     found = pieces(phi)
     with jax.enable_x64(True):
         parts = [_averages(rows, phi, _within(found, t.max()), np.exp(t)) for t in along.nodes]

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from jax.typing import ArrayLike
 from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.checks import finite, positive_integer
-from vgjax.theory._gaussian import ActivationLike, check_correlation, pair
-from vgjax.theory._mean_field import check_dropout, checked_scales
+from vgjax.theory._gaussian import ActivationLike, pair
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import PairTable, pair_table
 from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.theory._scales import check_dropout, checked_scales
 
 _ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
 _STRIDE = 64  # layers between two looks at whether they are
@@ -93,14 +93,12 @@ def propagate(
     layers = _by_layer(sigma_w, sigma_b, depth)
     starts = norms if epsilon is None else [*norms, epsilon]
     shape = np.broadcast_shapes(*(a.shape[:-1] for a in layers), *(a.shape for a in starts))
-    with jax.enable_x64(True):
-        whole = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in layers)
-        levels, biases = (jnp.asarray(a.reshape(-1, a.shape[-1]).T) for a in whole)
-        flat = np.stack([np.broadcast_to(a, shape).ravel() for a in starts])
-        keep = jnp.asarray(1 - dropout)
-        found = _norms(moment_table(phi), levels / keep, biases, jnp.asarray(flat[: len(norms)]))
+    whole = (np.broadcast_to(a, (*shape, a.shape[-1])) for a in layers)
+    levels, biases = (a.reshape(-1, a.shape[-1]).T for a in whole)
+    flat, keep, apart = np.stack([np.broadcast_to(a, shape).ravel() for a in starts]), 1 - dropout, None
+    with jax.enable_x64(True):  # numpy arrays up to the programs: each operation outside of them would be compiled
+        found = _norms(moment_table(phi), levels / keep, biases, flat[: len(norms)])
         q, log_chi = (np.asarray(a) for a in found)
-        apart = None
         if epsilon is not None:
             apart = _correlations(phi, levels, keep, np.broadcast_to(q, (len(q), 2, q.shape[2])), flat[-1])
             apart = apart.T.reshape((*shape, -1))
@@ -115,15 +113,13 @@ def _start(inputs: int, c0: ArrayLike | None, one_minus_c0: ArrayLike | None) ->
         raise ValueError(f"q0 must be a variance or a tuple of two, got a tuple of {inputs}")
     if (c0 is not None) and (one_minus_c0 is not None):
         raise ValueError(f"a start is given by c0 or by one_minus_c0, got both: {c0} and {one_minus_c0}")
-    if c0 is not None:
-        check_correlation("c0", c0)
-        return 1 - np.asarray(c0, float)
-    if one_minus_c0 is not None:
-        check_correlation("1 - one_minus_c0", 1 - np.asarray(one_minus_c0, float))
-        return np.asarray(one_minus_c0, float)
-    if inputs == 2:
-        raise ValueError("two inputs need c0, their correlation at the start, got q0 of two alone")
-    return None
+    if c0 is one_minus_c0 is None:
+        if inputs == 2:
+            raise ValueError("two inputs need c0, their correlation at the start, got q0 of two alone")
+        return None
+    name, start = ("c0", c0) if c0 is not None else ("1 - one_minus_c0", 1 - np.asarray(one_minus_c0, float))
+    finite(name, start, "in [-1, 1]", lambda c: np.abs(c) <= 1)
+    return np.asarray(1 - np.asarray(c0, float) if c0 is not None else one_minus_c0, float)
 
 
 def _by_layer(sigma_w: ArrayLike, sigma_b: ArrayLike, depth: int | None) -> list[np.ndarray]:
@@ -138,7 +134,7 @@ def _by_layer(sigma_w: ArrayLike, sigma_b: ArrayLike, depth: int | None) -> list
 
 
 @jax.jit
-def _norms(table: MomentTable, levels: Array, biases: Array, start: Array) -> tuple[Array, Array]:
+def _norms(table: MomentTable, levels: Any, biases: Any, start: Any) -> tuple[Array, Array]:
     """q and the sum of ln chi for each input, shapes ``(depth + 1, inputs, points)``; levels are sigma_w^2 / keep."""
     look_up = jax.vmap(jax.vmap(lambda q: table(q)))
 
@@ -154,38 +150,32 @@ def _norms(table: MomentTable, levels: Array, biases: Array, start: Array) -> tu
     return jnp.concatenate([start[None], q]), jnp.concatenate([zero, jnp.cumsum(log_chi, axis=0)])
 
 
-def _correlations(phi: Activation, levels: Array, keep: Array, q: np.ndarray, start: np.ndarray) -> np.ndarray:
+def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarray, start: np.ndarray) -> np.ndarray:
     """1 - c at every layer, shape ``(depth + 1, points)``: by quadrature while norms differ or c < 0, then by table.
 
-    Args:
-        phi: the activation.
-        levels: sigma_w^2, shape ``(depth, points)``.
-        keep: share of units kept.
-        q: of both inputs, shape ``(depth + 1, 2, points)``.
-        start: 1 - c at layer 0, shape ``(points,)``.
+    From sigma_w^2, ``(depth, points)``, the norms of both inputs, ``(depth + 1, 2, points)``, and 1 - c at layer 0.
     """
     depth, here, table = len(levels), 0, moment_table(phi)
     known = np.logical_and.accumulate((np.isfinite(q) & (q > 0)).all(axis=1))  # nothing is beyond the float range
     before, after = _within_table(table, levels / keep, np.where(known[:, None], q, 1.0))
+    lost = (1 / keep - 1) * table(before).square.mean(axis=1)
     alike = np.abs(np.log(before[:, 0] / before[:, 1])) < _ALIKE
     apart = np.empty((depth + 1, len(start)))
     apart[0] = start
     while here < depth and not (alike[here] & (apart[here] <= 1)).all():
-        stop = min(here + _STRIDE, depth)
-        near = pieces(phi).within(REACH * math.sqrt(before[here:stop].max())).innermost(_MOST_PIECES)
-        norms = (jnp.asarray(norm[here:stop]) for norm in (before, after))
-        apart[here + 1 : stop + 1] = _by_quadrature(
-            phi, near, levels[here:stop], keep, *norms, jnp.asarray(apart[here])
-        )
-        here = stop
+        some = slice(here, here + _STRIDE)
+        near = pieces(phi).within(REACH * math.sqrt(before[some].max())).innermost(_MOST_PIECES)
+        part = _by_quadrature(phi, near, levels[some], before[some], after[some], lost[some], apart[here])
+        apart[here + 1 : here + 1 + len(part)] = part
+        here += len(part)
     if here < depth:
         both, then = (np.sqrt(norm[here:].prod(axis=1)) for norm in (before, after))
-        tables, norms = (pair_table(phi, both.min(), both.max()), table), (jnp.asarray(norm) for norm in (both, then))
-        apart[here + 1 :] = _by_table(*tables, levels[here:], keep, *norms, jnp.asarray(apart[here]))
+        pair_of = pair_table(phi, both.min(), both.max())
+        apart[here + 1 :] = _by_table(pair_of, levels[here:], both, then, lost[here:], apart[here])
     return np.where(known, apart, np.nan)
 
 
-def _within_table(table: MomentTable, levels: Array, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _within_table(table: MomentTable, levels: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The norms before and behind each layer, shapes ``(depth, 2, points)``; those far out scaled to where tables hold.
 
     Far out phi is a power of its argument, and correlation does not depend on the common scale of two inputs.
@@ -195,55 +185,46 @@ def _within_table(table: MomentTable, levels: Array, q: np.ndarray) -> tuple[np.
     with np.errstate(over="ignore"):
         factor = np.minimum(1, high / before.max(axis=1)) * np.maximum(1, low / before.min(axis=1))
     scaled = before * factor[:, None]
-    return scaled, np.where(factor[:, None] == 1, after, np.asarray(levels)[:, None] * table(scaled).square)
+    return scaled, np.where(factor[:, None] == 1, after, levels[:, None] * table(scaled).square)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _by_quadrature(
-    phi: Activation, found: Pieces, levels: Array, keep: Array, before: Array, after: Array, start: Array
+    phi: Activation, found: Pieces, levels: Any, before: Any, after: Any, lost: Any, start: Any
 ) -> Array:
     """1 - c behind each layer from the norms before and behind it, shape ``(layers, points)``.
 
     sqrt(q1' q2') (1 - c') = (q1' + q2') / 2 - C' - (sqrt q1' - sqrt q2')^2 / 2, and the first two are
-    sigma_w^2 (E (phi(u1) - phi(u2))^2 / 2 + (1 / keep - 1) (E phi(u1)^2 + E phi(u2)^2) / 2).
+    sigma_w^2 (E (phi(u1) - phi(u2))^2 / 2 + (1 / keep - 1) (E phi(u1)^2 + E phi(u2)^2) / 2), the latter part ``lost``.
     """
 
     def half_square(u1: Array, u2: Array) -> Array:
         return (phi(u1) - phi(u2)) ** 2 / 2
 
-    def lost(u1: Array, u2: Array) -> Array:
-        return (phi(u1) ** 2 + phi(u2) ** 2) / 2
-
     def point(at: tuple[Array, ...]) -> Array:
-        epsilon, level, before, after = at
-        distance = pair(found, half_square, before[0], before[1], epsilon)
-        distance += (1 / keep - 1) * jax.lax.cond(
-            keep < 1, lambda: pair(found, lost, before[0], before[1], epsilon), lambda: jnp.zeros_like(distance)
-        )
+        epsilon, level, before, after, lost = at
+        distance = pair(found, half_square, before[0], before[1], epsilon) + lost
         roots = jnp.sqrt(after)
         return jnp.clip((level * distance - (roots[0] - roots[1]) ** 2 / 2) / (roots[0] * roots[1]), 0, 2)
 
     def layer(epsilon: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
-        level, before, after = at
-        epsilon = jax.lax.map(point, (epsilon, level, before.T, after.T))
+        level, before, after, lost = at
+        epsilon = jax.lax.map(point, (epsilon, level, before.T, after.T, lost))
         return epsilon, epsilon
 
-    return jax.lax.scan(layer, start, (levels, before, after))[1]
+    return jax.lax.scan(layer, start, (levels, before, after, lost))[1]
 
 
 @jax.jit
-def _by_table(
-    both: PairTable, one: MomentTable, levels: Array, keep: Array, before: Array, after: Array, start: Array
-) -> Array:
-    """1 - c behind each layer from the norm before and behind it, equal for both inputs, shape ``(layers, points)``."""
+def _by_table(both: PairTable, levels: Any, before: Any, after: Any, lost: Any, start: Any) -> Array:
+    """As `_by_quadrature` from norms that are equal for both inputs, shape ``(layers, points)``."""
 
-    def point(epsilon: Array, level: Array, before: Array, after: Array) -> Array:
+    def point(epsilon: Array, level: Array, before: Array, after: Array, lost: Array) -> Array:
         distance = both.ratio(epsilon * before, (1 - epsilon) * before) * epsilon * before
-        dropped = (1 / keep - 1) * one(before).square
-        return jnp.clip(level * (distance + dropped) / after, 0, 1)
+        return jnp.clip(level * (distance + lost) / after, 0, 1)
 
     def layer(epsilon: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
         epsilon = jax.vmap(point)(epsilon, *at)
         return epsilon, epsilon
 
-    return jax.lax.scan(layer, start, (levels, before, after))[1]
+    return jax.lax.scan(layer, start, (levels, before, after, lost))[1]

@@ -16,7 +16,7 @@ SMALLEST_Q = 1e-30  # stands for q -> 0, where a kink at 0 still has two sides
 
 _FARTHEST = 6.0  # |z| > 6 has probability 2e-9: no network of any width has steeper slopes than those within
 _GRID = np.linspace(-9, 9, 181)  # z; the mass beyond is 2e-19
-_DYADIC = 2.0 ** -np.arange(3.0, 41.0)
+_DYADIC = 2.0 ** -np.arange(3.0, 41.0)  # down to 1e-12: omega comes that close to the largest t in deep networks
 _FLAT_TOP = 1e-4  # probability below which equal slopes are the flat top of a smooth maximum and no atom
 
 
@@ -73,18 +73,7 @@ class SquaredSlopes(NamedTuple):
 
 
 def squared_slopes(activation: ActivationLike, q: float) -> SquaredSlopes:
-    """The law of phi'(sqrt(q) z)^2, z ~ N(0, 1), whose sums over the nodes are right to rounding.
-
-    Args:
-        activation: a name, an `Activation`, or any elementwise callable.
-        q: variance of the preactivations; 0 stands for its limit from above.
-
-    Returns:
-        Its nodes and probabilities.
-
-    Raises:
-        ValueError: a negative or non-finite q, or as `gaussian.line`.
-    """
+    """The law of phi'(sqrt(q) z)^2, z ~ N(0, 1), whose sums over the nodes are right to rounding; q = 0 is a limit."""
     not_negative("q", q)
     return _squared_slopes(activations.get(activation), float(q))
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vgjax.checks import positive_integer
-from vgjax.theory.residual import per_layer
+from vgjax.theory._scales import per_layer
 
 
 class DeepNorm(NamedTuple):
@@ -24,6 +24,12 @@ class DeepNorm(NamedTuple):
 def deep_norm(layers: int) -> DeepNorm:
     """alpha = (2N)^(1/4), beta = (8N)^(-1/4): DeepNorm for an encoder alone or a decoder alone of N layers.
 
+    Args:
+        layers: N.
+
+    Returns:
+        `DeepNorm`.
+
     Raises:
         ValueError: layers that are not a whole number of at least 1.
 
@@ -37,6 +43,12 @@ def deep_norm_encoder_decoder(encoder_layers: int, decoder_layers: int) -> tuple
     """DeepNorm for N encoder layers and M decoder layers: the encoder's constants, then the decoder's.
 
     Encoder: .81 (N^4 M)^(1/16), .87 (N^4 M)^(-1/16). Decoder: (3M)^(1/4), (12M)^(-1/4).
+
+    Args:
+        encoder_layers, decoder_layers: N and M.
+
+    Returns:
+        Two `DeepNorm`.
 
     Raises:
         ValueError: layers that are not whole numbers of at least 1.

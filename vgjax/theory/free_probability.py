@@ -154,7 +154,7 @@ def log_largest_singular_value(
         change = -(1 + math.exp(y)) * (ratio / distance).sum()
         return float(depth + change * ((depth - 1) / (z * (1 + z)) + gaussian * depth / (1 + z)))
 
-    lowest, highest = -40.0, 40.0
+    lowest, highest = -40.0, 40.0  # omega - 1 = e^-40: below what float64 tells from the atom at the top
     y = brentq(slope, lowest, highest, xtol=1e-12) if slope(lowest) < 0 else lowest
     z = float((weights * t / (math.exp(y) + gap)).sum())
     log_eta = -math.log1p(1 / z)
@@ -243,7 +243,7 @@ def spectral_density(
     Bercovici 2005, "Partially defined semigroups relative to multiplicative free convolution".
     """
     depth, gaussian = positive_integer("depth", depth), _is_gaussian(kernel_init)
-    _check_points(points)
+    finite("points", positive_integer("points", points), "at least 10", lambda n: n >= 10)
     phi = activations.get(activation)
     slopes = squared_slopes(phi, q)
     log_sigma2 = _log_sigma2(sigma_w, phi, q)
@@ -252,11 +252,6 @@ def spectral_density(
     logs, heights, below = FreeCurve(slopes.cells(), depth, gaussian).curve(points)
     atoms = _atoms(slopes, depth, gaussian, log_sigma2)
     return SpectralDensity((logs + depth * log_sigma2) / 2, 2 * heights, below, atoms)
-
-
-def _check_points(points: int) -> None:
-    if positive_integer("points", points) < 10:
-        raise ValueError(f"points must be at least 10, got {points}")
 
 
 def _atoms(slopes: SquaredSlopes, depth: int, gaussian: int, log_sigma2: float) -> tuple[tuple[float, float], ...]:
@@ -295,7 +290,7 @@ def universal_density(kind: str, variance: float, points: int = 400) -> Spectral
     """
     known("kind", kind, ("bernoulli", "smooth"))
     finite("variance", variance, "positive", lambda v: v > 0)
-    _check_points(points)
+    finite("points", positive_integer("points", points), "at least 10", lambda n: n >= 10)
     log_x, omega, above = (_bernoulli if kind == "bernoulli" else _smooth)(variance, points)
     heights = -(1 / (omega - 1)).imag / math.pi
     atoms = ((math.exp(variance / 2), 1 - variance),) if kind == "bernoulli" and variance < 1 else ()

@@ -85,6 +85,9 @@ def norm_on_preactivations(activation: ActivationLike, sigma_w: float, sigma_b: 
         activation: a name, an `Activation` or a callable.
         sigma_w, sigma_b: standard deviations, Var W = sigma_w^2 / fan_in.
 
+    Returns:
+        `NormPoint`.
+
     Raises:
         ValueError: a negative or non-finite sigma, or q* = 0.
 
@@ -127,6 +130,8 @@ def rms_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_b:
 
     Here r can be negative: where the mean of phi is large, every gradient vanishes.
 
+    Args, Returns: as for `layer_norm_on_activations`.
+
     Raises:
         ValueError: as `layer_norm_on_activations`.
     """
@@ -150,6 +155,9 @@ def residual_norm_rate(chi: float, skip: float) -> float:
     Args:
         chi: that of the stack without the skip, `NormPoint.chi`.
         skip: mu, in [0, 1].
+
+    Returns:
+        The rate.
 
     Raises:
         ValueError: a negative or non-finite chi, or a skip outside [0, 1].
@@ -215,6 +223,7 @@ def _angles(breaks: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray]:
     Every panel is traversed as middle - half cos(pi s), which turns half-integer powers at its ends into smooth
     functions of s.
     """
+    # cos^power is close to a Gaussian of variance 1 / power: the panels of a line, as far as there are angles.
     own = np.clip(np.array([-12, -8, -4, 0, 4, 8, 12]) / math.sqrt(power + 1), -np.pi / 2, np.pi / 2)
     own = np.broadcast_to(own, (*breaks.shape[:-1], len(own)))
     at = np.sort(np.concatenate([own, np.clip(breaks, own[..., :1], own[..., -1:])], axis=-1), axis=-1)

@@ -7,14 +7,12 @@ of a gated cell, rho of a scaled orthogonal one; and the two attractors in which
 import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.checks import not_negative, positive_integer
-from vgjax.theory._gaussian import ActivationLike, line
+from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._mean_field import mean_field
 
 
@@ -113,7 +111,7 @@ def minimal_rnn(
         chi = 1 - lost + sigma_w**2 * (hidden + second_moment) * v.mean(v.slope**2)
         return MinimalRNN(hidden, sigma_w**2 * hidden + sigma_v**2 * second_moment + sigma_b**2, chi)
 
-    # 0 <= Q <= R, since (1 - u)^2 <= 1 - u^2.
+    # 0 <= Q <= R, since (1 - u)^2 <= 1 - u^2: q lies between these two, more densely searched at the lower end.
     low = sigma_v**2 * second_moment + sigma_b**2
     grid = low + sigma_w**2 * second_moment * np.linspace(0, 1, 65) ** 2
     misses = np.array([at(q).q - q for q in grid])
@@ -140,6 +138,9 @@ def forget_gate(bias: float) -> Gate:
     Args:
         bias: mu, of the gate that multiplies the past (an LSTM's forget gate; a GRU's update gate where that is z in
             h' = z h + (1 - z) candidate, else minus its bias).
+
+    Returns:
+        `Gate`.
 
     Raises:
         ValueError: a bias that is not finite.
@@ -187,35 +188,30 @@ def latch(weight: float, activation: ActivationLike = "tanh") -> Latch:
 
     Source: Bengio, Simard and Frasconi 1994, "Learning long-term dependencies with gradient descent is difficult".
     """
-    from scipy.optimize import brentq
+    from scipy.optimize.elementwise import find_root
 
     not_negative("|weight|", abs(weight))
     phi = activations.get(activation)
 
-    def values(x: np.ndarray | float, derivative: bool = False) -> np.ndarray:
-        with jax.enable_x64(True):
-            u = jnp.asarray(weight * np.asarray(x), float)
-            return np.asarray(weight * phi.derivative(u) if derivative else phi(u))
+    def excess(x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return values(phi, weight * x)[0] - x
 
-    radii = np.geomspace(1e-12, 1e12, 4801)
+    radii = np.geomspace(1e-12, 1e12, 4801)  # 200 to a decade: crossings 1% apart are told from each other
     x = np.concatenate([-radii[::-1], [0.0], radii])
-    with np.errstate(over="ignore", invalid="ignore"):
-        signs = np.sign(values(x) - x)
-    points = [
-        float(x[i] + x[j - 1]) / 2 if zero else float(brentq(lambda a: float(values(a)) - a, x[i], x[j], xtol=1e-300))
-        for i, j, zero in _crossings(x, signs)
-    ]
-    return Latch(np.array(points), values(np.array(points), derivative=True))
+    side = np.sign(excess(x))
+    cells = np.flatnonzero(side[:-1] * side[1:] < 0)
+    crossed = find_root(excess, (x[cells], x[cells + 1])).x
+    points = np.sort(np.concatenate([crossed, _isolated(x, side == 0)]))
+    return Latch(points, weight * values(phi, weight * points)[1])
 
 
-def _crossings(x: np.ndarray, signs: np.ndarray) -> list[tuple[int, int, bool]]:
-    """Where the sign changes between neighbours, and runs of zeros too narrow to be an interval of fixed points."""
-    found = [(int(i), int(i) + 1, False) for i in np.flatnonzero(signs[:-1] * signs[1:] < 0)]
-    starts = np.flatnonzero((signs == 0) & (np.roll(signs, 1) != 0))
-    ends = np.flatnonzero((signs == 0) & (np.roll(signs, -1) != 0)) + 1
-    runs = zip(starts.tolist(), ends.tolist(), strict=True)
-    found += [(i, j, True) for i, j in runs if x[j - 1] - x[i] < 1e-5 * max(1, abs(x[i]))]
-    return sorted(found)
+def _isolated(x: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Middles of runs of fixed points too narrow to be an interval of them (rounding shows x = tanh(x) as one)."""
+    first = np.flatnonzero(fixed & ~np.roll(fixed, 1))
+    last = np.flatnonzero(fixed & ~np.roll(fixed, -1))
+    narrow = x[last] - x[first] < 1e-5 * np.maximum(1, np.abs(x[first]))
+    return ((x[first] + x[last]) / 2)[narrow]
 
 
 def orthogonal_log_growth(rho: float, steps: int) -> float:
@@ -224,6 +220,9 @@ def orthogonal_log_growth(rho: float, steps: int) -> float:
     Args:
         rho: scale of the recurrent kernel.
         steps: T.
+
+    Returns:
+        T ln rho; -inf for rho = 0.
 
     Raises:
         ValueError: a negative or non-finite rho, or steps that are not a whole number of at least 1.

@@ -19,10 +19,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import positive_integer
 from vgjax.theory._gaussian import ActivationLike
-from vgjax.theory._mean_field import checked_scales
 from vgjax.theory._moments import moment_table
+from vgjax.theory._scales import checked_scales, per_layer
 
 
 class ResidualPropagation(NamedTuple):
@@ -99,6 +99,9 @@ def _times(factor: np.ndarray, value: np.ndarray) -> np.ndarray:
 def stable_scale(depth: int) -> float:
     """1 / sqrt(depth): the branch scale that keeps p and the gradient bounded at any depth.
 
+    Raises:
+        ValueError: a depth that is not a whole number of at least 1.
+
     Source: Hayou et al. 2021, "Stable ResNet".
     """
     return 1 / math.sqrt(positive_integer("depth", depth))
@@ -111,21 +114,14 @@ def fixup_scale(depth: int, layers: int) -> float:
         depth: number of residual branches.
         layers: m, kernels in a branch, at least 2.
 
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: numbers that are not whole, or too small.
+
     Source: Zhang, Dauphin and Ma 2019, "Fixup initialization", section 3.
     """
     if positive_integer("layers", layers) < 2:
         raise ValueError(f"layers must be at least 2 (the last kernel of a Fixup branch is 0), got {layers}")
     return float(positive_integer("depth", depth) ** (-1 / (2 * layers - 2)))
-
-
-def per_layer(name: str, scale: ArrayLike, depth: int) -> np.ndarray:
-    """A scale as one number per layer, shape ``(depth,)``; a number holds for all.
-
-    Raises:
-        ValueError: a negative or non-finite value, or another shape.
-    """
-    not_negative(name, scale)
-    values = np.asarray(scale, dtype=float)
-    if values.shape not in ((), (depth,)):
-        raise ValueError(f"{name} must be a number or have shape {(depth,)}, one per layer, got shape {values.shape}")
-    return np.broadcast_to(values, (depth,))

@@ -19,9 +19,12 @@ from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import positive_integer
+from vgjax.checks import finite, positive_integer
 from vgjax.theory._gaussian import ActivationLike, Line, correlated_expectation, line
 from vgjax.theory._pieces import pieces
+
+_Trial = tuple[float, float, float, float]  # gamma and delta by two of the conditions at some alpha and beta, and how
+# far the other two are missed
 
 
 class Shaped(NamedTuple):
@@ -65,6 +68,9 @@ def c_map(activation: ActivationLike, c: ArrayLike, q: float = 1.0) -> Any:
 
     Returns:
         Shape of c.
+
+    Raises:
+        ValueError: as `theory.correlated_expectation`.
     """
     return correlated_expectation(activation, q, q, c) / correlated_expectation(activation, q, q, 1.0)
 
@@ -78,7 +84,7 @@ def local_slope(depth: int, slope: float = 1.5) -> float:
     Source: Martens et al. 2021, "Rapid training of deep neural networks without skip connections or normalization
     layers using Deep Kernel Shaping", which recommends zeta = 1.5.
     """
-    _above("slope", slope, 1)
+    finite("slope", slope, "above 1", lambda v: v > 1)
     return float(slope ** (1 / positive_integer("depth", depth)))
 
 
@@ -93,12 +99,15 @@ def deep_kernel_shaping(activation: ActivationLike, slope: float) -> Shaped:
         activation: a name, an `Activation` or a callable.
         slope: of each layer, above 1; ``local_slope(depth)`` for a plain stack.
 
+    Returns:
+        `Shaped`.
+
     Raises:
         ValueError: a slope that is not above 1, or an activation for which there is no solution (ReLU, linear).
 
     Source: Martens et al. 2021, section on the conditions of DKS.
     """
-    _above("slope", slope, 1)
+    finite("slope", slope, "above 1", lambda v: v > 1)
     phi = activations.get(activation)
 
     def trial(at: Line, alpha: float) -> _Trial:
@@ -107,7 +116,7 @@ def deep_kernel_shaping(activation: ActivationLike, slope: float) -> Shaped:
         variance = max(at.mean(centered**2), 1e-300)
         q_slope = alpha * at.mean(centered * at.slope * at.z) / variance
         c_slope = alpha**2 * at.mean(at.slope**2) / variance
-        return _Trial(variance**-0.5, -mean, ((q_slope - 1) / (slope - 1), (c_slope - 1) / (slope - 1) - 1))
+        return variance**-0.5, -mean, (q_slope - 1) / (slope - 1), (c_slope - 1) / (slope - 1) - 1
 
     return _nearest(_solutions(phi, slope - 1, trial), phi, f"Q'(1) = 1, C(0) = 0 and C'(1) = {slope:g}")
 
@@ -121,7 +130,7 @@ def local_curvature(depth: int, curvature: float = 0.3) -> float:
     Source: Zhang, Botev and Martens 2022, "Deep learning without shortcuts: shaping the kernel with tailored
     rectifiers", which recommends tau = 0.3.
     """
-    _above("curvature", curvature, 0)
+    finite("curvature", curvature, "above 0", lambda v: v > 0)
     return curvature / positive_integer("depth", depth)
 
 
@@ -136,13 +145,16 @@ def tailored_smooth(activation: ActivationLike, curvature: float) -> Shaped:
         activation: a name, an `Activation` or a callable whose slope does not jump.
         curvature: of each layer, above 0; ``local_curvature(depth)`` for a plain stack.
 
+    Returns:
+        `Shaped`.
+
     Raises:
         ValueError: a curvature that is not above 0, an activation with a kink (C''(1) is infinite), or one for which
             there is no solution.
 
     Source: Zhang, Botev and Martens 2022, section 4.
     """
-    _above("curvature", curvature, 0)
+    finite("curvature", curvature, "above 0", lambda v: v > 0)
     phi = activations.get(activation)
     _check_smooth(phi)
 
@@ -151,8 +163,7 @@ def tailored_smooth(activation: ActivationLike, curvature: float) -> Shaped:
         offset = sign * math.sqrt(max(alpha**2 * slope2 - at.mean((at.phi - mean) ** 2), 0.0))
         q_slope = at.mean((at.phi - mean + offset) * at.slope * at.z) / (alpha * slope2)
         c_curvature = alpha**2 * at.mean(_curvatures(phi, at.u) ** 2) / slope2
-        misses = ((q_slope - 1) / curvature, c_curvature / curvature - 1)
-        return _Trial(1 / (alpha * math.sqrt(slope2)), offset - mean, misses)
+        return 1 / (alpha * math.sqrt(slope2)), offset - mean, (q_slope - 1) / curvature, c_curvature / curvature - 1
 
     found = [shaped for sign in (1, -1) for shaped in _solutions(phi, curvature, functools.partial(trial, sign))]
     return _nearest(found, phi, f"Q'(1) = 1, C'(1) = 1 and C''(1) = {curvature:g}")
@@ -166,6 +177,9 @@ def tailored_leaky_relu(depth: int, correlation: float = 0.9) -> Shaped:
     Args:
         depth: number of layers of a plain stack.
         correlation: eta, in (0, 1): what two orthogonal inputs end at.
+
+    Returns:
+        `Shaped`.
 
     Raises:
         ValueError: a depth that is not a whole number of at least 1, or an eta that is not in (0, 1) or above what
@@ -220,19 +234,6 @@ _BETAS = np.sinh(np.linspace(-5.47, 5.47, 40)) / 30  # dense near 0, where kinks
 _WEAKEST, _STRONGEST = 0.1, 4.0  # alpha, the weakest in units of the root of the target: phihat bends by alpha^2
 
 
-class _Trial(NamedTuple):
-    """What two of the conditions make of gamma and delta at some alpha and beta, and how far the others are missed."""
-
-    gamma: float
-    delta: float
-    misses: tuple[float, float]
-
-
-def _above(name: str, value: float, bound: float) -> None:
-    if not (math.isfinite(value) and value > bound):
-        raise ValueError(f"{name} must be finite and above {bound}, got {value:g}")
-
-
 def _check_smooth(phi: Activation) -> None:
     kinks = np.array(pieces(phi).kinks)
     with jax.enable_x64(True):
@@ -251,16 +252,16 @@ def _solutions(phi: Activation, target: float, trial: Callable[[Line, float], _T
 
     alphas = np.linspace(math.log(min(_WEAKEST * math.sqrt(target), _WEAKEST)), math.log(_STRONGEST), 22)
     with np.errstate(all="ignore"):  # exponentials overflow at the far corner of the grid
-        positive = np.array([[at(a, b).misses for b in _BETAS] for a in alphas]) > 0
+        positive = np.array([[at(a, b)[2:] for b in _BETAS] for a in alphas]) > 0
     corners = np.stack([positive[i : len(positive) - 1 + i, j : len(_BETAS) - 1 + j] for i in (0, 1) for j in (0, 1)])
     cells = np.argwhere((corners.any(axis=0) & ~corners.all(axis=0)).all(axis=-1))
     starts = [np.array([alphas[i : i + 2].mean(), _BETAS[j : j + 2].mean()]) for i, j in cells]
     found = []
     for start in starts:
-        end = root(lambda x: at(*x).misses, start, tol=1e-12)
-        last = at(*end.x)
-        if max(map(abs, last.misses)) < 1e-8:
-            found.append(Shaped(phi, math.exp(end.x[0]), float(end.x[1]), last.gamma, last.delta))
+        end = root(lambda x: at(*x)[2:], start, tol=1e-12)
+        gamma, delta, *misses = at(*end.x)
+        if max(map(abs, misses)) < 1e-8:
+            found.append(Shaped(phi, math.exp(end.x[0]), float(end.x[1]), gamma, delta))
     return found
 
 
