@@ -81,7 +81,9 @@ def _map(arguments: argparse.Namespace) -> None:
     import vgjax as vg
 
     start = time.perf_counter()
-    grid = {name: _axis(name, getattr(arguments, name), arguments.points) for name in ("sigma_w", "sigma_b")}
+    grid: dict[str, Any] = {
+        name: _axis(name, getattr(arguments, name), arguments.points) for name in ("sigma_w", "sigma_b")
+    }
     seeds = positive_integer("seeds", arguments.seeds)
     not_negative("--at", arguments.at)
     images, names = vg.data.digits(), ("width", "depth", "activation", "kernel_init")

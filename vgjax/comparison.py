@@ -5,7 +5,7 @@ The one place, with the pictures and the command line, where simulator and theor
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -210,7 +210,8 @@ def _log_growth(stack: _Stack) -> np.ndarray:
     if told.residual:
         return np.asarray(_residual(stack).log_chi) / 2
     sizes = np.log(np.array(told.widths) / told.widths[0]) / 2
-    return np.asarray(theory.propagate(told.activation, *stack.sigmas, stack.depth, stack.q0).log_chi) / 2 + sizes
+    sigma_w, sigma_b = stack.sigmas
+    return np.asarray(theory.propagate(told.activation, sigma_w, sigma_b, stack.depth, stack.q0).log_chi) / 2 + sizes
 
 
 # --- states and correlations ----------------------------------------------------------------------------------------
@@ -229,7 +230,8 @@ def _states(result: Result, stack: _Stack) -> _Compared:
     elif told.residual:
         q = _residual(stack).p
     else:
-        q = theory.propagate(told.activation, *stack.sigmas, depth, stack.q0).q
+        sigma_w, sigma_b = stack.sigmas
+        q = theory.propagate(told.activation, sigma_w, sigma_b, depth, stack.q0).q
     return _logs(squares, np.asarray(q))
 
 
@@ -239,8 +241,10 @@ def _correlations(result: Result, stack: _Stack) -> _Compared:
         raise ValueError(f"theory has correlations of stacks without norm or skip, got {result.network!r}")
     first, second = np.moveaxis(np.exp(result.log_mean_square[..., 0].astype(float)).mean(axis=0), -1, 0)
     apart = np.exp(result.log_one_minus_c.astype(float))
-    start = {"q0": (first, second), "one_minus_c0": apart[..., 0].mean(axis=0)}
-    return _logs(apart, theory.propagate(told.activation, *stack.sigmas, stack.depth, **start).one_minus_c)
+    sigma_w, sigma_b = stack.sigmas
+    start: dict[str, Any] = {"q0": (first, second), "one_minus_c0": apart[..., 0].mean(axis=0)}
+    expected = theory.propagate(told.activation, sigma_w, sigma_b, stack.depth, **start).one_minus_c
+    return _logs(apart, np.asarray(expected))
 
 
 def _logs(draws: np.ndarray, expected: np.ndarray) -> _Compared:
@@ -254,7 +258,7 @@ def _logs(draws: np.ndarray, expected: np.ndarray) -> _Compared:
 def _residual(stack: _Stack) -> residual.ResidualPropagation:
     """Of ``skip h + branch (V phi(W h + b) + a)``; without the inner layer W is the identity."""
     inner = stack.sigmas if stack.told.residual == "plain" else [1.0, 0.0, *stack.sigmas]
-    scales = dict(zip(("sigma_w", "sigma_b", "sigma_v", "sigma_a"), inner, strict=True))
+    scales: dict[str, Any] = dict(zip(("sigma_w", "sigma_b", "sigma_v", "sigma_a"), inner, strict=True))
     factors = {name: stack.scales[name] for name in ("branch", "skip")}
     for name, values in factors.items():
         if np.ptp(values):
@@ -268,7 +272,7 @@ def _norm_point(told: TheoryArguments, sigma_w: float, sigma_b: float) -> normal
         ("layer", "activations"): normalization.layer_norm_on_activations,
         ("rms", "activations"): normalization.rms_norm_on_activations,
     }
-    return places.get((told.norm, told.norm_on), normalization.norm_on_preactivations)(
+    return places.get((str(told.norm), told.norm_on), normalization.norm_on_preactivations)(
         told.activation, sigma_w, sigma_b
     )
 

@@ -121,7 +121,7 @@ def scaled_bias(scale: ArrayLike, value: Array) -> FloatExp:
 
     Over a grid of scales this looks at ``value`` once, not at every product.
     """
-    return FloatExp(scale * value, jnp.where((scale == 0) | jnp.all(value == 0), ZERO, 0))
+    return FloatExp(jnp.asarray(scale * value), jnp.where((scale == 0) | jnp.all(value == 0), ZERO, 0))
 
 
 def add(*numbers: FloatExp) -> FloatExp:

@@ -18,7 +18,6 @@ from jax import Array, lax
 from jaxtyping import Float
 from scipy.linalg import lapack
 
-from vgjax.checks import ArrayLike
 from vgjax.floatexp import LN2, ZERO, exponent_of, power_of_two
 
 _UNEVEN = 6  # columns of a factor that differ by more powers of two than this are taken out as a factor of their own
@@ -101,7 +100,7 @@ def times(matrix: Float[Array, "outputs inputs"], product: UDT) -> tuple[UDT, Fl
     return UDT(basis[:outputs, :rank], exponents[:rank], mixing[:rank]), condition
 
 
-def restored(product: UDT, moved: Array, noise: ArrayLike | None = None) -> tuple[UDT, Array]:
+def restored(product: UDT, moved: Array, noise: float | Array | None = None) -> tuple[UDT, Array]:
     """``A @ product`` from ``moved = A @ product.basis``: its columns are made orthonormal again.
 
     Args:

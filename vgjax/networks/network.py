@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
-from vgjax.checks import is_traced, known
+from vgjax.checks import ArrayLike, is_traced, known
 from vgjax.initializers import Scale, Scales
 from vgjax.networks.layer import shape_after
 
