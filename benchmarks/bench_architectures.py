@@ -137,7 +137,7 @@ def profiles() -> list[dict[str, Any]]:
     """Gradients of every state and parameter, and what plain float32 reads of them, warm."""
     depth = 8 if SMALL else 1000
     key = jax.random.key(0)
-    image = {"channels": CHANNELS, "depth": depth, "inputs": (*SIZE, 3)}
+    image = {"channels": CHANNELS, "depth": depth, "inputs": (*SIZE, 3), "outputs": 10}
     networks = {
         "resnet": vg.resnet(**image, norm=GROUPS),
         "resnet_no_norm": vg.resnet(**image, norm=None, residual=vg.networks.branch("pre", scheme="stable")),

@@ -137,9 +137,10 @@ def draw_laws(ax: "Axes", data: Data) -> None:
 
 
 def curve(ax: "Axes", values: np.ndarray, colour: str, marker: str, text: str, **style: Any) -> None:
-    """Mean over draws as a line with dots, their range as a band."""
-    ax.fill_between(time(), values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-    ax.plot(time(), values.mean(axis=0), marker=marker, color=colour, linewidth=0.8, label=text, **style)
+    """Mean over draws as a line with dots, one standard deviation of a draw as a band."""
+    mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)
+    ax.fill_between(time(), mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+    ax.plot(time(), mean, marker=marker, color=colour, linewidth=0.8, label=text, **style)
 
 
 def time() -> np.ndarray:
