@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
-from scipy.linalg import lapack
 
 from vgjax.floatexp import LN2, ZERO, exponent_of, power_of_two
 
@@ -169,6 +168,8 @@ def log_singular_values(exponents: np.ndarray, mixing: np.ndarray) -> np.ndarray
 
 def _jacobi(columns: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """ln of the singular values of ``columns @ diag(2**scale)``, descending, each right to rounding."""
+    from scipy.linalg import lapack  # a third of what importing the library would take
+
     middle = np.round((scale[0] + scale[-1]) / 2)
     values, _, _, work, _, failed = lapack.dgejsv(
         columns * np.exp2(scale - middle), joba=2, jobu=3, jobv=3, jobr=0, jobt=0, jobp=0

@@ -120,6 +120,8 @@ def computing(parameters: Parameters, dtype: str | None) -> Iterator[Any]:
 
     Many small decompositions on several threads cost up to 20 times more on a busy machine.
     """
+    import scipy.linalg  # noqa: F401 - a limit holds only for what is loaded: its BLAS has to be there before
+
     kind = computed_in(parameters, dtype)
     with jax.enable_x64(kind == jnp.float64), threadpool_limits(1, user_api="blas"):
         yield kind
