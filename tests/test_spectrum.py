@@ -373,9 +373,7 @@ def test_a_state_too_large_for_dense_jacobians_is_refused_and_its_top_found() ->
 
     net = vg.stack(Wide, 50_000, depth=3, input_shape=50_000)
     parameters, x = vg.networks.Parameters({}, ({},), {}, net), np.ones(50_000, np.float32)
-    with pytest.raises(
-        ValueError, match=r"fit into max_bytes = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"
-    ):
+    with pytest.raises(ValueError, match=r"fit into max_bytes = 8 GiB, got a state of 50000 numbers, .* 83\.8 GiB"):
         vg.log_singular_values(parameters, vg.Scales(), x)
     found = vg.log_singular_values(parameters, vg.Scales(), x, top=3)
     # Until none moves by more than 1e-4; three rounds from there a gap of 8 leaves nothing of it.

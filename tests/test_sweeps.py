@@ -360,7 +360,11 @@ NETWORK = r"^network must be a network, or several of them, got "
         ),
         ({"x": np.float32(1), "leading": "seed"}, r"^inputs must be one for each of the 1 seeds, got shape \(\)$"),
         ({"leading": "seeds"}, "^leading must be one of seed, example, got 'seeds'; did you mean 'seed'\\?$"),
-        ({"measure": "gains"}, r"^measure must be a measurement such as vgjax.gains\(\), got 'gains'$"),
+        (
+            {"measure": "spectrum"},
+            r"^measure must be .* vgjax.gains\(\), got 'spectrum'; did you mean vgjax.spectra\(\)\?$",
+        ),
+        ({"measure": 3}, r"^measure must be a measurement such as vgjax.gains\(\), got 3$"),
         ({"measure": vg.gains}, r"^measure must be a measurement such as vgjax.gains\(\), got <function gains"),
         ({"network": "mlp"}, f"{NETWORK}'mlp'$"),
         ({"network": 5}, f"{NETWORK}5$"),

@@ -378,9 +378,7 @@ def test_bad_input() -> None:
         spectral_density("tanh", 1.0, 0)
     with pytest.raises(ValueError, match="sigma_w must be finite and not negative, got -1"):
         spectral_density("tanh", 1.0, 2, -1.0)
-    with pytest.raises(
-        ValueError, match="kernel_init must be one of gaussian, orthogonal, got 'orthogonl'"
-    ):
+    with pytest.raises(ValueError, match="kernel_init must be one of gaussian, orthogonal, got 'orthogonl'"):
         spectrum_variance("tanh", 1.0, 2, "orthogonl")
     with pytest.raises(ValueError, match="sigma_w must be given where all slopes vanish"):
         log_largest_singular_value(jnp.zeros_like, 1.0, 2)

@@ -5,6 +5,7 @@ layer comes out of one pass; one compiled program serves all seeds, pieces and l
 """
 
 import dataclasses
+import difflib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from vgjax.networks.network import Network
 from vgjax.version import VERSION
 
 LEADING = ("seed", "example")
+MEASUREMENTS = ("gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius")
 
 
 def sweep(
@@ -80,7 +82,9 @@ def sweep(
     """
     measure = gains() if measure is None else measure
     if not isinstance(measure, Measurement):
-        raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {measure!r:.80}")
+        near = difflib.get_close_matches(measure, MEASUREMENTS, n=1) if isinstance(measure, str) else []
+        hint = f"; did you mean vgjax.{near[0]}()?" if near else ""
+        raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {measure!r:.80}{hint}")
     if not isinstance(key, Array):
         raise ValueError(f"key must be a jax.random.key, got {key!r:.80}")
     seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
