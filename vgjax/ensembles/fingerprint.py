@@ -42,10 +42,8 @@ def digest_of_program(program: core.ClosedJaxpr) -> str:
 
 def _constants(program: Any) -> Iterator[Any]:
     """Those of a program and of all programs inside it."""
-    if isinstance(program, core.ClosedJaxpr):
-        yield from program.consts
-        yield from _constants(program.jaxpr)
-    elif isinstance(program, core.Jaxpr):
+    if isinstance(program, (core.ClosedJaxpr, core.Jaxpr)):  # one class from JAX 0.12 on
+        yield from getattr(program, "consts", ())
         for equation in program.eqns:
             yield from _constants(list(equation.params.values()))
     elif isinstance(program, (list, tuple)):
