@@ -25,7 +25,12 @@ class Layer(nnx.Module):
     A block that the library does not know.
     """
 
-    scales: ClassVar = {"sigma_w": 1.0, "sigma_b": 0.0, "skip": 0.0, "phi": 0.0}
+    scales: ClassVar = {
+        "sigma_w": vg.blocks.Scale(1.0, "parameter"),
+        "sigma_b": vg.blocks.Scale(0.0, "parameter"),
+        "skip": 0.0,
+        "phi": 0.0,
+    }
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (width, width)) / math.sqrt(width))
