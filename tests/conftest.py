@@ -9,6 +9,8 @@ import pytest
 import scipy.linalg  # noqa: F401 - so that its BLAS is loaded before it is limited
 from threadpoolctl import threadpool_limits
 
+from vgjax.ensembles import sweep
+
 # Most of the time goes into tracing and compiling, a tenth of that into these two.
 gc.set_threshold(200_000, 20, 100)
 jax.config.update("jax_traceback_filtering", "off")
@@ -19,6 +21,15 @@ def one_blas_thread() -> Iterator[None]:
     """There is a process for every core: several threads for a small matrix only wait for each other."""
     with threadpool_limits(1, user_api="blas"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_module() -> Iterator[None]:
+    """Every compiled program holds memory maps, of which a process may have 65,530: past them XLA aborts."""
+    yield
+    sweep._program.cache_clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def _job(
     return Job(name, case.network, case.scales, adapted, grid, [one for _, one in checked], batch, key, seeds)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)  # a compiled program holds memory maps, of which a process has but 65,530
 def _program(
     measure: Measurement, batch: bool, together: int, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
 ) -> runner.Once:
