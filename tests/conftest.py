@@ -9,8 +9,6 @@ import pytest
 import scipy.linalg  # noqa: F401 - so that its BLAS is loaded before it is limited
 from threadpoolctl import threadpool_limits
 
-from vgjax.ensembles import sweep
-
 # Most of the time goes into tracing and compiling, a tenth of that into these two.
 gc.set_threshold(200_000, 20, 100)
 jax.config.update("jax_traceback_filtering", "off")
@@ -27,6 +25,8 @@ def one_blas_thread() -> Iterator[None]:
 def programs_end_with_their_module() -> Iterator[None]:
     """Every compiled program holds memory maps, of which a process may have 65,530: past them XLA aborts."""
     yield
+    from vgjax.ensembles import sweep  # not before pytest has put its hook for annotations in front of imports
+
     sweep._program.cache_clear()
     jax.clear_caches()
     gc.collect()
