@@ -117,7 +117,7 @@ def with_zero_exponent(number: FloatExp) -> FloatExp:
 
 
 def scaled_bias(scale: ArrayLike, value: Array) -> FloatExp:
-    """``scale * value`` as a summand, settled.
+    """``scale * value`` as a summand: with the exponent `ZERO` where it is exactly zero.
 
     Over a grid of scales this looks at ``value`` once, not at every product.
     """
@@ -125,7 +125,7 @@ def scaled_bias(scale: ArrayLike, value: Array) -> FloatExp:
 
 
 def add(*numbers: FloatExp) -> FloatExp:
-    """The sum of settled numbers, at the largest of their exponents."""
+    """The sum of numbers (`with_zero_exponent`), at the largest of their exponents."""
     largest = functools.reduce(jnp.maximum, [n.exponent for n in numbers])
     terms = [n.value * power_of_two(n.exponent - largest, n.value.dtype) for n in numbers]
     return FloatExp(functools.reduce(jnp.add, terms), largest)

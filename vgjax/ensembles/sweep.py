@@ -32,7 +32,18 @@ from vgjax.networks.network import Network
 from vgjax.version import VERSION
 
 LEADING = ("seed", "example")
-MEASUREMENTS = ("gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius")
+MEASUREMENTS = (
+    "gains",
+    "gradients",
+    "naive_readings",
+    "correlations",
+    "spectra",
+    "lyapunov",
+    "frobenius",
+    "first_steps",
+    "trainings",
+)
+"""Names that a text in place of a measurement may have meant, those of later wings too."""
 
 
 def sweep(
