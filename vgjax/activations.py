@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import known, untraced
+from vgjax.checks import kinds, known, untraced
 from vgjax.floatexp import FloatExp, to_float_clipped
 
 Elementwise = Callable[[Array], Array]
 
 
+@kinds
 @dataclass(frozen=True)
 class Activation:
     """An elementwise nonlinearity phi.
@@ -40,10 +41,12 @@ class Activation:
     kinks: tuple[float, ...] = ()
     homogeneous: bool = False
 
+    @kinds
     def __call__(self, h: Array) -> Array:
         """phi(h), elementwise; differentiates to `slope`."""
         return _differentiable(self)(h)
 
+    @kinds
     def derivative(self, h: Array) -> Array:
         """phi'(h), elementwise; at a kink the value JAX gives (0 for ReLU at 0)."""
         return jax.jvp(self, (h,), (jnp.ones_like(h),))[1]
@@ -58,6 +61,7 @@ class Activation:
         return _facts(self)
 
 
+@kinds
 @dataclass(frozen=True)
 class Facts:
     """What phi tends to at the two ends of the float range, and its largest slope.
@@ -79,6 +83,7 @@ class Facts:
     above: bool
 
 
+@kinds
 def apply(activation: Activation, number: FloatExp) -> FloatExp:
     """phi of a normalized scaled number of any size, by `floatexp.euler`, with what is known about phi used to save
     work.
@@ -202,6 +207,7 @@ def _mish(h: Array) -> Array:
     return h * jnp.where(h > 0, (1 + 2 * q) / (1 + 2 * q + 2 * q * q), q * (q + 2) / (q * (q + 2) + 2))
 
 
+@kinds
 def leaky_relu(slope: float = 0.01) -> Activation:
     """h for h > 0, slope h below; the same object for the same slope.
 
@@ -249,6 +255,7 @@ NAMES = tuple(_REGISTRY)
 """The names of the activations that come with the library."""
 
 
+@kinds
 def registered(activation: Activation) -> bool:
     """Whether it is the library's own, so that `get` gives it back from its name alone."""
     return _REGISTRY.get(activation.name) is activation or (
@@ -256,6 +263,7 @@ def registered(activation: Activation) -> bool:
     )
 
 
+@kinds
 def get(activation: str | Activation | Elementwise) -> Activation:
     """The activation meant by a name, an `Activation`, or any elementwise callable.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vgjax import theory
 from vgjax.blocks.protocol import TheoryArguments
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 from vgjax.ensembles.result import Result
 from vgjax.theory import normalization, residual
 
@@ -89,6 +89,7 @@ class Comparison:
         return self.verdict
 
 
+@kinds
 def compare(result: Result, variable: str | None = None) -> Comparison:
     """What was measured beside what theory predicts at the same widths, draws and scales, from the first layer on.
 

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import finite, is_traced, known, positive_integer
+from vgjax.checks import ArrayLike, finite, is_traced, kinds, known, positive_integer
 
 _Rule = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
@@ -47,6 +46,7 @@ class Scale(NamedTuple):
         """What it stands at where nothing is scaled: 1 for what multiplies parameters, else the default."""
         return 1.0 if self.kind == "parameter" else self.default
 
+    @kinds
     def check(self, name: str, value: ArrayLike) -> None:
         """Raise ValueError unless a value keeps the rule of this kind of scale; traced values pass."""
         finite(name, value, *(KINDS[self.kind] or ()))
@@ -70,6 +70,7 @@ class Scales(Mapping[str, Any]):
 
     _scales: dict[str, Array]
 
+    @kinds
     def __init__(self, **scales: ArrayLike):
         self._scales = {name: _real(name, value) for name, value in scales.items()}
 
@@ -242,6 +243,7 @@ class Scheme(NamedTuple):
     sigma_w: float
 
 
+@kinds
 def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
     """LeCun, Glorot and He initializations as points of one map: a unit-gain draw and a ``sigma_w``.
 

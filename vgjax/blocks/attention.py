@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax import initializers
+from vgjax.checks import kinds
 from vgjax.initializers import Scale, Scales
 
 
@@ -39,6 +40,7 @@ class Attention(nnx.Module):
         "temperature": Scale(1.0, "divisor"),
     }
 
+    @kinds
     def __init__(
         self,
         width: int,

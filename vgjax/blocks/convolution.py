@@ -8,7 +8,7 @@ from jax import Array
 
 from vgjax import initializers
 from vgjax.blocks.dense import Affine
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 
 
 class Conv(Affine):
@@ -30,6 +30,7 @@ class Conv(Affine):
 
     kernel_path = "conv/kernel"
 
+    @kinds
     def __init__(
         self,
         channels_in: int,

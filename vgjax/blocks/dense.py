@@ -13,6 +13,7 @@ from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
+from vgjax.checks import kinds
 from vgjax.floatexp import FloatExp, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -122,6 +123,7 @@ class Dense(Affine):
         **affine: activation, before, after, names, bias_init: as for `Affine`.
     """
 
+    @kinds
     def __init__(
         self,
         fan_in: int,

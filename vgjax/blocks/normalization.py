@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 from vgjax.floatexp import FloatExp, add, euler, from_float, residual_exponent, to_float_clipped, with_zero_exponent
 from vgjax.initializers import Scales
 
@@ -30,6 +30,7 @@ class Norm(nnx.Module):
         ValueError: an unknown kind, or groups that do not divide the features.
     """
 
+    @kinds
     def __init__(
         self,
         kind: str,

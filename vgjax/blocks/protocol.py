@@ -36,11 +36,12 @@ from flax import nnx
 from jax import Array
 
 from vgjax.activations import Activation
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 from vgjax.floatexp import FloatExp, euler
 from vgjax.initializers import KINDS, Scale, Scales
 
 
+@kinds
 @dataclass(frozen=True)
 class Spec:
     """How to build a block: its class and its static arguments.
@@ -54,10 +55,12 @@ class Spec:
     arguments: tuple[Hashable, ...] = ()
     options: tuple[tuple[str, Hashable], ...] = ()
 
+    @kinds
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly drawn block."""
         return self.block(*self.arguments, **dict(self.options), rngs=rngs)  # type: ignore[call-arg]
 
+    @kinds
     def nested(self) -> Iterator["Spec"]:
         """This spec and those of the blocks it is made of."""
         yield self
@@ -66,6 +69,7 @@ class Spec:
                 yield from value.nested()
 
 
+@kinds
 def spec(block: type[nnx.Module], *arguments: Hashable, **options: Hashable) -> Spec:
     """The `Spec` of ``block(*arguments, **options, rngs=...)``."""
     return Spec(block, arguments, tuple(options.items()))
@@ -103,6 +107,7 @@ def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, 
     return (*([scales] if scales_of(block) else []), *([x] if x is not None else []))
 
 
+@kinds
 def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
     """The block on a plain array, with the scales it declares and its own input if it is driven."""
     # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
@@ -110,6 +115,7 @@ def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
         return block(h, *arguments(block, scales, x))
 
 
+@kinds
 def step(
     block: Any, state: FloatExp, scales: Scales, x: Array | None = None, homogeneity: tuple[int, int] | None = None
 ) -> FloatExp:

@@ -13,6 +13,7 @@ from jax import Array
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
+from vgjax.checks import kinds
 from vgjax.initializers import Scale, Scales
 
 _SIGMAS = {
@@ -81,6 +82,7 @@ class RNNCell(_Cell):
 
     scales: ClassVar[Mapping[str, Scale]] = _SIGMAS
 
+    @kinds
     def __init__(self, width: int, inputs: int, *, activation: str | Activation | Elementwise = "tanh", **options: Any):
         super().__init__(width, inputs, **options)
         self.activation = activations.get(activation)
@@ -158,6 +160,7 @@ class GRUCell(_Cell):
     gates = 3
     scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(0.0, "offset")}
 
+    @kinds
     def __init__(
         self,
         width: int,

@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, kinds, known
 from vgjax.ensembles.result import Result
 from vgjax.initializers import Scales
 from vgjax.memory import chunk_size
@@ -160,6 +159,7 @@ class Own(Measurement):
         return super().bytes_per_point(network) if self.bytes is None else self.bytes
 
 
+@kinds
 def measurement(
     function: Callable[..., Mapping[str, Any]],
     dims: Mapping[str, tuple[str, ...]],

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, kinds, known, positive_integer
 from vgjax.ensembles.measurement import Arrays, Measurement, checked_batch
 from vgjax.initializers import Scales
 from vgjax.measure import gradients as _gradients
@@ -66,6 +65,7 @@ class Gains(Measurement):
         return 8 * (6 * (1 + self.probes) * units + (2 + self.probes) * (network.depth + 1))
 
 
+@kinds
 def gains(probes: int = 1, *, stream: bool = False) -> Measurement:
     """ln of the gradient gain ||J_{l<-0} u|| / ||u|| at every layer l, by `vgjax.push_forward`.
 
@@ -130,6 +130,7 @@ class Gradients(Measurement):
         return 8 * (4 * int(sizes.sum()) + 4 * int(sizes.max()) ** 2)
 
 
+@kinds
 def gradients(*, loss: str | None = None) -> Measurement:
     """Where the gradient of a loss goes, layer by layer and parameter by parameter, by `vgjax.gradient_flow`.
 
@@ -169,6 +170,7 @@ class NaiveReadings(Measurement):
         return 8 * 4 * int(state_sizes(network).sum())
 
 
+@kinds
 def naive_readings(dtype: str = "float32", *, loss: str | None = None) -> Measurement:
     """Which layers' gradients a plain pass in a dtype reads as 0 or not finite, by `vgjax.naive_reading`.
 
@@ -220,6 +222,7 @@ class Correlations(Measurement):
         return 8 * (24 * int(state_sizes(network).max()) + 4 * (network.depth + 1))
 
 
+@kinds
 def correlations(*, stream: bool = False) -> Measurement:
     """The correlation of two inputs at every layer, and 1 - c however small, by `vgjax.correlation`.
 
@@ -322,6 +325,7 @@ def _drawn(network: Network) -> Parameters:
     return jax.eval_shape(lambda key: init(key, network), jax.random.key(0))
 
 
+@kinds
 def spectra(depths: Sequence[int] | None = None, *, from_input: bool = False, dtype: str | None = None) -> Measurement:
     """ln of every singular value of J_{m<-0} at a set of depths m, by `vgjax.log_singular_values`.
 
@@ -380,6 +384,7 @@ class LyapunovExponents(Measurement):
         return _jacobian.computing(_drawn(network), self.dtype)
 
 
+@kinds
 def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: str | None = None) -> Measurement:
     """Growth rates of directions per layer, by `vgjax.lyapunov_exponents`.
 
@@ -419,6 +424,7 @@ class FrobeniusNorms(Measurement):
         return 8 * (self.probes or units) * (6 * units + network.depth + 1)
 
 
+@kinds
 def frobenius(probes: int | None = None) -> Measurement:
     """ln ||J_{l<-0}||_F at every layer, by `vgjax.log_frobenius`.
 

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, kinds, known, positive_integer
 from vgjax.ensembles import runner
 from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
@@ -46,6 +45,7 @@ MEASUREMENTS = (
 """Names that a text in place of a measurement may have meant, those of later wings too."""
 
 
+@kinds
 def sweep(
     network: Networks,
     *inputs: ArrayLike,

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from vgjax.checks import ArrayLike, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, kinds, positive_integer, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, to_float_clipped
 from vgjax.initializers import Scales
 from vgjax.measure import graded
@@ -30,6 +30,7 @@ from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
 
 
+@kinds
 @dataclass(frozen=True)
 class Spectrum:
     """Singular values of the Jacobian of one network, at a set of depths.
@@ -93,6 +94,7 @@ def spectral_statistics(log_singular_values: np.ndarray) -> dict[str, np.ndarray
 # --- the whole spectrum ---------------------------------------------------------------------------------------------
 
 
+@kinds
 def log_singular_values(
     parameters: Parameters,
     scales: Scales,

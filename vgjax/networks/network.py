@@ -17,11 +17,12 @@ import numpy as np
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
-from vgjax.checks import ArrayLike, is_traced, known
+from vgjax.checks import ArrayLike, is_traced, kinds, known
 from vgjax.initializers import Scale, Scales
 from vgjax.networks.layer import shape_after
 
 
+@kinds
 @dataclass(frozen=True)
 class Stage:
     """``depth`` blocks of one spec in a row; one scan, so compile time does not depend on depth.
@@ -48,6 +49,7 @@ class Stage:
             raise ValueError(f"{name} must keep the shape of its state to stand in a stage of {self.depth}")
 
 
+@kinds
 @dataclass(frozen=True, repr=False)
 class Network:
     """A deep network as a static, hashable description; what is traced are `Parameters`, `Scales` and inputs.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from vgjax.checks import kinds
 from vgjax.networks.layer import Tree, draw, parameter_dtype
 from vgjax.networks.network import Network
 
@@ -43,6 +44,7 @@ class Parameters:
         floats = (leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
         return next(floats, jnp.dtype(jnp.float32))
 
+    @kinds
     def astype(self, dtype: Any) -> "Parameters":
         """The same draws in another floating-point dtype."""
         return as_dtype(dtype, self)
@@ -58,6 +60,7 @@ class Stream(NamedTuple):
     keys: Array
 
 
+@kinds
 def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
     """Draw a network's parameters at unit gain.
 

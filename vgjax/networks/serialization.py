@@ -12,6 +12,7 @@ from flax import nnx
 from vgjax import activations, blocks
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
+from vgjax.checks import kinds
 from vgjax.networks.network import Network, Stage
 
 Json = dict[str, Any]
@@ -21,6 +22,7 @@ _BLOCKS = {
 }
 
 
+@kinds
 def network_to_json(network: Network) -> Json:
     """A network as nested dicts, lists, strings and numbers."""
     return {
@@ -32,6 +34,7 @@ def network_to_json(network: Network) -> Json:
     }
 
 
+@kinds
 def network_from_json(described: Json) -> Network | None:
     """The network that `network_to_json` described; None if it holds a block or an activation of a user's own, or if
     the description is not one that this version reads."""

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vgjax.checks import kinds
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from vgjax.ensembles.result import Result
 
 
+@kinds
 @styled
 def remedies(*found: "Result") -> "Figure":
     """What remedies do: the gradient of the first layer against the last, and the first step it makes.

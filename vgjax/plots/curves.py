@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+from vgjax.checks import ArrayLike, kinds
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vgjax.theory import Band
 
 
+@kinds
 @styled
 def depth_profile(
     curves: Mapping[str, ArrayLike],
@@ -60,6 +61,7 @@ def depth_profile(
     return figure
 
 
+@kinds
 def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, colour: str, name: str) -> None:
     """One curve: the mean over seeds as a line, their range as a band, the float32 reading as dots that end in a cross.
 
@@ -89,6 +91,7 @@ def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, 
 _BAND_LINE: dict[str, Any] = {"color": "k", "linestyle": (0, (2, 4)), "linewidth": 0.9}  # the curve shows through
 
 
+@kinds
 def draw_band(ax: "Axes", band: "Band") -> None:
     """A predicted mean as a dashed line, one standard deviation to either side as thin ones; shapes ``(layers,)``."""
     layers = np.arange(len(band.mean))
@@ -114,6 +117,7 @@ def _float32_sums() -> tuple[float, float]:
     return -126 / 2 * np.log(2), 128 / 2 * np.log(2)
 
 
+@kinds
 @styled
 def spectrum(found: "Spectrum", *, title: str | None = None) -> "Figure":
     """Singular values of the Jacobian, largest first, one curve a depth; what is lost is told in the legend.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vgjax.checks import kinds
 from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
 from vgjax.training.boundary import converged_of
 from vgjax.training.trainability import best
@@ -28,6 +29,7 @@ LINES: tuple[Any, ...] = (
 )
 
 
+@kinds
 @styled
 def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Figure":
     """Loss curves of several trainings, and for each the gradient over layer and step as a heat map.
@@ -53,6 +55,7 @@ def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Fi
     return figure
 
 
+@kinds
 def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1) -> None:
     """One loss curve a training, on a logarithmic axis; a cross where it stops being finite.
 
@@ -73,6 +76,7 @@ def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1
     ax.legend(handlelength=2.4, fontsize=7)
 
 
+@kinds
 def draw_gradient_heat(
     ax: "Axes", steps: np.ndarray, log_gradient: np.ndarray, reach: tuple[float, float] | None = None
 ) -> Any:
@@ -98,6 +102,7 @@ def draw_gradient_heat(
 # --- the trainability map -------------------------------------------------------------------------------------------
 
 
+@kinds
 @styled
 def trainability_map(
     result: "Result",
@@ -130,6 +135,7 @@ def trainability_map(
     return figure
 
 
+@kinds
 def draw_trainability(
     ax: "Axes",
     variance: np.ndarray,
@@ -170,6 +176,7 @@ def draw_trainability(
 # --- the boundary ---------------------------------------------------------------------------------------------------
 
 
+@kinds
 @styled
 def trainability_boundary(*results: "Result", titles: Sequence[str] = (), seed: int = 0) -> "Figure":
     """Where small networks converge and where they diverge, over two learning rates (or a learning rate and a scale).
@@ -191,6 +198,7 @@ def trainability_boundary(*results: "Result", titles: Sequence[str] = (), seed: 
     return figure
 
 
+@kinds
 def draw_boundary(ax: "Axes", result: "Result", *, seed: int = 0) -> Any:
     """Blue where the loss of one draw goes down, darker the sooner; red where it does not, darker the sooner it is
     lost.

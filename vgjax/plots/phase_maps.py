@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vgjax.checks import kinds
 from vgjax.plots.style import (
     THEORY,
     colour_bar,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vgjax.ensembles.result import Result
 
 
+@kinds
 @styled
 def phase_map(
     sweep: "Result", *, at: float = 0.05, title: str | None = None, theory: "Comparison | None" = None
@@ -73,6 +75,7 @@ def phase_map(
     return figure
 
 
+@kinds
 def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, reach: float | None = None) -> Any:
     """The growth per layer as colours centred on the edge between vanishing and exploding, which is drawn.
 
@@ -92,6 +95,7 @@ def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, rea
     return mesh
 
 
+@kinds
 def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> Any:
     """The edge of chaos at infinite width over the measured one.
 
@@ -111,6 +115,7 @@ def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> 
     return line
 
 
+@kinds
 def name_edges(ax: "Axes", theory: Any) -> None:
     """A legend for the measured edge and, given its line, the one of theory."""
     from matplotlib.lines import Line2D
@@ -130,6 +135,7 @@ def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> N
             text_on_map(ax, float(x[column]), float(y[row]), name)
 
 
+@kinds
 def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, lost: np.ndarray) -> Any:
     """The gradient against depth as colours centred on 1, with the depths from which a plain float32 reading is 0 or
     not finite.
@@ -170,6 +176,7 @@ def along_first(sweep: "Result", at: float) -> tuple[np.ndarray, np.ndarray, str
     return mean[:, row], lost[:, row], f"along {label(name).split()[-1]} = {values[row]:.2g}"
 
 
+@kinds
 def describe(sweep: "Result") -> str:
     """Activation, width and depth of what was swept, as far as the sweep knows."""
     networks = [network for network in sweep.networks.values() if network is not None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from vgjax.checks import kinds
 from vgjax.files import whole_file
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+@kinds
 @styled
 def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
     """Write a figure as PNG and PDF, each whole or not at all, the same bytes for the same figure.
@@ -88,22 +90,26 @@ def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", 
     return written
 
 
+@kinds
 def label(name: str) -> str:
     """A scale's name as it stands on an axis."""
     return NAMES.get(name, name.replace("_", " "))
 
 
+@kinds
 def factor(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a factor."""
     return f"×{np.exp(log):.2g}"
 
 
+@kinds
 def power_of_ten(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a power of ten."""
     exponent = log / LN10
     return f"$10^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-6 else f"$10^{{{exponent:.1f}}}$"
 
 
+@kinds
 def powers_of_ten(low: float, high: float) -> np.ndarray:
     """About seven whole powers of ten within an interval of natural logarithms."""
     from matplotlib.ticker import MaxNLocator
@@ -112,6 +118,7 @@ def powers_of_ten(low: float, high: float) -> np.ndarray:
     return ticks[(ticks >= low) & (ticks <= high)]
 
 
+@kinds
 def factor_ticks(reach: float) -> np.ndarray:
     """ln of round factors within +-reach, evenly enough spread."""
     ticks = [0.0]
@@ -125,6 +132,7 @@ def factor_ticks(reach: float) -> np.ndarray:
     return np.array([*below[:0:-1], *ticks])
 
 
+@kinds
 def colour_bar(
     figure: "Figure", ax: Any, mesh: Any, text: str, ticks: np.ndarray, format: Callable[..., str], extend: str = "both"
 ) -> None:

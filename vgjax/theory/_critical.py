@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, not_negative
+from vgjax.checks import ArrayLike, finite, kinds, not_negative
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table
@@ -28,6 +27,7 @@ _TANGENT = 1e-6  # |slope - 1| that counts as half-stable: at a fold the slope i
 _VANISHING = 1e-6  # E phi^2 / (q E phi'^2) - 1 at the lowest q, below which phi is linear there
 
 
+@kinds
 @dataclass(frozen=True, eq=False)
 class Critical:
     """Critical points, or the reasons why there are none; numpy float64 and strings, all of one shape.
@@ -72,6 +72,7 @@ class _Point(NamedTuple):
     reason: str = ""
 
 
+@kinds
 def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q: ArrayLike | None = None) -> Critical:
     """Where chi = 1: sigma_w at given sigma_b, or both scales at given fixed points q.
 

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import known, not_negative, positive_integer
+from vgjax.checks import ArrayLike, kinds, known, not_negative, positive_integer
 from vgjax.theory._chebyshev import Axis, Curve, coefficients, curve, locate, polynomials
 from vgjax.theory._gaussian import ActivationLike, line
 from vgjax.theory._mean_field import mean_field
@@ -64,6 +63,7 @@ class Band(NamedTuple):
 # --- one layer ------------------------------------------------------------------------------------------------------
 
 
+@kinds
 def log_gain_moments(activation: ActivationLike, width: int, q: float = 1.0) -> LogMoments:
     """Mean and variance of ln ||J u||^2 over one Gaussian layer from n to n units, sigma_w^2 E phi'^2 = 1, ||u|| = 1.
 
@@ -162,6 +162,7 @@ def _log_chi_square(n: int) -> LogMoments:
 # --- homogeneous activations ----------------------------------------------------------------------------------------
 
 
+@kinds
 def fourth_moment(widths: Sequence[int], activation: ActivationLike = "relu") -> float:
     """E ||J u||^4 / ||u||^4 of a homogeneous activation in He's scaling without bias, u a random direction; exact.
 
@@ -188,6 +189,7 @@ def fourth_moment(widths: Sequence[int], activation: ActivationLike = "relu") ->
         return float(ends * np.prod(1 + k / np.array(sizes[:-1])))
 
 
+@kinds
 def log_normal_beta(widths: Sequence[int], activation: ActivationLike = "relu") -> float:
     """beta of the limit law ln(||J u||^2 n_0 / n_L) ~ N(-beta/2, beta), for depth and width large together.
 
@@ -219,6 +221,7 @@ def _sizes(widths: Sequence[int]) -> list[int]:
 # --- any activation -------------------------------------------------------------------------------------------------
 
 
+@kinds
 def band(
     activation: ActivationLike,
     widths: Sequence[int],

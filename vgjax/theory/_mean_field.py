@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite
+from vgjax.checks import ArrayLike, finite, kinds
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import EVERY, ONE, OSCILLATES, SEVERAL, UNBOUNDED, ZERO, all_crossings, first_crossings
 from vgjax.theory._moments import MomentTable, moment_table
@@ -56,6 +55,7 @@ class FixedPoint(NamedTuple):
     stable: bool
 
 
+@kinds
 @dataclass(frozen=True, eq=False)
 class MeanField:
     """Mean field at one pair of scales or at many; numpy float64 and strings, all of the scales' broadcast shape.
@@ -152,6 +152,7 @@ class MeanField:
         return c_star.reshape(shape)[()], slope.reshape(shape)[()]
 
 
+@kinds
 def mean_field(
     activation: ActivationLike,
     sigma_w: ArrayLike,

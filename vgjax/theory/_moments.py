@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import untraced
+from vgjax.checks import ArrayLike, kinds, untraced
 from vgjax.theory._chebyshev import Axis, Curve, axis, curve
 from vgjax.theory._gaussian import ActivationLike, at_once, nodes
 from vgjax.theory._pieces import REACH, Pieces, pieces
@@ -47,6 +46,7 @@ class Moments(NamedTuple):
     growth: Any
 
 
+@kinds
 def moments(activation: ActivationLike, q: ArrayLike) -> Moments:
     """E phi^2, E phi'^2 and q d/dq E phi^2 at any variance, the limits at 0 and infinity included.
 

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, positive_integer
 from vgjax.theory._gaussian import ActivationLike, pair
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import PairTable, pair_table
@@ -46,6 +45,7 @@ class Propagation(NamedTuple):
         return None if self.one_minus_c is None else 1 - self.one_minus_c
 
 
+@kinds
 def propagate(
     activation: ActivationLike,
     sigma_w: ArrayLike,

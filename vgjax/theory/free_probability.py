@@ -22,7 +22,7 @@ import numpy as np
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, known, not_negative, positive_integer
+from vgjax.checks import finite, kinds, known, not_negative, positive_integer
 from vgjax.theory._free_curve import FreeCurve
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._slopes import SMALLEST_Q, SquaredSlopes, squared_slopes
@@ -30,6 +30,7 @@ from vgjax.theory._slopes import SMALLEST_Q, SquaredSlopes, squared_slopes
 # --- moments --------------------------------------------------------------------------------------------------------
 
 
+@kinds
 def spectrum_variance(activation: ActivationLike, q: float, depth: int, kernel_init: str = "gaussian") -> float:
     """Variance of the eigenvalues of J J^T (the squared singular values) in units of their squared mean.
 
@@ -63,6 +64,7 @@ def _moments(activation: ActivationLike, q: float) -> tuple[float, float]:
     return mean, along.mean((squared / mean - 1) ** 2) if mean else math.nan
 
 
+@kinds
 def q_for_variance(activation: ActivationLike, depth: int, variance: float) -> float | None:
     """The smallest q in [1e-12, 1e4] at which orthogonal weights give the spectrum that relative variance.
 
@@ -103,6 +105,7 @@ def q_for_variance(activation: ActivationLike, depth: int, variance: float) -> f
 # --- the edge -------------------------------------------------------------------------------------------------------
 
 
+@kinds
 def log_largest_singular_value(
     activation: ActivationLike,
     q: float,
@@ -215,6 +218,7 @@ class SpectralDensity(NamedTuple):
         return self.density_of_logs * np.exp(-self.log_s)
 
 
+@kinds
 def spectral_density(
     activation: ActivationLike,
     q: float,
@@ -267,6 +271,7 @@ def _atoms(slopes: SquaredSlopes, depth: int, gaussian: int, log_sigma2: float) 
 # --- universal limits -----------------------------------------------------------------------------------------------
 
 
+@kinds
 def universal_density(kind: str, variance: float, points: int = 400) -> SpectralDensity:
     """The limit of `spectral_density` for critical orthogonal weights as L -> infinity at a fixed relative variance.
 

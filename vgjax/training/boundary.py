@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgjax.checks import positive_integer, whole_numbers
+from vgjax.checks import kinds, positive_integer, whole_numbers
 from vgjax.ensembles.result import Result
 from vgjax.training.trainability import RATE, check_trainings
 
@@ -36,6 +36,7 @@ def _border(converged: np.ndarray) -> np.ndarray:
     return np.asarray(corners.any(axis=0) & ~corners.all(axis=0))
 
 
+@kinds
 def box_dimension(converged: np.ndarray) -> BoxCount:
     """The box-counting dimension of the border between True and False on a grid.
 
@@ -67,6 +68,7 @@ def _boxes(edge: np.ndarray, size: int) -> float:
     return float(np.count_nonzero(inside)) / size**2
 
 
+@kinds
 def zoom(
     result: Result,
     factor: float,

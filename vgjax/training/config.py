@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from vgjax.checks import known, not_negative, positive_integer
+from vgjax.checks import kinds, known, not_negative, positive_integer
 from vgjax.data import Examples
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import init
@@ -45,6 +45,7 @@ up over the first tenth of the steps and then along a cosine."""
 _INTERVALS = 20  # between snapshots, if nothing is said
 
 
+@kinds
 @dataclass(frozen=True)
 class SnapshotConfig:
     """When a training is looked at, and at what.
@@ -68,6 +69,7 @@ class SnapshotConfig:
         if self.steps is not None:  # as a tuple it can be compiled for
             object.__setattr__(self, "steps", tuple(np.asarray(self.steps, dtype=float).ravel().tolist()))
 
+    @kinds
     def steps_of(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training of that many updates, ascending, with the last.
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vgjax.checks import finite, known, not_negative, positive_integer
+from vgjax.checks import finite, kinds, known, not_negative, positive_integer
 from vgjax.data import Examples
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, computing
@@ -60,6 +60,7 @@ class ContinuousTraining(NamedTuple):
         """Whether every time was reached."""
         return self.status == "complete"
 
+    @kinds
     def at(self, i: int) -> Parameters:
         """The ordinary parameters at one of the times, in JAX (in float64 where that is enabled)."""
         return jax.tree.map(lambda a: jnp.asarray(a[i]), self.parameters)
@@ -68,6 +69,7 @@ class ContinuousTraining(NamedTuple):
 _STATUSES = ("complete", "max_steps", "stalled")
 
 
+@kinds
 def train_continuously(
     parameters: Parameters,
     scales: Scales,

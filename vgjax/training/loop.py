@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
@@ -92,6 +92,7 @@ class Training(NamedTuple):
         return bool(self.first_nonfinite < len(self.loss))
 
 
+@kinds
 def train(
     parameters: Parameters,
     scales: Scales,

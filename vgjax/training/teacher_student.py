@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import ArrayLike, kinds, not_negative, positive_integer
 from vgjax.data import Examples, sphere
 from vgjax.initializers import Scales
 from vgjax.networks.network import Network, check_input, check_scales
@@ -16,6 +15,7 @@ from vgjax.networks.parameters import Parameters, init
 from vgjax.training.problem import outputs
 
 
+@kinds
 def teacher(
     key: Array,
     network: Network,

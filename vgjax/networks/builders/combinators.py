@@ -20,7 +20,7 @@ from vgjax.blocks import Spec, spec
 from vgjax.blocks.dense import Affine
 from vgjax.blocks.normalization import NORMS
 from vgjax.blocks.protocol import block_info
-from vgjax.checks import finite, known, positive_integer
+from vgjax.checks import finite, kinds, known, positive_integer
 
 Phi = str | Activation | Elementwise
 """An activation: a name, an `Activation` or a callable."""
@@ -47,6 +47,7 @@ class Normalization(NamedTuple):
         return spec(blocks.Norm, self.kind, features, epsilon=self.epsilon, dtype=dtype, **groups)
 
 
+@kinds
 def norm(
     kind: str, *, epsilon: float = 1e-6, on: str = "preactivations", groups: int = 1, batch: int | None = None
 ) -> Normalization:
@@ -72,6 +73,7 @@ def norm(
     return Normalization(kind, float(epsilon), on, positive_integer("groups", groups), batch)
 
 
+@kinds
 def dense(
     fan_in: int,
     fan_out: int,
@@ -108,6 +110,7 @@ def dense(
     return spec(blocks.Dense, *sizes, **_affine(activation, kernel_init, bias_init, dtype, names), **around)
 
 
+@kinds
 def conv(
     channels_in: int,
     channels_out: int,
@@ -143,6 +146,7 @@ def conv(
     return spec(blocks.Conv, *channels, **options, **window, **around)
 
 
+@kinds
 def chain(*layers: Spec, **parts: Spec) -> Spec:
     """One block behind the other.
 
@@ -155,6 +159,7 @@ def chain(*layers: Spec, **parts: Spec) -> Spec:
     return spec(blocks.Chain, **{f"layer_{i + 1}": layer for i, layer in enumerate(layers)}, **parts)
 
 
+@kinds
 def residual(
     branch: Spec,
     *,

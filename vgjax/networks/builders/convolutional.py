@@ -8,13 +8,14 @@ from jax.typing import DTypeLike
 
 from vgjax import activations, blocks
 from vgjax.blocks import Spec, spec
-from vgjax.checks import positive_integer
+from vgjax.checks import kinds, positive_integer
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, conv, dense, norm
 from vgjax.networks.builders.recipes import STACK_SCHEMES, Branch, as_branch, end_init, residual_block, sizes
 from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
 
+@kinds
 def cnn(
     *,
     channels: int,
@@ -54,6 +55,7 @@ BATCH_NORM = norm("batch", batch=32)
 """That of `resnet`: 32 images are one state, whose examples depend on each other."""
 
 
+@kinds
 def resnet(
     *,
     channels: int | Sequence[int] = (16, 32, 64),

@@ -9,13 +9,14 @@ from jax.typing import DTypeLike
 
 from vgjax import activations
 from vgjax.blocks import Spec
-from vgjax.checks import positive_integer
+from vgjax.checks import kinds, positive_integer
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, dense
 from vgjax.networks.builders.recipes import STACK_SCHEMES, Branch, as_branch, end_init, residual_block, sizes
 from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
 
+@kinds
 def mlp(
     *,
     width: int | Sequence[int],

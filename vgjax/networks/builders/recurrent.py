@@ -7,11 +7,12 @@ from jax.typing import DTypeLike
 
 from vgjax import activations, blocks, initializers
 from vgjax.blocks import spec
-from vgjax.checks import known, positive_integer
+from vgjax.checks import kinds, known, positive_integer
 from vgjax.networks.builders.combinators import Phi, dense, dtype_name
 from vgjax.networks.network import Network, Stage
 
 
+@kinds
 def rnn(
     *,
     width: int,
@@ -61,6 +62,7 @@ def rnn(
     )
 
 
+@kinds
 def lstm(
     *,
     width: int,
@@ -91,6 +93,7 @@ def lstm(
     )
 
 
+@kinds
 def gru(
     *,
     width: int,

@@ -8,11 +8,12 @@ import jax
 from flax import nnx
 
 from vgjax.blocks import Spec, spec
-from vgjax.checks import positive_integer
+from vgjax.checks import kinds, positive_integer
 from vgjax.networks.layer import parameter_dtype, shape_after
 from vgjax.networks.network import Network, Stage
 
 
+@kinds
 def stack(
     block: Spec | type[nnx.Module],
     *arguments: Hashable,
@@ -49,6 +50,7 @@ def stack(
     return sequential(copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
 
 
+@kinds
 def sequential(
     specs: Iterable[Spec],
     *,
@@ -87,6 +89,7 @@ def sequential(
     return Network(stem, tuple(stages), head, shape, name)
 
 
+@kinds
 def tied(network: Network) -> Network:
     """The same network with one draw for all its layers: an autonomous recurrence.
 
@@ -99,6 +102,7 @@ def tied(network: Network) -> Network:
     return replace(network, stages=(replace(network.stages[0], tied=True),))
 
 
+@kinds
 def untied(network: Network) -> Network:
     """The same network with a draw of its own for every layer: a recurrence with new weights at every step, which is
     what mean-field theory assumes."""
