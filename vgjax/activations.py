@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import kinds, known, untraced
+from vgjax.checks import ArrayLike, kinds, known, untraced
 from vgjax.floatexp import FloatExp, to_float_clipped
 
 Elementwise = Callable[[Array], Array]
@@ -42,13 +42,14 @@ class Activation:
     homogeneous: bool = False
 
     @kinds
-    def __call__(self, h: Array) -> Array:
+    def __call__(self, h: ArrayLike) -> Array:
         """phi(h), elementwise; differentiates to `slope`."""
-        return _differentiable(self)(h)
+        return _differentiable(self)(h if hasattr(h, "dtype") else jnp.asarray(h))
 
     @kinds
-    def derivative(self, h: Array) -> Array:
+    def derivative(self, h: ArrayLike) -> Array:
         """phi'(h), elementwise; at a kink the value JAX gives (0 for ReLU at 0)."""
+        h = jnp.asarray(h)
         return jax.jvp(self, (h,), (jnp.ones_like(h),))[1]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -61,7 +62,6 @@ class Activation:
         return _facts(self)
 
 
-@kinds
 @dataclass(frozen=True)
 class Facts:
     """What phi tends to at the two ends of the float range, and its largest slope.

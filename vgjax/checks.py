@@ -18,7 +18,7 @@ from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
 import jax
 import jax.typing
 import numpy as np
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+from beartype import BeartypeConf, FrozenDict, beartype
 from beartype.door import is_bearable
 from beartype.vale import Is
 from jax.typing import DTypeLike
@@ -62,6 +62,14 @@ def _real(dtype: Any) -> bool:
     return any(jax.numpy.issubdtype(dtype, kind) for kind in (np.integer, np.floating, np.bool_))
 
 
+def is_float_dtype(value: Any) -> bool:
+    """Whether a value names a dtype that networks come in, float32 or float64."""
+    try:
+        return isinstance(value, (str, type, np.dtype)) and np.dtype(value).name in ("float32", "float64")
+    except TypeError:
+        return False
+
+
 def _listed(holds: Callable[[Any], bool]) -> Any:
     """A list, or an array of one axis, for all of whose members something holds."""
 
@@ -93,7 +101,7 @@ class _WrongKind(TypeError):
 
 _CONF = BeartypeConf(
     # beartype looks at one member of a list, chosen at random, and knows no numbers but Python's.
-    hint_overrides=BeartypeHintOverrides(
+    hint_overrides=FrozenDict(
         {
             int: Annotated[object, Is[is_whole]],
             float: Annotated[object, Is[is_number]],
@@ -103,7 +111,8 @@ _CONF = BeartypeConf(
             Sequence[float]: _listed(is_number),
             tuple[float, ...]: _listed(is_number),
             Sequence[str]: _listed(lambda value: isinstance(value, str)),
-            DTypeLike: object,  # `dtype_name` says more
+            DTypeLike: Annotated[object, Is[is_float_dtype]],
+            np.ndarray: Annotated[object, Is[lambda value: isinstance(value, (np.ndarray, np.generic, jax.Array))]],
         }
     ),
     is_color=False,
@@ -113,8 +122,9 @@ _CONF = BeartypeConf(
 _WORDS: dict[Any, str] = {
     ArrayLike: "an array of numbers",
     Key: "a key (of jax.random.key)",
-    jax.Array: "a jax.Array",
-    np.ndarray: "a numpy array",
+    jax.Array: "an array of JAX",
+    np.ndarray: "an array",
+    DTypeLike: "float32 or float64",
     int: "a whole number",
     float: "a number",
     bool: "True or False",
@@ -131,8 +141,13 @@ _WORDS: dict[Any, str] = {
     "Result": "a Result (of vgjax.sweep)",
     "Examples": "Examples (vgjax.data.Examples(inputs, labels))",
     "Training": "a Training (of vgjax.train)",
-    "Axes": "matplotlib's Axes",
-    "Figure": "matplotlib's Figure",
+    "Axes": "matplotlib Axes",
+    "Figure": "a matplotlib Figure",
+    "Data": "Examples (vgjax.data.Examples(inputs, labels))",
+    "Rngs": "flax.nnx.Rngs",
+    "Module": "a flax.nnx.Module",
+    "GradientTransformation": "an optax optimizer",
+    "Hashable": "hashable",
     "Spectrum": "a Spectrum (of vgjax.log_singular_values)",
     "Comparison": "a Comparison (of vgjax.compare)",
     "Band": "a Band (of vgjax.theory.band)",

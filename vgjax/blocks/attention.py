@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from vgjax import initializers
 from vgjax.checks import kinds
@@ -48,7 +49,7 @@ class Attention(nnx.Module):
         *,
         causal: bool = False,
         kernel_init: str = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if width % heads:

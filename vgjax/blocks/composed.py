@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
@@ -91,7 +92,7 @@ class Residual(nnx.Module):
         shortcut: Spec | None = None,
         gate: bool = False,
         defaults: tuple[tuple[str, float], ...] = (),
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.branch = branch.build(rngs)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from vgjax import initializers
 from vgjax.blocks.dense import Affine
@@ -40,7 +41,7 @@ class Conv(Affine):
         strides: int = 1,
         padding: str = "circular",
         kernel_init: str = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,
     ):

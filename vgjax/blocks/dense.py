@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
@@ -52,7 +53,7 @@ class Affine(nnx.Module):
         after: Spec | None = None,
         names: tuple[str, str] = ("sigma_w", "sigma_b"),
         bias_init: str = "gaussian",
-        dtype: Any,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.activation = activations.get(activation)
@@ -130,7 +131,7 @@ class Dense(Affine):
         fan_out: int,
         *,
         kernel_init: str = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,
     ):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from vgjax.checks import kinds, known
 from vgjax.initializers import Scale, Scales
@@ -37,7 +38,7 @@ class Dropout(nnx.Module):
 
     @kinds
     def __init__(
-        self, shape: tuple[int, ...], *, distribution: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self, shape: tuple[int, ...], *, distribution: str = "bernoulli", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ):
         self.distribution = known("dropout", distribution, ("bernoulli", "gaussian"))
         self.noise = Mask(jnp.zeros(shape, dtype))

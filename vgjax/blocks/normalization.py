@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from vgjax.checks import kinds, known
 from vgjax.floatexp import FloatExp, add, euler, from_float, residual_exponent, to_float_clipped, with_zero_exponent
@@ -38,7 +39,7 @@ class Norm(nnx.Module):
         *,
         epsilon: float = 1e-6,
         groups: int = 1,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.kind = known("norm", kind, NORMS)

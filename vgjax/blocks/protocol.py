@@ -36,7 +36,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.activations import Activation
-from vgjax.checks import kinds, known
+from vgjax.checks import ArrayLike, kinds, known
 from vgjax.floatexp import FloatExp, euler
 from vgjax.initializers import KINDS, Scale, Scales
 
@@ -102,13 +102,13 @@ def scales_of(*blocks: Any) -> dict[str, Scale]:
     return scales
 
 
-def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, ...]:
+def arguments(block: nnx.Module, scales: Scales, x: ArrayLike | None) -> tuple[Any, ...]:
     """What a block is called with beside its state."""
     return (*([scales] if scales_of(block) else []), *([x] if x is not None else []))
 
 
 @kinds
-def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
+def call(block: Any, h: ArrayLike, scales: Scales, x: ArrayLike | None = None) -> Array:
     """The block on a plain array, with the scales it declares and its own input if it is driven."""
     # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
     with jax.default_matmul_precision("highest"):
@@ -117,7 +117,7 @@ def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
 
 @kinds
 def step(
-    block: Any, state: FloatExp, scales: Scales, x: Array | None = None, homogeneity: tuple[int, int] | None = None
+    block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None, homogeneity: tuple[int, int] | None = None
 ) -> FloatExp:
     """The block on a normalized scaled number of any size; the result is not normalized.
 

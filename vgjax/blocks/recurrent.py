@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
@@ -35,6 +36,7 @@ class _Cell(nnx.Module):
 
     gates: ClassVar[int] = 1
 
+    @kinds
     def __init__(
         self,
         width: int,
@@ -43,7 +45,7 @@ class _Cell(nnx.Module):
         kernel_init: str = "gaussian",
         input_kernel_init: str = "gaussian",
         bias_init: str = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         def kernels(name: str, fan_in: int) -> nnx.Param:
@@ -167,7 +169,7 @@ class GRUCell(_Cell):
         inputs: int,
         *,
         bias_init: str = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
         **options: Any,
     ):

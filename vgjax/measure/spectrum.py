@@ -30,7 +30,6 @@ from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
 
 
-@kinds
 @dataclass(frozen=True)
 class Spectrum:
     """Singular values of the Jacobian of one network, at a set of depths.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from vgjax.checks import kinds
 from vgjax.networks.layer import Tree, draw, parameter_dtype
@@ -45,7 +46,7 @@ class Parameters:
         return next(floats, jnp.dtype(jnp.float32))
 
     @kinds
-    def astype(self, dtype: Any) -> "Parameters":
+    def astype(self, dtype: DTypeLike) -> "Parameters":
         """The same draws in another floating-point dtype."""
         return as_dtype(dtype, self)
 

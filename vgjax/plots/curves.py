@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import ArrayLike, kinds
+from vgjax.measure.spectrum import Spectrum
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
+from vgjax.theory import Band
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from vgjax.measure.spectrum import Spectrum
-    from vgjax.theory import Band
+    import matplotlib.axes
+    import matplotlib.figure
 
 
 @kinds
@@ -23,8 +22,8 @@ def depth_profile(
     *,
     lost: Mapping[str, ArrayLike] | None = None,
     title: str | None = None,
-    theory: Mapping[str, "Band"] | None = None,
-) -> "Figure":
+    theory: Mapping[str, Band] | None = None,
+) -> "matplotlib.figure.Figure":
     """ln gradient norm against layer, one curve a network, seeds as a band, with the plain float32 reading ending
     where it ends.
 
@@ -62,7 +61,9 @@ def depth_profile(
 
 
 @kinds
-def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, colour: str, name: str) -> None:
+def draw_profile(
+    ax: "matplotlib.axes.Axes", log_gradient: np.ndarray, lost: np.ndarray | None, colour: str, name: str
+) -> None:
     """One curve: the mean over seeds as a line, their range as a band, the float32 reading as dots that end in a cross.
 
     Args:
@@ -92,7 +93,7 @@ _BAND_LINE: dict[str, Any] = {"color": "k", "linestyle": (0, (2, 4)), "linewidth
 
 
 @kinds
-def draw_band(ax: "Axes", band: "Band") -> None:
+def draw_band(ax: "matplotlib.axes.Axes", band: Band) -> None:
     """A predicted mean as a dashed line, one standard deviation to either side as thin ones; shapes ``(layers,)``."""
     layers = np.arange(len(band.mean))
     shown = np.where(np.isfinite(band.mean), band.mean, np.nan)
@@ -119,7 +120,7 @@ def _float32_sums() -> tuple[float, float]:
 
 @kinds
 @styled
-def spectrum(found: "Spectrum", *, title: str | None = None) -> "Figure":
+def spectrum(found: Spectrum, *, title: str | None = None) -> "matplotlib.figure.Figure":
     """Singular values of the Jacobian, largest first, one curve a depth; what is lost is told in the legend.
 
     Args:

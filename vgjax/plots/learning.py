@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import kinds
+from vgjax.ensembles.result import Result
 from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
 from vgjax.training.boundary import converged_of
+from vgjax.training.loop import Training
 from vgjax.training.trainability import best
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from vgjax.ensembles.result import Result
-    from vgjax.training.loop import Training
+    import matplotlib.axes
+    import matplotlib.figure
 
 CURVES = ("#b2182b", "#2166ac", "#4d4d4d", "#e08214", "#1b7837", "#762a83", "#01665e")
 LINES: tuple[Any, ...] = (
@@ -31,7 +30,7 @@ LINES: tuple[Any, ...] = (
 
 @kinds
 @styled
-def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Figure":
+def training(runs: Mapping[str, Training], *, title: str | None = None) -> "matplotlib.figure.Figure":
     """Loss curves of several trainings, and for each the gradient over layer and step as a heat map.
 
     Args:
@@ -56,7 +55,7 @@ def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Fi
 
 
 @kinds
-def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1) -> None:
+def draw_losses(ax: "matplotlib.axes.Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1) -> None:
     """One loss curve a training, on a logarithmic axis; a cross where it stops being finite.
 
     Args:
@@ -78,7 +77,7 @@ def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1
 
 @kinds
 def draw_gradient_heat(
-    ax: "Axes", steps: np.ndarray, log_gradient: np.ndarray, reach: tuple[float, float] | None = None
+    ax: "matplotlib.axes.Axes", steps: np.ndarray, log_gradient: np.ndarray, reach: tuple[float, float] | None = None
 ) -> Any:
     """The gradient's norm over layer and step; white where it is a true zero or does not exist.
 
@@ -105,14 +104,14 @@ def draw_gradient_heat(
 @kinds
 @styled
 def trainability_map(
-    result: "Result",
+    result: Result,
     *,
     name: str = "train_accuracy",
     xi: np.ndarray | None = None,
     multiples: Sequence[float] = (1, 3, 6),
     lost: np.ndarray | None = None,
     title: str | None = None,
-) -> "Figure":
+) -> "matplotlib.figure.Figure":
     """Accuracy after training over weight variance and depth, at the best learning rate, with the theory over it.
 
     Args:
@@ -137,7 +136,7 @@ def trainability_map(
 
 @kinds
 def draw_trainability(
-    ax: "Axes",
+    ax: "matplotlib.axes.Axes",
     variance: np.ndarray,
     depths: np.ndarray,
     accuracy: np.ndarray,
@@ -178,7 +177,7 @@ def draw_trainability(
 
 @kinds
 @styled
-def trainability_boundary(*results: "Result", titles: Sequence[str] = (), seed: int = 0) -> "Figure":
+def trainability_boundary(*results: Result, titles: Sequence[str] = (), seed: int = 0) -> "matplotlib.figure.Figure":
     """Where small networks converge and where they diverge, over two learning rates (or a learning rate and a scale).
 
     Args:
@@ -199,7 +198,7 @@ def trainability_boundary(*results: "Result", titles: Sequence[str] = (), seed: 
 
 
 @kinds
-def draw_boundary(ax: "Axes", result: "Result", *, seed: int = 0) -> Any:
+def draw_boundary(ax: "matplotlib.axes.Axes", result: Result, *, seed: int = 0) -> Any:
     """Blue where the loss of one draw goes down, darker the sooner; red where it does not, darker the sooner it is
     lost.
 
@@ -245,7 +244,7 @@ def intensity(loss: np.ndarray, converged: np.ndarray) -> np.ndarray:
     return shade
 
 
-def outline(ax: "Axes", inner: "Result") -> None:
+def outline(ax: "matplotlib.axes.Axes", inner: Result) -> None:
     """A frame around what another sweep covers; a cross where that is too small to be seen."""
     from matplotlib.patches import Rectangle
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import kinds
+from vgjax.comparison import Comparison
+from vgjax.ensembles.result import Result
 from vgjax.plots.style import (
     THEORY,
     colour_bar,
@@ -18,18 +20,15 @@ from vgjax.plots.style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from vgjax.comparison import Comparison
-    from vgjax.ensembles.result import Result
+    import matplotlib.axes
+    import matplotlib.figure
 
 
 @kinds
 @styled
 def phase_map(
-    sweep: "Result", *, at: float = 0.05, title: str | None = None, theory: "Comparison | None" = None
-) -> "Figure":
+    sweep: Result, *, at: float = 0.05, title: str | None = None, theory: Comparison | None = None
+) -> "matplotlib.figure.Figure":
     """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth
     along the first.
 
@@ -76,7 +75,9 @@ def phase_map(
 
 
 @kinds
-def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, reach: float | None = None) -> Any:
+def draw_rate(
+    ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, reach: float | None = None
+) -> Any:
     """The growth per layer as colours centred on the edge between vanishing and exploding, which is drawn.
 
     Args:
@@ -96,7 +97,7 @@ def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, rea
 
 
 @kinds
-def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> Any:
+def draw_critical_line(ax: "matplotlib.axes.Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> Any:
     """The edge of chaos at infinite width over the measured one.
 
     Args:
@@ -116,7 +117,7 @@ def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> 
 
 
 @kinds
-def name_edges(ax: "Axes", theory: Any) -> None:
+def name_edges(ax: "matplotlib.axes.Axes", theory: Any) -> None:
     """A legend for the measured edge and, given its line, the one of theory."""
     from matplotlib.lines import Line2D
 
@@ -127,7 +128,7 @@ def name_edges(ax: "Axes", theory: Any) -> None:
     )
 
 
-def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> None:
+def name_phases(ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> None:
     """The names of the two phases in the middle of each, if there is room for them; arguments as for `draw_rate`."""
     for mask, name in (((rate < 0), "ordered:\ngradients\nvanish"), (rate > 0, "chaotic:\ngradients\nexplode")):
         if mask.mean() > 0.1:
@@ -136,7 +137,7 @@ def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> N
 
 
 @kinds
-def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, lost: np.ndarray) -> Any:
+def draw_gain_against_depth(ax: "matplotlib.axes.Axes", x: np.ndarray, log_gain: np.ndarray, lost: np.ndarray) -> Any:
     """The gradient against depth as colours centred on 1, with the depths from which a plain float32 reading is 0 or
     not finite.
 
@@ -166,7 +167,7 @@ def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, los
     return mesh
 
 
-def along_first(sweep: "Result", at: float) -> tuple[np.ndarray, np.ndarray, str]:
+def along_first(sweep: Result, at: float) -> tuple[np.ndarray, np.ndarray, str]:
     """Mean log gain and naive float32 mask along the first axis, at the second's value nearest ``at``, named."""
     lost, mean = sweep.naive_lost("float32").mean(axis=0) > 0.5, sweep.mean("log_gain")
     if len(sweep.axes) == 1:
@@ -177,7 +178,7 @@ def along_first(sweep: "Result", at: float) -> tuple[np.ndarray, np.ndarray, str
 
 
 @kinds
-def describe(sweep: "Result") -> str:
+def describe(sweep: Result) -> str:
     """Activation, width and depth of what was swept, as far as the sweep knows."""
     networks = [network for network in sweep.networks.values() if network is not None]
     activation = networks[0].activation if len(networks) == 1 else None
@@ -186,7 +187,9 @@ def describe(sweep: "Result") -> str:
     return ", ".join([*parts, f"{sweep.depth} layers", f"{sweep.seeds} draw{'s' if sweep.seeds > 1 else ''}"])
 
 
-def _mesh(ax: "Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray, reach: float | None = None) -> Any:
+def _mesh(
+    ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray, reach: float | None = None
+) -> Any:
     from matplotlib.colors import CenteredNorm
 
     reach = _reach(values) if reach is None else reach

@@ -11,8 +11,8 @@ from vgjax.checks import kinds
 from vgjax.files import whole_file
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import matplotlib.axes
+    import matplotlib.figure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +66,9 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @kinds
 @styled
-def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+def save(
+    figure: "matplotlib.figure.Figure", path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")
+) -> list[Path]:
     """Write a figure as PNG and PDF, each whole or not at all, the same bytes for the same figure.
 
     Args:
@@ -134,7 +136,13 @@ def factor_ticks(reach: float) -> np.ndarray:
 
 @kinds
 def colour_bar(
-    figure: "Figure", ax: Any, mesh: Any, text: str, ticks: np.ndarray, format: Callable[..., str], extend: str = "both"
+    figure: "matplotlib.figure.Figure",
+    ax: Any,
+    mesh: Any,
+    text: str,
+    ticks: np.ndarray,
+    format: Callable[..., str],
+    extend: str = "both",
 ) -> None:
     """A colour bar in the style of the figures; pointed ends say that the colours go on beyond it."""
     bar = figure.colorbar(mesh, ax=ax, extend=extend, ticks=ticks, format=format, pad=0.02)
@@ -143,7 +151,7 @@ def colour_bar(
     bar.minorticks_off()
 
 
-def text_on_map(ax: "Axes", x: float, y: float, text: str) -> None:
+def text_on_map(ax: "matplotlib.axes.Axes", x: float, y: float, text: str) -> None:
     """Words that can be read on any colour."""
     from matplotlib.patheffects import withStroke
 

@@ -27,7 +27,6 @@ _TANGENT = 1e-6  # |slope - 1| that counts as half-stable: at a fold the slope i
 _VANISHING = 1e-6  # E phi^2 / (q E phi'^2) - 1 at the lowest q, below which phi is linear there
 
 
-@kinds
 @dataclass(frozen=True, eq=False)
 class Critical:
     """Critical points, or the reasons why there are none; numpy float64 and strings, all of one shape.

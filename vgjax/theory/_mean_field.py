@@ -55,7 +55,6 @@ class FixedPoint(NamedTuple):
     stable: bool
 
 
-@kinds
 @dataclass(frozen=True, eq=False)
 class MeanField:
     """Mean field at one pair of scales or at many; numpy float64 and strings, all of the scales' broadcast shape.
