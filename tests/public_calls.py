@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 import vgjax as vg
 from vgjax.ensembles import Measurement
-from vgjax.floatexp import FloatExp
 
 
 def public_names(module: ModuleType) -> Iterator[tuple[str, Any]]:
@@ -73,7 +72,8 @@ def public_calls() -> dict[str, Callable[..., Any]]:
             protocol = issubclass(value, (nnx.Module, vg.ensembles.Case)) or method.startswith(("_", "tree_"))
             if inspect.isfunction(function) and (not protocol or (value is vg.Activation and method == "__call__")):
                 calls[f"{name}.{method}"] = function
-    calls.pop("plots.styled")  # a decorator
+    for name in ("plots.styled", "blocks.call", "blocks.step", "activations.apply"):  # a decorator; inside programs
+        calls.pop(name)
     return calls
 
 
@@ -119,13 +119,14 @@ class World:
         axes = {"sigma_w": self.grid, "sigma_b": np.array([0.0, 0.5])}
         log_gain = np.broadcast_to(np.log(self.grid)[:, None, None] * np.arange(4), (2, 3, 2, 4)).copy()
         arrays = {"log_gain": log_gain, "log_mean_square": 0 * log_gain}
-        dims = dict.fromkeys(arrays, ("layer",))
+        arrays["first_inexact_layer"] = np.full((2, 3, 2), 4)
+        dims = dict.fromkeys(arrays, ("layer",)) | {"first_inexact_layer": ()}
         return vg.Result("gains", axes, arrays, dims, networks={"": self.network}, provenance={"state_size": 4})
 
     def trainings(self, networks: dict[str, vg.Network], axes: dict[str, np.ndarray]) -> vg.Result:
         """Whose loss falls at the first half of every axis."""
         lead = *([len(networks)] if "" not in networks else []), 1, *map(len, axes.values())
-        falls = np.add.outer(*[np.arange(n) >= n / 2 for n in lead[-2:]]).reshape(lead)
+        falls = np.arange(np.prod(lead)).reshape(lead) % lead[-1] < lead[-1] / 2
         accuracy = np.where(falls, 0.9, 0.1)[..., None]
         arrays = {"loss": np.where(falls, 0.5, 2.0)[..., None] ** np.arange(20), "train_accuracy": accuracy}
         arrays |= {"first_nonfinite": np.full(falls.shape, 20), "converged": falls, "diverged": ~falls}
@@ -261,9 +262,6 @@ def arguments(name: str) -> dict[str, Any]:
         "absorb_scales": lambda: {"parameters": w.parameters, "scales": w.scales},
         "lsuv": lambda: {"parameters": w.parameters, "scales": w.scales, "xs": w.xs},
         "calibrate": lambda: {"parameters": w.parameters, "scales": w.scales, "xs": w.xs},
-        "activations.apply": lambda: {
-            "activation": vg.activations.get("tanh"), "number": FloatExp(w.x, np.int32(0)),
-        },
         "activations.leaky_relu": lambda: {"slope": 0.1},
         "activations.registered": lambda: {"activation": vg.activations.get("tanh")},
         "activations.get": lambda: {"activation": "tanh"},
@@ -271,13 +269,13 @@ def arguments(name: str) -> dict[str, Any]:
         "blocks.Activate": lambda: {"activation": "tanh", "rngs": rngs},
         "blocks.Attention": lambda: {"width": 4, "heads": 2, "rngs": rngs},
         "blocks.Chain": lambda: {"rngs": rngs, "parts": {"first": w.spec}},
-        "blocks.Conv": lambda: {"channels_in": 2, "channels_out": 2, "rngs": rngs},
-        "blocks.Dense": lambda: {"fan_in": 4, "fan_out": 4, "rngs": rngs},
+        "blocks.Conv": lambda: {"channels_in": 2, "channels_out": 2, "rngs": rngs, "affine": {"activation": "tanh"}},
+        "blocks.Dense": lambda: {"fan_in": 4, "fan_out": 4, "rngs": rngs, "affine": {"activation": "tanh"}},
         "blocks.Dropout": lambda: {"shape": (4,), "rngs": rngs},
-        "blocks.GRUCell": lambda: {"width": 4, "inputs": 4, "rngs": rngs},
+        "blocks.GRUCell": lambda: {"width": 4, "inputs": 4, "rngs": rngs, "options": {"kernel_init": "orthogonal"}},
         "blocks.LSTMCell": lambda: {"width": 4, "inputs": 4, "rngs": rngs},
         "blocks.MinimalCell": lambda: {"width": 4, "inputs": 4, "rngs": rngs},
-        "blocks.RNNCell": lambda: {"width": 4, "inputs": 4, "options": {"rngs": rngs}},
+        "blocks.RNNCell": lambda: {"width": 4, "inputs": 4, "options": {"rngs": rngs, "kernel_init": "orthogonal"}},
         "blocks.Norm": lambda: {"kind": "layer", "features": 4, "rngs": rngs},
         "blocks.Part": lambda: {"index": 0, "rngs": rngs},
         "blocks.Pool": lambda: {"axes": 1, "rngs": rngs},
@@ -287,9 +285,7 @@ def arguments(name: str) -> dict[str, Any]:
         "blocks.Spec.build": lambda: {"self": w.spec, "rngs": rngs},
         "blocks.Spec.nested": lambda: {"self": w.spec},
         "blocks.Scale.check": lambda: {"self": vg.blocks.Scale(1.0), "name": "skip", "value": 1.0},
-        "blocks.call": lambda: {"block": w.block, "h": w.x, "scales": w.both},
         "blocks.spec": lambda: {"block": vg.blocks.Dense, "arguments": (4, 4)},
-        "blocks.step": lambda: {"block": w.block, "state": FloatExp(w.x, np.int32(0)), "scales": w.both},
         # measurements of one network
         "gradient_flow": lambda: pass_ | {"y": 1},
         "naive_reading": lambda: pass_ | {"y": 1},

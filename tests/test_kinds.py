@@ -1,6 +1,5 @@
 """Wrong arguments: whatever is given to whatever is public, it is taken or refused in one sentence."""
 
-import functools
 import inspect
 import traceback
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pytest
 from flax import nnx
 from public_calls import arguments, bound, public_calls, public_objects, world
 
@@ -40,6 +38,7 @@ def wrong_values() -> dict[str, Any]:
         "complex": 1j,
         "integers": np.arange(7),
         "floats": np.ones((2, 7), np.float32),
+        "array": jax.numpy.ones(3),
         "key": w.key,
         "network": w.network,
         "parameters": w.parameters,
@@ -59,7 +58,7 @@ def call_with(name: str, parameter: str, value: Any) -> None:
     if kind is inspect.Parameter.VAR_POSITIONAL:
         value = (value,)
     if kind is inspect.Parameter.VAR_KEYWORD:
-        value = {next(iter(given.get(parameter, {"some": None}))): value}
+        value = given[parameter] | {list(given[parameter])[-1]: value}
     call = bound(function, given | {parameter: value})
     if function.__name__ == "__init__":
         public_objects()[name](*call.args[1:], **call.kwargs)
@@ -73,7 +72,7 @@ def fault(name: str, parameter: str, value: Any) -> str | None:
         call_with(name, parameter, value)
     except Exception as error:
         said, last = str(error), traceback.extract_tb(error.__traceback__)[-1].filename
-        if not isinstance(error, (ValueError, FileNotFoundError)):
+        if not isinstance(error, (ValueError, OSError)):
             return f"{type(error).__name__}: {said:.200}"
         if not last.startswith(LIBRARY):
             return f"raised by {last}: {said:.200}"

@@ -44,12 +44,13 @@ class Activation:
     @kinds
     def __call__(self, h: ArrayLike) -> Array:
         """phi(h), elementwise; differentiates to `slope`."""
-        return _differentiable(self)(h if hasattr(h, "dtype") else jnp.asarray(h))
+        return _differentiable(self)(h if hasattr(h, "dtype") else jnp.asarray(h))  # type: ignore[arg-type]
 
     @kinds
     def derivative(self, h: ArrayLike) -> Array:
         """phi'(h), elementwise; at a kink the value JAX gives (0 for ReLU at 0)."""
         h = jnp.asarray(h)
+        h = h if jnp.issubdtype(h.dtype, jnp.floating) else h.astype(float)
         return jax.jvp(self, (h,), (jnp.ones_like(h),))[1]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -83,7 +84,6 @@ class Facts:
     above: bool
 
 
-@kinds
 def apply(activation: Activation, number: FloatExp) -> FloatExp:
     """phi of a normalized scaled number of any size, by `floatexp.euler`, with what is known about phi used to save
     work.

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.typing
+import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
 from beartype.door import is_bearable
@@ -92,7 +93,15 @@ def is_key(value: Any) -> bool:
     return value.dtype == np.uint32 and value.shape in ((2,), (4,))
 
 
-Key: TypeAlias = Annotated[jax.Array, Is[is_key]]
+RandomKey: TypeAlias = Annotated[jax.Array, Is[is_key]]
+FloatDtype: TypeAlias = Annotated[Any, Is[is_float_dtype]]
+AnyArray: TypeAlias = np.ndarray | jax.Array
+"""For shapes: ``Num[AnyArray, "rows columns"]``, which are checked too."""
+
+LARGEST = 2**31 - 1
+"""No machine holds more of anything that is counted here."""
+
+Size: TypeAlias = Annotated[int, Is[lambda value: is_whole(value) and 1 <= value <= LARGEST]]
 
 
 class _WrongKind(TypeError):
@@ -112,7 +121,7 @@ _CONF = BeartypeConf(
             tuple[float, ...]: _listed(is_number),
             Sequence[str]: _listed(lambda value: isinstance(value, str)),
             DTypeLike: Annotated[object, Is[is_float_dtype]],
-            np.ndarray: Annotated[object, Is[lambda value: isinstance(value, (np.ndarray, np.generic, jax.Array))]],
+            np.ndarray: Annotated[object, Is[lambda value: hasattr(value, "dtype") and is_numeric(value)]],
         }
     ),
     is_color=False,
@@ -121,10 +130,12 @@ _CONF = BeartypeConf(
 
 _WORDS: dict[Any, str] = {
     ArrayLike: "an array of numbers",
-    Key: "a key (of jax.random.key)",
+    RandomKey: "a key (of jax.random.key)",
     jax.Array: "an array of JAX",
     np.ndarray: "an array",
     DTypeLike: "float32 or float64",
+    FloatDtype: "float32 or float64",
+    Size: f"a whole number from 1 to {LARGEST}",
     int: "a whole number",
     float: "a number",
     bool: "True or False",
@@ -145,7 +156,9 @@ _WORDS: dict[Any, str] = {
     "Figure": "a matplotlib Figure",
     "Data": "Examples (vgjax.data.Examples(inputs, labels))",
     "Rngs": "flax.nnx.Rngs",
-    "Module": "a flax.nnx.Module",
+    "Module": "a flax.nnx.Module (into which a module of Linen or Equinox has to be rewritten)",
+    "ScalarMappable": "what matplotlib draws with colours",
+    "Line2D": "a line of matplotlib",
     "GradientTransformation": "an optax optimizer",
     "Hashable": "hashable",
     "Spectrum": "a Spectrum (of vgjax.log_singular_values)",
@@ -168,7 +181,7 @@ def kinds(decorated: Decorated) -> Decorated:
         ValueError: when called: ``name must be kind, got value``.
     """
     if inspect.isclass(decorated):
-        decorated.__init__ = kinds(decorated.__init__)  # type: ignore[misc]
+        decorated.__init__ = kinds(decorated.__init__)  # type: ignore[method-assign]
         return decorated
 
     @functools.cache
@@ -177,7 +190,9 @@ def kinds(decorated: Decorated) -> Decorated:
         # function returns is its own affair.
         same = functools.wraps(decorated)(lambda *args, **kwargs: None)
         same.__annotations__ = {name: hint for name, hint in decorated.__annotations__.items() if name != "return"}
-        return beartype(conf=_CONF)(same)
+        checked = beartype(conf=_CONF)(same)
+        shapes = any(hasattr(each, "dim_str") for hint in same.__annotations__.values() for each in _members(hint))
+        return jaxtyping.jaxtyped(checked, typechecker=None) if shapes else checked
 
     @functools.wraps(decorated)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -191,6 +206,10 @@ def kinds(decorated: Decorated) -> Decorated:
 
     wrapper.checks_kinds = True  # type: ignore[attr-defined]
     return wrapper  # type: ignore[return-value]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _sentence(function: Callable[..., Any], args: Any, kwargs: Any, complaint: str) -> str:
@@ -212,10 +231,13 @@ def _words(hint: Any) -> str:
     if isinstance(hint, typing.Hashable) and hint in _WORDS:
         return _WORDS[hint]
     if origin in (typing.Union, types.UnionType):
-        words = [*dict.fromkeys(_words(each) for each in arguments)]
+        words = [*dict.fromkeys(map(_words, arguments))]
         return f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
     if origin is Annotated:
         return _words(arguments[0])
+    if hasattr(hint, "dim_str"):
+        of = "truth values" if hint.dtype is jaxtyping.Bool else "numbers"
+        return f"an array of {of} of shape ({', '.join(hint.dim_str.split())})"
     if origin in (tuple, list, Sequence, Iterable):
         return f"a list of {_PLURALS.get(arguments[0]) or _words(arguments[0])}"
     if origin is Mapping or origin is dict:
@@ -223,7 +245,7 @@ def _words(hint: Any) -> str:
     if origin is Callable:
         return "a function"
     if origin is type:
-        return f"a class of {_words(arguments[0])}"
+        return f"a class of {_words(arguments[0]).removeprefix('a ')}"
     name = hint if isinstance(hint, str) else getattr(hint, "__forward_arg__", getattr(hint, "__name__", "thing"))
     name = name.split(".")[-1].split("[")[0]
     return _WORDS.get(name, f"a{'n' if name[0] in 'AEIOU' else ''} {name}")
@@ -256,13 +278,21 @@ def known(kind: str, name: Any, names: Iterable[str], also: str = "") -> str:
     raise ValueError(f"{kind} must be one of {', '.join(names)}{also}, got {name!r}{hint}")
 
 
-def positive_integer(name: str, value: Any) -> int:
-    """The value as an int, if it is a whole number of at least 1."""
+def positive_integer(name: str, value: Any, most: int = LARGEST) -> int:
+    """The value as an int, if it is a whole number of at least 1, and no more than a machine holds."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
     return int(value)
+
+
+def not_empty(name: str, values: Any) -> None:
+    """Pass what holds something."""
+    if not len(values):
+        raise ValueError(f"{name} must hold at least one, got none")
 
 
 def whole_numbers(name: str, values: Iterable[Any], least: int, most: int) -> list[int]:

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from vgjax import initializers
-from vgjax.checks import kinds
+from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.initializers import Scale, Scales
 
 
@@ -44,12 +43,12 @@ class Attention(nnx.Module):
     @kinds
     def __init__(
         self,
-        width: int,
-        heads: int,
+        width: Size,
+        heads: Size,
         *,
         causal: bool = False,
         kernel_init: str = "gaussian",
-        dtype: DTypeLike = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if width % heads:

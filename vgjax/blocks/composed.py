@@ -8,11 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
-from vgjax.checks import kinds
+from vgjax.checks import FloatDtype, kinds
 from vgjax.floatexp import FloatExp, add, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -92,7 +91,7 @@ class Residual(nnx.Module):
         shortcut: Spec | None = None,
         gate: bool = False,
         defaults: tuple[tuple[str, float], ...] = (),
-        dtype: DTypeLike = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.branch = branch.build(rngs)

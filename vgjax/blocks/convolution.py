@@ -5,11 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from vgjax import initializers
 from vgjax.blocks.dense import Affine
-from vgjax.checks import kinds, known
+from vgjax.checks import FloatDtype, Size, kinds, known
 
 
 class Conv(Affine):
@@ -34,14 +33,14 @@ class Conv(Affine):
     @kinds
     def __init__(
         self,
-        channels_in: int,
-        channels_out: int,
+        channels_in: Size,
+        channels_out: Size,
         *,
         kernel_size: tuple[int, ...] = (3, 3),
         strides: int = 1,
         padding: str = "circular",
         kernel_init: str = "gaussian",
-        dtype: DTypeLike = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,
     ):

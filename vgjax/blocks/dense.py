@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
-from vgjax.checks import kinds
+from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.floatexp import FloatExp, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -53,7 +52,7 @@ class Affine(nnx.Module):
         after: Spec | None = None,
         names: tuple[str, str] = ("sigma_w", "sigma_b"),
         bias_init: str = "gaussian",
-        dtype: DTypeLike,
+        dtype: FloatDtype,
         rngs: nnx.Rngs,
     ):
         self.activation = activations.get(activation)
@@ -127,11 +126,11 @@ class Dense(Affine):
     @kinds
     def __init__(
         self,
-        fan_in: int,
-        fan_out: int,
+        fan_in: Size,
+        fan_out: Size,
         *,
         kernel_init: str = "gaussian",
-        dtype: DTypeLike = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,
     ):

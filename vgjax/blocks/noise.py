@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
-from vgjax.checks import kinds, known
+from vgjax.checks import FloatDtype, kinds, known
 from vgjax.initializers import Scale, Scales
 
 
@@ -38,7 +37,12 @@ class Dropout(nnx.Module):
 
     @kinds
     def __init__(
-        self, shape: tuple[int, ...], *, distribution: str = "bernoulli", dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+        self,
+        shape: tuple[int, ...],
+        *,
+        distribution: str = "bernoulli",
+        dtype: FloatDtype = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.distribution = known("dropout", distribution, ("bernoulli", "gaussian"))
         self.noise = Mask(jnp.zeros(shape, dtype))

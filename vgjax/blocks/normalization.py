@@ -5,9 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
-from vgjax.checks import kinds, known
+from vgjax.checks import FloatDtype, Size, kinds, known
 from vgjax.floatexp import FloatExp, add, euler, from_float, residual_exponent, to_float_clipped, with_zero_exponent
 from vgjax.initializers import Scales
 
@@ -35,11 +34,11 @@ class Norm(nnx.Module):
     def __init__(
         self,
         kind: str,
-        features: int,
+        features: Size,
         *,
         epsilon: float = 1e-6,
-        groups: int = 1,
-        dtype: DTypeLike = jnp.float32,
+        groups: Size = 1,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.kind = known("norm", kind, NORMS)

@@ -107,7 +107,6 @@ def arguments(block: nnx.Module, scales: Scales, x: ArrayLike | None) -> tuple[A
     return (*([scales] if scales_of(block) else []), *([x] if x is not None else []))
 
 
-@kinds
 def call(block: Any, h: ArrayLike, scales: Scales, x: ArrayLike | None = None) -> Array:
     """The block on a plain array, with the scales it declares and its own input if it is driven."""
     # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
@@ -115,7 +114,6 @@ def call(block: Any, h: ArrayLike, scales: Scales, x: ArrayLike | None = None) -
         return block(h, *arguments(block, scales, x))
 
 
-@kinds
 def step(
     block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None, homogeneity: tuple[int, int] | None = None
 ) -> FloatExp:

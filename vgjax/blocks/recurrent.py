@@ -10,11 +10,10 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
-from vgjax.checks import kinds
+from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.initializers import Scale, Scales
 
 _SIGMAS = {
@@ -39,13 +38,13 @@ class _Cell(nnx.Module):
     @kinds
     def __init__(
         self,
-        width: int,
-        inputs: int,
+        width: Size,
+        inputs: Size,
         *,
         kernel_init: str = "gaussian",
         input_kernel_init: str = "gaussian",
         bias_init: str = "gaussian",
-        dtype: DTypeLike = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         def kernels(name: str, fan_in: int) -> nnx.Param:
@@ -85,7 +84,9 @@ class RNNCell(_Cell):
     scales: ClassVar[Mapping[str, Scale]] = _SIGMAS
 
     @kinds
-    def __init__(self, width: int, inputs: int, *, activation: str | Activation | Elementwise = "tanh", **options: Any):
+    def __init__(
+        self, width: Size, inputs: Size, *, activation: str | Activation | Elementwise = "tanh", **options: Any
+    ):
         super().__init__(width, inputs, **options)
         self.activation = activations.get(activation)
 
@@ -165,11 +166,11 @@ class GRUCell(_Cell):
     @kinds
     def __init__(
         self,
-        width: int,
-        inputs: int,
+        width: Size,
+        inputs: Size,
         *,
         bias_init: str = "gaussian",
-        dtype: DTypeLike = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **options: Any,
     ):

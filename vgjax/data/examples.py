@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import finite, is_traced, kinds, positive_integer
+from vgjax.checks import RandomKey, finite, is_traced, kinds, positive_integer
 
 
 class Examples(NamedTuple):
@@ -69,7 +69,7 @@ class Examples(NamedTuple):
 
 
 @kinds
-def sphere(key: Array, images: int, inputs: int) -> Array:
+def sphere(key: RandomKey, images: int, inputs: int) -> Array:
     """Random inputs of unit mean square (uniform on the sphere of radius sqrt(inputs)), shape ``(images, inputs)``."""
     x = jax.random.normal(key, (positive_integer("images", images), positive_integer("inputs", inputs)))
     return x * jnp.sqrt(inputs / jnp.sum(x * x, axis=1, keepdims=True))
@@ -79,7 +79,7 @@ def sphere(key: Array, images: int, inputs: int) -> Array:
 
 
 @kinds
-def split(key: Array, examples: Examples, test: float = 0.2) -> tuple[Examples, Examples]:
+def split(key: RandomKey, examples: Examples, test: float = 0.2) -> tuple[Examples, Examples]:
     """Examples in random order, cut in two: every one is in exactly one part.
 
     Args:
@@ -114,7 +114,7 @@ def _held_out(test: float, count: int) -> int:
 
 
 @kinds
-def batches(key: Array, examples: int, batch_size: int, num_steps: int) -> Array:
+def batches(key: RandomKey, examples: int, batch_size: int, num_steps: int) -> Array:
     """Which examples every step takes: each epoch is a fresh permutation, cut into full batches.
 
     What is left of an epoch beyond its ``examples // batch_size`` batches is not taken, so no example comes twice in an

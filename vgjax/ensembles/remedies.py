@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from vgjax import data
-from vgjax.checks import ArrayLike, kinds, known, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, positive_integer
 from vgjax.data import Examples
 from vgjax.ensembles.grid import Case
 from vgjax.ensembles.measurement import Arrays, Measurement
@@ -270,7 +270,7 @@ def remedies(
 
 @kinds
 def remedy_examples(
-    kind: str = "vanishing", *, layers: int | None = None, examples: int = 32, key: Array | None = None
+    kind: str = "vanishing", *, layers: int | None = None, examples: int = 32, key: RandomKey | None = None
 ) -> Examples:
     """Inputs and labels for `remedies`: digits, or for ``"recurrent"`` sequences of noise with random labels.
 

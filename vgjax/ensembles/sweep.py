@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vgjax.checks import ArrayLike, kinds, known, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, positive_integer
 from vgjax.ensembles import runner
 from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
@@ -49,7 +49,7 @@ MEASUREMENTS = (
 def sweep(
     network: Networks,
     *inputs: ArrayLike,
-    key: Array,
+    key: RandomKey,
     measure: Measurement | None = None,
     seeds: int = 8,
     scales: Scales | None = None,
@@ -98,7 +98,7 @@ def sweep(
         raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {measure!r:.80}{hint}")
     if not isinstance(key, Array):
         raise ValueError(f"key must be a jax.random.key, got {key!r:.80}")
-    seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
+    seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory, 2**62)
     fixed = Scales() if scales is None else scales
     cases, many = cases_of(network), not isinstance(network, (Network, Case))
     grids = [grid_of(case, measure, fixed, axes) for case in cases.values()]

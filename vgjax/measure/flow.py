@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, Shaped
 
-from vgjax.checks import ArrayLike, kinds, whole_numbers
+from vgjax.checks import ArrayLike, RandomKey, kinds, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer
@@ -113,7 +113,7 @@ def push_forward(
     x: ArrayLike,
     tangent: ArrayLike | None = None,
     *,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> Push:
     """ln ||J_{l<-0} u|| at every depth l, from one forward pass.
 
@@ -174,7 +174,7 @@ def pull_back(
     x: ArrayLike,
     cotangent: ArrayLike | None = None,
     *,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> Pull:
     """ln ||J_{L<-l}^T v|| for every layer l, from one forward and one reverse pass.
 
@@ -203,7 +203,7 @@ def gain_matrix(
     x: ArrayLike,
     depths: Sequence[int] | None = None,
     *,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> Pull:
     """ln ||J_{m<-l}^T v|| for all l and a set of depths m, in one reverse scan that carries one cotangent a depth.
 

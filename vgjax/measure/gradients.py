@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Key, Shaped
+from jaxtyping import Float, Shaped
 
 from vgjax.blocks.protocol import block_info
-from vgjax.checks import ArrayLike, kinds
+from vgjax.checks import ArrayLike, RandomKey, kinds
 from vgjax.floatexp import (
     ZERO,
     FloatExp,
@@ -82,7 +82,7 @@ def gradient_flow(
     y: ArrayLike | None = None,
     *,
     loss: str | None = None,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> GradientFlow:
     """Where the gradient of a loss goes: ln ||dL/ds_l|| of every layer, and of every parameter, at any depth.
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
-from vgjax.checks import ArrayLike, kinds, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, positive_integer
 from vgjax.initializers import Scales
 from vgjax.measure.flow import direction, push_all
 from vgjax.memory import MEMORY, chunk_size, chunks
@@ -37,7 +37,7 @@ def log_frobenius(
     x: ArrayLike,
     probes: int | None = None,
     *,
-    key: Array | None = None,
+    key: RandomKey | None = None,
 ) -> Frobenius:
     """ln ||J_{l<-0}||_F at every depth: exactly, or by Hutchinson's estimate, the mean of ||J u||^2 over random u.
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import DTypeLike
 
-from vgjax.checks import kinds
+from vgjax.checks import FloatDtype, RandomKey, kinds
 from vgjax.networks.layer import Tree, draw, parameter_dtype
 from vgjax.networks.network import Network
 
@@ -46,7 +45,7 @@ class Parameters:
         return next(floats, jnp.dtype(jnp.float32))
 
     @kinds
-    def astype(self, dtype: DTypeLike) -> "Parameters":
+    def astype(self, dtype: FloatDtype) -> "Parameters":
         """The same draws in another floating-point dtype."""
         return as_dtype(dtype, self)
 
@@ -62,7 +61,7 @@ class Stream(NamedTuple):
 
 
 @kinds
-def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
+def init(key: RandomKey, network: Network, *, stream: bool = False) -> Parameters:
     """Draw a network's parameters at unit gain.
 
     Layer l is drawn from ``fold_in(key, l)``, so the first layers of a deeper network are those of a shallower one.

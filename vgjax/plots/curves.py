@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Num
 
-from vgjax.checks import ArrayLike, kinds
+from vgjax.checks import AnyArray, ArrayLike, kinds, not_empty
 from vgjax.measure.spectrum import Spectrum
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
 from vgjax.theory import Band
@@ -38,6 +39,7 @@ def depth_profile(
     """
     from matplotlib.figure import Figure
 
+    not_empty("curves", curves)
     figure = Figure(figsize=(6.2, 3.1), layout="constrained")
     ax, lost = figure.subplots(), dict(lost or {})
     logs = {name: np.atleast_2d(curve) for name, curve in curves.items()}
@@ -62,7 +64,11 @@ def depth_profile(
 
 @kinds
 def draw_profile(
-    ax: "matplotlib.axes.Axes", log_gradient: np.ndarray, lost: np.ndarray | None, colour: str, name: str
+    ax: "matplotlib.axes.Axes",
+    log_gradient: Num[AnyArray, "seeds layers"],
+    lost: Bool[AnyArray, "seeds layers"] | None,
+    colour: str,
+    name: str,
 ) -> None:
     """One curve: the mean over seeds as a line, their range as a band, the float32 reading as dots that end in a cross.
 
@@ -72,6 +78,10 @@ def draw_profile(
         lost: True where plain float32 reads 0 or inf, same shape, or None.
         colour, name: of the curve.
     """
+    from matplotlib.colors import is_color_like
+
+    if not is_color_like(colour):
+        raise ValueError(f"colour must be one of matplotlib's, got {colour!r}")
     layers = np.arange(log_gradient.shape[1])
     shown = np.where(np.isfinite(log_gradient), log_gradient, np.nan)
     ax.fill_between(layers, shown.min(axis=0), shown.max(axis=0), color=colour, alpha=0.25, linewidth=0)

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Num
 
-from vgjax.checks import kinds
+from vgjax.checks import AnyArray, kinds, not_empty, positive_integer
 from vgjax.ensembles.result import Result
 from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
 from vgjax.training.boundary import converged_of
@@ -39,6 +40,7 @@ def training(runs: Mapping[str, Training], *, title: str | None = None) -> "matp
     """
     from matplotlib.figure import Figure
 
+    not_empty("runs", runs)
     figure = Figure(figsize=(2.6 + 2.3 * len(runs), 2.7), layout="constrained")
     curves, *heats = figure.subplots(1, 1 + len(runs), width_ratios=(1.25, *[1] * len(runs)))
     draw_losses(curves, {name: np.asarray(run.loss) for name, run in runs.items()})
@@ -63,6 +65,8 @@ def draw_losses(ax: "matplotlib.axes.Axes", losses: Mapping[str, np.ndarray], *,
         losses: name -> loss of every step, shape ``(num_steps,)``.
         smooth: steps over which to average.
     """
+    not_empty("losses", losses)
+    positive_integer("smooth", smooth, min(map(len, losses.values())))
     for (name, loss), colour, line in zip(losses.items(), CURVES * 9, LINES * 9, strict=False):
         shown = np.convolve(loss, np.ones(smooth) / smooth, "valid")
         steps = np.arange(len(shown)) + (smooth - 1) / 2
@@ -77,7 +81,10 @@ def draw_losses(ax: "matplotlib.axes.Axes", losses: Mapping[str, np.ndarray], *,
 
 @kinds
 def draw_gradient_heat(
-    ax: "matplotlib.axes.Axes", steps: np.ndarray, log_gradient: np.ndarray, reach: tuple[float, float] | None = None
+    ax: "matplotlib.axes.Axes",
+    steps: Num[AnyArray, " r"],
+    log_gradient: Num[AnyArray, "r layers"],
+    reach: tuple[float, float] | None = None,
 ) -> Any:
     """The gradient's norm over layer and step; white where it is a true zero or does not exist.
 
@@ -137,13 +144,13 @@ def trainability_map(
 @kinds
 def draw_trainability(
     ax: "matplotlib.axes.Axes",
-    variance: np.ndarray,
-    depths: np.ndarray,
-    accuracy: np.ndarray,
+    variance: Num[AnyArray, " points"],
+    depths: Num[AnyArray, " depths"],
+    accuracy: Num[AnyArray, "depths points"],
     *,
-    xi: np.ndarray | None = None,
+    xi: Num[AnyArray, " points"] | Num[AnyArray, "2 fine"] | None = None,
     multiples: Sequence[float] = (1, 3, 6),
-    lost: np.ndarray | None = None,
+    lost: Num[AnyArray, " points"] | None = None,
 ) -> Any:
     """Accuracy over weight variance and depth, with multiples of the predicted depth scale over it.
 

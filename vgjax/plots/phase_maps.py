@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Num
 
-from vgjax.checks import kinds
+from vgjax.checks import AnyArray, kinds
 from vgjax.comparison import Comparison
 from vgjax.ensembles.result import Result
 from vgjax.plots.style import (
@@ -22,6 +23,7 @@ from vgjax.plots.style import (
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
+    import matplotlib.lines
 
 
 @kinds
@@ -76,7 +78,12 @@ def phase_map(
 
 @kinds
 def draw_rate(
-    ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, reach: float | None = None
+    ax: "matplotlib.axes.Axes",
+    x: Num[AnyArray, " columns"],
+    y: Num[AnyArray, " rows"],
+    rate: Num[AnyArray, "columns rows"],
+    *,
+    reach: float | None = None,
 ) -> Any:
     """The growth per layer as colours centred on the edge between vanishing and exploding, which is drawn.
 
@@ -97,7 +104,9 @@ def draw_rate(
 
 
 @kinds
-def draw_critical_line(ax: "matplotlib.axes.Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> Any:
+def draw_critical_line(
+    ax: "matplotlib.axes.Axes", sigma_w: Num[AnyArray, " points"], sigma_b: Num[AnyArray, " points"]
+) -> Any:
     """The edge of chaos at infinite width over the measured one.
 
     Args:
@@ -117,7 +126,7 @@ def draw_critical_line(ax: "matplotlib.axes.Axes", sigma_w: np.ndarray, sigma_b:
 
 
 @kinds
-def name_edges(ax: "matplotlib.axes.Axes", theory: Any) -> None:
+def name_edges(ax: "matplotlib.axes.Axes", theory: "matplotlib.lines.Line2D") -> None:
     """A legend for the measured edge and, given its line, the one of theory."""
     from matplotlib.lines import Line2D
 
@@ -137,7 +146,12 @@ def name_phases(ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, rate: 
 
 
 @kinds
-def draw_gain_against_depth(ax: "matplotlib.axes.Axes", x: np.ndarray, log_gain: np.ndarray, lost: np.ndarray) -> Any:
+def draw_gain_against_depth(
+    ax: "matplotlib.axes.Axes",
+    x: Num[AnyArray, " columns"],
+    log_gain: Num[AnyArray, "columns layers"],
+    lost: Bool[AnyArray, "columns layers"],
+) -> Any:
     """The gradient against depth as colours centred on 1, with the depths from which a plain float32 reading is 0 or
     not finite.
 
@@ -187,9 +201,7 @@ def describe(sweep: Result) -> str:
     return ", ".join([*parts, f"{sweep.depth} layers", f"{sweep.seeds} draw{'s' if sweep.seeds > 1 else ''}"])
 
 
-def _mesh(
-    ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray, reach: float | None = None
-) -> Any:
+def _mesh(ax: Any, x: Any, y: Any, values: np.ndarray, reach: float | None = None) -> Any:
     from matplotlib.colors import CenteredNorm
 
     reach = _reach(values) if reach is None else reach

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+from jaxtyping import Num
 
-from vgjax.checks import kinds
+from vgjax.checks import AnyArray, kinds, known, short
 from vgjax.files import whole_file
 
 if TYPE_CHECKING:
     import matplotlib.axes
+    import matplotlib.cm
     import matplotlib.figure
 
 P = ParamSpec("P")
@@ -83,6 +85,8 @@ def save(
         ".png": {"Software": None},
         ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
+    for suffix in suffixes:
+        known("suffixes", suffix, [f".{name}" for name in figure.canvas.get_supported_filetypes()])
     written = []
     for suffix in suffixes:
         target = Path(path).with_name(Path(path).name + suffix)
@@ -101,12 +105,14 @@ def label(name: str) -> str:
 @kinds
 def factor(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a factor."""
-    return f"×{np.exp(log):.2g}"
+    return f"×{np.exp(float(log)):.2g}"
 
 
 @kinds
 def power_of_ten(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a power of ten."""
+    if not np.isfinite(log):
+        raise ValueError(f"log must be finite, got {log}")
     exponent = log / LN10
     return f"$10^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-6 else f"$10^{{{exponent:.1f}}}$"
 
@@ -138,13 +144,19 @@ def factor_ticks(reach: float) -> np.ndarray:
 def colour_bar(
     figure: "matplotlib.figure.Figure",
     ax: Any,
-    mesh: Any,
+    mesh: "matplotlib.cm.ScalarMappable",
     text: str,
-    ticks: np.ndarray,
+    ticks: Num[AnyArray, " ticks"],
     format: Callable[..., str],
     extend: str = "both",
 ) -> None:
     """A colour bar in the style of the figures; pointed ends say that the colours go on beyond it."""
+    import matplotlib.axes
+
+    known("extend", extend, ("neither", "both", "min", "max"))
+    axes = ax if isinstance(ax, (list, tuple)) else np.ravel(np.asarray(ax, object))
+    if not len(axes) or not all(isinstance(each, matplotlib.axes.Axes) for each in axes):
+        raise ValueError(f"ax must be matplotlib Axes or a list of them, got {short(ax)}")
     bar = figure.colorbar(mesh, ax=ax, extend=extend, ticks=ticks, format=format, pad=0.02)
     bar.set_label(text)
     bar.outline.set_linewidth(0.6)

@@ -98,7 +98,7 @@ def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q:
     phi = activations.get(activation)
     if q is not None:
         if sigma_b is not None:
-            raise ValueError(f"critical takes sigma_b or q, got both: {sigma_b} and {q}")
+            raise ValueError("critical takes sigma_b or q, got both")
         finite("q", q, "positive", lambda q: q > 0)
         variances = np.asarray(q, float)
         return _stacked(_points(phi, variances.ravel()), np.full_like(variances, np.nan))

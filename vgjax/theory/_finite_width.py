@@ -25,6 +25,7 @@ from vgjax.theory._gaussian import ActivationLike, line
 from vgjax.theory._mean_field import mean_field
 from vgjax.theory._moments import averages, moment_table
 from vgjax.theory._pieces import pieces
+from vgjax.theory._scales import checked_scales
 
 # ln q over which laws of slopes are interpolated: 24 nodes on segments of length 3 (2.5^-24 = 3e-10) from q = 1e-9 to
 # 7e8; beyond, phi is a power of its argument already, and the law no longer changes.
@@ -271,8 +272,9 @@ def band(
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q0", q0)):
         not_negative(name, 0 if value is None else value)
     known("kernel_init", kernel_init, _EXCESS_KURTOSIS)
-    sigma_w2, sigma_b2 = np.broadcast_arrays(*(np.square(np.asarray(s, float)) for s in (sigma_w, sigma_b)))
-    q = _start(phi, sigma_w2, sigma_b2) if q0 is None else np.broadcast_to(np.asarray(q0, float), sigma_w2.shape)
+    shape = checked_scales(sigma_w=sigma_w, sigma_b=sigma_b, q0=1.0 if q0 is None else q0)
+    sigma_w2, sigma_b2 = (np.broadcast_to(np.square(np.asarray(s, float)), shape) for s in (sigma_w, sigma_b))
+    q = _start(phi, sigma_w2, sigma_b2) if q0 is None else np.broadcast_to(np.asarray(q0, float), shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         state = _first_state(kernel_init, np.where(q > 0, sigma_b2 / q, 1.0), sizes[0])
         mean, variance = [np.zeros(q.shape)], [np.zeros(q.shape)]
@@ -373,14 +375,14 @@ class _State(NamedTuple):
     independent entries, below 1 where a layer narrows), ``part`` the part of q that is not bias.
     """
 
-    mean: ArrayLike = 0.0  # E delta
-    variance: ArrayLike = 0.0  # E delta^2
-    with_gain: ArrayLike = 0.0  # Cov(ln ||u||^2, delta)
-    overlap: ArrayLike = 0.0  # E rho^2
-    kurtosis: ArrayLike = 0.0  # excess, of h
-    joint_kurtosis: ArrayLike = 0.0  # of h, h, u, u
+    mean: Any = 0.0  # E delta
+    variance: Any = 0.0  # E delta^2
+    with_gain: Any = 0.0  # Cov(ln ||u||^2, delta)
+    overlap: Any = 0.0  # E rho^2
+    kurtosis: Any = 0.0  # excess, of h
+    joint_kurtosis: Any = 0.0  # of h, h, u, u
     exact: float = 0.0
-    part: ArrayLike = 1.0
+    part: Any = 1.0
 
 
 def _first_state(kernel_init: str, bias: np.ndarray, n: int) -> _State:

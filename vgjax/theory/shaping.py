@@ -70,8 +70,9 @@ def c_map(activation: ActivationLike, c: ArrayLike, q: float = 1.0) -> Any:
         Shape of c.
 
     Raises:
-        ValueError: as `theory.correlated_expectation`.
+        ValueError: a q that is not positive and finite, or as `theory.correlated_expectation`.
     """
+    finite("q", q, "positive", lambda v: v > 0)
     return correlated_expectation(activation, q, q, c) / correlated_expectation(activation, q, q, 1.0)
 
 

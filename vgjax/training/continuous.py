@@ -8,7 +8,6 @@ Time is the learning rate times the number of steps. What gradient descent does 
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vgjax.checks import finite, kinds, known, not_negative, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, known, not_negative, positive_integer, whole_numbers
 from vgjax.data import Examples
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, computing
@@ -63,6 +62,7 @@ class ContinuousTraining(NamedTuple):
     @kinds
     def at(self, i: int) -> Parameters:
         """The ordinary parameters at one of the times, in JAX (in float64 where that is enabled)."""
+        (i,) = whole_numbers("i", [i], -len(self.times), len(self.times) - 1)
         return jax.tree.map(lambda a: jnp.asarray(a[i]), self.parameters)
 
 
@@ -74,7 +74,7 @@ def train_continuously(
     parameters: Parameters,
     scales: Scales,
     data: Data,
-    times: Sequence[float] | np.ndarray,
+    times: ArrayLike,
     *,
     dtype: str | None = None,
     solver: str = "tsit5",
@@ -196,7 +196,7 @@ def _diffrax() -> Any:
     return diffrax
 
 
-def _checked_times(times: Sequence[float] | np.ndarray, kind: Any) -> Array:
+def _checked_times(times: ArrayLike, kind: Any) -> Array:
     """The times in the dtype that they run in."""
     not_negative("times", times)
     at = np.asarray(times, kind)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax.checks import kinds, known
+from vgjax.checks import ArrayLike, RandomKey, kinds, known
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
@@ -100,8 +100,8 @@ def train(
     optimizer: Optimizer = "sgd",
     num_steps: int = 1000,
     *,
-    key: Array | None = None,
-    learning_rate: float | Array | Mapping[str, float] | None = None,
+    key: RandomKey | None = None,
+    learning_rate: ArrayLike | Mapping[str, ArrayLike] | None = None,
     schedule: Schedule = "constant",
     batch_size: int | None = 64,
     test: Data | None = None,

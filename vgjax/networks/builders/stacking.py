@@ -1,14 +1,17 @@
 """From blocks to networks: in a row, all alike, or sharing one draw."""
 
+import inspect
 import itertools
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 import jax
+import numpy as np
 from flax import nnx
 
 from vgjax.blocks import Spec, spec
 from vgjax.checks import kinds, positive_integer
+from vgjax.networks.builders.recipes import sizes
 from vgjax.networks.layer import parameter_dtype, shape_after
 from vgjax.networks.network import Network, Stage
 
@@ -46,6 +49,10 @@ def stack(
         hash(copied)
     except TypeError as error:
         raise ValueError(f"arguments of {name} must be hashable (they are compiled for): {error}") from None
+    try:
+        inspect.signature(copied.block).bind(*copied.arguments, **dict(copied.options), rngs=None)
+    except TypeError as error:
+        raise ValueError(f"arguments of {name} must be those that it is built with: {error}") from None
     copies = [copied] * positive_integer("depth", depth)
     return sequential(copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
 
@@ -70,16 +77,16 @@ def sequential(
     Raises:
         ValueError: no blocks, or one that changes the dtype of its state, or its shape where an equal one follows.
     """
-    rows = [(row, len(list(copies))) for row, copies in itertools.groupby(specs)]
+    rows = [(row, sum(1 for _ in copies)) for row, copies in itertools.groupby(specs)]
     if not rows:
         raise ValueError("a network needs at least one block, got none")
-    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    shape = sizes("input_shape", input_shape) if np.size(input_shape) else ()
     # Parameters decide the dtype of a network (`Parameters.dtype`): inputs are cast to it.
     state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
-    state = shape_after(stem, state) if stem else state
+    state = _after(stem, state) if stem else state
     stages = []
     for row, depth in rows:
-        block, after = row.block.__name__, shape_after(row, state)
+        block, after = row.block.__name__, _after(row, state)
         if after.dtype != state.dtype:
             raise ValueError(f"{block} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
         if after.shape != state.shape and depth > 1:
@@ -87,6 +94,14 @@ def sequential(
         stages.append(Stage(row, depth, keeps_shape=after.shape == state.shape))
         state = after
     return Network(stem, tuple(stages), head, shape, name)
+
+
+def _after(spec: Spec, state: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    try:
+        return shape_after(spec, state)
+    except TypeError as error:
+        told = str(error).split("\n")[0]
+        raise ValueError(f"{spec.block.__name__} must take a state of shape {state.shape}, got {told}") from error
 
 
 @kinds
