@@ -217,6 +217,7 @@ def world() -> World:
     return World()
 
 
+@functools.cache
 def arguments(name: str) -> dict[str, Any]:
     """One good call: the arguments by name; those that are left out have defaults.
 
@@ -237,7 +238,9 @@ def arguments(name: str) -> dict[str, Any]:
         "lstm": lambda: sizes,
         "gru": lambda: sizes,
         "transformer": lambda: {"width": 4, "depth": 2, "heads": 2, "inputs": (3, 4)},
-        "stack": lambda: {"block": w.spec, "depth": 2, "input_shape": 4},
+        "stack": lambda: {
+            "block": vg.blocks.Norm, "arguments": ("layer", 4),
+            "depth": 2, "input_shape": 4, "options": {"epsilon": 0.1}},
         "dense": lambda: {"fan_in": 4, "fan_out": 4},
         "residual": lambda: {"branch": w.spec},
         "norm": lambda: {"kind": "layer"},
@@ -285,7 +288,7 @@ def arguments(name: str) -> dict[str, Any]:
         "blocks.Spec.build": lambda: {"self": w.spec, "rngs": rngs},
         "blocks.Spec.nested": lambda: {"self": w.spec},
         "blocks.Scale.check": lambda: {"self": vg.blocks.Scale(1.0), "name": "skip", "value": 1.0},
-        "blocks.spec": lambda: {"block": vg.blocks.Dense, "arguments": (4, 4)},
+        "blocks.spec": lambda: {"block": vg.blocks.Norm, "arguments": ("layer", 4), "options": {"epsilon": 0.1}},
         # measurements of one network
         "gradient_flow": lambda: pass_ | {"y": 1},
         "naive_reading": lambda: pass_ | {"y": 1},

@@ -1,12 +1,14 @@
 """Wrong arguments: whatever is given to whatever is public, it is taken or refused in one sentence."""
 
 import inspect
+import re
 import traceback
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 from public_calls import arguments, bound, public_calls, public_objects, world
 
@@ -51,19 +53,24 @@ def wrong_values() -> dict[str, Any]:
     }
 
 
+def call(name: str, given: dict[str, Any]) -> None:
+    """A public function, or a constructor."""
+    function = public_calls()[name]
+    one = bound(function, given)
+    if function.__name__ == "__init__":
+        public_objects()[name](*one.args[1:], **one.kwargs)
+    else:
+        function(*one.args, **one.kwargs)
+
+
 def call_with(name: str, parameter: str, value: Any) -> None:
     """The good call of a public function, with one argument replaced."""
-    function, kind = public_calls()[name], inspect.signature(public_calls()[name]).parameters[parameter].kind
-    given = dict(arguments(name))
+    given, kind = arguments(name), inspect.signature(public_calls()[name]).parameters[parameter].kind
     if kind is inspect.Parameter.VAR_POSITIONAL:
         value = (value,)
     if kind is inspect.Parameter.VAR_KEYWORD:
         value = given[parameter] | {list(given[parameter])[-1]: value}
-    call = bound(function, given | {parameter: value})
-    if function.__name__ == "__init__":
-        public_objects()[name](*call.args[1:], **call.kwargs)
-    else:
-        function(*call.args, **call.kwargs)
+    call(name, given | {parameter: value})
 
 
 def fault(name: str, parameter: str, value: Any) -> str | None:
@@ -71,13 +78,36 @@ def fault(name: str, parameter: str, value: Any) -> str | None:
     try:
         call_with(name, parameter, value)
     except Exception as error:
-        said, last = str(error), traceback.extract_tb(error.__traceback__)[-1].filename
+        said, *_, last = str(error), *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
         if not isinstance(error, (ValueError, OSError)):
             return f"{type(error).__name__}: {said:.200}"
         if not last.startswith(LIBRARY):
             return f"raised by {last}: {said:.200}"
         if "\n" in said or len(said) > 400:
             return f"no sentence: {said:.200}"
+        if not (re.search(r"\b(must|needs?|takes?)\b", said) or isinstance(error, OSError)):
+            return f"says no rule: {said:.200}"
         if error.__context__ is not None and not error.__suppress_context__:
             return f"behind {type(error.__context__).__name__}: {said:.200}"
     return None
+
+
+@pytest.mark.parametrize("name", public_calls())
+def test_everything_public_checks_kinds(name):
+    assert hasattr(public_calls()[name], "checks_kinds"), f"{name} needs the decorator vgjax.checks.kinds"
+
+
+@pytest.mark.usefixtures("kinds_unchecked")
+@pytest.mark.parametrize("name", public_calls())
+def test_a_wrong_argument_is_refused_in_one_sentence(name, tmp_path, monkeypatch):
+    """Also the right one is taken: a call that is refused as it is would hide all others."""
+    monkeypatch.chdir(tmp_path)
+    call(name, arguments(name))
+    parameters = [parameter for parameter in inspect.signature(public_calls()[name]).parameters if parameter != "self"]
+    faults = {
+        f"{parameter} = {label}": said
+        for parameter in parameters
+        for label, value in wrong_values().items()
+        if (said := fault(name, parameter, value))
+    }
+    assert faults == {}

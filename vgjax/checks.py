@@ -31,6 +31,8 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 # --- kinds ----------------------------------------------------------------------------------------------------------
 
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
+
 
 def is_whole(value: Any) -> bool:
     """Whether a value is a whole number; True is none."""
@@ -48,7 +50,7 @@ def is_numeric(value: Any) -> bool:
     """Whether a value makes an array of real numbers or of truth values."""
     if isinstance(value, (bool, np.bool_)):
         return False
-    if not hasattr(value, "dtype"):
+    if not isinstance(value, _ARRAYS):
         try:
             value = np.asarray(value)
         except jax.errors.TracerArrayConversionError:
@@ -121,7 +123,7 @@ _CONF = BeartypeConf(
             tuple[float, ...]: _listed(is_number),
             Sequence[str]: _listed(lambda value: isinstance(value, str)),
             DTypeLike: Annotated[object, Is[is_float_dtype]],
-            np.ndarray: Annotated[object, Is[lambda value: hasattr(value, "dtype") and is_numeric(value)]],
+            np.ndarray: Annotated[object, Is[lambda value: isinstance(value, _ARRAYS) and is_numeric(value)]],
         }
     ),
     is_color=False,
@@ -129,7 +131,7 @@ _CONF = BeartypeConf(
 )
 
 _WORDS: dict[Any, str] = {
-    ArrayLike: "an array of numbers",
+    ArrayLike: "a number or an array of numbers",
     RandomKey: "a key (of jax.random.key)",
     jax.Array: "an array of JAX",
     np.ndarray: "an array",
@@ -221,7 +223,7 @@ def _sentence(function: Callable[..., Any], args: Any, kwargs: Any, complaint: s
         value = next(each for each in value if not is_bearable(each, parameter.annotation, conf=_CONF))
     if parameter.kind is parameter.VAR_KEYWORD:
         name, value = next(one for one in value.items() if not is_bearable(one[1], parameter.annotation, conf=_CONF))
-    where = function.__qualname__.removesuffix(".__init__")
+    where = type(args[0]).__name__ if function.__name__ == "__init__" else function.__qualname__
     return f"{where}: {name} must be {_words(parameter.annotation)}, got {short(value)}"
 
 
@@ -240,8 +242,8 @@ def _words(hint: Any) -> str:
         return f"an array of {of} of shape ({', '.join(hint.dim_str.split())})"
     if origin in (tuple, list, Sequence, Iterable):
         return f"a list of {_PLURALS.get(arguments[0]) or _words(arguments[0])}"
-    if origin is Mapping or origin is dict:
-        return "a dict"
+    if origin in (Mapping, dict):
+        return f"a dict of which every value is {_words(arguments[1])}" if arguments[1] is not Any else "a dict"
     if origin is Callable:
         return "a function"
     if origin is type:

@@ -57,7 +57,7 @@ def training(runs: Mapping[str, Training], *, title: str | None = None) -> "matp
 
 
 @kinds
-def draw_losses(ax: "matplotlib.axes.Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1) -> None:
+def draw_losses(ax: "matplotlib.axes.Axes", losses: Mapping[str, Num[AnyArray, " _"]], *, smooth: int = 1) -> None:
     """One loss curve a training, on a logarithmic axis; a cross where it stops being finite.
 
     Args:

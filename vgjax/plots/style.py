@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from jaxtyping import Num
 
-from vgjax.checks import AnyArray, kinds, known, short
+from vgjax.checks import AnyArray, finite, kinds, known, short
 from vgjax.files import whole_file
 
 if TYPE_CHECKING:
@@ -105,14 +105,14 @@ def label(name: str) -> str:
 @kinds
 def factor(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a factor."""
-    return f"×{np.exp(float(log)):.2g}"
+    with np.errstate(over="ignore"):
+        return f"×{np.exp(float(log)):.2g}"
 
 
 @kinds
 def power_of_ten(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a power of ten."""
-    if not np.isfinite(log):
-        raise ValueError(f"log must be finite, got {log}")
+    finite("log", log)
     exponent = log / LN10
     return f"$10^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-6 else f"$10^{{{exponent:.1f}}}$"
 
@@ -154,8 +154,8 @@ def colour_bar(
     import matplotlib.axes
 
     known("extend", extend, ("neither", "both", "min", "max"))
-    axes = ax if isinstance(ax, (list, tuple)) else np.ravel(np.asarray(ax, object))
-    if not len(axes) or not all(isinstance(each, matplotlib.axes.Axes) for each in axes):
+    axes = list(np.ravel(ax)) if isinstance(ax, (list, tuple, np.ndarray)) else [ax]
+    if not axes or not all(isinstance(each, matplotlib.axes.Axes) for each in axes):
         raise ValueError(f"ax must be matplotlib Axes or a list of them, got {short(ax)}")
     bar = figure.colorbar(mesh, ax=ax, extend=extend, ticks=ticks, format=format, pad=0.02)
     bar.set_label(text)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import ArrayLike, finite, kinds, not_negative
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, not_negative
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table
@@ -99,10 +99,12 @@ def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q:
     if q is not None:
         if sigma_b is not None:
             raise ValueError("critical takes sigma_b or q, got both")
+        not_empty("q", np.ravel(q))
         finite("q", q, "positive", lambda q: q > 0)
         variances = np.asarray(q, float)
         return _stacked(_points(phi, variances.ravel()), np.full_like(variances, np.nan))
     bias = np.asarray(0.0 if sigma_b is None else sigma_b, float)
+    not_empty("sigma_b", bias.ravel())
     not_negative("sigma_b", bias)
     columns = [
         sorted(found, key=lambda point: (point.reason != "", point.sigma_w)) or [_none(b, _why_none(phi, b))]

@@ -281,7 +281,7 @@ def universal_density(kind: str, variance: float, points: int = 400) -> Spectral
 
     Args:
         kind: "bernoulli" or "smooth".
-        variance: of s^2; positive.
+        variance: of s^2; from 1e-12 to 1e15.
         points: number of s.
 
     Returns:
@@ -289,12 +289,13 @@ def universal_density(kind: str, variance: float, points: int = 400) -> Spectral
         1 - variance; its weight at 0 vanishes in the limit.
 
     Raises:
-        ValueError: an unknown kind, or a variance that is not positive and finite.
+        ValueError: an unknown kind, or a variance out of these bounds.
 
     Source: Pennington, Schoenholz & Ganguli 2018, section 4.
     """
     known("kind", kind, ("bernoulli", "smooth"))
-    finite("variance", variance, "positive", lambda v: v > 0)
+    # Where the curves keep their digits.
+    finite("variance", variance, "from 1e-12 to 1e15", lambda v: (v >= 1e-12) & (v <= 1e15))
     finite("points", positive_integer("points", points), "at least 10", lambda n: n >= 10)
     log_x, omega, above = (_bernoulli if kind == "bernoulli" else _smooth)(variance, points)
     heights = -(1 / (omega - 1)).imag / math.pi

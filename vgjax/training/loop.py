@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax.checks import ArrayLike, RandomKey, kinds, known
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, short
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
@@ -149,7 +149,9 @@ def train(
     for group, rate in rates.items():
         if np.ndim(rate):
             of = f" of {group}" if group else ""
-            raise ValueError(f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {rate}")
+            raise ValueError(
+                f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {short(rate)}"
+            )
     snapshots = SnapshotConfig() if snapshots is None else snapshots
     kind = jnp.dtype(known("dtype", dtype, DTYPES) if dtype else parameters.dtype).name
     with jax.enable_x64(kind == "float64"):

@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import jax
@@ -50,7 +50,7 @@ def stack(
     except TypeError as error:
         raise ValueError(f"arguments of {name} must be hashable (they are compiled for): {error}") from None
     try:
-        inspect.signature(copied.block).bind(*copied.arguments, **dict(copied.options), rngs=None)
+        inspect.signature(copied.block.__init__).bind(None, *copied.arguments, **dict(copied.options), rngs=None)
     except TypeError as error:
         raise ValueError(f"arguments of {name} must be those that it is built with: {error}") from None
     copies = [copied] * positive_integer("depth", depth)
@@ -59,7 +59,7 @@ def stack(
 
 @kinds
 def sequential(
-    specs: Iterable[Spec],
+    specs: Sequence[Spec],
     *,
     input_shape: int | tuple[int, ...],
     stem: Spec | None = None,
@@ -77,6 +77,8 @@ def sequential(
     Raises:
         ValueError: no blocks, or one that changes the dtype of its state, or its shape where an equal one follows.
     """
+    if not all(isinstance(each, Spec) for each in specs):
+        raise ValueError("specs must each be a Spec of a block (of vgjax.dense and its like), got another kind")
     rows = [(row, sum(1 for _ in copies)) for row, copies in itertools.groupby(specs)]
     if not rows:
         raise ValueError("a network needs at least one block, got none")
@@ -99,7 +101,7 @@ def sequential(
 def _after(spec: Spec, state: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     try:
         return shape_after(spec, state)
-    except TypeError as error:
+    except (TypeError, IndexError, OverflowError) as error:
         told = str(error).split("\n")[0]
         raise ValueError(f"{spec.block.__name__} must take a state of shape {state.shape}, got {told}") from error
 
