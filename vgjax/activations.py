@@ -328,7 +328,12 @@ def _check(activation: Activation) -> None:
     called = f"activation {activation.name!r}"
     h = jnp.linspace(-3, 3, 7)
     try:
+        jax.eval_shape(activation, h)
         y = jnp.asarray(activation(h))
+    except jax.errors.TracerArrayConversionError:
+        raise ValueError(
+            f"{called} must be made of functions of JAX (jax.numpy), which can be traced, got NumPy's"
+        ) from None
     except Exception as error:
         raise ValueError(
             f"{called} must map an array to one of the same shape, got {type(error).__name__}: {error}"

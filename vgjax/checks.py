@@ -13,7 +13,7 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, ParamSpec, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 import jax
 import jax.typing
@@ -96,6 +96,7 @@ def is_key(value: Any) -> bool:
 
 
 RandomKey: TypeAlias = Annotated[jax.Array, Is[is_key]]
+DtypeName: TypeAlias = Literal["float32", "float64"]
 FloatDtype: TypeAlias = Annotated[Any, Is[is_float_dtype]]
 AnyArray: TypeAlias = np.ndarray | jax.Array
 """For shapes: ``Num[AnyArray, "rows columns"]``, which are checked too."""
@@ -143,7 +144,6 @@ _WORDS: dict[Any, str] = {
     bool: "True or False",
     str: "a string",
     "str": "a string",
-    type(None): "None",
     "Network": "a Network (of vgjax.mlp and its like)",
     "Parameters": "Parameters (of vgjax.init)",
     "Scales": "Scales (vgjax.Scales(sigma_w=...))",
@@ -223,8 +223,7 @@ def _sentence(function: Callable[..., Any], args: Any, kwargs: Any, complaint: s
         value = next(each for each in value if not is_bearable(each, parameter.annotation, conf=_CONF))
     if parameter.kind is parameter.VAR_KEYWORD:
         name, value = next(one for one in value.items() if not is_bearable(one[1], parameter.annotation, conf=_CONF))
-    where = type(args[0]).__name__ if function.__name__ == "__init__" else function.__qualname__
-    return f"{where}: {name} must be {_words(parameter.annotation)}, got {short(value)}"
+    return f"{name} must be {_words(parameter.annotation)}, got {short(value)}"
 
 
 def _words(hint: Any) -> str:
@@ -233,13 +232,15 @@ def _words(hint: Any) -> str:
     if isinstance(hint, typing.Hashable) and hint in _WORDS:
         return _WORDS[hint]
     if origin in (typing.Union, types.UnionType):
-        words = [*dict.fromkeys(map(_words, arguments))]
+        words = [*dict.fromkeys(_words(each) for each in arguments if each is not type(None))]
         return f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
     if origin is Annotated:
         return _words(arguments[0])
     if hasattr(hint, "dim_str"):
         of = "truth values" if hint.dtype is jaxtyping.Bool else "numbers"
         return f"an array of {of} of shape ({', '.join(hint.dim_str.split())})"
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
     if origin in (tuple, list, Sequence, Iterable):
         return f"a list of {_PLURALS.get(arguments[0]) or _words(arguments[0])}"
     if origin in (Mapping, dict):
@@ -275,9 +276,56 @@ def known(kind: str, name: Any, names: Iterable[str], also: str = "") -> str:
     names = list(names)
     if name in names:
         return str(name)
-    near = difflib.get_close_matches(str(name), names, n=1)
+    meant = [each for each in _meanings(str(name)) if each in names]
+    near = meant or difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{kind} must be one of {', '.join(names)}{also}, got {name!r}{hint}")
+
+
+_SYNONYMS = {
+    "kaiming": "he",
+    "msra": "he",
+    "xavier": "glorot",
+    "normal": "gaussian",
+    "haar": "orthogonal",
+    "eye": "identity",
+    "zeros": "zero",
+    "swish": "silu",
+    "logistic": "sigmoid",
+    "hardtanh": "hard_tanh",
+    "hardswish": "hard_swish",
+    "leakyrelu": "leaky_relu",
+    "sine": "sin",
+    "atan": "arctan",
+    "none": "linear",
+    "batchnorm": "batch",
+    "batch_norm": "batch",
+    "layernorm": "layer",
+    "layer_norm": "layer",
+    "rmsnorm": "rms",
+    "rms_norm": "rms",
+    "groupnorm": "group",
+    "group_norm": "group",
+    "vanilla": "simple",
+    "elman": "simple",
+    "same": "zero",
+    "periodic": "circular",
+    "preact": "pre",
+    "crossentropy": "cross_entropy",
+    "softmax": "cross_entropy",
+    "nll": "cross_entropy",
+    "mse": "squared_error",
+    "mean_squared_error": "squared_error",
+    "l2": "squared_error",
+}
+"""Names that the field has for what has another name here; also as parts of names (``kaiming_normal``)."""
+
+
+def _meanings(name: str) -> list[str]:
+    """What somebody may mean by a name, in the words used here."""
+    name = name.lower().replace("-", "_")
+    first, *rest = name.split("_")
+    return [_SYNONYMS.get(name, name), "_".join([_SYNONYMS.get(first, first), *rest])]
 
 
 def positive_integer(name: str, value: Any, most: int = LARGEST) -> int:

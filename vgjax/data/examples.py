@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import RandomKey, finite, is_traced, kinds, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, finite, is_traced, kinds, positive_integer
 
 
 class Examples(NamedTuple):
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
         return self._replace(inputs=self.inputs.reshape(len(self.inputs), *shape))
 
     @kinds
-    def one_hot(self, classes: int | None = None, scale: float = 1.0) -> "Examples":
+    def one_hot(self, classes: int | None = None, scale: ArrayLike = 1.0) -> "Examples":
         """Labels as numbers, ``scale`` at the right class and 0 at the others: what a squared error is taken to.
 
         Args:

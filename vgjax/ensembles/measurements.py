@@ -1,6 +1,5 @@
 """The library's measurements, each made by a function with its options."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import ArrayLike, kinds, known, positive_integer
+from vgjax.checks import ArrayLike, DtypeName, kinds, known, positive_integer
 from vgjax.ensembles.measurement import Arrays, Measurement, checked_batch
 from vgjax.initializers import Scales
 from vgjax.measure import gradients as _gradients
@@ -329,7 +328,9 @@ def _drawn(network: Network) -> Parameters:
 
 
 @kinds
-def spectra(depths: Sequence[int] | None = None, *, from_input: bool = False, dtype: str | None = None) -> Measurement:
+def spectra(
+    depths: Sequence[int] | None = None, *, from_input: bool = False, dtype: DtypeName | None = None
+) -> Measurement:
     """ln of every singular value of J_{m<-0} at a set of depths m, by `vgjax.log_singular_values`.
 
     Variables: ``log_singular_values`` with dimensions ``to_layer`` (the m) and ``index``, the statistics of
@@ -339,8 +340,6 @@ def spectra(depths: Sequence[int] | None = None, *, from_input: bool = False, dt
     Args:
         depths, from_input, dtype: as for `vgjax.log_singular_values`.
     """
-    if dtype is not None:
-        known("dtype", dtype, ("float32", "float64"))
     return Spectra(None if depths is None else tuple(depths), bool(from_input), dtype)
 
 
@@ -388,7 +387,7 @@ class LyapunovExponents(Measurement):
 
 
 @kinds
-def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: str | None = None) -> Measurement:
+def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: DtypeName | None = None) -> Measurement:
     """Growth rates of directions per layer, by `vgjax.lyapunov_exponents`.
 
     Variables: ``exponents``, shape ``(index,)``, and ``log_stretch``, what each layer adds to each.
@@ -396,8 +395,6 @@ def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: str
     Args:
         count, discard, dtype: as for `vgjax.lyapunov_exponents`.
     """
-    if dtype is not None:
-        known("dtype", dtype, ("float32", "float64"))
     return LyapunovExponents(None if count is None else positive_integer("count", count), discard, dtype)
 
 
@@ -449,8 +446,3 @@ def checked_targets(
     y = inputs[1] if len(inputs) == 2 else None
     losses.targets(network, y, loss, None, len(x) if batch else 1, not batch)
     return batch, (x,) if y is None else (x, np.asarray(y))
-
-
-def fields_of(measure: Measurement) -> frozenset[str]:
-    """The names of a measurement's options."""
-    return frozenset(f.name for f in dataclasses.fields(measure))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ def cnn(
     *,
     channels: int,
     depth: int,
-    inputs: Sequence[int] = (8, 8, 1),
+    inputs: int | Sequence[int] = (8, 8, 1),
     outputs: int = 1,
     activation: Phi = "relu",
     kernel_size: int = 3,
@@ -60,7 +60,7 @@ def resnet(
     *,
     channels: int | Sequence[int] = (16, 32, 64),
     depth: int | Sequence[int] = (9, 9, 9),
-    inputs: Sequence[int] = (8, 8, 1),
+    inputs: int | Sequence[int] = (8, 8, 1),
     outputs: int = 1,
     activation: Phi = "relu",
     kernel_size: int = 3,
@@ -147,7 +147,7 @@ def _network(
     )
 
 
-def _image(inputs: Sequence[int]) -> tuple[int, ...]:
+def _image(inputs: int | Sequence[int]) -> tuple[int, ...]:
     image = sizes("inputs", inputs)
     if not 2 <= len(image) <= 4:
         raise ValueError(f"inputs must be the shape of an image, 1 to 3 sizes and its channels, got {image}")

@@ -22,7 +22,7 @@ def transformer(
     width: int,
     depth: int,
     heads: int,
-    inputs: Sequence[int],
+    inputs: int | Sequence[int],
     outputs: int = 1,
     hidden: int | None = None,
     activation: Phi = "gelu",
