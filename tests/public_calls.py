@@ -461,3 +461,75 @@ def bound(function: Callable[..., Any], given: dict[str, Any]) -> inspect.BoundA
     call = signature.bind_partial()
     call.arguments = {name: given[name] for name in signature.parameters if name in given}
     return call
+
+
+@functools.cache
+def instances() -> dict[str, Any]:
+    """One object of every public class, and of what else public functions make; blocks apart, which are Flax's."""
+    w, theory = world(), vg.theory
+    pass_ = w.parameters, w.scales, w.x
+    flow = vg.gradient_flow(*pass_, 1)
+    return {
+        "Network": w.network,
+        "Activation": vg.activations.get("tanh"),
+        "Activation of a user's": vg.activations.get(phi),
+        "Activation with a slope": vg.activations.leaky_relu(0.3),
+        "Scales": vg.Scales(sigma_w=[1.0, 2.0, 3.0], sigma_b=0.1),
+        "Result": w.sweep,
+        "activations.Facts": vg.activations.get("tanh").facts,
+        "blocks.Scale": vg.blocks.Scale(1.0),
+        "blocks.Spec": w.spec,
+        "data.Examples": w.examples,
+        "ensembles.Case": vg.ensembles.Case(w.network, {"sigma_w": 1.0}),
+        "ensembles.Remedy": vg.ensembles.Remedy(w.network),
+        "measure.Correlation": vg.correlation(*pass_, -w.x),
+        "measure.Frobenius": vg.log_frobenius(*pass_),
+        "measure.GradientFlow": flow,
+        "measure.Lyapunov": vg.lyapunov_exponents(*pass_),
+        "measure.Pull": vg.pull_back(*pass_),
+        "measure.Push": vg.push_forward(*pass_),
+        "measure.Spectrum": w.spectrum,
+        "measure.States": vg.states(*pass_),
+        "networks.Parameters": w.parameters,
+        "networks.Stage": w.network.stages[0],
+        "networks.Stream": vg.init(w.key, w.network, stream=True).stages[0],
+        "training.BoxCount": vg.training.box_dimension(np.arange(1600).reshape(40, 40) % 7 < 3),
+        "training.ContinuousTraining": w.flow,
+        "training.SnapshotConfig": vg.training.SnapshotConfig((1, 2)),
+        "training.Snapshots": w.training.snapshots,
+        "training.Training": w.training,
+        "theory.Band": theory.band("tanh", (8, 8), 1.5, 0.1),
+        "theory.Critical": theory.critical("tanh", [0.1, 0.2]),
+        "theory.FixedPoint": theory.FixedPoint(1.0, 1.0, 0.5, True),
+        "theory.LogMoments": theory.log_gain_moments("relu", 8),
+        "theory.MeanField": theory.mean_field("tanh", [1.0, 1.5], 0.1),
+        "theory.Moments": theory.moments("tanh", [1.0, 2.0]),
+        "theory.Propagation": theory.propagate("tanh", 1.5, 0.1, 3),
+        "theory.attention.DeepNorm": theory.attention.deep_norm(4),
+        "theory.free_probability.SpectralDensity": theory.free_probability.spectral_density("relu", 1.0, 3, points=20),
+        "theory.normalization.NormPoint": theory.normalization.norm_on_preactivations("tanh", 1.5, 0.1),
+        "theory.recurrent.Gate": theory.recurrent.forget_gate(1.0),
+        "theory.recurrent.Latch": theory.recurrent.latch(1.5),
+        "theory.recurrent.MaximalLyapunov": theory.recurrent.maximal_lyapunov("tanh", [1.5]),
+        "theory.recurrent.MinimalRNN": theory.recurrent.MinimalRNN(1.0, 1.0, 1.0),
+        "theory.residual.ResidualPropagation": theory.residual.propagate("tanh", 3),
+        "theory.shaping.Shaped": theory.shaping.tailored_leaky_relu(5, 0.5),
+        "comparison": w.comparison,
+        "norm": vg.norm("layer"),
+        "branch": vg.networks.branch("pre"),
+        "measurement": vg.measurement(measured, {"size": ()}),
+        **{
+            f"measure {make.__name__}": make()
+            for make in (
+                vg.gains,
+                vg.gradients,
+                vg.naive_readings,
+                vg.correlations,
+                vg.spectra,
+                vg.lyapunov,
+                vg.frobenius,
+                vg.first_steps,
+            )  # fmt: skip
+        },
+        "measure trainings": vg.trainings(w.examples),
+    }

@@ -19,6 +19,7 @@ from jax import Array
 
 from vgjax.checks import ArrayLike, kinds, known, untraced
 from vgjax.floatexp import Degrees, Ends, FloatExp, degree_of, extended
+from vgjax.values import reduced
 
 Elementwise = Callable[[Array], Array]
 
@@ -57,7 +58,15 @@ class Activation:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # By name where the name says all, since the functions of the registry are lambdas, which cannot be pickled.
-        return (get, (self.name,)) if registered(self) else super().__reduce_ex__(protocol)
+        if registered(self):
+            return get, (self.name,)
+        return reduced(self, self.name, self.phi, self.slope, self.kinks, self.homogeneous)
+
+    def __copy__(self) -> "Activation":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Activation":
+        return self  # another object would be another activation, and be compiled for anew
 
     @property
     def facts(self) -> "Facts":

@@ -14,10 +14,12 @@ from vgjax.blocks.protocol import TheoryArguments
 from vgjax.checks import kinds, known
 from vgjax.ensembles.result import Result
 from vgjax.theory import normalization, residual
+from vgjax.values import by_content
 
 CURVE_POINTS = 201
 
 
+@by_content
 @dataclass(frozen=True)
 class Comparison:
     """Measurement and theory of one variable, point by point; natural logarithms.

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from vgjax.checks import ArrayLike, finite, is_traced, kinds, known, positive_integer
+from vgjax.values import by_content
 
 _Rule = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
@@ -52,6 +53,7 @@ class Scale(NamedTuple):
         finite(name, value, *(KINDS[self.kind] or ()))
 
 
+@by_content
 @jax.tree_util.register_pytree_with_keys_class
 class Scales(Mapping[str, Any]):
     """Named numbers that scale a network; each a scalar or one value per layer. Read them as attributes or by name.

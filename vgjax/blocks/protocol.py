@@ -39,6 +39,7 @@ from vgjax.activations import Activation
 from vgjax.checks import ArrayLike, kinds, known
 from vgjax.floatexp import LINEAR, Ends, FloatExp, extended
 from vgjax.initializers import KINDS, Scale, Scales
+from vgjax.values import reduced
 
 
 @kinds
@@ -54,6 +55,16 @@ class Spec:
     block: type[nnx.Module]
     arguments: tuple[Hashable, ...] = ()
     options: tuple[tuple[str, Hashable], ...] = ()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, self.block, self.arguments, self.options)
+
+    def __repr__(self) -> str:
+        said = [
+            *map(repr, self.arguments),
+            *(f"{name}={getattr(value, 'name', value)}" for name, value in self.options),
+        ]
+        return f"{self.block.__name__}({', '.join(said)})"
 
     @kinds
     def build(self, rngs: nnx.Rngs) -> nnx.Module:

@@ -10,8 +10,10 @@ import numpy as np
 from jax import Array
 
 from vgjax.checks import ArrayLike, RandomKey, finite, is_traced, kinds, positive_integer
+from vgjax.values import by_content
 
 
+@by_content
 class Examples(NamedTuple):
     """Inputs with their labels.
 

@@ -23,6 +23,7 @@ from vgjax.memory import chunk_size
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network, check_input
 from vgjax.networks.parameters import Parameters, init
+from vgjax.values import reduced
 
 Arrays = dict[str, np.ndarray]
 
@@ -134,6 +135,9 @@ class Own(Measurement):
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", dict(self.own_dims))
         object.__setattr__(self, "name", getattr(self.function, "__name__", "measurement"))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, self.function, self.own_dims, self.bytes)
 
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
         """The function's."""

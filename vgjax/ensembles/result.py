@@ -15,6 +15,7 @@ from vgjax.checks import kinds, known
 from vgjax.files import whole_file
 from vgjax.networks.network import Network
 from vgjax.networks.serialization import network_from_json, network_to_json
+from vgjax.values import by_content
 
 if TYPE_CHECKING:
     import xarray
@@ -25,6 +26,7 @@ _EXPONENTS = {"float32": (-126, 128), "bfloat16": (-126, 128), "float16": (-14, 
 NATURAL = "natural logarithm"
 
 
+@by_content
 @kinds
 @dataclass(frozen=True)
 class Result:

@@ -19,8 +19,10 @@ from vgjax.networks.exactness import exactness, marked_forward
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined
 from vgjax.networks.parameters import Parameters, as_dtype
+from vgjax.values import by_content
 
 
+@by_content
 class Correlation(NamedTuple):
     """Two inputs along the depth of one network.
 

@@ -23,8 +23,10 @@ from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined, state_shapes
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 class Push(NamedTuple):
     """What one forward pass tells, at every layer.
 
@@ -45,6 +47,7 @@ class Push(NamedTuple):
     log_gain: Float[Array, "*rows layers"]
 
 
+@by_content
 class Pull(NamedTuple):
     """What one reverse pass tells.
 
@@ -61,6 +64,7 @@ class Pull(NamedTuple):
     log_gain: Float[Array, "*rows layers"]
 
 
+@by_content
 class States(NamedTuple):
     """The hidden states of one network.
 

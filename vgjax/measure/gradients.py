@@ -34,11 +34,13 @@ from vgjax.networks.layer import Layer, degrees
 from vgjax.networks.layers import Layers, Walk, bind, by_path, by_stage, checked_input, describe_states, joined
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 FLAT = 0.05
 """A unit is saturated where |phi'| is below this share of phi's largest slope."""
 
 
+@by_content
 class GradientFlow(NamedTuple):
     """Where the gradient of one network goes, layer by layer.
 

@@ -18,8 +18,10 @@ from vgjax.networks.layer import Layer
 from vgjax.networks.layers import joined
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 class Lyapunov(NamedTuple):
     """Growth rates along the depth, in nats per layer.
 

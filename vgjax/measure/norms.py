@@ -16,8 +16,10 @@ from vgjax.memory import MEMORY, chunk_size, chunks
 from vgjax.networks.layers import checked_input, state_shapes, state_sizes
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 class Frobenius(NamedTuple):
     """ln of the Frobenius norm of J_{l<-0} at every depth.
 

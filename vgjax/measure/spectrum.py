@@ -28,8 +28,10 @@ from vgjax.networks.layer import Layer
 from vgjax.networks.layers import Layers, by_stage
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 @dataclass(frozen=True)
 class Spectrum:
     """Singular values of the Jacobian of one network, at a set of depths.

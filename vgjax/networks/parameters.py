@@ -11,8 +11,10 @@ from jax import Array, lax
 from vgjax.checks import FloatDtype, RandomKey, kinds
 from vgjax.networks.layer import Tree, draw, parameter_dtype
 from vgjax.networks.network import Network
+from vgjax.values import by_content
 
 
+@by_content
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head"], meta_fields=["network"])
 @dataclass(frozen=True)
 class Parameters:
@@ -50,6 +52,7 @@ class Parameters:
         return as_dtype(dtype, self)
 
 
+@by_content
 class Stream(NamedTuple):
     """A stage whose blocks are drawn inside the scan, each from its own key, and never stored.
 

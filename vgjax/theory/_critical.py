@@ -20,6 +20,7 @@ from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table
 from vgjax.theory._pieces import pieces
+from vgjax.values import by_content
 
 _PER_LOG = 32  # grid points of ln q to each unit: roots closer together than 3% in q count as one
 _NOISE = 1e-12  # rounding of q - E phi^2 / E phi'^2, relative to q
@@ -27,6 +28,7 @@ _TANGENT = 1e-6  # |slope - 1| that counts as half-stable: at a fold the slope i
 _VANISHING = 1e-6  # E phi^2 / (q E phi'^2) - 1 at the lowest q, below which phi is linear there
 
 
+@by_content
 @dataclass(frozen=True, eq=False)
 class Critical:
     """Critical points, or the reasons why there are none; numpy float64 and strings, all of one shape.

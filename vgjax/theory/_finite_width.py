@@ -26,6 +26,7 @@ from vgjax.theory._mean_field import mean_field
 from vgjax.theory._moments import averages, moment_table
 from vgjax.theory._pieces import pieces
 from vgjax.theory._scales import checked_scales
+from vgjax.values import by_content
 
 # ln q over which laws of slopes are interpolated: 24 nodes on segments of length 3 (2.5^-24 = 3e-10) from q = 1e-9 to
 # 7e8; beyond, phi is a power of its argument already, and the law no longer changes.
@@ -42,6 +43,7 @@ _EXCESS_KURTOSIS = {
 """Of a kernel's entries, for each law that `band` covers."""
 
 
+@by_content
 class LogMoments(NamedTuple):
     """Mean and variance of a logarithm; numbers, or arrays of one shape."""
 
@@ -49,6 +51,7 @@ class LogMoments(NamedTuple):
     variance: Any
 
 
+@by_content
 class Band(NamedTuple):
     """What to expect of ln ||J_{l<-0} u|| of one draw, at every depth l.
 

@@ -22,6 +22,7 @@ from vgjax.theory._level_sets import EVERY, ONE, OSCILLATES, SEVERAL, UNBOUNDED,
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import fixed_correlations, pair_table
 from vgjax.theory._scales import check_dropout, checked_scales
+from vgjax.values import by_content
 
 STATUSES = {
     ONE: "converged",
@@ -55,6 +56,7 @@ class FixedPoint(NamedTuple):
     stable: bool
 
 
+@by_content
 @dataclass(frozen=True, eq=False)
 class MeanField:
     """Mean field at one pair of scales or at many; numpy float64 and strings, all of the scales' broadcast shape.

@@ -22,6 +22,7 @@ from vgjax.checks import ArrayLike, kinds, untraced
 from vgjax.theory._chebyshev import Axis, Curve, axis, curve
 from vgjax.theory._gaussian import ActivationLike, at_once, nodes
 from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.values import by_content
 
 Rows = Callable[..., list[Array]]
 
@@ -32,6 +33,7 @@ _SURE = 0.03  # a power is taken for a half-integer if it is that close: correct
 # scales of phi, while others (|h|^0.3, logarithms) are no closer as a rule
 
 
+@by_content
 class Moments(NamedTuple):
     """What one input of variance q needs; each of the shape of q.
 

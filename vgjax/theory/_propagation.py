@@ -17,6 +17,7 @@ from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import PairTable, pair_table
 from vgjax.theory._pieces import REACH, Pieces, pieces
 from vgjax.theory._scales import check_dropout, checked_scales
+from vgjax.values import by_content
 
 _ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
 _STRIDE = 64  # layers between two looks at whether they are
@@ -24,6 +25,7 @@ _MOST_PIECES = 512  # of a quadrature in two dimensions: a second for a layer
 _LOW, _HIGH = 1e-9, 1e7  # q between which correlations are looked up; beyond, phi is a power of its argument
 
 
+@by_content
 class Propagation(NamedTuple):
     """What mean field predicts at every layer; numpy float64.
 

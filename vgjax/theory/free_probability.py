@@ -26,6 +26,7 @@ from vgjax.checks import finite, kinds, known, not_negative, positive_integer
 from vgjax.theory._free_curve import FreeCurve
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._slopes import SMALLEST_Q, SquaredSlopes, squared_slopes
+from vgjax.values import by_content
 
 # --- moments --------------------------------------------------------------------------------------------------------
 
@@ -191,6 +192,7 @@ def _unbounded(phi: Activation) -> bool:
 # --- the density ----------------------------------------------------------------------------------------------------
 
 
+@by_content
 class SpectralDensity(NamedTuple):
     """The law of the singular values s of a Jacobian, in logs, since s spans hundreds of decades in deep networks.
 

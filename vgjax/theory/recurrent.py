@@ -13,8 +13,10 @@ from vgjax import activations
 from vgjax.checks import ArrayLike, kinds, not_negative, positive_integer
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._mean_field import mean_field
+from vgjax.values import by_content
 
 
+@by_content
 class MaximalLyapunov(NamedTuple):
     """The stationary state of autonomous random networks; numpy float64, each of the shape of the gain.
 
@@ -155,6 +157,7 @@ def forget_gate(bias: float) -> Gate:
     return Gate(math.exp(-rate), 1 / rate if rate > 0 else math.inf)
 
 
+@by_content
 class Latch(NamedTuple):
     """The fixed points of x = phi(w x); numpy float64, each of shape ``(points,)``.
 

@@ -22,8 +22,10 @@ from vgjax.checks import ArrayLike, kinds, positive_integer
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._moments import moment_table
 from vgjax.theory._scales import checked_scales, per_layer
+from vgjax.values import by_content
 
 
+@by_content
 class ResidualPropagation(NamedTuple):
     """A residual stream along depth, l = 0..depth; numpy float64.
 

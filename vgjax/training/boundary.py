@@ -11,10 +11,12 @@ import numpy as np
 from vgjax.checks import kinds, positive_integer, whole_numbers
 from vgjax.ensembles.result import Result
 from vgjax.training.trainability import RATE, check_trainings
+from vgjax.values import by_content
 
 _GROUP = f"{RATE}_"
 
 
+@by_content
 class BoxCount(NamedTuple):
     """How many boxes of each size the border meets.
 

@@ -23,6 +23,7 @@ from vgjax.measure.jacobian import DENSE, computing
 from vgjax.networks.parameters import Parameters, as_dtype
 from vgjax.networks.trainable import absorbed, trainable, with_trainable
 from vgjax.training.problem import Data, as_examples, check_start, checked_objective, in_states, mean_loss
+from vgjax.values import by_content
 
 SOLVERS = {"tsit5": "Tsit5", "dopri8": "Dopri8", "kvaerno5": "Kvaerno5"}
 """Solvers by name, and what diffrax calls them."""
@@ -33,6 +34,7 @@ ATOL = {"float32": 1e-7, "float64": 1e-9}
 _FIRST, _SMALLEST = 1e-4, 1e-30  # steps: the first is shrunk as needed, none below the smallest unless L is not finite
 
 
+@by_content
 class ContinuousTraining(NamedTuple):
     """A network along gradient flow.
 

@@ -30,10 +30,12 @@ from vgjax.networks.parameters import Parameters, as_dtype
 from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable
 from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
 from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, outputs
+from vgjax.values import by_content
 
 DTYPES = ("float32", "float64")
 
 
+@by_content
 class Snapshots(NamedTuple):
     """What a training looked like at ``r`` of its steps: the state before that update. Logarithms are natural.
 
@@ -69,6 +71,7 @@ class Snapshots(NamedTuple):
         return {path: update - self.log_parameter[path] for path, update in self.log_update.items()}
 
 
+@by_content
 class Training(NamedTuple):
     """What became of one network.
 
