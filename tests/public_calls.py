@@ -529,7 +529,7 @@ def instances() -> dict[str, Any]:
                 vg.lyapunov,
                 vg.frobenius,
                 vg.first_steps,
-            )  # fmt: skip
+            )
         },
         "measure trainings": vg.trainings(w.examples),
     }

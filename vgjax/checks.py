@@ -112,7 +112,8 @@ class _WrongKind(TypeError):
 
 
 _CONF = BeartypeConf(
-    # beartype looks at one member of a list, chosen at random, and knows no numbers but Python's.
+    # beartype looks at one member of a list, chosen at random, and knows no numbers but Python's. What else numpy
+    # makes an array of (a pandas.Series) is one too.
     hint_overrides=FrozenDict(
         {
             int: Annotated[object, Is[is_whole]],
@@ -123,6 +124,7 @@ _CONF = BeartypeConf(
             Sequence[float]: _listed(is_number),
             tuple[float, ...]: _listed(is_number),
             Sequence[str]: _listed(lambda value: isinstance(value, str)),
+            ArrayLike: Annotated[object, Is[is_numeric]],
             DTypeLike: Annotated[object, Is[is_float_dtype]],
             np.ndarray: Annotated[object, Is[lambda value: isinstance(value, _ARRAYS) and is_numeric(value)]],
         }
