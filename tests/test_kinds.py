@@ -166,6 +166,7 @@ def test_what_people_get_wrong(sentence):
         SENTENCES[sentence](world())
 
 
+@pytest.mark.usefixtures("kinds_unchecked")
 def test_numbers_of_all_kinds_are_numbers():
     w = world()
     for size in (4, np.int32(4), np.int64(4)):

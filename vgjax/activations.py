@@ -314,8 +314,6 @@ def get(activation: str | Activation | Elementwise) -> Activation:
     if isinstance(activation, str):
         return _by_name(activation)
     if not isinstance(activation, Activation):
-        if not callable(activation):
-            raise ValueError(f"activation must be a name, an Activation or a callable, got {activation!r}")
         activation = Activation(getattr(activation, "__name__", "custom").strip("<>"), activation)
     _check(activation)
     return activation
