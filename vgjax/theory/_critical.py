@@ -100,7 +100,7 @@ def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q:
     phi = activations.get(activation)
     if q is not None:
         if sigma_b is not None:
-            raise ValueError("critical takes sigma_b or q, got both: {short(sigma_b)} and {short(q)}")
+            raise ValueError(f"critical takes sigma_b or q, got both: {short(sigma_b)} and {short(q)}")
         not_empty("q", np.ravel(q))
         finite("q", q, "positive", lambda q: q > 0)
         variances = np.asarray(q, float)
