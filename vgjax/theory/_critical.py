@@ -15,7 +15,7 @@ import numpy as np
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import ArrayLike, finite, kinds, not_empty, not_negative
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, not_negative, short
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table

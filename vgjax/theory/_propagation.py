@@ -11,7 +11,7 @@ from jax import Array
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import ArrayLike, finite, kinds, not_empty, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, positive_integer, short
 from vgjax.theory._gaussian import ActivationLike, pair
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import PairTable, pair_table
