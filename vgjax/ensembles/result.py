@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import known
+from vgjax.ensembles.runner import switches
 from vgjax.files import whole_file
 from vgjax.networks.network import Network
 from vgjax.networks.serialization import network_from_json, network_to_json
@@ -354,11 +355,12 @@ def nearest(values: np.ndarray, value: float) -> float:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What ran this and may change the last bits: versions, processor, device; JSON values."""
+    """What ran this and may change the last bits, or all of a draw: versions, processor, device, switches; JSON
+    values."""
     import flax
     import jax
 
-    device = jax.devices()[0]
+    (device,) = jax.numpy.zeros(()).devices()  # what is computed on, which need not be the first there is
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -366,6 +368,8 @@ def describe_machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "device": f"{device.platform}: {device.device_kind}",
+        "threefry_partitionable": switches()["jax_threefry_partitionable"],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 

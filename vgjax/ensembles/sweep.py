@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from vgjax.checks import known, positive_integer
 from vgjax.ensembles import runner
-from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
+from vgjax.ensembles.fingerprint import digest, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
@@ -114,6 +114,7 @@ def sweep(
         if folder is not None:
             checkpoint = runner.Checkpoint(folder, {**settings, "computed": _computed(jobs)}, layout)
             layout = checkpoint.layout
+            jobs = [dataclasses.replace(job, finish_last=not _ours(job.measure)) for job in jobs]
         jobs = [dataclasses.replace(job, size=tuple(size)) for job, size in zip(jobs, layout, strict=True)]
         pieces = runner.run(
             _in_turn(jobs, workers), measure.name, checkpoint=checkpoint, workers=workers, show=progress
@@ -137,6 +138,8 @@ class Job:
         batch: whether they have an axis of examples.
         key, seeds: of the draws.
         size: points a piece, and points a batch.
+        finish_last: whether pieces are kept as the program made them, and finished when all are there: what a user's
+            code does on the host has no fingerprint.
     """
 
     name: str
@@ -149,6 +152,7 @@ class Job:
     key: Array
     seeds: int
     size: tuple[int, ...] = (1, 1)
+    finish_last: bool = False
 
     def chunk(self, memory: int, workers: int) -> tuple[int, int]:
         """Points a piece and points a batch, if every example of a point takes its share of the memory."""
@@ -167,13 +171,18 @@ class Job:
         return self.measure.draw(jax.random.fold_in(self.key, seed), self.network)
 
     def piece(self, drawn: Callable[[int], Any], seed: int, taken: list[int], new: int) -> Arrays:
-        """One piece, measured and finished."""
+        """One piece, measured and, unless that comes last, finished."""
         arguments = self.arguments(drawn(seed), self.inputs[seed], taken)
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
-        program = _program(self.measure.compiled_for(), self.batch, self.size[1], tree, shapes)()
-        found = flat(program(*arguments))
-        return self.measure.finish({name: np.asarray(a)[:new] for name, a in found.items()}, f" of seed {seed}")
+        switches = tuple(runner.switches().items())
+        program = _program(self.measure.compiled_for(), self.batch, self.size[1], tree, shapes, switches)()
+        found = {name: _numpy(a)[:new] for name, a in flat(program(*arguments)).items()}
+        return found if self.finish_last else self.finished(seed, found)
+
+    def finished(self, seed: int, found: Arrays) -> Arrays:
+        """What becomes of a piece on the host."""
+        return self.measure.finish(found, f" of seed {seed}")
 
     def arguments(self, drawn: Any, inputs: tuple[Any, ...], taken: list[int]) -> tuple[Any, ...]:
         """What the program is called with for some of the points."""
@@ -217,9 +226,10 @@ def _job(
 
 @functools.lru_cache(maxsize=64)  # a compiled program holds memory maps, of which a process has but 65,530
 def _program(
-    measure: Measurement, batch: bool, together: int, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
+    measure: Measurement, batch: bool, together: int, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], _: Any
 ) -> runner.Once:
-    """The program of a piece, compiled by the first thread that wants it while the others go on with their own."""
+    """The program of a piece, compiled by the first thread that wants it while the others go on with their own; of
+    JAX's settings at that time, too."""
     arguments = jax.tree.unflatten(tree, shapes)
     return runner.Once(lambda: _measure_points.lower(measure, batch, together, *arguments).compile())
 
@@ -270,6 +280,12 @@ def flat(tree: Mapping[str, Any]) -> Arrays:
     return {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 
+def _numpy(a: Any) -> np.ndarray:
+    """An array as files can hold it: NumPy has no bfloat16 and its like, and float32 holds them exactly."""
+    a = np.asarray(a)
+    return a.astype(np.float32) if a.dtype.kind == "V" else a
+
+
 def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings: dict[str, Any]) -> Result:
     """The pieces as one result: of several networks, the largest of each dimension, NaN where one does not reach."""
     whole = [_whole(job, i, pieces) for i, job in enumerate(jobs)]
@@ -302,6 +318,9 @@ def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings:
 def _whole(job: Job, number: int, pieces: dict[str, Arrays]) -> Arrays:
     """All of one network's pieces, with leading dimensions (seed, *axes)."""
     mine = [pieces[name] for name, _ in job.pieces(number, 1)]
+    if job.finish_last:
+        each = len(mine) // job.seeds
+        mine = [job.finished(i // each, piece) for i, piece in enumerate(mine)]
     shape = (job.seeds, *job.grid.shape)
     return {n: np.concatenate([p[n] for p in mine]).reshape(*shape, *mine[0][n].shape[1:]) for n in mine[0]}
 
@@ -357,6 +376,12 @@ def _computed(jobs: list[Job]) -> str:
             drawn = job.measure.draw(key, job.network)
             return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, inputs, [0]))
 
-        traced = jax.make_jaxpr(program)(job.key, job.inputs[0])
-        parts += [digest_of_program(traced), digest_of_code(type(job.measure).finish)]
-    return digest_of_text("".join(parts))
+        given = {**job.grid.axes, **job.grid.scales, **job.grid.numbers}
+        parts += [digest_of_program(jax.make_jaxpr(program)(job.key, job.inputs[0])), *given, digest(*given.values())]
+    return digest_of_text(" ".join(parts))
+
+
+def _ours(measure: Measurement) -> bool:
+    """Whether all code of a measurement, and of one inside it, is the library's, known by its version."""
+    all_of_it = [measure, *(each for each in vars(measure).values() if isinstance(each, Measurement))]
+    return all(type(each).__module__.partition(".")[0] == __name__.partition(".")[0] for each in all_of_it)
