@@ -332,7 +332,7 @@ def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[
 @pytest.mark.parametrize("text", ['{"steps": 5', '{"steps": 5}', "[]", ""])
 def test_settings_that_cannot_be_read_are_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ValueError, match=r"folder must hold an earlier run, got an unreadable or damaged .*settings\.json"):
+    with pytest.raises(ValueError, match=r"must hold an earlier run, got an unreadable or damaged .*settings\.json"):
         runner.Checkpoint(tmp_path, SETTINGS)
 
 

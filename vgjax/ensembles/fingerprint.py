@@ -38,7 +38,7 @@ def digest_of_text(text: str) -> str:
 def digest_of_program(program: core.ClosedJaxpr) -> str:
     """Of what a function computes: its operations and every constant in them, whatever it is called.
 
-    Addresses of Python objects, which differ from process to process, are left out.
+    Addresses of Python objects, which differ from process to process (and which JAX prints as X), are left out.
 
     Raises:
         ValueError: a program that calls what it does not contain.
@@ -49,7 +49,8 @@ def digest_of_program(program: core.ClosedJaxpr) -> str:
         raise ValueError(
             f"folder must be left out where a program calls what no fingerprint sees, got one with {', '.join(unseen)}"
         )
-    return digest_of_text(re.sub(r"0x[0-9a-f]+", "", str(program)) + digest(*parts))
+    text = program.pretty_print(use_color=False, width=2**30)  # on one line: where others break depends on addresses
+    return digest_of_text(re.sub(r"0x[0-9a-fX]+", "", text) + digest(*parts))
 
 
 def _parts(program: Any) -> Iterator[Any]:
@@ -57,7 +58,7 @@ def _parts(program: Any) -> Iterator[Any]:
     if isinstance(program, (core.ClosedJaxpr, core.Jaxpr)):  # one class from JAX 0.12 on
         yield from getattr(program, "consts", ())
         for equation in program.eqns:
-            rule = equation.params.get("rule")  # for batches, of custom_vmap: the library's own are known by its version
+            rule = equation.params.get("rule")  # for batches (custom_vmap): the library's is known by its version
             if equation.primitive.name in _UNSEEN or (callable(rule) and not rule.__module__.startswith("vgjax.")):
                 yield equation.primitive.name
             yield from (v.val for v in equation.invars if isinstance(v, core.Literal) and np.ndim(v.val))
