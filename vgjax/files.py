@@ -124,13 +124,21 @@ def writable_folder(path: str | os.PathLike[str], name: str = "out") -> Path:
         ValueError: it is no folder, or not writable.
     """
     folder = Path(path)
-    with refused_in_a_sentence(folder, name):
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(b"0")
-            file.flush()
+    with refused_in_a_sentence(folder, name), tempfile.TemporaryFile(dir=_first_there(folder)) as file:
+        file.write(b"0")
+        file.flush()
     remove_left(folder)
     return folder
+
+
+def _first_there(folder: Path) -> Path:
+    """The folder, or what it would be made in."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
+def disk_size(path: str | os.PathLike[str]) -> int:
+    """Bytes that the disk of a folder holds, whether free or not."""
+    return shutil.disk_usage(_first_there(Path(path))).total
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,9 @@ from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
+from vgjax.files import disk_size
 from vgjax.initializers import Scales
-from vgjax.memory import MEMORY, chunks
+from vgjax.memory import MEMORY, chunks, of_machine
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network
 from vgjax.version import VERSION
@@ -89,7 +91,8 @@ def sweep(
 
     Raises:
         ValueError: an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
-            that do not fit the network or whose leading axis is not named, a folder of another run.
+            that do not fit the network or whose leading axis is not named, a result that no machine holds, a folder of
+            another run, or one for a program that calls back into Python (`jax.pure_callback`).
     """
     measure = gains() if measure is None else measure
     if not isinstance(measure, Measurement):
@@ -102,6 +105,7 @@ def sweep(
     fixed = Scales() if scales is None else scales
     cases, many = cases_of(network), not isinstance(network, (Network, Case))
     grids = [grid_of(case, measure, fixed, axes) for case in cases.values()]
+    _check_size(cases, grids, measure, seeds, folder)
     jobs = [
         _job(name, case, measure, grid, inputs, key, seeds, leading)
         for (name, case), grid in zip(cases.items(), grids, strict=True)
@@ -191,6 +195,26 @@ class Job:
         fixed = Scales(**self.grid.scales)
         rest = jax.tree.map(jnp.asarray, (fixed, Scales(**swept), numbers, np.arange(len(taken)), inputs))
         return (drawn, *rest)
+
+
+def _check_size(
+    cases: Mapping[str, Case], grids: list[Grid], measure: Measurement, seeds: int, folder: str | None
+) -> None:
+    """Refuse a result that no machine holds, before anything of its length is made."""
+    numbers = 0
+    for case, grid in zip(cases.values(), grids, strict=True):
+        lengths = {"layer": case.network.depth + 1, "block": case.network.depth}
+        of_one = max(math.prod(lengths.get(dim, 1) for dim in dims) for dims in case.adapt(measure).dims.values())
+        numbers += seeds * grid.points * of_one
+    limits = {"the memory of this machine": of_machine()}
+    if folder is not None:
+        limits["the disk of the folder"] = disk_size(folder)
+    for where, size in limits.items():
+        if 4 * numbers > size:
+            raise ValueError(
+                f"a sweep must give a result that fits into {where}, {size / 2**30:.3g} GiB, got {seeds:.3g} seeds of "
+                f"{sum(grid.points for grid in grids):.3g} points, {4 * numbers / 2**30:.3g} GiB at least"
+            )
 
 
 def _job(
