@@ -264,7 +264,12 @@ def another_switch(name: str) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+QUICK = ("gains", "gradients", "spectra", "trainings", "trainings by a finished optimizer", "measurement")
+
+
+@pytest.mark.parametrize(
+    "measure", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MEASURES]
+)
 def test_a_folder_refuses_a_call_in_which_anything_is_another_of_the_same_name(
     tmp_path: Path, pieces: list[int], measure: str
 ) -> None:
