@@ -82,7 +82,7 @@ def run(
     wide = jax.dtypes.canonicalize_dtype("float64") == np.float64
 
     def done(name: str) -> tuple[str, Arrays]:
-        with jax.enable_x64(wide):  # JAX's settings belong to a thread
+        with jax.enable_x64(wide), jax.debug_nans(False):  # JAX's settings belong to a thread
             made = work[name]()
         if checkpoint:
             checkpoint.write(name, made)

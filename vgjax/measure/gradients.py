@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Float, Key, Shaped
 
 from vgjax.blocks.protocol import block_info
-from vgjax.checks import ArrayLike
+from vgjax.checks import ArrayLike, nan_is_data
 from vgjax.floatexp import (
     ZERO,
     FloatExp,
@@ -74,6 +74,7 @@ OF_BATCH = ("log_parameter_gradient", "log_tied_gradient")
 """What is of the summed loss and has no batch axis."""
 
 
+@nan_is_data
 def gradient_flow(
     parameters: Parameters,
     scales: Scales,

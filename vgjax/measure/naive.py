@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Key, Shaped
 
-from vgjax.checks import ArrayLike, known
+from vgjax.checks import ArrayLike, known, nan_is_data
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.gradients import _entering_before
@@ -20,6 +20,7 @@ NAIVE_DTYPES = ("float32", "bfloat16", "float16")
 """The dtypes whose plain reading can be had."""
 
 
+@nan_is_data
 def naive_reading(
     parameters: Parameters,
     scales: Scales,

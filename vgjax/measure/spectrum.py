@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from vgjax.checks import ArrayLike, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, nan_is_data, positive_integer, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, to_float_clipped
 from vgjax.initializers import Scales
 from vgjax.measure import graded
@@ -93,6 +93,7 @@ def spectral_statistics(log_singular_values: np.ndarray) -> dict[str, np.ndarray
 # --- the whole spectrum ---------------------------------------------------------------------------------------------
 
 
+@nan_is_data
 def log_singular_values(
     parameters: Parameters,
     scales: Scales,

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vgjax.checks import finite, known, not_negative, positive_integer
+from vgjax.checks import finite, known, nan_is_data, not_negative, positive_integer
 from vgjax.data import Examples
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, computing
@@ -68,6 +68,7 @@ class ContinuousTraining(NamedTuple):
 _STATUSES = ("complete", "max_steps", "stalled")
 
 
+@nan_is_data
 def train_continuously(
     parameters: Parameters,
     scales: Scales,

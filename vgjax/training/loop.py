@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax.checks import known
+from vgjax.checks import known, nan_is_data
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
@@ -92,6 +92,7 @@ class Training(NamedTuple):
         return bool(self.first_nonfinite < len(self.loss))
 
 
+@nan_is_data
 def train(
     parameters: Parameters,
     scales: Scales,
