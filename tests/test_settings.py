@@ -126,5 +126,7 @@ def test_jax_debug_nans_changes_nothing(network: str, call: str) -> None:
 def test_a_training_that_diverges_is_a_result_under_jax_debug_nans() -> None:
     parameters = drawn("mlp")
     with jax.debug_nans(True):
-        training = vg.train(parameters, vg.Scales(), data_of(parameters.network), "sgd", 5, learning_rate=1e30)
+        training = vg.train(
+            parameters, vg.Scales(), data_of(parameters.network), "sgd", 5, batch_size=None, learning_rate=1e30
+        )
     assert training.diverged

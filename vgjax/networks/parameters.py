@@ -44,8 +44,9 @@ class Parameters:
         return next(floats, jnp.dtype(jnp.float32))
 
     def astype(self, dtype: Any) -> "Parameters":
-        """The same draws in another floating-point dtype."""
-        return as_dtype(dtype, self)
+        """The same draws in another floating-point dtype: in float64 also where JAX makes none by itself."""
+        with jax.enable_x64(True):
+            return as_dtype(dtype, self)
 
 
 class Stream(NamedTuple):
