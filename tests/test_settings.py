@@ -124,9 +124,8 @@ def test_jax_debug_nans_changes_nothing(network: str, call: str) -> None:
 
 
 def test_a_training_that_diverges_is_a_result_under_jax_debug_nans() -> None:
-    parameters = drawn("mlp")
+    parameters = vg.init(KEY, vg.mlp(width=4, depth=2, activation="relu", inputs=3))
+    data = vg.data.Examples(x_of(parameters.network, 2), np.ones((2, 1)))
     with jax.debug_nans(True):
-        training = vg.train(
-            parameters, vg.Scales(), data_of(parameters.network), "sgd", 5, batch_size=None, learning_rate=1e30
-        )
+        training = vg.train(parameters, vg.Scales(), data, "sgd", 9, batch_size=None, learning_rate=1e20)
     assert training.diverged

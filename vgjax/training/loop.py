@@ -29,7 +29,7 @@ from vgjax.measure.losses import Loss
 from vgjax.networks.layers import by_path
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters, as_dtype
-from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable
+from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable, without_noise
 from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
 from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, scores
 
@@ -122,7 +122,7 @@ def train(
         parameters: draws at unit gain (`init`), stored, of any network; ``parameters.astype("float64")`` are those of
             the same network in float64, and so is its training. With a batch in its state (batch norm) a minibatch is
             one state, and ``batch_size`` is its.
-        scales: those of the draw, as for `forward`; ``dropout`` is 0 where loss and accuracy are taken.
+        scales: those of the draw, as for `forward`; dropout, Flax's own too, is off where loss and accuracy are taken.
         data: training examples: ``inputs`` of shape ``(examples, *input)`` and ``labels``, with a leading axis of
             examples.
         optimizer: a name in `OPTIMIZERS`, a function from a learning rate to an optax optimizer (``optax.lion``,
@@ -339,9 +339,8 @@ def _score(
     nothing = jnp.full((), jnp.nan, parameters.dtype)
     if examples is None:
         return nothing, nothing
-    quiet = Scales._of({name: jnp.zeros_like(s) if name == "dropout" else s for name, s in scales.items()})
     states = in_states(per_state, jax.tree.map(lambda a: a[: max(per_state, num_eval)], examples))
-    return scores(loss, per_state, parameters, quiet, states)
+    return scores(loss, per_state, without_noise(parameters), scales, states)
 
 
 def _gradient_norms(problem: Problem, state: TrainState) -> tuple[Array, dict[str, Array], dict[str, Array]]:
