@@ -22,7 +22,17 @@ import optax
 from jax import Array
 
 from vgjax.checks import ArrayLike, is_traced, known
-from vgjax.floatexp import LN2, ZERO, FloatExp, add, from_float, power_of_two, window_exponent, with_zero_exponent
+from vgjax.floatexp import (
+    FARTHEST,
+    LN2,
+    ZERO,
+    FloatExp,
+    add,
+    from_float,
+    power_of_two,
+    window_exponent,
+    with_zero_exponent,
+)
 from vgjax.measure.flow import direction
 from vgjax.networks.network import Network, output_shape
 
@@ -257,7 +267,10 @@ def _softmax_minus(output: FloatExp, y: Array) -> tuple[FloatExp, Array]:
     is_main = at == jnp.argmax(y)
     rest = jnp.where(is_main, jnp.sum(jnp.where(is_main, 0, y)), total - y)
     up, down = log_p + jnp.log(rest), log_rest + jnp.log(y)
-    top, deepest = jnp.max(jnp.maximum(up, down)), ZERO // 2  # half of the exponents are left for the layers behind
+    top, deepest = (
+        jnp.max(jnp.maximum(up, down)),
+        -FARTHEST // 2,
+    )  # half of the exponents are left for the layers behind
     lost = top < deepest * LN2
     e = jnp.where(top >= deepest * LN2, jnp.floor(top / LN2), jnp.where(lost, deepest, 0)).astype(jnp.int32)
     shift = jnp.where(lost, top, e.astype(u.dtype) * LN2)
