@@ -129,3 +129,57 @@ def test_a_training_that_diverges_is_a_result_under_jax_debug_nans() -> None:
     with jax.debug_nans(True):
         training = vg.train(parameters, vg.Scales(), data, "sgd", 9, batch_size=None, learning_rate=1e20)
     assert training.diverged
+
+
+# --- float64 switched on for everything ----------------------------------------------------------------------------
+
+
+def wide(network: str, call: str) -> list[np.ndarray]:
+    """The same call with what JAX makes where float64 is on: float64 inputs, int64 labels, and scales."""
+    parameters = drawn(network)
+    scales = vg.Scales(**{name: jnp.asarray(scale.default) for name, scale in parameters.network.scales.items()})
+    return arrays({**CALLS, **OF_ONE, **SWEEPS}[call](parameters, scales, jnp.asarray(x_of(parameters.network))))
+
+
+@pytest.mark.parametrize(("network", "call"), CASES)
+def test_a_float32_network_measures_the_same_where_float64_is_on(network: str, call: str) -> None:
+    """Random directions are float32 in both, seeds and labels mean the same."""
+    expected = answer(network, call)
+    with jax.enable_x64(True):
+        found = wide(network, call)
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        if np.issubdtype(b.dtype, np.floating):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+class Wide(nnx.Module):
+    """Parameters of two dtypes where float64 is on: Flax's float32, and what JAX makes by itself."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.inner = nnx.Linear(4, 4, rngs=rngs)
+        self.slope = nnx.Param(jnp.ones(4))
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h + self.slope * jnp.tanh(self.inner(h))
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float64"])
+def test_examples_of_another_mode_are_trained_on(dtype: str | None) -> None:
+    with jax.enable_x64(True):
+        data = vg.data.Examples(jnp.asarray(np.random.default_rng(0).normal(size=(6, 4))), jnp.arange(6) % 2)
+        net = vg.stack(Wide, depth=2, input_shape=4)
+        assert vg.init(KEY, net).dtype == np.float64
+        measure = vg.trainings(data, "sgd", 2, batch_size=3, dtype=dtype)
+        assert np.all(np.isfinite(vg.sweep(drawn("own").network, measure=measure, key=KEY, seeds=1).loss))
+        if dtype is not None:
+            run = vg.train(drawn("own").astype(dtype), vg.Scales(), data, "sgd", 2, batch_size=3)
+            assert run.loss.dtype == dtype
+    narrow = vg.trainings(data, "sgd", 2, batch_size=3, dtype=dtype)
+    assert np.all(np.isfinite(vg.sweep(drawn("own").network, measure=narrow, key=KEY, seeds=1).loss))
+
+
+def test_float64_can_be_trained_where_it_is_off() -> None:
+    parameters = drawn("own").astype("float64")
+    run = vg.train(parameters, vg.Scales(), data_of(parameters.network), "sgd", 2, batch_size=3)
+    assert run.loss.dtype == np.float64

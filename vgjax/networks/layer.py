@@ -307,8 +307,13 @@ def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct
 
 def parameter_dtype(spec: Spec) -> Any:
     """The dtype of a block's floating-point parameters; float32 if it has none."""
-    leaves = jax.tree.leaves(jax.eval_shape(functools.partial(draw, spec), jax.random.key(0)))
-    return next((leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)), np.dtype(np.float32))
+    return floating_dtype(jax.eval_shape(functools.partial(draw, spec), jax.random.key(0)))
+
+
+def floating_dtype(tree: Tree) -> Any:
+    """The dtype that holds all floating-point numbers of a tree; float32 if there are none."""
+    found = [leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return functools.reduce(jnp.promote_types, found) if found else np.dtype(np.float32)
 
 
 def unit_scales(spec: Spec, dtype: Any) -> Scales:

@@ -28,7 +28,7 @@ from vgjax.measure import losses
 from vgjax.measure.losses import Loss
 from vgjax.networks.layers import by_path
 from vgjax.networks.network import Network
-from vgjax.networks.parameters import Parameters, as_dtype
+from vgjax.networks.parameters import Parameters, as_dtype, in_present_mode
 from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable, without_noise
 from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
 from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, scores
@@ -163,6 +163,7 @@ def train(
         config = checked_config(parameters.network, examples, held_out, **about, batch_size=batch_size, loss=loss)
         steps = snapshots.steps_of(config.num_steps)
         key = jax.random.key(0) if key is None else key
+        parameters, scales, rates = in_present_mode((parameters, *jax.tree.map(jnp.asarray, (scales, rates))))
         problem = _begin(config, key, parameters, scales, rates, examples)
         state, seen = _first_state(problem), []
         for step in runner.progress(steps, len(steps), "train"):

@@ -13,7 +13,7 @@ from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.networks.layers import forward
 from vgjax.networks.network import Network, check_scales
-from vgjax.networks.parameters import Parameters
+from vgjax.networks.parameters import Parameters, in_present_mode
 
 
 class Data(Protocol):
@@ -29,12 +29,12 @@ class Data(Protocol):
 
 
 def as_examples(name: str, data: Data) -> Examples:
-    """Data as arrays.
+    """Data as arrays of JAX's present mode: float64 and int64 ones, numpy's or of another mode, as it makes them.
 
     Raises:
         ValueError: inputs that are not finite.
     """
-    examples = Examples(jnp.asarray(data.inputs), jnp.asarray(data.labels))
+    examples = in_present_mode(Examples(np.asarray(data.inputs), np.asarray(data.labels)))
     if not np.all(np.isfinite(examples.inputs)):
         raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
     return examples
