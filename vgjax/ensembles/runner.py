@@ -111,7 +111,7 @@ def run(
     now = switches()
 
     def done(name: str) -> tuple[str, Arrays]:
-        with _switched(now):
+        with _switched(now), jax.debug_nans(False):
             made = work[name]()
         if checkpoint:
             checkpoint.write(name, made)

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from vgjax.checks import known, positive_integer
+from vgjax.checks import known, nan_is_data, positive_integer
 from vgjax.ensembles import runner
 from vgjax.ensembles.fingerprint import digest, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
@@ -48,6 +48,7 @@ MEASUREMENTS = (
 """Names that a text in place of a measurement may have meant, those of later wings too."""
 
 
+@nan_is_data
 def sweep(
     network: Networks,
     *inputs: ArrayLike,

@@ -84,6 +84,18 @@ def with_trainable(parameters: Parameters, leaves: dict[str, Array]) -> Paramete
     return _assemble(parameters, {where: put(where, *at) for where, at in _subtrees(parameters).items()})
 
 
+def without_noise(parameters: Parameters) -> Parameters:
+    """The same parameters, of the network with all dropout off."""
+
+    def quiet(spec: Spec) -> Spec:
+        return replace(spec, deterministic=True) if block_info(spec).noisy else spec
+
+    network = parameters.network
+    stages = tuple(replace(stage, spec=quiet(stage.spec)) for stage in network.stages)
+    stem, head = (spec and quiet(spec) for spec in (network.stem, network.head))
+    return replace(parameters, network=replace(network, stem=stem, stages=stages, head=head))
+
+
 def redrawn(parameters: Parameters, key: Array) -> Parameters:
     """Stored parameters with the noise of every block (dropout) drawn anew; those of a network without any as they
     are."""

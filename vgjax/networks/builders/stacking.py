@@ -1,8 +1,9 @@
 """From blocks to networks: in a row, all alike, or sharing one draw."""
 
 import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import jax
 from flax import nnx
@@ -15,26 +16,28 @@ from vgjax.networks.network import Network, Stage
 
 def stack(
     block: Spec | type[nnx.Module],
-    *arguments: Hashable,
+    *arguments: Any,
     depth: int,
     input_shape: int | tuple[int, ...],
     stem: Spec | None = None,
     head: Spec | None = None,
-    **options: Hashable,
+    **options: Any,
 ) -> Network:
     """A network of ``depth`` copies of one block, each drawn afresh: a `Spec`, or any `nnx.Module` of your own from a
     state to a state of its shape.
 
     Args:
         block: a `Spec`; or a class, built as ``block(*arguments, **options, rngs=rngs)``, called as ``block(h)`` on one
-            example, or as ``block(h, scales)`` if it declares ``scales`` (see `vgjax.blocks.protocol`).
+            example, or as ``block(h, scales)`` if it declares ``scales`` (see `vgjax.blocks.protocol`). Arguments are
+            hashable, or arrays, which are held by their content. With `nnx.BatchNorm` a state is a batch: the first
+            axis of ``input_shape``.
         depth: how many.
         input_shape: shape of one input: the state's shape where there is no stem.
         stem, head: `Spec` of the blocks before and behind.
 
     Raises:
-        ValueError: a depth below 1, arguments that cannot be hashed, or a block that changes the shape or the dtype of
-            its state.
+        ValueError: a depth below 1, arguments that cannot be hashed and are no arrays, a block that changes the shape
+            or the dtype of its state, or one with `nnx.BatchNorm` and no batch in its state.
     """
     if isinstance(block, Spec) and (arguments or options):
         raise ValueError(f"a Spec of {block.block.__name__} has its arguments already, got more of them")
@@ -44,7 +47,7 @@ def stack(
     try:
         hash(copied)
     except TypeError as error:
-        raise ValueError(f"arguments of {name} must be hashable (they are compiled for): {error}") from None
+        raise ValueError(f"arguments of {name} must be hashable or arrays (they are compiled for): {error}") from None
     copies = [copied] * positive_integer("depth", depth)
     return sequential(copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
 
