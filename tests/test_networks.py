@@ -73,7 +73,7 @@ def test_a_stem_absorbs_a_scale_that_not_every_layer_reads() -> None:
     x = np.array([0.3, -1.0, 2.0], np.float32)
     for of_stem in ("sigma_w", "sigma_in"):
         stem = vg.dense(3, 4, names=(of_stem, "sigma_b"))
-        params = vg.init(KEY, vg.networks.sequential(layers, input_shape=3, stem=stem))
+        params = vg.init(KEY, vg.networks.sequential(*layers, input_shape=3, stem=stem))
         scales = vg.Scales(**{"sigma_v": 0.8, "sigma_w": 1.3, "sigma_b": 0.3, of_stem: 1.7})
         ordinary, left = vg.absorb_scales(params, scales)
         np.testing.assert_allclose(ordinary.stem["kernel"], 1.7 * params.stem["kernel"], rtol=1e-6)

@@ -305,7 +305,7 @@ def _stack(result: Result) -> _Stack:
     others = [name for name in result.axes if name not in names]
     if others:
         raise ValueError(f"compare takes sweeps over {', '.join(names)}, got {', '.join(others)}")
-    fixed = {name: result.fixed.get(name, network.scales[name].default) for name in names}
+    fixed = {name: value for name, value in network.completed(result.fixed).items() if name in names}
     for name, value in fixed.items():
         if np.ndim(value):
             raise ValueError(f"compare takes one {name} for all layers, got one a layer")

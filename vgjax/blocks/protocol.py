@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -41,13 +42,50 @@ from vgjax.floatexp import FloatExp, euler
 from vgjax.initializers import KINDS, Scale, Scales
 
 
+class Given:
+    """An array as an argument of a block, compared and hashed by what it holds; the block gets the array.
+
+    Attributes:
+        array: a copy that nobody changes.
+    """
+
+    def __init__(self, array: Any):
+        self.array = np.array(array)
+        self.array.setflags(write=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array."""
+        return self.array.shape
+
+    def _content(self) -> tuple[str, tuple[int, ...], bytes]:
+        return self.array.dtype.str, self.array.shape, self.array.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Given) and self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def __repr__(self) -> str:
+        return f"given {'x'.join(map(str, self.shape))}"
+
+
+def _given(value: Any) -> Any:
+    return Given(value) if isinstance(value, np.ndarray | Array) and not isinstance(value, jax.core.Tracer) else value
+
+
+def _taken(value: Any) -> Any:
+    return value.array if isinstance(value, Given) else value
+
+
 @dataclass(frozen=True)
 class Spec:
     """How to build a block: its class and its static arguments.
 
     Attributes:
         block: an `nnx.Module` class; built as ``block(*arguments, **dict(options), rngs=rngs)``.
-        arguments, options: hashable.
+        arguments, options: hashable; arrays as `Given` (`spec` sees to it).
     """
 
     block: type[nnx.Module]
@@ -56,7 +94,8 @@ class Spec:
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly drawn block."""
-        return self.block(*self.arguments, **dict(self.options), rngs=rngs)  # type: ignore[call-arg]
+        options = {name: _taken(value) for name, value in self.options}
+        return self.block(*map(_taken, self.arguments), **options, rngs=rngs)  # type: ignore[call-arg]
 
     def nested(self) -> Iterator["Spec"]:
         """This spec and those of the blocks it is made of."""
@@ -66,9 +105,9 @@ class Spec:
                 yield from value.nested()
 
 
-def spec(block: type[nnx.Module], *arguments: Hashable, **options: Hashable) -> Spec:
-    """The `Spec` of ``block(*arguments, **options, rngs=...)``."""
-    return Spec(block, arguments, tuple(options.items()))
+def spec(block: type[nnx.Module], *arguments: Any, **options: Any) -> Spec:
+    """The `Spec` of ``block(*arguments, **options, rngs=...)``; arguments are hashable, or arrays."""
+    return Spec(block, tuple(map(_given, arguments)), tuple((name, _given(value)) for name, value in options.items()))
 
 
 def declared(block: Any, name: str) -> Any:
