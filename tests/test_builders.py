@@ -213,7 +213,7 @@ def test_a_resnet_works_on_its_own_defaults() -> None:
     assert np.std(output) > 0
     # Behind a phi that closes every block the head has neither phi nor norm.
     post = NETWORKS["resnet(tanh, states 4x4x2-2x2x3, depth 2, inputs 4x4x1, outputs 1, residual, layer norm)"]()
-    assert post.head == vg.dense(3, 1, bias_init="zero", after=vg.blocks.spec(vg.blocks.Pool, 2))
+    assert post.head == vg.dense(3, 1, after=vg.blocks.spec(vg.blocks.Pool, 2), **HEAD)
 
 
 def test_tied_and_untied_are_inverse_and_change_what_is_drawn() -> None:

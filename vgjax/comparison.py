@@ -110,7 +110,7 @@ def compare(result: Result, variable: str | None = None) -> Comparison:
         ValueError: a network, a variable or axes that theory does not cover.
     """
     measured = [name for name in _PREDICTIONS if name in result.arrays]
-    if not measured:
+    if not measured or "first_inexact_layer" not in result.arrays:
         raise ValueError(f"compare needs gains, gradients or correlations, got {result.measure}")
     variable = measured[-1 if result.measure == "correlations" else 0] if variable is None else variable
     compared = _PREDICTIONS[known("variable", variable, measured)]

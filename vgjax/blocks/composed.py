@@ -147,6 +147,8 @@ class Concatenated(nnx.Module):
     Source: Huang et al. 2017, "Densely connected convolutional networks"; Ronneberger et al. 2015, "U-Net".
     """
 
+    one_size = False
+
     def __init__(self, branch: Spec, *, rngs: nnx.Rngs):
         self.branch = branch.build(rngs)
 

@@ -18,6 +18,8 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``theory_arguments``: the `TheoryArguments` of a layer that mean-field theory covers, or the fields that a part sets
   of the layer it stands in, as a dict (default: None, theory has nothing);
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
+- ``one_size``: class attribute, False if its state has parts of different sizes (what is kept beside what is made of
+  it): the small ones are lost once the large ones leave the float range, and that is marked;
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
 A block in a stage that is driven (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,

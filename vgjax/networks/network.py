@@ -89,10 +89,12 @@ class Network:
     @property
     def scales(self) -> dict[str, Scale]:
         """The scales that its blocks declare, by name, with their defaults; and `OF_HEAD`, where the head has it."""
-        specs = [*([self.stem] if self.stem else []), *(stage.spec for stage in self.stages)]
+        of_blocks = [block_info(stage.spec) for stage in self.stages]
+        of_stem = [block_info(self.stem)] if self.stem else []
         of_head = block_info(self.head).scales if self.head else {}
         of_head = {name: scale for name, scale in of_head.items() if name == OF_HEAD}
-        return scales_of(*(block_info(spec) for spec in specs)) | of_head
+        # Those of the blocks first; of two defaults that of the blocks holds.
+        return scales_of(*of_blocks) | scales_of(*of_stem, *of_blocks) | of_head
 
     def completed(self, scales: Mapping[str, Any]) -> dict[str, Any]:
         """Every scale that it declares: as it was given, else as the one that it follows, else at its default."""
@@ -138,10 +140,12 @@ class Network:
 
     @property
     def exact_range(self) -> tuple[bool, bool]:
-        """Whether states (below, above) the float range are exact: whether all its activations allow it (`Facts`)."""
+        """Whether states (below, above) the float range are exact: whether all its activations allow it (`Facts`), and
+        no block makes states whose parts may differ by more than floats can (`protocol`, ``one_size``)."""
         specs = (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
         facts = [a.facts for spec in specs for a in _activations(spec)]
-        return all(f.below for f in facts), all(f.above for f in facts)
+        one_size = all(getattr(part.block, "one_size", True) for spec in specs for part in spec.nested())
+        return all(f.below for f in facts) and one_size, all(f.above for f in facts) and one_size
 
 
 def _activations(spec: Spec) -> Iterator[Activation]:

@@ -44,8 +44,8 @@ def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales
     """`absorb_scales`, unchecked: for use inside compiled programs."""
     layers, network = bind(parameters, scales, None), parameters.network
     stem, head = (end.absorb_scales() if end else None for end in (layers.stem, layers.head))
-    left_of_ends = {OF_HEAD: head.scales[OF_HEAD]} if head and OF_HEAD in head.scales else {}
-    left_of_ends |= dict(stem.scales) if stem else {}
+    left_of_ends = dict(stem.scales) if stem else {}
+    left_of_ends |= {OF_HEAD: head.scales[OF_HEAD]} if head and OF_HEAD in head.scales else {}
 
     def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, dict[str, Array]]]:
         ordinary, read = layer.absorb_scales(), block_info(layer.spec).scales

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from vgjax import activations, blocks, initializers
 from vgjax.blocks import spec
+from vgjax.blocks.protocol import block_info
 from vgjax.checks import known, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Phi, dense, dtype_name
@@ -132,11 +133,12 @@ def _recurrent(cell: type[nnx.Module], sizes: tuple[int, int, int, int], every_s
         initializers.check_law(name, options[name], initializers.KERNEL_INITS)
     initializers.check_law("bias_init", options["bias_init"], initializers.BIAS_INITS)
     options["dtype"] = dtype_name(options["dtype"])
-    parts = getattr(cell, "parts", ())
+    block, parts = spec(cell, width, inputs, **options), getattr(cell, "parts", ())
+    block_info(block)  # built once, so that a law or an array that does not fit is told here
     first_part = spec(blocks.Part, 0) if parts else None  # what the head reads of a state of several parts
     return Network(
         stem=spec(blocks.Start, (len(parts), width) if parts else (width,)),
-        stages=(Stage(spec(cell, width, inputs, **options), depth, tied=True, driven=True, read=every_step),),
+        stages=(Stage(block, depth, tied=True, driven=True, read=every_step),),
         # Gaussian whatever the cell's kernels are: an identity would read single units.
         head=dense(width, outputs, before=first_part, dtype=options["dtype"], **HEAD),
         input_shape=(depth, inputs),
