@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,7 +11,7 @@ from jax import Array
 
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
-from vgjax.floatexp import FloatExp, add, normalize, with_zero_exponent
+from vgjax.floatexp import Degrees, Ends, FloatExp, add, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
 
@@ -147,7 +147,8 @@ class Concatenated(nnx.Module):
     Source: Huang et al. 2017, "Densely connected convolutional networks"; Ronneberger et al. 2015, "U-Net".
     """
 
-    one_size = False
+    # One exponent for all: past the float range small parts are lost beside large ones, and with them their slopes.
+    degrees: ClassVar[Ends] = (Degrees(None, None), Degrees(None, None))
 
     def __init__(self, branch: Spec, *, rngs: nnx.Rngs):
         self.branch = branch.build(rngs)

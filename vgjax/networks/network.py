@@ -138,15 +138,6 @@ class Network:
         behind = (layer.widths[1] for layer, s in zip(layers, self.stages, strict=True) for _ in range(s.depth))
         return layers[0]._replace(widths=(layers[0].widths[0], *behind))
 
-    @property
-    def exact_range(self) -> tuple[bool, bool]:
-        """Whether states (below, above) the float range are exact: whether all its activations allow it (`Facts`), and
-        no block makes states whose parts may differ by more than floats can (`protocol`, ``one_size``)."""
-        specs = (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
-        facts = [a.facts for spec in specs for a in _activations(spec)]
-        one_size = all(getattr(part.block, "one_size", True) for spec in specs for part in spec.nested())
-        return all(f.below for f in facts) and one_size, all(f.above for f in facts) and one_size
-
 
 def _activations(spec: Spec) -> Iterator[Activation]:
     for part in spec.nested():
