@@ -245,12 +245,12 @@ def bias_default(law: Law) -> float:
 
 
 def law_name(law: Any) -> str:
-    """A law as a word, the same in every process."""
+    """A law as a word, the same in every process; of what holds given numbers, their shape."""
     if isinstance(law, str):
         return law
-    if callable(law):
-        return str(getattr(law, "__qualname__", type(law).__name__)).replace(".<locals>.", ".")
-    return f"given {'x'.join(map(str, law.shape))}"
+    if hasattr(law, "array"):
+        return f"given {'x'.join(map(str, law.array.shape))}"
+    return str(getattr(law, "__qualname__", type(law).__name__)).replace(".<locals>.", ".")
 
 
 PADDINGS = {"circular": "CIRCULAR", "zero": "SAME"}

@@ -27,6 +27,7 @@ for a new block.
 """
 
 import functools
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -42,50 +43,13 @@ from vgjax.floatexp import LINEAR, Ends, FloatExp, extended
 from vgjax.initializers import KINDS, Scale, Scales
 
 
-class Given:
-    """An array as an argument of a block, compared and hashed by what it holds; the block gets the array.
-
-    Attributes:
-        array: a copy that nobody changes.
-    """
-
-    def __init__(self, array: Any):
-        self.array = np.array(array)
-        self.array.setflags(write=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the array."""
-        return self.array.shape
-
-    def _content(self) -> tuple[str, tuple[int, ...], bytes]:
-        return self.array.dtype.str, self.array.shape, self.array.tobytes()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Given) and self._content() == other._content()
-
-    def __hash__(self) -> int:
-        return hash(self._content())
-
-    def __repr__(self) -> str:
-        return f"given {'x'.join(map(str, self.shape))}"
-
-
-def _given(value: Any) -> Any:
-    return Given(value) if isinstance(value, np.ndarray | Array) and not isinstance(value, jax.core.Tracer) else value
-
-
-def _taken(value: Any) -> Any:
-    return value.array if isinstance(value, Given) else value
-
-
 @dataclass(frozen=True)
 class Spec:
     """How to build a block: its class and its static arguments.
 
     Attributes:
         block: an `nnx.Module` class; built as ``block(*arguments, **dict(options), rngs=rngs)``.
-        arguments, options: hashable; arrays as `Given` (`spec` sees to it).
+        arguments, options: hashable; arrays as `Constant`.
     """
 
     block: type[nnx.Module]
@@ -94,8 +58,9 @@ class Spec:
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly drawn block."""
-        options = {name: _taken(value) for name, value in self.options}
-        return self.block(*map(_taken, self.arguments), **options, rngs=rngs)  # type: ignore[call-arg]
+        arguments = [_plain(value) for value in self.arguments]
+        options = {name: _plain(value) for name, value in self.options}
+        return self.block(*arguments, **options, rngs=rngs)  # type: ignore[call-arg]
 
     def nested(self) -> Iterator["Spec"]:
         """This spec and those of the blocks it is made of."""
@@ -105,9 +70,53 @@ class Spec:
                 yield from value.nested()
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant:
+    """An array among the arguments of a block, hashed and compared by its content.
+
+    Attributes:
+        array: a copy that cannot be written to; the block gets it as it is.
+    """
+
+    array: np.ndarray
+
+    def __post_init__(self) -> None:
+        array = np.array(self.array)
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.array.tobytes()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"array(shape {self.array.shape}, {self.array.dtype}, sha256 {self._digest})"
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Constant) and repr(self) == repr(other))
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def _plain(value: Any) -> Any:
+    """What a block is built with: arrays as they were given."""
+    if isinstance(value, tuple):
+        return tuple(_plain(each) for each in value)
+    return value.array if isinstance(value, Constant) else value
+
+
+def _hashable(value: Any) -> Any:
+    """What a spec holds."""
+    if type(value) is tuple:
+        return tuple(_hashable(each) for each in value)
+    return Constant(np.asarray(value)) if isinstance(value, (np.ndarray, jax.Array)) else value
+
+
 def spec(block: type[nnx.Module], *arguments: Any, **options: Any) -> Spec:
-    """The `Spec` of ``block(*arguments, **options, rngs=...)``; arguments are hashable, or arrays."""
-    return Spec(block, tuple(map(_given, arguments)), tuple((name, _given(value)) for name, value in options.items()))
+    """The `Spec` of ``block(*arguments, **options, rngs=...)``; arrays among them are held by their content."""
+    held = tuple(_hashable(value) for value in arguments)
+    return Spec(block, held, tuple((name, _hashable(value)) for name, value in options.items()))
 
 
 def declared(block: Any, name: str) -> Any:

@@ -14,7 +14,7 @@ from flax import nnx
 from vgjax import activations, blocks
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
-from vgjax.blocks.protocol import Given
+from vgjax.blocks.protocol import Constant
 from vgjax.networks.network import Network, Stage
 
 Json = dict[str, Any]
@@ -58,7 +58,7 @@ def _encoded(value: Any) -> Any:
         return {"tuple": [_encoded(item) for item in value]}
     if isinstance(value, Activation) and activations.registered(value):
         return {"activation": value.name}
-    if isinstance(value, Given):
+    if isinstance(value, Constant):
         return {"array": value.array.tolist(), "dtype": value.array.dtype.name}
     if isinstance(value, Spec) and _BLOCKS.get(value.block.__name__) is value.block:
         options = {name: _encoded(option) for name, option in value.options}
@@ -72,7 +72,7 @@ def _decoded(value: Any) -> Any:
     if "tuple" in value:
         return tuple(_decoded(item) for item in value["tuple"])
     if "array" in value:
-        return Given(np.array(value["array"], value["dtype"]))
+        return Constant(np.array(value["array"], value["dtype"]))
     if "activation" in value:
         return activations.get(value["activation"])
     arguments = tuple(_decoded(argument) for argument in value["arguments"])
