@@ -38,7 +38,8 @@ def leaves(parameters: Any) -> list[tuple[str, Any]]:
 
 
 def log_norm(a: Any) -> Any:
-    return np.log(np.linalg.norm(np.asarray(a, np.float64).ravel()))
+    with np.errstate(divide="ignore"):  # a dead ReLU: a true zero
+        return np.log(np.linalg.norm(np.asarray(a, np.float64).ravel()))
 
 
 def by_hand(
@@ -512,9 +513,9 @@ def dense_net(growth: int, depth: int, dtype: str, **options: Any) -> vg.Network
     return vg.sequential(*layers, input_shape=4, head=head)
 
 
-def grown(sigma: float, p: Any, h: Any) -> Any:
+def grown(sigma: float, p: Any, h: Any, phi: Callable[[Any], Any] = jax.nn.relu) -> Any:
     p = p["branch"]
-    return jnp.concatenate([h, sigma * jax.nn.relu(h) @ p["kernel"] + p["bias"]])
+    return jnp.concatenate([h, sigma * phi(h) @ p["kernel"] + p["bias"]])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -539,16 +540,40 @@ def test_states_of_several_sizes_are_marked_where_they_leave_the_float_range() -
     """At sigma_w = 1e8 the input is lost beside the sixth state, 1e48 times its size, and with it its gradient."""
     net, x = dense_net(3, 6, "float32"), np.array([0.5, -1.0, 2.0, 0.3], np.float32)
     params, scales = vg.init(KEY, net), vg.Scales(sigma_w=1e8)
-    found = vg.push_forward(params, scales, x)
-    h, sizes = np.asarray(x, np.float64), [np.mean(x.astype(np.float64) ** 2)]
+    found = vg.gradient_flow(params, scales, x)
+    h, states = np.asarray(x, np.float64), [np.asarray(x, np.float64)]
     for tree in params.stages:
         p = {name: np.asarray(leaf, np.float64)[0] for name, leaf in tree["branch"].items()}
         h = np.concatenate([h, float(np.float32(1e8)) * np.maximum(h, 0) @ p["kernel"] + p["bias"]])
-        sizes.append(np.mean(h**2))
-    np.testing.assert_allclose(found.log_mean_square, np.log(sizes), atol=1e-4)
-    past = np.log(sizes) + np.log([4, 7, 10, 13, 16, 19, 22]) > 2 * 32 * np.log(2)
-    assert int(found.first_inexact_layer) == int(np.argmax(past))
-    assert 0 < int(found.first_inexact_layer) < 6
+        states.append(h)
+    past = [bool(np.linalg.norm(h) > 2.0**32) for h in states]
+    first = past.index(True) + 1
+    assert 1 < first < 6
+    assert int(found.first_inexact_layer) == first
+    expected = [np.log(np.mean(h**2)) for h in states[:first]]
+    np.testing.assert_allclose(found.log_mean_square[:first], expected, atol=1e-4)
+    assert np.isnan(found.log_mean_square[first:]).all()
+    assert np.isnan(found.log_gradient[: first - 1]).all()
+
+
+@pytest.mark.parametrize("sigma", [1e-9, 1.1, 1e9])
+def test_what_is_kept_and_merged_again_is_exact_past_the_float_range(sigma: float) -> None:
+    """Homogeneous of degree 1: float32 against the same in float64, which holds 1e108."""
+    layer = functools.partial(vg.dense, activation="leaky_relu(0.3)")
+    net = vg.stack(chain(concatenated(layer(4, 3)), layer(7, 4)), depth=6, input_shape=4)
+    params, x = vg.init(KEY, net), np.array([0.5, 1.0, 2.0, 0.3], np.float32)
+    v = np.array([1.0, -0.4, 0.3, 0.8], np.float32)
+    flow = vg.gradient_flow(params, vg.Scales(sigma_w=sigma), x, v, loss="cotangent")
+    exact = float(np.float32(sigma))
+
+    def block(p: Any, h: Any) -> Any:
+        phi = functools.partial(jax.nn.leaky_relu, negative_slope=0.3)
+        h = grown(exact, {"branch": p["layer_1"]["branch"] | {"bias": 0.0}}, h, phi)
+        return exact * phi(h) @ p["layer_2"]["kernel"]
+
+    trees = [jax.tree.map(lambda a, i=i: np.asarray(a)[i], params.stages[0]) for i in range(6)]
+    by_hand([lambda p, h: h, *[block] * 6, lambda p, h: h], [{}, *trees, {}], x, v, 1e-4, flow)
+    assert int(flow.first_inexact_layer) == net.depth + 1
 
 
 class Upsample(nnx.Module):
