@@ -176,8 +176,11 @@ def test_given_arrays_are_compared_and_hashed_by_what_they_hold() -> None:
 def test_given_kernels_of_a_gated_cell_hold_all_gates(cell: str) -> None:
     gates = {"lstm": 4, "gru": 3}[cell]
     whole = np.arange(4 * gates * 4, dtype=np.float32).reshape(4, -1)
-    params = vg.init(KEY, ARCHITECTURES[cell](kernel_init=whole))
-    np.testing.assert_array_equal(params.stages[0]["kernel"], whole)
+    biases = np.arange(16, dtype=np.float32)
+    stage = vg.init(KEY, ARCHITECTURES[cell](kernel_init=whole, bias_init=biases)).stages[0]
+    np.testing.assert_array_equal(stage["kernel"], whole)
+    held = [stage["bias"], *([stage["recurrent_bias"]] if cell == "gru" else [])]
+    np.testing.assert_array_equal(np.concatenate(held), biases)
 
 
 @pytest.mark.parametrize(

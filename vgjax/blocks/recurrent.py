@@ -25,7 +25,8 @@ class _Cell(nnx.Module):
         width, inputs: sizes of the hidden state and of one input.
         kernel_init, input_kernel_init: how the recurrent and the input kernels are drawn, each of shape ``(width,
             width)`` and ``(inputs, width)``: as for `vgjax.blocks.Dense`; arrays hold all gates side by side.
-        bias_init: how the biases are drawn, of all gates, shape ``(gates * width,)``: as for `vgjax.blocks.Dense`.
+        bias_init: how the biases are drawn, of all gates, shape ``(gates * width,)``: as for `vgjax.blocks.Dense`; an
+            array for a GRU holds four, the last of them that inside the reset gate.
         dtype: of the parameters.
         rngs: where the draws come from.
     """
@@ -176,9 +177,12 @@ class GRUCell(_Cell):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        super().__init__(width, inputs, bias_init=bias_init, dtype=dtype, rngs=rngs, **options)
+        # Given numbers hold the bias that stands by itself behind the others.
+        given = not (isinstance(bias_init, str) or callable(bias_init))
+        gates, own = (bias_init[:-width], bias_init[-width:]) if given else (bias_init, bias_init)
+        super().__init__(width, inputs, bias_init=gates, dtype=dtype, rngs=rngs, **options)
         # The candidate has a bias on either side of the reset gate (as in cuDNN), which no other gate needs.
-        draw = initializers.bias_initializer(bias_init)
+        draw = initializers.bias_initializer(own)
         self.recurrent_bias = nnx.Param(draw(rngs.params(), width, dtype, width))
 
     def _gates(self, h: Array, scales: Scales, x: Array) -> tuple[Array, Array, Array]:

@@ -92,7 +92,7 @@ def resnet(
         norm: as for `mlp`; by default batch norm, of which 32 images are one state.
         residual: as for `mlp`.
         inputs, outputs, activation, kernel_size, padding, bias_init, dtype: as for `cnn`.
-        kernel_init: as for `cnn`; convolutions of window 1 in the skips are Gaussian.
+        kernel_init: as for `cnn`; convolutions of window 1 in the skips are Gaussian, but for a law of your own.
 
     Raises:
         ValueError: as `cnn`; or channels and depths of different lengths.
@@ -106,7 +106,8 @@ def resnet(
     layer = _layer(activation, norm, image, kernel_size, padding, kernel_init, bias_init, dtype)
     block = functools.partial(residual_block, layer, skips, depth=sum(depths))
     # Gaussian: a projection may lead to fewer channels, which a delta-orthogonal kernel cannot.
-    narrow = {"activation": "linear", "norm": None, "kernel_size": (1,) * (len(image) - 1), "kernel_init": "gaussian"}
+    of_skips = kernel_init if callable(kernel_init) else "gaussian"
+    narrow = {"activation": "linear", "norm": None, "kernel_size": (1,) * (len(image) - 1), "kernel_init": of_skips}
     specs: list[Spec] = [block(widths[0], widths[0])] * depths[0]
     for before, after, length in zip(widths[:-1], widths[1:], depths[1:], strict=True):
         specs.append(block(before, after, shortcut=layer(before, after, strides=2, **narrow), strides=2))
