@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -177,9 +178,9 @@ class GRUCell(_Cell):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        # Given numbers hold the bias that stands by itself behind the others.
-        given = not (isinstance(bias_init, str) or callable(bias_init))
-        gates, own = (bias_init[:-width], bias_init[-width:]) if given else (bias_init, bias_init)
+        gates = own = bias_init
+        if isinstance(bias_init, Array | np.ndarray):  # given: the bias that stands by itself is behind the others
+            gates, own = bias_init[:-width], bias_init[-width:]
         super().__init__(width, inputs, bias_init=gates, dtype=dtype, rngs=rngs, **options)
         # The candidate has a bias on either side of the reset gate (as in cuDNN), which no other gate needs.
         draw = initializers.bias_initializer(own)
