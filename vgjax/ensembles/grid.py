@@ -121,7 +121,7 @@ def grid_of(case: Case, measure: Measurement, scales: Scales, axes: Mapping[str,
     swept = {name: _axis(name, values) for name, values in several.items()}
     for name, values in swept.items():
         if values.ndim not in ((1, 2) if name in network.scales else (1,)) or not values.size:
-            also = ", or one schedule along the layers a point" if name in network.scales else ""
+            also = ", or one schedule along the layers a point" if values.ndim > 2 else ""
             raise ValueError(f"{name} must be a non-empty one-dimensional grid{also}, got shape {values.shape}")
     plain = {name: value for name, value in given.items() if name not in swept}
     fixed = {**scales, **case.scales, **{name: value for name, value in plain.items() if name in network.scales}}
