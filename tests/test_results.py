@@ -274,7 +274,7 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
     alone = vg.load(path)
     np.testing.assert_array_equal(alone.rate(), vg.load(path, network=net).rate())
     with pytest.raises(
-        ValueError, match=r"^the file could not hold this network \(an activation or a block of your own\)"
+        ValueError, match=r"^the file could not hold this network \(an activation, a block or a law of your own\)"
     ):
         _ = alone.network
     assert vg.load(path, network=net).network is net

@@ -40,9 +40,10 @@ class Result:
         arrays: the variables, by name: dimensions (network if there are several, seed, *axes, *dims of the variable).
         dims: names of every variable's dimensions behind the axes; ``layer`` runs over s_0 ... s_L, ``block`` over what
             is between them.
-        coordinates: values along such dimensions, where they are not just counted.
+        coordinates: values along such dimensions, where they are not just counted; of swept schedules, by the name of
+            the scale, shape ``(points, depth)``.
         networks: by name; one without a name where there was one. None for one that a file could not hold (with an
-            activation or a block of a user's own).
+            activation, a block or a law of a user's own).
         fixed: scales and other numbers that were not swept: name -> value.
         provenance: networks, key, versions, device, pieces: plain JSON values.
     """
@@ -81,7 +82,7 @@ class Result:
         (network,) = self.networks.values()
         if network is None:
             raise ValueError(
-                "the file could not hold this network (an activation or a block of your own): "
+                "the file could not hold this network (an activation, a block or a law of your own): "
                 "hand it over as load(path, network=...)"
             )
         return network
@@ -258,9 +259,13 @@ class Result:
         named: dict[str, Any] = {"network": np.array(list(self.networks))} if self.several else {}
         if self.several and None not in self.networks.values():
             named["depth"] = ("network", np.array([net.depth for net in self.networks.values()]))  # type: ignore[union-attr]
+        along: dict[str, Any] = {
+            name: ((f"{name}_schedule", "block"), values) if values.ndim > 1 else values
+            for name, values in self.coordinates.items()
+        }
         return xr.Dataset(
             variables,
-            coords={**named, **counted, **self.axes, **self.coordinates},
+            coords={**named, **counted, **self.axes, **along},
             attrs={name: json.dumps(value) for name, value in self._description().items()},
         )
 
@@ -306,8 +311,8 @@ def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] 
 
     Args:
         path: ``.npz`` or ``.nc``.
-        network: the network, or several by name, where a file cannot hold them: with an activation or a block of your
-            own.
+        network: the network, or several by name, where a file cannot hold them: with an activation, a block or a law
+            of your own.
 
     Raises:
         ValueError: a suffix other than ``.npz`` and ``.nc``, a file that holds no result, or a network that is not one

@@ -85,7 +85,9 @@ def sweep(
         workers: pieces done at once; default: the cores of this process where a piece does not fill them alone.
         progress: a bar on standard error, one step a piece; None shows it on a terminal only.
         **axes: the grid: the name of a scale (or of what else the measurement takes: ``learning_rate``) with its
-            values, shape ``(points,)``; a plain number stays fixed.
+            values, shape ``(points,)``; a plain number stays fixed. Schedules of a scale along the layers, shape
+            ``(points, depth)`` or a list of numbers and schedules, are counted: an axis ``sigma_w_schedule`` with the
+            coordinate ``sigma_w``.
 
     Returns:
         `Result`, with dimensions (network, seed, *axes) and those of the measurement.
@@ -323,14 +325,14 @@ def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings:
     }
     arrays = {name: _stacked([each.get(name) for each in whole]) if many else whole[0][name] for name in names}
     first = jobs[0]
-    coordinates: dict[str, np.ndarray] = {}
+    coordinates = first.grid.schedules
     for job in jobs:  # of several networks the longest
         for dim, values in job.measure.coordinates(job.network).items():
             coordinates[dim] = max(coordinates.get(dim, values), values, key=len)
     fixed = {name: np.asarray(v).tolist() for name, v in {**first.grid.scales, **first.grid.numbers}.items()}
     return Result(
         measure=first.measure.name,
-        axes=dict(first.grid.axes),
+        axes=first.grid.labels,
         arrays=arrays,
         dims=dims,
         coordinates=coordinates,

@@ -305,7 +305,7 @@ def _where_loss_enters(
     if head is None:
         return deltas, {}, saturated
     lead = deltas.exponent.shape
-    back = _back(head, *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
+    back = _back(head.absorb_scales(), *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
     logs = {f"head/{path}": log for path, log in _logs(back.gradients).items()}
     return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), logs, saturated
 

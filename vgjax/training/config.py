@@ -54,7 +54,7 @@ class SnapshotConfig:
         steps: from 0, before the first update, to the number of updates; the last is always one. None: the ends of 20
             intervals; ``()``: the last alone.
         num_eval: how many examples of each kind loss and accuracy are taken over, at most.
-        gradients: whether at the gradients, layer by layer, too.
+        gradients: whether at the gradients and the sizes of the states, layer by layer, too.
 
     Raises:
         ValueError: a count below 1.

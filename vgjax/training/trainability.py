@@ -74,6 +74,7 @@ class Trainings(Measurement):
         "test_loss": ("step",),
         "test_accuracy": ("step",),
         "log_gradient": ("step", "layer"),
+        "log_mean_square": ("step", "layer"),
     }
 
     def compiled_for(self) -> "Trainings":
@@ -171,7 +172,7 @@ def trainings(
     Variables: ``loss`` of every ``update``; ``first_nonfinite``, as in `vgjax.training.Training`; ``diverged``: whether
     anything was not finite at some step; ``converged``: all finite, and the mean loss of the last tenth of the updates
     below that of the first; and at every ``step`` of a snapshot ``train_loss``, ``train_accuracy``, ``test_loss``,
-    ``test_accuracy`` and ``log_gradient`` by ``layer``, as in `vgjax.training.Snapshots`.
+    ``test_accuracy``, ``log_gradient`` and ``log_mean_square`` by ``layer``, as in `vgjax.training.Snapshots`.
 
     Args:
         data, optimizer, num_steps, schedule, batch_size, test, loss: as for `vgjax.train`.

@@ -1,7 +1,6 @@
 """From blocks to networks: in a row, all alike, or sharing one draw."""
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -49,42 +48,50 @@ def stack(
     except TypeError as error:
         raise ValueError(f"arguments of {name} must be hashable or arrays (they are compiled for): {error}") from None
     copies = [copied] * positive_integer("depth", depth)
-    return sequential(copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
+    return sequential(*copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
 
 
 def sequential(
-    specs: Iterable[Spec],
-    *,
+    *blocks: Spec,
     input_shape: int | tuple[int, ...],
     stem: Spec | None = None,
     head: Spec | None = None,
     name: str = "sequential",
 ) -> Network:
-    """A network of blocks in a row. Equal neighbours that keep the shape of their state are one stage, and so one scan.
+    """A network of blocks in a row, equal or not. Equal neighbours are one stage, and so one scan.
+
+    ``vg.sequential(spec(Mine, 5, 10), spec(Mine, 10, 2), vg.dense(2, 1, "relu"), input_shape=5)``, spec being
+    `vgjax.blocks.spec` and Mine a `nnx.Module` as for `stack`.
 
     Args:
-        specs: of the blocks, in order.
+        *blocks: `Spec` of every block, in order; the state of each has the shape that the one before it makes.
         input_shape: shape of one input: the first state's shape where there is no stem.
         stem, head: `Spec` of the blocks before and behind.
         name: of the architecture, for people.
 
     Raises:
-        ValueError: no blocks, or one that changes the dtype of its state, or its shape where an equal one follows.
+        ValueError: no blocks, what is none, or one that changes the dtype of its state, or its shape where an equal
+            one follows.
     """
-    rows = [(row, len(list(copies))) for row, copies in itertools.groupby(specs)]
-    if not rows:
+    if not blocks:
         raise ValueError("a network needs at least one block, got none")
+    for block in blocks:
+        if not isinstance(block, Spec):
+            raise ValueError(
+                f"blocks must be specs (vgjax.blocks.spec(Block, ...), vgjax.dense(...)), got {block!r:.80}"
+            )
+    rows = [(row, len(list(copies))) for row, copies in itertools.groupby(blocks)]
     shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
     # Parameters decide the dtype of a network (`Parameters.dtype`): inputs are cast to it.
     state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
     state = shape_after(stem, state) if stem else state
     stages = []
     for row, depth in rows:
-        block, after = row.block.__name__, shape_after(row, state)
+        named, after = row.block.__name__, shape_after(row, state)
         if after.dtype != state.dtype:
-            raise ValueError(f"{block} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
+            raise ValueError(f"{named} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
         if after.shape != state.shape and depth > 1:
-            raise ValueError(f"{block} must keep the shape of its state, got {after.shape} from {state.shape}")
+            raise ValueError(f"{named} must keep the shape of its state, got {after.shape} from {state.shape}")
         stages.append(Stage(row, depth, keeps_shape=after.shape == state.shape))
         state = after
     return Network(stem, tuple(stages), head, shape, name)
