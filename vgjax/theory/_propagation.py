@@ -143,7 +143,9 @@ def _norms(table: MomentTable, levels: Any, biases: Any, start: Any) -> tuple[Ar
         square, slope_square, _ = look_up(q)
         # A weight of 0 cuts even an infinite signal.
         after = jnp.where(level == 0, 0, level * square) + bias
-        return after, (after, jnp.log(jnp.where(level == 0, 0, level * slope_square)))
+        # A q small enough that phi' is flat but for the Gaussian's farthest tails: chi is positive, and not known.
+        chi = jnp.where((slope_square == 0) & (q > 0) & ~table.flat, jnp.nan, level * slope_square)
+        return after, (after, jnp.log(jnp.where(level == 0, 0, chi)))
 
     _, (q, log_chi) = jax.lax.scan(layer, start, (levels, biases))
     zero = jnp.zeros((1, *start.shape))
