@@ -32,7 +32,8 @@ class Propagation(NamedTuple):
         q: variance of the preactivations h^0 ... h^L, shape ``(*scales, depth + 1)``; for a pair of variances at the
             start ``(2, *scales, depth + 1)``.
         log_chi: ln of the predicted mean squared gain from layer 0 to l, the sum of ln chi(q) over the layers crossed;
-            shape of q.
+            shape of q. Minus infinity where a weight scale is 0 or phi is constant; NaN from where chi is below 1e-230 on, where signals reach nothing but
+            the flat part of phi.
         one_minus_c: 1 - correlation of the two inputs, shape ``(*scales, depth + 1)``; None for one input.
     """
 
@@ -143,13 +144,14 @@ def _norms(table: MomentTable, levels: Any, biases: Any, start: Any) -> tuple[Ar
         square, slope_square, _ = look_up(q)
         # A weight of 0 cuts even an infinite signal.
         after = jnp.where(level == 0, 0, level * square) + bias
-        # A q small enough that phi' is flat but for the Gaussian's farthest tails: chi is positive, and not known.
-        chi = jnp.where((slope_square == 0) & (q > 0) & ~table.flat, jnp.nan, level * slope_square)
+        # Unless phi is flat everywhere, E phi'^2 is not 0 but beyond the float range, and its logarithm not known.
+        chi = jnp.where((slope_square == 0) & ~flat, jnp.nan, level * slope_square)
         return after, (after, jnp.log(jnp.where(level == 0, 0, chi)))
 
+    flat = jnp.all(table.of_log_q.coefficients[:, 1] == 0)
     _, (q, log_chi) = jax.lax.scan(layer, start, (levels, biases))
-    zero = jnp.zeros((1, *start.shape))
-    return jnp.concatenate([start[None], q]), jnp.concatenate([zero, jnp.cumsum(log_chi, axis=0)])
+    total = jnp.where(jnp.cumsum(levels == 0, axis=0)[:, None] > 0, -jnp.inf, jnp.cumsum(log_chi, axis=0))
+    return jnp.concatenate([start[None], q]), jnp.concatenate([jnp.zeros((1, *start.shape)), total])
 
 
 def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarray, start: np.ndarray) -> np.ndarray:
