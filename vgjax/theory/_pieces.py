@@ -138,7 +138,7 @@ def _singularities(phi: Activation, reach: float) -> list[float]:
         away = np.array([1e-8, 1e-6, 1e-4]) * np.maximum(1, np.abs(at))[:, None]
         around = np.maximum(*(np.asarray(sizes(at[:, None] + side * away))[of_slope] for side in (-1, 1)))
         power = -np.diff(np.log10(np.maximum(around, 1e-300)), axis=1).max(axis=1) / 2
-        beyond = power > (_UNBOUNDED, _STEEP)[of_slope]
+        beyond = (power > (_UNBOUNDED, _STEEP)[of_slope]) & (around[:, 0] > 1e-6 * size.max())  # no rounding of larger things
         if beyond.any():
             worst = int(np.where(beyond, np.abs(at), np.inf).argmin())
             if not (of_slope and power[worst] > _INFINITE):

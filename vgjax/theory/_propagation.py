@@ -14,9 +14,9 @@ from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.checks import finite, positive_integer
 from vgjax.theory._gaussian import ActivationLike, pair
-from vgjax.theory._moments import MomentTable, moment_table
-from vgjax.theory._pairs import PairTable, pair_table
-from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.theory._moments import MomentTable, moment_table, sampled
+from vgjax.theory._pairs import PairTable, least_norm, pair_table
+from vgjax.theory._pieces import REACH, Pieces
 from vgjax.theory._scales import check_dropout, checked_scales
 
 _ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
@@ -160,15 +160,15 @@ def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarra
     From sigma_w^2, ``(depth, points)``, the norms of both inputs, ``(depth + 1, 2, points)``, and 1 - c at layer 0.
     """
     depth, here, table = len(levels), 0, moment_table(phi)
-    known = np.logical_and.accumulate((np.isfinite(q) & (q > 0)).all(axis=1))  # nothing is beyond the float range
-    before, after = _within_table(table, levels / keep, np.where(known[:, None], q, 1.0))
+    known = np.logical_and.accumulate((np.isfinite(q) & (q > least_norm(phi))).all(axis=1))
+    before, after = _within_table(table, levels / keep, np.where(known[:, None], q, max(1.0, 2 * least_norm(phi))))
     lost = (1 / keep - 1) * table(before).square.mean(axis=1)
     alike = np.abs(np.log(before[:, 0] / before[:, 1])) < _ALIKE
     apart = np.empty((depth + 1, len(start)))
     apart[0] = start
     while here < depth and not (alike[here] & (apart[here] <= 1)).all():
         some = slice(here, here + _STRIDE)
-        near = pieces(phi).within(REACH * math.sqrt(before[some].max())).innermost(_MOST_PIECES)
+        near = sampled(phi).pieces.within(REACH * math.sqrt(before[some].max())).innermost(_MOST_PIECES)
         part = _by_quadrature(phi, near, levels[some], before[some], after[some], lost[some], apart[here])
         apart[here + 1 : here + 1 + len(part)] = part
         here += len(part)
