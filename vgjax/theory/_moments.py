@@ -29,8 +29,8 @@ Rows = Callable[..., list[Array]]
 
 _LOWEST_Q, _HIGHEST_Q = 1e-14, 1e9  # corrections to the powers, one order in sqrt(q) taken along, are 1e-14 and 1e-9
 _STEP = 2.0
-_STEEPEST = 1e2  # growth of a moment over one segment: 24 points leave 1e-13 of the largest value there
-_HALVINGS = 9  # exp(-a / q) then falls by less than that on a segment until it is e^-650
+_RESOLVED = 1e-12  # last two Chebyshev coefficients, of the least value on a segment; 1e-15 to 1e-13 as a rule
+_HALVINGS = 9  # enough for exp(-a / q) until it is e^-650
 _UNSEEN, _LOST = 1e-14, 1e-9  # share at the ends of quadrature: that calls for the Gaussian's tails; too much with them
 
 
@@ -179,12 +179,16 @@ def sampled(phi: Activation) -> Sampled:
     found = pieces(phi)
     rows = _jumping if found.jumps else _smooth
     edges = axis(math.log(_LOWEST_Q), math.log(min(_HIGHEST_Q, found.largest_variance)), _STEP).edges
-    low, high, parts = edges[:-1], edges[1:], []
+    low, high, before, parts = edges[:-1], edges[1:], np.inf, []
     for halvings in range(_HALVINGS + 1):
         values = averages(phi, found, sample(low, high), rows)
-        top, bottom = values[..., :2].max(axis=1), values[..., :2].min(axis=1)
+        bottom = values[..., :2].min(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tail = np.abs(coefficients(values[..., :2])[..., -2:]).max(axis=-1) / bottom
+        rough = (tail > _RESOLVED) & ((tail > 1e-8) | (tail < before / 2))  # what does not improve is rounding
         unseen = (_outside(values) > _UNSEEN) | (bottom == 0) & (halvings == 0)
-        split = ((top > _STEEPEST * bottom) | unseen).any(axis=1) & (halvings < _HALVINGS)
+        split = (rough | unseen).any(axis=1) & (halvings < _HALVINGS)
+        before = np.concatenate([tail[split]] * 2)
         parts.append((low[~split], values[~split]))
         middle = (low + high)[split] / 2
         low, high = np.concatenate([low[split], middle]), np.concatenate([middle, high[split]])

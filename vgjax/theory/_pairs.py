@@ -27,7 +27,7 @@ _LEAST = 1e-13  # a fixed point nearer to c = 1 than that is not told from it
 _LOWS, _HIGHS = (1e-2, 1e-4, 1e-8, 1e-12), (1e2, 1e4, 1e8)  # ends of tables: few, for each costs a second; q settles
 # between the first two as a rule
 _OUTER = 16  # Gauss-Legendre nodes in the shared part, whose panels are graded: the integrand is smoothed already
-_MOST_WORK = 3e10  # evaluations of phi for a table: minutes
+_MOST_WORK = 1.5e10  # evaluations of phi for a table: minutes
 _GRADING = 3.0  # ratio of neighbouring panels there: 16 nodes resolve a singularity one panel away to 1e-13
 
 
