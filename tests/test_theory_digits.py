@@ -1,4 +1,4 @@
-"""Digits of theory over all activations of the library: batch norm at any batch size, and the edge at vanishing bias."""
+"""Digits of theory over all activations of the library: batch norm at any batch size, and the edge without bias."""
 
 import math
 
@@ -29,7 +29,7 @@ def composite(edges):
 
 
 def rate(name, batch):
-    """`batch_norm_rate` by nested panels of one width: y1 = R sin a, and y2 = R (rho sin a + s cos a sin b) given it."""
+    """`batch_norm_rate` by nested panels: y1 = R sin a and, given it, y2 = R (rho sin a + s cos a sin b)."""
     radius, rho = math.sqrt(batch - 1), -1 / (batch - 1)
     phi, kinks = activations.get(name), np.array(KINKS.get(name, ()))
     kinks = kinks[np.abs(kinks) < radius] / radius
@@ -51,9 +51,7 @@ def rate(name, batch):
     with jax.enable_x64(True):
         value, slope = (np.asarray(part) for part in jax.jvp(phi, (jnp.asarray(flat),), (jnp.ones(len(flat)),)))
         f, d = (np.asarray(part) for part in jax.jvp(phi, (jnp.asarray(y1),), (jnp.ones(len(y1)),)))
-    given = [
-        np.array([part.sum() for part in np.split(weights * row, sizes)]) for row in (value, slope, slope * flat)
-    ]
+    given = [np.array([part.sum() for part in np.split(weights * row, sizes)]) for row in (value, slope, slope * flat)]
     outer = outer / outer.sum()
     above = (batch - 1) * (outer @ d**2) + outer @ (d * given[1] + d * y1 * given[2] - (d * y1) ** 2)
     return above / (batch - 3) / (outer @ (f * f - f * given[0]))

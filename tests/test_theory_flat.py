@@ -174,6 +174,7 @@ def test_layer_by_layer(kind, t):
 
 def pair_product(t, q, c):
     """E phi(u1) phi(u2) of the clipped soft threshold, the inner integral in closed form."""
+
     def rising(m, s, t):
         x = (m - t) / s
         return (m - t) * mp.ncdf(x) + s * mp.npdf(x)
@@ -183,9 +184,7 @@ def pair_product(t, q, c):
 
     root, s = mp.sqrt(q), mp.sqrt(q * (1 - c * c))
     ends = sorted({0.0, *(sign * x for sign in (-1, 1) for x in (t / root, (t + 1) / root, 3, 6, 12, 20))})
-    return mp.quad(
-        lambda z: mp.sign(z) * min(max(abs(root * z) - t, 0), 1) * inner(c * root * z, s) * mp.npdf(z), ends
-    )
+    return mp.quad(lambda z: mp.sign(z) * min(max(abs(root * z) - t, 0), 1) * inner(c * root * z, s) * mp.npdf(z), ends)
 
 
 def test_correlations():

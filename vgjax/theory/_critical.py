@@ -214,7 +214,9 @@ def _why_none(phi: Activation, sigma_b: float) -> str:
     """Why no fixed point has chi = 1 at this sigma_b."""
     jumps = pieces(phi).jumps
     if jumps:
-        return f"{phi.name} jumps at h = {jumps[0]:.3g}, or is too steep there: E phi'^2 is infinite, and so is chi at every sigma_w"
+        return (
+            f"{phi.name} jumps at h = {jumps[0]:.3g}, or nearly: E phi'^2 is infinite, and so is chi at every sigma_w"
+        )
     _, q, bias, slope_square = _along(phi)
     if not np.any(slope_square > 0):
         return f"{phi.name} is flat: chi is 0 at every sigma_w"

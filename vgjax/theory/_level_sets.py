@@ -49,9 +49,7 @@ def first_crossings(
             found[beyond] = _beyond(table, end, levels[beyond], biases[beyond])
     q, status = np.empty_like(levels), np.empty(len(levels), int)
     q[order] = found
-    status[order] = np.select(
-        [constant, np.isinf(found), found == 0, several], [EVERY, UNBOUNDED, ZERO, SEVERAL], ONE
-    )
+    status[order] = np.select([constant, np.isinf(found), found == 0, several], [EVERY, UNBOUNDED, ZERO, SEVERAL], ONE)
     return q, status
 
 
@@ -66,11 +64,13 @@ def all_crossings(phi: Activation, level: float, bias: float) -> np.ndarray:
 
 
 class _Samples(NamedTuple):
-    """Moments along a grid of ln q with q0 on it, ``(points,)`` each, and the index of q0."""
+    """Moments along a grid of ln q with q0 on it, ``(points,)`` each, its steps, and the index of q0."""
 
     t: np.ndarray
+    q: np.ndarray
     square: np.ndarray
-    growth: np.ndarray
+    rate: np.ndarray  # d ln E phi^2 / d ln q
+    step: np.ndarray
     origin: int
 
 
@@ -107,16 +107,16 @@ def _samples(phi: Activation, q0: float) -> _Samples:
     t = np.interp(np.arange(place[-1] + 1), place, t)
     square, _, growth = table.of_log_q(t)
     known = square > _TINY
-    return _Samples(t, np.where(known, square, _TINY), np.where(known, growth, 0), int(place[-steps[0]]))
+    square, rate = np.where(known, square, _TINY), np.where(known, growth / np.where(known, square, 1), 0)
+    return _Samples(t, np.exp(t), square, rate, np.diff(t), int(place[-steps[0]]))
 
 
 def _knots(samples: _Samples, bias: float) -> _Knots:
     """Hermite cubics of F from E phi^2 and its slope, for one bias variance."""
-    t, square, growth, _ = samples
-    q, step = np.exp(t), np.diff(t)
+    t, q, square, rate, step, _ = samples
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         value = (q - bias) / square
-        slope = q / square - value * (growth / square)
+        slope = q / square - value * rate
         rise, first, last = value[1:] - value[:-1], slope[:-1] * step, slope[1:] * step
         a, b, c = first, 3 * rise - 2 * first - last, first + last - 2 * rise
         inside = b * b - 3 * a * c
@@ -188,7 +188,8 @@ def _beyond(table: MomentTable, end: int, level: np.ndarray, bias: np.ndarray) -
         return np.log(np.maximum(level * table(np.exp(t)).square + bias, _LEAST)) - t
 
     least = np.log(np.maximum(bias, _LEAST))
-    ends = (least, np.full_like(least, math.log(table.low))) if end == 0 else (math.log(table.high), -math.log(_LEAST))
+    low, high = (least, math.log(table.low)) if end == 0 else (math.log(table.high), -math.log(_LEAST))
+    ends = np.broadcast_arrays(low, high, level)[:2]
     found = find_root(excess, ends, args=(level, bias))
     # Only rounding tells a slope of 1 from a fixed point at the least or the largest q.
     outer = (1, -1)[end] * excess(ends[end], level, bias)

@@ -179,7 +179,7 @@ def sampled(phi: Activation) -> Sampled:
     found = pieces(phi)
     rows = _jumping if found.jumps else _smooth
     edges = axis(math.log(_LOWEST_Q), math.log(min(_HIGHEST_Q, found.largest_variance)), _STEP).edges
-    low, high, before, parts = edges[:-1], edges[1:], np.inf, []
+    low, high, before, parts = edges[:-1], edges[1:], np.full((len(edges) - 1, 2), np.inf), []
     for halvings in range(_HALVINGS + 1):
         values = averages(phi, found, sample(low, high), rows)
         bottom = values[..., :2].min(axis=1)

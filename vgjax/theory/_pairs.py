@@ -129,8 +129,8 @@ def _pair_table(phi: Activation, low: float, high: float) -> PairTable:
         m, weights = _shared(found, math.sqrt(v.min()), math.sqrt(s.min()), math.sqrt(high))
         if (work := 32 * len(found.edges) * len(s) * len(m)) > _MOST_WORK:
             raise ValueError(
-                f"activation {phi.name!r} must have fewer pieces for correlations, got {len(found.edges)} of them up to "
-                f"|h| = {found.reach:.3g}: a table would take {work:.1g} evaluations"
+                f"activation {phi.name!r} must have fewer pieces for correlations, got {len(found.edges)} up to |h| = "
+                f"{found.reach:.3g}: a table would take {work:.1g} evaluations"
             )
         given = _given_shared(phi, found, s, m, np.sqrt(s) < narrowest / 8)
         if found.jumps:

@@ -4,7 +4,6 @@ Found once per function by bisection. Kinks, jumps, steep steps and oscillations
 """
 
 import functools
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -116,8 +115,7 @@ def _reach(phi: Activation) -> tuple[float, bool]:
 
 
 def _singularities(phi: Activation, reach: float) -> list[float]:
-    """Where the slope grows like |u - a|^-s, s >= 1/2, next to some a; a power that quadrature cannot do is refused.
-    """
+    """Where the slope grows like |u - a|^-s, s >= 1/2, next to some a; a power that quadrature cannot do is refused."""
 
     @jax.jit
     def sizes(u: Array) -> Array:
@@ -138,7 +136,9 @@ def _singularities(phi: Activation, reach: float) -> list[float]:
         away = np.array([1e-8, 1e-6, 1e-4]) * np.maximum(1, np.abs(at))[:, None]
         around = np.maximum(*(np.asarray(sizes(at[:, None] + side * away))[of_slope] for side in (-1, 1)))
         power = -np.diff(np.log10(np.maximum(around, 1e-300)), axis=1).max(axis=1) / 2
-        beyond = (power > (_UNBOUNDED, _STEEP)[of_slope]) & (around[:, 0] > 1e-6 * size.max())  # no rounding of larger things
+        beyond = (power > (_UNBOUNDED, _STEEP)[of_slope]) & (
+            around[:, 0] > 1e-6 * size.max()
+        )  # no rounding of larger things
         if beyond.any():
             worst = int(np.where(beyond, np.abs(at), np.inf).argmin())
             if not (of_slope and power[worst] > _INFINITE):

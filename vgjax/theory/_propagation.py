@@ -32,8 +32,8 @@ class Propagation(NamedTuple):
         q: variance of the preactivations h^0 ... h^L, shape ``(*scales, depth + 1)``; for a pair of variances at the
             start ``(2, *scales, depth + 1)``.
         log_chi: ln of the predicted mean squared gain from layer 0 to l, the sum of ln chi(q) over the layers crossed;
-            shape of q. Minus infinity where a weight scale is 0 or phi is constant; NaN from where chi is below 1e-230 on, where signals reach nothing but
-            the flat part of phi.
+            shape of q. Minus infinity behind a sigma_w of 0 or where phi is constant; NaN from the layer on whose chi
+            is below 1e-230 and not 0 (signals within a flat part of phi).
         one_minus_c: 1 - correlation of the two inputs, shape ``(*scales, depth + 1)``; None for one input.
     """
 
@@ -75,7 +75,8 @@ def propagate(
         dropout: share of units dropped, independently for each input.
 
     Returns:
-        `Propagation`. Where q leaves the float range it is 0 or inf, and the correlation from there on NaN.
+        `Propagation`. Where q leaves the float range it is 0 or inf; there, and where E phi^2 is below 1e-230, the
+        correlation is NaN from then on.
 
     Raises:
         ValueError: a negative or non-finite scale, a q0 that is not positive, a correlation outside [-1, 1] or given
