@@ -33,13 +33,15 @@ def test_powers_of_the_absolute_value(p):
         assert found.square[inside] == pytest.approx(moment(p, Q)[inside], rel=tolerance)
         assert found.slope_square[inside] == pytest.approx(p * p * moment(p - 1, Q)[inside], rel=tolerance)
     # q = w^2 unit q^p: unstable for p > 1, with q = 0 below it, where nothing is left.
-    small = mean_field(phi, 0.3)
+    small = mean_field(phi, 0.2)
     if p >= 1.3:
         (only,) = small.fixed_points
-        assert only.q == pytest.approx((0.09 * unit) ** (1 / (1 - p)), rel=1e-6)
+        assert only.q == pytest.approx((0.04 * unit) ** (1 / (1 - p)), rel=1e-6)
         assert (only.stable, only.q_slope) == (False, pytest.approx(p, rel=1e-6))
     assert (small.status, small.q_star, small.chi, small.q_slope) == ("decays to zero", 0, 0, 0)
-    assert not np.isnan([small.c_star, small.xi_c]).any()
+    if p == 2:
+        # C(c) = (1 + 2 c^2) / 3 at every q: 1/2 attracts, 1 repels.
+        assert (small.c_star, small.c_slope) == pytest.approx((0.5, 2 / 3), rel=1e-9)
     assert "q* = 0 is stable with chi = 0" in critical(phi).reason
 
 
@@ -71,8 +73,8 @@ def test_steps():
     assert np.isinf(found.slope_square).all()
 
 
-def test_growth_faster_than_powers_up_to_the_float_range():
-    q = np.array([1.0, 20.0, 100.0, 300.0])
+def test_growth_faster_than_powers():
+    q = np.array([1.0, 20.0, 100.0, 150.0])
     found = moments(jnp.exp, q)
     assert found.square == pytest.approx(np.exp(2 * q), rel=1e-10)
     assert found.growth == pytest.approx(2 * q * np.exp(2 * q), rel=1e-10)
@@ -91,7 +93,9 @@ def test_fixed_points_beyond_the_table():
         with mp.workdps(80):
             w, b = mp.mpf(w), mp.mpf(b)
             start = (b * b / (1 - w * w * 4 / mp.pi)) if w < 1 else w * w
-            q = mp.findroot(lambda q: after(q, w, b) / q - 1, start * mp.mpf("0.999"))  # noqa: B023
+            q = start
+            for _ in range(200):  # contracts
+                q = after(q, w, b)
         assert found.q_star == pytest.approx(float(q), rel=1e-9)
         assert found.status in ("converged", "several fixed points")
 

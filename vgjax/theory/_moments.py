@@ -225,16 +225,15 @@ def _power(values: np.ndarray, side: int) -> tuple[float, float]:
 
 def _smooth(weights: Array, z: Array, u: Array, value: Array, slope: Array) -> list[Array]:
     """`Moments`, and what the outermost twelfth of z has of the first two."""
-    square, slope_square = weights * value**2, weights * slope**2
-    ends = jnp.abs(z) > 11 / 12 * jnp.max(z)
-    rows = square, slope_square, weights * u * value * slope, ends * square, ends * slope_square
+    root = jnp.sqrt(weights)  # phi^2 itself would leave the float range where phi grows exponentially
+    value, slope, ends = root * value, root * slope, jnp.abs(z) > 11 / 12 * jnp.max(z)
+    rows = value**2, slope**2, u * value * slope, ends * value**2, ends * slope**2
     return [jnp.sum(row) for row in rows]
 
 
 def _jumping(weights: Array, z: Array, u: Array, value: Array, slope: Array) -> list[Array]:
     """The same by parts, E (z^2 - 1) phi^2 / 2, without the slope, which does not know the jump."""
-    square = weights * value**2
-    ends = jnp.abs(z) > 11 / 12 * jnp.max(z)
+    square, ends = (jnp.sqrt(weights) * value) ** 2, jnp.abs(z) > 11 / 12 * jnp.max(z)
     rows = square, jnp.ones(()), square * (z * z - 1) / 2, ends * square, jnp.zeros(())
     return [jnp.sum(row) for row in rows]
 
