@@ -24,6 +24,7 @@ _NOISE = 2e-13  # rounding of F, relative: where F is flat at the level itself i
 _CONSTANT = 1e-11  # relative range of F within which every q counts as a fixed point (ReLU): 23 decades of rounding
 _TINY = 1e-60  # the least E phi^2: below, a fixed point is sigma_b^2 to its last digit
 _LEAST = 1e-305  # in place of q = 0
+_ROUNDED = 1e-7  # what extrapolation leaves of SELU's E phi^2 / q at infinity is 8e-9
 _STEEP = 1 / 8  # change of ln E phi^2 between grid points that the cubics resolve as well
 
 
@@ -187,14 +188,14 @@ def _beyond(table: MomentTable, end: int, level: np.ndarray, bias: np.ndarray) -
     def excess(t: np.ndarray, level: np.ndarray, bias: np.ndarray) -> np.ndarray:
         return np.log(np.maximum(level * table(np.exp(t)).square + bias, _LEAST)) - t
 
+    tends = level * table.limits(end)[0] - 1  # of ln q from a layer to the next, at the end itself
+    exists = (bias > 0) | (tends > _ROUNDED) if end == 0 else tends < -_ROUNDED
+    level, bias, q = level[exists], bias[exists], np.full(level.shape, (0.0, np.inf)[end])
     least = np.log(np.maximum(bias, _LEAST))
     low, high = (least, math.log(table.low)) if end == 0 else (math.log(table.high), -math.log(_LEAST))
-    ends = np.broadcast_arrays(low, high, level)[:2]
-    found = find_root(excess, ends, args=(level, bias))
-    # Only rounding tells a slope of 1 from a fixed point at the least or the largest q.
-    outer = (1, -1)[end] * excess(ends[end], level, bias)
-    none = (found.status == -1) | (outer < _NOISE * np.abs(ends[end])) & ((bias == 0) | (end == 1))
-    return np.where(none, (0.0, np.inf)[end], np.exp(found.x))
+    found = find_root(excess, np.broadcast_arrays(low, high, level)[:2], args=(level, bias))
+    q[exists] = np.where(found.status == -1, q[exists], np.exp(found.x))
+    return q
 
 
 def _constant(value: np.ndarray, level: np.ndarray | float) -> np.ndarray:

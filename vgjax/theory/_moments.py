@@ -106,6 +106,8 @@ class MomentTable(NamedTuple):
 
     def limits(self, end: int) -> tuple[float, float, float]:
         """E phi^2 / q, E phi'^2 and q E phi'^2 / E phi^2 as q tends to 0 (end 0) or infinity (end 1)."""
+        if self.faster_than_powers(end):
+            return (0.0, 0.0, math.inf) if end == 0 else (math.inf, math.inf, math.inf)
         q, (power, of_slope) = (self.low, self.high)[end], self.powers[end]
         square, slope_square = (self.of_log_q(np.log(q))[:2] * (1 - self.corrections[end])).tolist()
         terms = (
