@@ -174,6 +174,10 @@ class Exact:
             slopes = [b.slopes(h) for b, h, _ in zip(self.blocks, self.states, self.jacobians, strict=False)]
             return self._logs(slopes, self.depth - 1) * 2 - np.log(len(self.states[0]))
 
+    def log_growth(self) -> np.ndarray:
+        """ln of the norm of each layer's Jacobian, shape (L,); NaN where there is none."""
+        return self._logs(self.jacobians, self.depth - 1)
+
     def log_frobenius(self) -> np.ndarray:
         """ln ||J_{l<-0}||_F, shape (L + 1,)."""
         return np.logaddexp.reduce([2 * self.push(u) for u in np.eye(len(self.states[0]))]) / 2

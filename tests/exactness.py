@@ -1,0 +1,248 @@
+"""Whether what the library says of a network is right: its calls beside an `mp_network.Exact` one.
+
+A number has to be right, or its layer marked by ``first_inexact_layer``; a mark has to have a reason. What "right" can
+mean is limited by rounding, which a chaotic network amplifies: the truth is computed three times, once with the
+parameters as they are and twice with all of them moved by a few roundings of the dtype. A number has to be right to the
+tolerance of the dtype plus four times what that moves. From the layer on where it turns a state by a hundredth (the
+horizon), and where it moves a number by a tenth, rounding decides and nothing is compared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mp_network import Exact, correlation
+
+import vgjax as vg
+
+LABEL = 1
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+"""Of a logarithm, relative to it where it is beyond 1."""
+
+LOOSER = {"float32": 1e-3, "float64": 1e-7}
+"""Of 1 - c, where one way of carrying a difference takes over from the other (`vgjax.correlation`)."""
+
+MOST = 2.0**25
+"""Exponents beyond may be marked: the next few layers multiply them past what 32 bits hold."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with its numbers, and its twin.
+
+    Attributes:
+        parameters, scales: of the library.
+        xs: two inputs.
+        exact: the same network at an input, ``(x, wobble, seed) -> Exact``.
+        ruled: whether its blocks have a power law or a limit toward (zero, infinity).
+    """
+
+    parameters: Any
+    scales: dict[str, float]
+    xs: tuple[np.ndarray, np.ndarray]
+    exact: Callable[[np.ndarray, float, int], Exact]
+    ruled: tuple[bool, bool] = (True, True)
+
+    @property
+    def network(self) -> Any:
+        return self.parameters.network
+
+    @property
+    def dtype(self) -> str:
+        return np.dtype(self.parameters.dtype).name
+
+    @property
+    def depth(self) -> int:
+        return self.network.depth
+
+    @property
+    def depths(self) -> list[int]:
+        """Of the matrix of gains."""
+        return sorted({1, self.depth // 6, self.depth // 2, self.depth})
+
+    def scaled(self) -> Any:
+        return vg.Scales(**{name: jnp.asarray(value, self.dtype) for name, value in self.scales.items()})
+
+    def drawn(self, what: str) -> np.ndarray:
+        """A tangent ``u``, a cotangent ``v``, a target ``y``."""
+        shapes = vg.networks.network.state_shapes(self.network)
+        shape = {"u": shapes[0], "v": shapes[-1], "y": vg.networks.network.output_shape(self.network)}[what]
+        return np.random.default_rng(ord(what)).normal(size=shape).astype(np.float32)
+
+
+# --- ours -----------------------------------------------------------------------------------------------------------
+
+
+CALLS: dict[str, Callable[[Case, Any, Any, Any, Any], Any]] = {
+    "push_forward": lambda case, p, s, x, _: vg.push_forward(p, s, x, case.drawn("u")),
+    "pull_back": lambda case, p, s, x, _: vg.pull_back(p, s, x, case.drawn("v")),
+    "gain_matrix": lambda case, p, s, x, _: vg.gain_matrix(p, s, x, case.depths),
+    "gradient_flow": lambda case, p, s, x, _: {
+        "squared_error": vg.gradient_flow(p, s, x, case.drawn("y")),
+        **({"cross_entropy": vg.gradient_flow(p, s, x, LABEL)} if case.drawn("y").ndim == 1 else {}),
+    },
+    "states": lambda case, p, s, x, _: vg.states(p, s, x),
+    "correlation": lambda case, p, s, x, x2: vg.correlation(p, s, x, x2),
+}
+"""Measurements of one network: ``(case, parameters, scales, x, x2) -> result``; they can be compiled as one."""
+
+
+class Ours(NamedTuple):
+    """Numbers of one kind.
+
+    Attributes:
+        values: any shape.
+        reads: the last state that each depends on: along the first axis, or a number.
+        marked: which of them the library says nothing about.
+        truth: the same of an exact network and its sibling at the second input.
+    """
+
+    values: np.ndarray
+    reads: Any
+    marked: Any
+    truth: Callable[[Exact, Exact], Any]
+
+
+def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
+    """Everything that is compared of one call, by name."""
+    depth, layers, size = case.depth, np.arange(case.depth + 1), case.drawn("u").size
+
+    def ours(of: Any, values: Any, truth: Any, reads: Any = layers, unless: Any = False) -> Ours:
+        return Ours(np.asarray(values, float), reads, (reads >= of.first_inexact_layer) | unless, truth)
+
+    def states(of: Any) -> Ours:
+        return ours(of, of.log_mean_square, lambda e, _: 2 * e.log_norms() - np.log(size))
+
+    if call == "push_forward":
+        return {
+            "gain": ours(result, result.log_gain, lambda e, _: e.push(case.drawn("u"))),
+            "states": states(result),
+        }
+    if call == "pull_back":
+        # A product of Jacobians up to layer m says nothing if any of them does not.
+        gain = ours(result, result.log_gain, lambda e, _: e.pull(depth, case.drawn("v")), depth)
+        return {"gain": gain, "states": states(result)}
+    if call == "gain_matrix":
+        rows = {
+            f"to {m}": ours(result, row[: m + 1], lambda e, _, m=m: e.pull(m, seed(case, m)), m)
+            for m, row in zip(case.depths, result.log_gain, strict=True)
+        }
+        return rows | {"states": states(result)}
+    if call == "states":
+        directions = np.reshape(result.direction, (depth + 1, -1))
+        return {
+            "norms": ours(result, result.log_norm, lambda e, _: e.log_norms()),
+            "directions": ours(result, directions, lambda e, _: e.directions()),
+        }
+    if call == "correlation":
+        return {
+            "c": ours(result, result.correlation, lambda e, f: correlation(e, f)[0]),
+            "ln(1 - c)": ours(result, result.log_one_minus_c, lambda e, f: _apart(e, f, case.dtype)),
+            "states": ours(result, result.log_mean_square[1], lambda _, f: 2 * f.log_norms() - np.log(size)),
+        }
+    found = {}
+    for loss, flow in result.items():
+        target = LABEL if loss == "cross_entropy" else case.drawn("y")
+        for path, log in {"states": flow.log_gradient, **flow.log_parameter_gradient}.items():
+            truth = lambda e, _, path=path, loss=loss, y=target: e.gradients(y, loss).get(path, np.nan)  # noqa: E731
+            found[f"{loss} of {path}"] = ours(flow, log, truth, depth, flow.saturated)
+        found["states"] = states(flow)
+        if not np.all(np.isnan(flow.mean_square_slope)):
+            with np.errstate(divide="ignore"):
+                slopes = np.log(flow.mean_square_slope)
+            found["slopes"] = ours(flow, slopes, lambda e, _: _slopes(e, case.dtype), layers[:-1])
+    return found
+
+
+def seed(case: Case, m: int) -> np.ndarray:
+    """The cotangent that `gain_matrix` draws at depth m."""
+    with jax.enable_x64(case.dtype == "float64"):
+        key = jax.random.fold_in(jax.random.key(0), m)
+        return np.asarray(vg.measure.flow.direction(key, case.drawn("v").shape, case.dtype))
+
+
+def _slopes(network: Exact, dtype: str) -> np.ndarray:
+    """ln of mean squares of phi': plain numbers, which leave the floats as such."""
+    slopes = network.mean_square_slopes()
+    smallest, largest = (np.log(float(getattr(jnp.finfo(dtype), end))) for end in ("tiny", "max"))
+    return np.where(slopes < smallest, -np.inf, np.where(slopes > largest, np.inf, slopes))
+
+
+def _apart(network: Exact, other: Exact, dtype: str) -> np.ndarray:
+    """ln (1 - c); NaN below eps^2 in two directions that meet while the states do not (`vgjax.correlation`)."""
+    apart = correlation(network, other)[1]
+    meet = np.abs(network.log_norms() - other.log_norms()) > 1e-3
+    return np.where((apart < 2 * np.log(100 * float(jnp.finfo(dtype).eps))) & meet, np.nan, apart)
+
+
+# --- beside the truth -----------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """The truth of one case, and what rounding leaves of it."""
+
+    def __init__(self, case: Case):
+        self.case, eps = case, float(jnp.finfo(case.dtype).eps)
+        self.pairs = [[case.exact(x, *w) for x in case.xs] for w in ((0.0, 0), (4 * eps, 1), (4 * eps, 2))]
+        self.horizon = self._horizon()
+
+    def _horizon(self) -> int:
+        """The first layer whose state rounding decides; depth + 1 if there is none."""
+        norms, directions = ([getattr(p[0], f)() for p in self.pairs] for f in ("log_norms", "directions"))
+        with np.errstate(invalid="ignore"):
+            turned = np.max([np.abs(d - directions[0]).max(axis=1) for d in directions[1:]], axis=0) > 0.01
+            grown = np.max([np.abs(n - norms[0]) for n in norms[1:]], axis=0) > 0.01 * np.maximum(1, np.abs(norms[0]))
+        return int(np.argmax(turned | grown)) if np.any(turned | grown) else self.case.depth + 1
+
+    def false(self, call: str, result: Any) -> tuple[list[str], int]:
+        """What is false and not marked in the result of a call, and how many numbers were compared."""
+        found, compared = [], 0
+        for what, ours in numbers(call, self.case, result).items():
+            right, *moved = (np.broadcast_to(ours.truth(*pair), ours.values.shape) for pair in self.pairs)
+            tolerance = (LOOSER if what == "ln(1 - c)" else TOLERANCE)[self.case.dtype]
+            false, known = compare(ours.values, right, moved, tolerance)
+            if call == "correlation":  # NaN where there is no such thing
+                false, known = false & np.isfinite(right), known & np.isfinite(right)
+            judged = ~np.asarray(ours.marked) & (np.asarray(ours.reads) < self.horizon)
+            judged = judged.reshape((*judged.shape, *(1,) * (right.ndim - judged.ndim)))
+            false, compared = false & judged, compared + int(np.sum(known & judged))
+            if np.any(false):
+                at = np.unravel_index(np.argmax(false), false.shape)
+                where, count = "".join(f"[{i}]" for i in at), np.sum(false)
+                entry = f"{ours.values[at]:.6g}, right {right[at]:.6g}; {count} false"
+                found.append(f"{call}, {what}{where}: {entry}")
+        return found, compared
+
+    def needless(self, first: int) -> str:
+        """Why a mark at that layer has no reason; empty if it has one, of either input."""
+        why = [self._needless(first, network) for network in self.pairs[0]]
+        return why[0] if all(why) else ""
+
+    def _needless(self, first: int, network: Exact) -> str:
+        if first > self.case.depth or first >= len(network.states):
+            return ""
+        power, below, above = network.log_norms()[first] / np.log(2), *self.case.ruled
+        grown = network.log_growth()[min(first, self.case.depth - 1)] / np.log(2)
+        info = jnp.finfo(self.case.dtype)
+        # Derivatives that no float holds, and exponents that no int32 does.
+        if abs(power) > MOST or grown < int(info.minexp) + 15 or grown > int(info.maxexp) - 15:
+            return ""
+        inside, ruled = abs(power) <= int(info.maxexp) // 4 - 1, below if power < 0 else above
+        return f"where the state is 2^{power:.3g}" + " and has a rule" * ruled if inside or ruled else ""
+
+
+def compare(
+    ours: np.ndarray, right: np.ndarray, moved: list[np.ndarray], tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which numbers are false, and which were compared at all."""
+    size = np.maximum(1, np.abs(right))
+    with np.errstate(invalid="ignore"):
+        shift = np.max([np.where(right == m, 0, np.abs(m - right)) for m in moved], axis=0)
+        near = (ours == right) | np.isfinite(ours) & (np.abs(ours - right) <= tolerance * size + 4 * shift)
+        # What has no truth (a tower of exponentials) is right only if it is marked.
+        decided = np.isnan(right) | (right == -np.inf) & (shift == 0) | (4 * shift < 0.1 * size)
+    return decided & ~near, decided & ~np.isnan(right)
