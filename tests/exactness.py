@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mp_network import Exact, correlation
+from mp_network import Exact, correlation, norm
 
 import vgjax as vg
 
@@ -191,12 +191,15 @@ class Judge:
         self.horizon = self._horizon()
 
     def _horizon(self) -> int:
-        """The first layer whose state rounding decides; depth + 1 if there is none."""
-        norms, directions = ([getattr(p[0], f)() for p in self.pairs] for f in ("log_norms", "directions"))
-        with np.errstate(invalid="ignore"):
-            turned = np.max([np.abs(d - directions[0]).max(axis=1) for d in directions[1:]], axis=0) > 0.01
-            grown = np.max([np.abs(n - norms[0]) for n in norms[1:]], axis=0) > 0.01 * np.maximum(1, np.abs(norms[0]))
-        return int(np.argmax(turned | grown)) if np.any(turned | grown) else self.case.depth + 1
+        """The first layer whose state or Jacobian rounding decides; depth + 1 if there is none."""
+        (network, _), *others = self.pairs
+        for l, h in enumerate(network.states):
+            there = [[h], network.jacobians[l : l + 1]]
+            moved = [[[o.states[l]], o.jacobians[l : l + 1]] for o, _ in others if l < len(o.states)]
+            apart = [norm(a - b) > 0.01 * norm(a) for m in moved for x, y in zip(there, m, strict=True) for a, b in zip(x, y)]
+            if any(apart):
+                return l
+        return self.case.depth + 1
 
     def false(self, call: str, result: Any) -> tuple[list[str], int]:
         """What is false and not marked in the result of a call, and how many numbers were compared."""

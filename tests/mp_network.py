@@ -93,7 +93,7 @@ class Block:
 
 
 def _quotient(f: Callable[[np.ndarray], np.ndarray], at: np.ndarray, i: int, size: Any) -> np.ndarray:
-    step = STEP * (abs(at[i]) or size)
+    step = STEP * (abs(at[i]) or size or 1)
     there = [at.copy(), at.copy()]
     for point, sign in zip(there, (1, -1), strict=True):
         point[i] += sign * step
@@ -117,6 +117,7 @@ class Exact:
             self.x = exact(x).ravel()
             self.states, self.output = [stem.step(self.x) if stem else self.x], None
             self.jacobians: list[np.ndarray] = []
+            self._gradients: dict[str, dict[str, np.ndarray]] = {}
             try:
                 for block in self.blocks:
                     after, jacobian = block.step(self.states[-1]), block.jacobian(self.states[-1])
@@ -152,9 +153,11 @@ class Exact:
 
     def gradients(self, y: Any, loss: str) -> dict[str, np.ndarray]:
         """ln of the norms of dL/dh^l (``"states"``) and of all parameter gradients, named as the library does; empty if
-        there is no output."""
+        there is no output. One y for each loss: the answer is kept."""
         if self.output is None:
             return {}
+        if loss in self._gradients:
+            return self._gradients[loss]
         with mpmath.workdps(DIGITS):
             delta = _delta(self.output, y, loss)
             last = self.head.jacobian(self.states[-1]).T @ delta if self.head else delta
@@ -166,6 +169,7 @@ class Exact:
             found |= {path: np.array([logs[path] for logs in of_blocks]) for path in of_blocks[0]}
             for end, (layer, *at) in ends.items():
                 found |= {f"{end}/{path}": np.array(log) for path, log in layer.gradients(*at).items()} if layer else {}
+            self._gradients[loss] = found
             return found
 
     def mean_square_slopes(self) -> np.ndarray:

@@ -1,0 +1,228 @@
+"""The table of `docs/exactness.md`: kinds of networks x calls, past either end of the float range, each cell measured.
+
+``python tests/test_exactness_table.py --write`` measures it again. In range every cell has to be right; beyond it a
+cell says what was found: ``exact``, all right; ``marked``, right as far as it is not marked; ``refused``, in a sentence;
+``false`` is what no cell may say.
+"""
+
+import functools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mp_blocks
+import mp_network
+import numpy as np
+import oracles
+import pytest
+from exactness import CALLS, TOLERANCE, Case, Judge, compare
+from mp_activations import ACTIVATIONS
+from mp_blocks import DEPTH, INPUTS, OUTPUTS, TWINS, WIDTH
+
+import vgjax as vg
+
+TABLE = Path(__file__).parent.parent / "docs" / "exactness.md"
+REGION = re.compile(r"<!-- table -->\n.*?<!-- /table -->", re.S)
+KEY = jax.random.key(3)
+
+PHIS = {
+    "linear at both ends: GELU": "gelu",
+    "bounded: tanh": "tanh",
+    "dead zone: soft threshold": "soft threshold",
+    "oscillating: sin": "sin",
+    "degree 2 at zero, 1 far out: h tanh(h)": "h tanh h",
+    "degree 2: h abs(h)": "odd square",
+    "degree 1/2: sign(h) sqrt(abs(h))": "root",
+    "degree 1 at zero, -1 far out: h / (1 + h^2)": "1 to -1",
+    "no degree far out: arcsinh": "asinh",
+    "no end far out: exp(h) - 1": "expm1",
+}
+"""Fully connected networks, by what is special about phi."""
+
+KINDS = [*PHIS, *TWINS]
+ENDS = {"in range": 0, "toward zero": -1, "far out": 1}
+SIGMAS = {0: (1.0, 0.1), -1: (0.05, 0.0), 1: (20.0, 0.1)}
+"""sigma_w and sigma_b at each end."""
+
+
+@functools.cache
+def drawn(kind: str) -> Any:
+    if kind in TWINS:
+        net = TWINS[kind].network()
+    else:
+        phi = ACTIVATIONS[PHIS[kind]].library
+        net = vg.mlp(width=WIDTH, depth=DEPTH, activation=phi, inputs=INPUTS, outputs=OUTPUTS)
+    # The draw of seed 0 of a sweep.
+    return vg.init(jax.random.split(jax.random.fold_in(KEY, 0))[0], net)
+
+
+def case(kind: str, end: int) -> Case:
+    parameters, (sigma_w, sigma_b) = drawn(kind), SIGMAS[end]
+    every = dict.fromkeys(("sigma_w", "sigma_v", "sigma_vo"), sigma_w) | {"sigma_b": sigma_b}
+    scales = {name: value for name, value in every.items() if name in parameters.network.scales}
+    rng = np.random.default_rng(7)
+    x, x2 = (np.ldexp(rng.normal(size=parameters.network.input_shape).astype(np.float32), 90 * end) for _ in "12")
+    if kind in TWINS:
+        ordinary = vg.absorb_scales(parameters, vg.Scales(**scales))[0]
+        return Case(parameters, scales, (x, x2), functools.partial(mp_blocks.network, TWINS[kind], ordinary))
+    phi, weights = ACTIVATIONS[PHIS[kind]], oracles.weights(parameters, sigma_w, sigma_b)
+    exact = lambda x, wobble, seed: mp_network.mlp(weights, phi, x, wobble=wobble, seed=seed)  # noqa: E731
+    return Case(parameters, scales, (x, x2), exact, phi.ruled)
+
+
+# --- calls whose results have a shape of their own ------------------------------------------------------------------
+
+
+class Found:
+    """What a call says, beside the truth: names, numbers, truths, and the last layer that each reads."""
+
+    def __init__(self, result: Any, rows: list[tuple[Any, Callable[[Any], Any], Any, float]]):
+        self.result, self.rows = result, rows
+
+
+def _swept(case: Case, measure: Any, *inputs: Any) -> Any:
+    return vg.sweep(case.network, *inputs, measure=measure, key=KEY, seeds=1, scales=case.scaled())
+
+
+def sweep_gains(case: Case) -> Found:
+    u = np.asarray(vg.gains().draw(jax.random.fold_in(KEY, 0), case.network)[1][0])
+    swept, layers = _swept(case, vg.gains(), case.xs[0]), np.arange(case.depth + 1)
+    return Found(swept, [(swept.log_gain[0], lambda e: e.push(u), layers, 0.0)])
+
+
+def sweep_gradients(case: Case) -> Found:
+    y = case.drawn("y")
+    swept, layers = _swept(case, vg.gradients(loss="squared_error"), case.xs[0], y), case.depth
+    return Found(swept, [(swept.log_gradient[0], lambda e: e.gradients(y, "squared_error").get("states"), layers, 0.0)])
+
+
+def log_singular_values(case: Case) -> Found:
+    found = vg.log_singular_values(case.parameters, case.scaled(), case.xs[0])
+    # "right to about this many roundings"
+    roundings = 10 * found.condition * float(jnp.finfo(case.dtype).eps)
+    return Found(found, [(found.log_singular_values[0], lambda e: e.log_singular_values(case.depth), case.depth, roundings)])
+
+
+def lyapunov_exponents(case: Case) -> Found:
+    found = vg.lyapunov_exponents(case.parameters, case.scaled(), case.xs[0], 1, discard=0)
+    start = np.asarray(vg.measure.graded.orthonormal(case.drawn("u").size, 1, case.dtype))
+    total = found.log_stretch.sum(axis=0)
+    return Found(found, [(total, lambda e: e.push(start[:, 0])[-1:], case.depth, 0.0)])
+
+
+def log_frobenius(case: Case) -> Found:
+    found, layers = vg.log_frobenius(case.parameters, case.scaled(), case.xs[0]), np.arange(case.depth + 1)
+    return Found(found, [(np.asarray(found.log_norm), lambda e: e.log_frobenius(), layers, 0.0)])
+
+
+def train(case: Case) -> Found:
+    """Loss and gradients before the first update."""
+    y, x = case.drawn("y"), case.xs[0]
+    batched = "batch" in case.network.name or case.network.input_shape != x.shape
+    del batched
+    data = vg.data.Examples(x[None], y[None])
+    config = vg.training.SnapshotConfig(steps=(0,))
+    training = vg.train(case.parameters, case.scaled(), data, "sgd", 1, batch_size=None, snapshots=config)
+    gradient = np.asarray(training.snapshots.log_gradient[0])
+    return Found(training, [(gradient, lambda e: e.gradients(y, "squared_error").get("states"), case.depth, 0.0)])
+
+
+OTHERS: dict[str, Callable[[Case], Found]] = {
+    "sweep of gains": sweep_gains,
+    "sweep of gradients": sweep_gradients,
+    "log_singular_values": log_singular_values,
+    "lyapunov_exponents": lyapunov_exponents,
+    "log_frobenius": log_frobenius,
+    "train": train,
+}
+COLUMNS = [*CALLS, *OTHERS]
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------
+
+
+def cell(judge: Judge, column: str) -> tuple[str, list[str]]:
+    """What a call does with a case, and what is wrong about it."""
+    case = judge.case
+    try:
+        found = asked(case, column)
+    except ValueError as error:
+        return "refused", [] if re.fullmatch(r"[^\n]*\bmust\b[^\n]*", str(error)) else [str(error)]
+    if column in CALLS:
+        false, compared = judge.false(column, found)
+        firsts = [int(r.first_inexact_layer) for r in (found.values() if isinstance(found, dict) else [found])]
+    else:
+        false, compared, firsts = _false(judge, column, found)
+    if false:
+        return "false", false
+    if min(firsts) <= case.depth:
+        return "marked", [w for w in [judge.needless(min(firsts))] if w]
+    return "exact", [] if compared else ["nothing compared"]
+
+
+def asked(case: Case, column: str) -> Any:
+    """What the library says."""
+    if column in OTHERS:
+        return OTHERS[column](case)
+    run = jax.jit(functools.partial(CALLS[column], case))
+    return jax.tree.map(np.asarray, run(case.parameters, case.scaled(), *case.xs))
+
+
+def _false(judge: Judge, column: str, found: Found) -> tuple[list[str], int, list[int]]:
+    depth = judge.case.depth
+    first = int(np.min(getattr(found.result, "first_inexact_layer", depth + 1)))
+    wrong, compared = [], 0
+    for ours, truth, reads, slack in found.rows:
+        ours = np.asarray(ours, float)
+        right, *moved = (np.broadcast_to(np.nan if (t := truth(p[0])) is None else t, ours.shape) for p in judge.pairs)
+        false, known = compare(ours, right, moved, TOLERANCE[judge.case.dtype] + slack)
+        judged = (np.asarray(reads) < first) & (np.asarray(reads) < judge.horizon)
+        false, compared = false & judged, compared + int(np.sum(known & judged))
+        if np.any(false):
+            at = int(np.argmax(false))
+            wrong.append(f"{column} [{at}]: {ours[at]:.6g}, right {right[at]:.6g}; {np.sum(false)} false")
+    return wrong, compared, [first]
+
+
+def row(kind: str, end: str) -> dict[str, tuple[str, list[str]]]:
+    """All cells of a kind at one end."""
+    judge = Judge(case(kind, ENDS[end]))
+    return {column: cell(judge, column) for column in COLUMNS}
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def written(kind: str, end: str, cells: dict[str, tuple[str, list[str]]]) -> str:
+    return f"| {kind} | {end} | " + " | ".join(cells[column][0] for column in COLUMNS) + " |"
+
+
+def table() -> str:
+    head = ["| kind | end | " + " | ".join(f"`{c}`" if " " not in c else c for c in COLUMNS) + " |"]
+    head.append("|---" * (2 + len(COLUMNS)) + "|")
+    rows = [written(kind, end, row(kind, end)) for kind in KINDS for end in ENDS if ENDS[end]]
+    return "\n".join(["<!-- table -->", *head, *rows, "<!-- /table -->"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_are_as_committed_and_none_is_false(kind: str) -> None:
+    for end in ENDS:
+        cells = row(kind, end)
+        assert not any(wrong for _, wrong in cells.values()), (end, cells)
+        if ENDS[end]:
+            assert written(kind, end, cells) in TABLE.read_text()
+        else:
+            assert {said for said, _ in cells.values()} <= {"exact", "refused"}, cells
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        TABLE.write_text(REGION.sub(lambda _: table(), TABLE.read_text()))
+    else:
+        for kind in KINDS:
+            for end in ENDS:
+                print(kind, end, row(kind, end))
