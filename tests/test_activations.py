@@ -153,8 +153,14 @@ def test_facts_are_those_of_the_formula(name: str) -> None:
     assert facts.at_zero == pytest.approx(float(EXACT[name][0](mpf(0))), abs=1e-12)
     assert facts.bounded == (name in BOUNDED)
     assert facts.plateau == (name in {"selu", "elu"})
-    assert facts.below
-    assert facts.above == (name not in {"sin", "softsign", "arctan"})  # bounded, and not flat far out
+    assert facts.dead == (name in {"relu", "hard_tanh", "relu6", "hard_swish"})
+    below, above = facts.ends
+    # Beside a phi(0) that is not 0, phi is constant near 0.
+    assert below == ((0, 0) if facts.at_zero else (1, 0))
+    if name not in {"sin", "softsign", "arctan"}:  # bounded, and not flat far out
+        assert above == ((0, 0) if facts.bounded else (1, 0))
+    else:
+        assert not above.known
     assert facts.largest_slope == pytest.approx(STEEPEST.get(name, 1.0), abs=2e-3)
 
 

@@ -47,7 +47,7 @@ def exact(weights: oracles.Weights, phi: Callable[[Any], Any], x1: Any, x2: Any,
             c = mpmath.fdot(*states) / mpmath.sqrt(squares[0] * squares[1])
             rows.append((float(c), log(1 - c), *(log(square / len(states[0])) for square in squares)))
     c, apart, *squares = np.array(rows).T
-    return Correlation(c, apart, np.array(squares), np.asarray(len(rows)))
+    return Correlation(c, apart, np.array(squares), np.asarray(len(rows)), np.asarray(len(rows)))
 
 
 def assert_is(found: Correlation, truth: Correlation, tolerance: float) -> None:

@@ -5,9 +5,11 @@ formula cancels. `get` turns a name, an `Activation` or a user's own callable in
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from vgjax.checks import known, untraced
-from vgjax.floatexp import FloatExp, to_float_clipped
+from vgjax.floatexp import Degrees, Ends, FloatExp, degree_of, extended
 
 Elementwise = Callable[[Array], Array]
 
@@ -60,98 +62,123 @@ class Activation:
 
 @dataclass(frozen=True)
 class Facts:
-    """What phi tends to at the two ends of the float range, and its largest slope.
+    """What phi tends to at the two ends of the float range, and how steep and how flat it is between them.
 
     Attributes:
         largest_slope: the largest |phi'| on [-10, 10]: what "flat" is measured against.
         at_zero: phi(0).
         bounded: phi stays bounded far out on both sides.
         plateau: phi is flat far out on exactly one side, at a level other than 0 (ELU, SELU).
-        below: numbers below the float range are covered: phi(0) != 0, or phi is linear near 0 from at least one side.
-        above: numbers above it are covered: phi is asymptotically homogeneous of degree 1, or flat on both sides.
+        dead: phi' is exactly 0 on some interval, so that a zero is a zero and not an underflow (ReLU, not tanh).
+        ends: its degrees at both ends of the float range.
     """
 
     largest_slope: float
     at_zero: float
     bounded: bool
     plateau: bool
-    below: bool
-    above: bool
+    dead: bool
+    ends: Ends
 
 
 def apply(activation: Activation, number: FloatExp) -> FloatExp:
-    """phi of a normalized scaled number of any size, by `floatexp.euler`, with what is known about phi used to save
-    work.
+    """phi of a normalized scaled number of any size, by `floatexp.extended`.
 
     Args:
         activation: phi.
         number: normalized; value of any shape.
 
     Returns:
-        The scaled phi(h), not normalized. Where `Facts` says phi is not covered the value is meaningless (but finite).
+        The scaled phi(h), not normalized. Past an end whose degrees are unknown the value is meaningless.
     """
     facts = activation.facts
-    value, exponent = number
-    y, linear = jax.jvp(activation, (to_float_clipped(number),), (value,))
-    below = jnp.zeros((), bool) if facts.at_zero else exponent < 0
-    above = jnp.zeros((), bool) if facts.bounded else exponent > 0
-    if facts.plateau:  # all units on it: what is left is its level, at exponent 0
-        above = above & jnp.any(linear != 0)
-    outside = below | above
-    return FloatExp(jnp.where(outside, linear, y), jnp.where(outside, exponent, 0))
+    return extended(activation, number, facts.ends, at_zero=False, plateau=facts.plateau)
 
 
 @functools.cache
 def _differentiable(activation: Activation) -> Elementwise:
-    if activation.slope is None:
-        return activation.phi
-    slope = activation.slope
+    def slope(h: Array) -> Array:
+        return jax.jvp(activation.phi, (h,), (jnp.ones_like(h),))[1]
 
     @jax.custom_jvp
     def phi(h: Array) -> Array:
         return activation.phi(h)
 
+    # By its slope also where a formula is differentiated automatically: reverse mode adds up the same terms times a
+    # cotangent, and what cancels for 1 need not cancel for that (h tanh h at -1e6 in float32: -.75 for -.7).
     @phi.defjvp
     def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
         (h,), (t,) = primals, tangents
-        return phi(h), slope(h) * t
+        return phi(h), (activation.slope or slope)(h) * t
 
     return phi
+
+
+# Where float32 and float64 begin to count in exponents (`floatexp.window_exponent`), a number and twice that, on both
+# sides; and numbers in between, for what holds everywhere.
+_HIGH = np.array([[side * far, 2 * side * far] for far in (2.0**32, 2.0**256) for side in (1, -1)])
+_LOW = 1 / _HIGH[:, ::-1]
+_NEAR = np.array([[1.0, 2], [-1, -2], [3, 6], [-3, -6]])
+_MIDDLE = np.linspace(-10, 10, 4001)
 
 
 @functools.cache
 @untraced
 def _facts(activation: Activation) -> Facts:
-    far = 2.0**40  # past float32's window; every degree shows to 1e-10 there
-    points = np.concatenate([[0.0, 1 / far, -1 / far, far, -far, 4 * far, -4 * far], np.linspace(-10, 10, 4001)])
+    places = [np.zeros(1), _LOW.ravel(), _HIGH.ravel(), _NEAR.ravel(), _MIDDLE]
+    points, ends = np.concatenate(places), np.cumsum([len(place) for place in places])[:-1]
 
     @jax.jit
     def evaluate(h: Array) -> tuple[Array, Array]:
-        return activation(h), activation.derivative(h)
+        single = h.astype(jnp.float32)
+        value, slope = (jnp.stack([activation(h), activation.derivative(h)]) for h in (h, single))
+        return value, slope.astype(h.dtype)
 
-    with jax.enable_x64(True):
-        value, slope = (np.asarray(a) for a in evaluate(jnp.asarray(points)))
-
-    def degree_one(i: int) -> bool:
-        # |phi - phi' h| against |h|: a side where phi / h -> 0 (ReLU's left, ELU's left) counts as slope 0.
-        return bool(abs(value[i] - slope[i] * points[i]) <= 1e-6 * abs(points[i]))
-
-    def settled(i: int) -> bool:
-        return bool(abs(slope[i + 2] - slope[i]) <= 1e-6 * max(1.0, abs(slope[i])))
-
-    steep = [abs(slope[i]) > 1e-6 for i in (3, 4)]
-    bounded = bool(np.all(np.abs(value[3:7]) < math.sqrt(far)))
-    linear = all(degree_one(i) and settled(i) for i in (3, 4)) and any(steep) and not bounded
-    saturated = bounded and not np.any(slope[3:7])
-    below = bool(value[0]) or (degree_one(1) and degree_one(2) and bool(slope[1] or slope[2]))
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        found, single = (np.asarray(a) for a in evaluate(jnp.asarray(points)))
+    zero, low, high, near, middle = np.split(found, ends, axis=1)
+    _, low_single, high_single, *_ = np.split(single, ends, axis=1)
+    at_zero, levels, slopes = float(zero[0, 0]), high[0], middle[1]
+    below = _degrees(low) if _alike(low_single, low) else Degrees(None, None)
+    if at_zero and math.isfinite(at_zero):  # beside which the rest of phi is rounding
+        below = below._replace(value=Fraction(0))
+    above = _degrees(high, far_out=True) if _alike(high_single, high) else Degrees(None, None)
+    if any(degree is not None and degree < 0 for degree in above) and _growths(near[0]) != {above.value}:
+        # Units near 0 decide then, and there phi is another power or none.
+        above = Degrees(None, None)
+    flat = (high[1] == 0) & (np.abs(levels) > 1e-6)
     return Facts(
-        largest_slope=float(np.max(np.abs(slope[7:]))),
-        at_zero=float(value[0]),
-        bounded=bounded,
-        plateau=linear and not all(steep) and bool(abs(value[3 + steep.index(False)]) > 1e-6),
-        below=below,
-        above=linear or saturated,
+        largest_slope=float(np.max(np.abs(slopes))),
+        at_zero=at_zero,
+        bounded=bool(np.all(np.abs(levels) < 2.0**20)),
+        plateau=bool(above.value) and bool(np.any(flat)),
+        dead=any(a == b == 0 for a, b in itertools.pairwise(slopes)),
+        ends=(below, above),
     )
+
+
+def _degrees(found: np.ndarray, far_out: bool = False) -> Degrees:
+    """The degrees of phi and of phi' from their values at pairs of points an octave apart, shape ``(2, points)``."""
+    value, slope = (_growths(a) for a in found)
+    if far_out and len(value) == 2:  # one side on a plateau, the other beyond it
+        value.discard(Fraction(0))
+    return Degrees(*(of.pop() if len(of) == 1 else None if of else Fraction(0) for of in (value, slope)))
+
+
+def _alike(single: np.ndarray, double: np.ndarray) -> bool:
+    """Whether float32 gives at the end of its window what float64 gives (a formula may overflow inside)."""
+    at_window = slice(0, 4)
+    single, double = single[:, at_window], double[:, at_window]
+    return bool(np.all(np.isclose(single, double, rtol=1e-4, atol=2.0**-126)))
+
+
+def _growths(values: np.ndarray) -> set[Fraction | None]:
+    """The degrees that pairs of values show; of zeros there is none, and past float64's own range none is seen."""
+    pairs = np.abs(values.reshape(-1, 2))
+    with np.errstate(all="ignore"):
+        growths = np.log2(pairs[:, 1] / pairs[:, 0])
+    usable = np.any(pairs != 0, axis=1) & (np.isfinite(growths) | (np.arange(len(pairs)) < 2))
+    return {degree_of(float(growth), 1e-6) for growth in growths[usable]}
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------

@@ -3,15 +3,18 @@
 Everything that grows or shrinks with depth (states, tangents, cotangents) travels as ``value * 2**exponent``. Powers of
 two are exact, so nothing drifts, and the logarithm is taken once, at the end. This is the only room that knows how.
 
-Two rules hold everywhere:
+Three rules hold everywhere:
 
 - The exponent is 0 while the norm lies within ``2**-W .. 2**W`` (`window_exponent`); past it the value is kept near
   norm 1. So in the ordinary range a scaled number *is* the plain number.
 - Zero has no exponent: ``exponent == ZERO``, lower than any other, so it never decides a sum.
+- What is no number (NaN, or an infinity that is not of the range's making) has the exponent 0 and ln NaN.
 """
 
 import functools
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +26,9 @@ from jaxtyping import Float, Int
 
 ZERO = -(2**29)
 """The exponent of an exact zero."""
+
+FARTHEST = 2**28
+"""Exponents end here, at ln 1.86e8: a map of degree 2 doubles them at every layer, and int32 holds 30 such layers."""
 
 LN2 = 0.6931471805599453
 
@@ -80,40 +86,99 @@ def normalize(number: FloatExp) -> tuple[FloatExp, Float[Array, ""]]:
         number: any scaled number; its value may be as large or as small as the dtype holds.
 
     Returns:
-        The normalized number, and ln of its Euclidean norm, shape ``()``: -inf for an exact zero and for nothing else.
+        The normalized number, and ln of its Euclidean norm, shape ``()``: -inf for an exact zero and for nothing else,
+        NaN for what is no number. Past `FARTHEST` the exponent stays there, and the logarithm says so.
     """
     value, exponent = number
     total, taken_out = _sum_of_squares(value.reshape(-1))
-    is_zero = total == 0
-    norm_exponent = jnp.where(is_zero, 0, taken_out + exponent_of(total) // 2)
-    true_exponent = exponent + norm_exponent
+    nothing, no_number = total == 0, ~jnp.isfinite(total)
+    true_exponent = exponent + taken_out + exponent_of(total) // 2
     w = window_exponent(value.dtype)
-    kept = jnp.where(is_zero, ZERO, jnp.where(jnp.abs(true_exponent) <= w, 0, true_exponent))
+    ordinary = (jnp.abs(true_exponent) <= w) | no_number
+    kept = jnp.where(ordinary, 0, true_exponent)
     value = value * power_of_two(exponent - kept, value.dtype)
     log_norm = jnp.log(total) / 2 + (exponent + taken_out).astype(value.dtype) * LN2
-    return FloatExp(value, kept), jnp.where(is_zero, -jnp.inf, log_norm)
+    log_norm = jnp.where(nothing, -jnp.inf, jnp.where(no_number, jnp.nan, log_norm))
+    return FloatExp(value, jnp.where(nothing, ZERO, jnp.clip(kept, -FARTHEST, FARTHEST))), log_norm
 
 
-def to_float_clipped(number: FloatExp) -> Array:
+class Degrees(NamedTuple):
+    """How a map f grows at one end of the float range: ``f(2^e u) - f(0)`` like ``2^(value e)``, and its Jacobian like
+    ``2^(jacobian e)``, as e -> -inf or +inf.
+
+    Attributes:
+        value: 1 for an asymptotically linear map; 0 for one that tends to a constant or sees the direction alone.
+        jacobian: 0 and -1 for those.
+
+    None stands for a growth that is no power (a logarithm, an oscillation): nothing past this end can be computed.
+    """
+
+    value: Fraction | None = Fraction(1)
+    jacobian: Fraction | None = Fraction(0)
+
+    @property
+    def known(self) -> bool:
+        """Whether numbers past this end are exact."""
+        return None not in self
+
+
+Ends = tuple[Degrees, Degrees]
+"""The degrees of a map below and above the float range."""
+
+LINEAR: Ends = (Degrees(), Degrees())
+DIRECTION = Degrees(Fraction(0), Fraction(-1))
+"""Of a map that sees the direction alone."""
+
+
+def degree_of(growth: float, tolerance: float) -> Fraction | None:
+    """The degree that a growth by ``2^growth`` an octave means: a small fraction; None if it is none."""
+    degree = Fraction(growth).limit_denominator(12) if math.isfinite(growth) else None
+    # Past degree 4 an octave's worth of exponents would not fit into int32 beside `FARTHEST`.
+    return degree if degree is not None and abs(degree - growth) <= tolerance and abs(degree) <= 4 else None
+
+
+def common_denominator(*degrees: Fraction | None) -> int:
+    """The steps that exponents have to be taken in for their multiples by these degrees to be whole."""
+    return math.lcm(*(degree.denominator for degree in degrees if degree is not None))
+
+
+def times_degree(exponent: Int[Array, "*shape"], degree: Fraction | None) -> Int[Array, "*shape"]:
+    """``degree * exponent`` for exponents that its denominator divides, within `FARTHEST` and a little more.
+
+    0 for an unknown degree: what is computed there means nothing, and is marked (`vgjax.networks.layers`).
+    """
+    if not degree:
+        return jnp.zeros_like(exponent)
+    p, q = degree.numerator, degree.denominator
+    # Clipped before the product, which could leave int32, and after it, so that `ZERO` stays the lowest exponent.
+    most = FARTHEST + FARTHEST // 2
+    return jnp.clip(p * (jnp.clip(exponent, -most, most) // q), -most, most)
+
+
+def exponent_past_range(number: FloatExp, step: int = 1) -> Int[Array, "*shape"]:
+    """How far the exponent of a normalized number lies past ``-W .. W``, in multiples of ``step``, rounded away from
+    the range; 0 within it and for an exact zero."""
+    exponent, w = number.exponent, window_exponent(number.value.dtype)
+    beyond = jnp.where(exponent == ZERO, 0, exponent - jnp.clip(exponent, -w, w))
+    return beyond if step == 1 else jnp.sign(beyond) * step * -(-jnp.abs(beyond) // step)
+
+
+def to_float_clipped(number: FloatExp, step: int = 1) -> Array:
     """The plain array nearest to a normalized number within the float range: itself, or moved in to norm ``2**-W`` or
-    ``2**W``.
+    ``2**W`` by `exponent_past_range`.
 
-    Maps that are asymptotically homogeneous of degree 1 have the same Jacobian there as at the number itself (Euler).
+    A map whose degrees are known has the same Jacobian there as at the number itself, up to a power of two.
     """
     value, exponent = number
-    w = window_exponent(value.dtype)
-    return value * power_of_two(jnp.clip(exponent, -w, w), value.dtype)
-
-
-def residual_exponent(number: FloatExp) -> Int[Array, ""]:
-    """The powers of two that `to_float_clipped` leaves out, int32, shape ``()``; 0 for an exact zero."""
-    w = window_exponent(number.value.dtype)
-    return jnp.where(number.exponent == ZERO, 0, number.exponent - jnp.clip(number.exponent, -w, w))
+    if step == 1:  # as `exponent_past_range` says, in one operation less
+        w = window_exponent(value.dtype)
+        return value * power_of_two(jnp.clip(exponent, -w, w), value.dtype)
+    return value * power_of_two(exponent - exponent_past_range(number, step), value.dtype)
 
 
 def with_zero_exponent(number: FloatExp) -> FloatExp:
     """The same number, with the exponent `ZERO` if it is exactly zero, so that it has no say in a sum."""
-    return number._replace(exponent=jnp.where(_is_zero(number.value.reshape(-1)), ZERO, number.exponent))
+    return number._replace(exponent=jnp.where(is_zero(number.value), ZERO, number.exponent))
 
 
 def scaled_bias(scale: ArrayLike, value: Array) -> FloatExp:
@@ -131,29 +196,51 @@ def add(*numbers: FloatExp) -> FloatExp:
     return FloatExp(functools.reduce(jnp.add, terms), largest)
 
 
-def euler(f: Callable[[Array], Array], number: FloatExp, homogeneity: tuple[int, int] = (0, 0)) -> FloatExp:
-    """f at a normalized number of any size, for any f that is asymptotically homogeneous of degree 1 or 0, or tends to
-    f(0) or to a constant.
+def extended(
+    f: Callable[[Array], Array], number: FloatExp, ends: Ends, *, at_zero: bool = True, plateau: bool = True
+) -> FloatExp:
+    """f at a normalized number of any size, for an f whose degrees d at both ends of the float range are known.
 
-    f(2^e u) inside the float range; f(0) + 2^e J u below it; 2^e J u above it, or f itself where that is exactly zero
-    (all units dead) or where f depends on the direction alone. J is taken at `to_float_clipped` (Euler's theorem). One
-    tangent product more than f itself.
+    Inside the range f; below it ``f(0) + 2^(d e) J u / d``, above it ``2^(d e) J u / d``, J being the Jacobian at
+    `to_float_clipped` (Euler's theorem: J h = d f for a homogeneous f of degree d); f itself where d is 0, and above
+    where J u is exactly zero (all units on a plateau). One tangent product more than f.
 
     Args:
         f: array -> array, of any shapes.
         number: normalized (`normalize`).
-        homogeneity: of f's Jacobian (below, above) the float range: 0, or -1 for the direction alone.
+        ends: its degrees.
+        at_zero, plateau: whether f(0) may differ from 0, and whether f has plateaus; said where it is known, to save
+            the work.
+
+    Returns:
+        The scaled f, not normalized; meaningless past an end whose degrees are unknown.
     """
-    value, exponent = number
-    x = to_float_clipped(number)
-    y, linear = jax.jvp(f, (x,), (value,))
-    below = add(with_zero_exponent(FloatExp(linear, exponent)), with_zero_exponent(from_float(f(jnp.zeros_like(x)))))
-    inside = (exponent == 0) | ((exponent > 0) & ((homogeneity[1] < 0) | _is_zero(linear.reshape(-1))))
-    inside |= (exponent < 0) & (homogeneity[0] < 0)
-    return FloatExp(
-        jnp.where(inside, y, jnp.where(exponent < 0, below.value, linear)),
-        jnp.where(inside, 0, jnp.where(exponent < 0, below.exponent, exponent)),
-    )
+    step = common_denominator(*(end.value for end in ends))
+    x, beyond = to_float_clipped(number, step), exponent_past_range(number, step)
+    y, linear = jax.jvp(f, (x,), (number.value,))
+
+    def past(degree: Fraction | None) -> FloatExp:
+        if not degree:
+            return from_float(y)
+        part = linear if degree == 1 else linear / float(degree)
+        # J u is of u, not of the clipped 2^e' u: e' is still to be counted.
+        return FloatExp(part, number.exponent - beyond + times_degree(beyond, degree))
+
+    low, high = (past(end.value) for end in ends)
+    if at_zero and ends[0].value:
+        low = add(with_zero_exponent(low), with_zero_exponent(from_float(f(jnp.zeros_like(x)))))
+    below, above = number.exponent < 0, number.exponent > 0
+    if plateau:
+        above &= ~is_zero(linear)
+    result = from_float(y)
+    for outside, there in ((below, low), (above, high)):
+        result = jax.tree.map(lambda a, b, outside=outside: jnp.where(outside, a, b), there, result)
+    return result
+
+
+def is_zero(value: Array) -> Array:
+    """Whether an array is exactly zero, shape ``()``."""
+    return _is_zero(value.reshape(-1))
 
 
 @custom_vmap

@@ -13,7 +13,7 @@ from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
-from vgjax.floatexp import FloatExp, add, normalize, scaled_bias, with_zero_exponent
+from vgjax.floatexp import Ends, FloatExp, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
 
@@ -79,9 +79,14 @@ class Affine(nnx.Module):
         return affine | protocol.scales_of(self.before, self.after)
 
     @property
-    def homogeneity(self) -> tuple[int, int] | None:
-        """Asymptotically linear where phi is; with other blocks inside, to be measured."""
-        return None if self.before or self.after else (0, 0)
+    def degrees(self) -> Ends | None:
+        """Those of phi; with other blocks inside, to be measured."""
+        return None if self.before or self.after else self.activation.facts.ends
+
+    @property
+    def never_zero(self) -> bool:
+        """Whether a zero behind phi is an underflow: phi has no dead zone, and nothing else stands around it."""
+        return not (self.before or self.after or self.activation.facts.dead)
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """One state to the next; leading axes (a batch, tokens) pass through."""

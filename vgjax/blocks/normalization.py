@@ -7,7 +7,18 @@ from flax import nnx
 from jax import Array
 
 from vgjax.checks import known
-from vgjax.floatexp import FloatExp, add, euler, from_float, residual_exponent, to_float_clipped, with_zero_exponent
+from vgjax.floatexp import (
+    DIRECTION,
+    LINEAR,
+    Ends,
+    FloatExp,
+    add,
+    exponent_past_range,
+    extended,
+    from_float,
+    to_float_clipped,
+    with_zero_exponent,
+)
 from vgjax.initializers import Scales
 
 NORMS = ("layer", "rms", "group", "batch", "batch_running")
@@ -77,22 +88,22 @@ class Norm(nnx.Module):
         """The same for a normalized state of any size, without Euler's tangent product: what depends on the direction
         alone is itself at `to_float_clipped`, and below the root of epsilon a norm is linear, up to its offset."""
         if self.kind == "batch_running":
-            return euler(lambda h: nnx.clone(self)(h), state)
+            return extended(lambda h: nnx.clone(self)(h), state, LINEAR)
         value = nnx.clone(self)(to_float_clipped(state))  # a copy: see `protocol.step`
         # Without epsilon, scale cancels: nothing beyond the range is left to tell.
         if not self.norm.epsilon:
             return from_float(value)
         offset = jnp.zeros_like(value) if self.kind == "rms" else jnp.broadcast_to(self.norm.bias[...], value.shape)
         below = add(
-            with_zero_exponent(FloatExp(value - offset, residual_exponent(state))),
+            with_zero_exponent(FloatExp(value - offset, exponent_past_range(state))),
             with_zero_exponent(from_float(offset)),
         )
         small = state.exponent < 0
         return FloatExp(jnp.where(small, below.value, value), jnp.where(small, below.exponent, 0))
 
     @property
-    def homogeneity(self) -> tuple[int, int]:
+    def degrees(self) -> Ends:
         """Of the direction alone; linear below the root of epsilon, and everywhere with running statistics."""
         if self.kind == "batch_running":
-            return 0, 0
-        return (0 if self.norm.epsilon else -1), -1
+            return LINEAR
+        return LINEAR[0] if self.norm.epsilon else DIRECTION, DIRECTION

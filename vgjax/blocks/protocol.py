@@ -7,11 +7,11 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
   a bare number is the default of a factor); it is then called ``block(h, scales)``;
 - ``absorb_scales(scales)``: multiply scales into its own parameters, in place, and return the names of those that then
   stand at 1: what makes ordinary parameters of unit-gain draws;
-- ``step(state, scales)``: itself on a scaled number past the float range (default: Euler's rule, one tangent product
+- ``step(state, scales)``: itself on a scaled number past the float range (default: by its degrees, one tangent product
   more);
 - ``linear``: class attribute, True if it is a linear map (so the exponent passes through);
-- ``homogeneity``: how its Jacobian grows when its state doubles, as powers of two, (below, above) the float range: 0
-  for an asymptotically linear map, -1 for what depends on the direction alone (default: measured on one draw);
+- ``degrees``: how it and its Jacobian grow (below, above) the float range, `floatexp.Degrees` (default: measured on one
+  draw);
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
   of a gate (default: none);
@@ -37,7 +37,7 @@ from jax import Array
 
 from vgjax.activations import Activation
 from vgjax.checks import known
-from vgjax.floatexp import FloatExp, euler
+from vgjax.floatexp import LINEAR, Ends, FloatExp, extended
 from vgjax.initializers import KINDS, Scale, Scales
 
 
@@ -110,21 +110,18 @@ def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
         return block(h, *arguments(block, scales, x))
 
 
-def step(
-    block: Any, state: FloatExp, scales: Scales, x: Array | None = None, homogeneity: tuple[int, int] | None = None
-) -> FloatExp:
+def step(block: Any, state: FloatExp, scales: Scales, x: Array | None = None, ends: Ends = LINEAR) -> FloatExp:
     """The block on a normalized scaled number of any size; the result is not normalized.
 
-    ``homogeneity`` as above, where the block does not declare it.
+    ``ends`` are its degrees, where it does not declare them.
     """
     if declared(block, "linear"):
         return FloatExp(call(block, state.value, scales, x), state.exponent)
     if declared(block, "step"):
         with jax.default_matmul_precision("highest"):
             return block.step(state, scales)
-    homogeneity = declared(block, "homogeneity") or homogeneity or (0, 0)
     # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
-    return euler(lambda h: call(nnx.clone(block), h, scales, x), state, homogeneity)
+    return extended(lambda h: call(nnx.clone(block), h, scales, x), state, declared(block, "degrees") or ends)
 
 
 def absorb_scales(scales: Scales, *blocks: Any) -> frozenset[str]:
@@ -171,7 +168,7 @@ class BlockInfo(NamedTuple):
         graph: its static part; `nnx.merge` with a dict of its arrays gives the module back.
         trainable: paths of its `nnx.Param` leaves, "linear/kernel".
         scales: the names of the scales it declares, with their defaults and kinds.
-        homogeneity: of its Jacobian, if it says so (`vgjax.blocks.protocol`).
+        degrees: (below, above) the float range, if it says so.
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
         theory: what mean-field theory has to be given of it; None where theory has nothing.
@@ -180,7 +177,7 @@ class BlockInfo(NamedTuple):
     graph: nnx.GraphDef
     trainable: frozenset[str]
     scales: Mapping[str, Scale]
-    homogeneity: tuple[int, int] | None
+    degrees: Ends | None
     parts: tuple[str, ...]
     noisy: bool
     theory: TheoryArguments | None
@@ -200,7 +197,7 @@ def block_info(spec: Spec) -> BlockInfo:
         theory = declared(block, "theory_arguments")
         theory = theory if isinstance(theory, TheoryArguments) else None
         parts = tuple(declared(block, "parts") or ())
-        info.append(BlockInfo(graph, trainable, scales_of(block), declared(block, "homogeneity"), parts, noisy, theory))
+        info.append(BlockInfo(graph, trainable, scales_of(block), declared(block, "degrees"), parts, noisy, theory))
 
     # Traced, not run, so that nothing is drawn; the graph is static and leaves by the list, as a result cannot.
     jax.eval_shape(build)

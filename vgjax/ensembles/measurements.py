@@ -44,6 +44,7 @@ class Gains(Measurement):
         "log_gain": _LAYERS,
         "log_mean_square": _LAYERS,
         "first_inexact_layer": (),
+        "first_nan_layer": (),
     }
 
     def draw(self, key: Array, network: Network) -> tuple[Parameters, Array]:
@@ -70,7 +71,7 @@ def gains(probes: int = 1, *, stream: bool = False) -> Measurement:
     """ln of the gradient gain ||J_{l<-0} u|| / ||u|| at every layer l, by `vgjax.push_forward`.
 
     Variables: ``log_gain``, of the root mean square over random directions u (it tends to ||J||_F / sqrt(n));
-    ``log_mean_square`` of the states, ``first_inexact_layer``.
+    ``log_mean_square`` of the states, ``first_inexact_layer``, ``first_nan_layer``.
 
     Args:
         probes: random directions a draw.
@@ -100,6 +101,7 @@ class Gradients(Measurement):
         "saturation": ("block",),
         "saturated": (),
         "first_inexact_layer": (),
+        "first_nan_layer": (),
     }
 
     def check(self, network: Network, inputs: tuple[ArrayLike, ...]) -> tuple[bool, tuple[Any, ...]]:
@@ -195,6 +197,7 @@ class Correlations(Measurement):
         "log_one_minus_c": _LAYERS,
         "log_mean_square": ("input", "layer"),
         "first_inexact_layer": (),
+        "first_nan_layer": (),
     }
 
     def draw(self, key: Array, network: Network) -> tuple[Parameters, Array]:

@@ -12,9 +12,10 @@ from jaxtyping import Float, Shaped
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.checks import ArrayLike
-from vgjax.floatexp import FloatExp, add, from_float, normalize, with_zero_exponent
+from vgjax.floatexp import FloatExp, add, from_float, is_zero, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 from vgjax.measure.flow import states
+from vgjax.networks.exactness import exactness, marked_forward
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined
 from vgjax.networks.parameters import Parameters, as_dtype
@@ -25,15 +26,17 @@ class Correlation(NamedTuple):
 
     Attributes:
         correlation: c_l, the cosine of the two states, shape ``(depth + 1,)``; NaN where one of them is exactly 0.
-        log_one_minus_c: ln (1 - c_l), without cancellation, same shape; -inf where the states are parallel.
+        log_one_minus_c: ln (1 - c_l), without cancellation, same shape; -inf where the states are parallel, NaN from
+            where one layer shrinks their difference below the rounding of the states.
         log_mean_square: ln of the mean squares of both states, shape ``(2, depth + 1)``.
-        first_inexact_layer: as for `Push`, of either state.
+        first_inexact_layer, first_nan_layer: as for `Push`, of either state.
     """
 
     correlation: Array
     log_one_minus_c: Array
     log_mean_square: Array
     first_inexact_layer: Array
+    first_nan_layer: Array
 
 
 def correlation(parameters: Parameters, scales: Scales, x1: ArrayLike, x2: ArrayLike) -> Correlation:
@@ -83,9 +86,12 @@ def correlate(
     walked = layers.walk(state, visit, second, extras=extras)
     last = jax.tree.map(lambda a: a[None], _read(walked.last, walked.carry))
     read = joined([*walked.reports, last])
-    both = (describe_states(network, log_norms) for log_norms in (walked.log_norms, read.log_norm))
-    squares, inexact = zip(*both, strict=True)
-    return Correlation(read.c, read.log_one_minus_c, jnp.stack(squares), jnp.minimum(*inexact))
+    other = exactness(network, read.log_norm, walked.exactness.underflows)
+    second_walk = walked._replace(log_norms=marked_forward(other, read.log_norm), exactness=other)
+    squares, *first = zip(*(describe_states(network, each) for each in (walked, second_walk)), strict=True)
+    squares = jnp.stack(squares)
+    c, one_minus_c = (jnp.where(jnp.any(jnp.isnan(squares), axis=0), jnp.nan, a) for a in read[:2])
+    return Correlation(c, one_minus_c, squares, *(jnp.minimum(*pair) for pair in first))
 
 
 _correlate = jax.jit(correlate)
@@ -119,8 +125,13 @@ def _behind(layer: Layer, other: Layer, state: FloatExp, second: _Second) -> _Se
     if layer.input is not None:  # the inputs differ too
         return direct
     tangent = layer.push(_sum(state, apart._replace(value=apart.value / 2)), apart)
-    share = 1 / 3 if _smooth(layer.spec) else 1 / 2
-    near = normalize(apart)[1] - normalize(state)[1] < share * np.log(jnp.finfo(state.value.dtype).eps)
+    eps = jnp.finfo(state.value.dtype).eps
+    near = normalize(apart)[1] - normalize(state)[1] < (1 / 3 if _smooth(layer.spec) else 1 / 2) * np.log(eps)
+    # What one layer shrinks below the rounding of the states is in neither, unless it is nothing.
+    swallowed = normalize(direct.apart)[1] < normalize(after)[1] + np.log(8 * eps)
+    swallowed &= ~is_zero(tangent.value)
+    value = jnp.where(swallowed, jnp.nan, direct.apart.value)
+    direct = direct._replace(apart=direct.apart._replace(value=value))
     # A state of its own would forget a difference below its rounding: it follows the tangent as long as that holds.
     return jax.tree.map(lambda a, b: jnp.where(near, a, b), _Second(_sum(after, tangent), tangent), direct)
 
@@ -158,6 +169,7 @@ def _read(state: FloatExp, second: _Second) -> _Reading:
     small = 2 * log_ratio + jnp.log(across) - jnp.log(length * (length + along))
     log_one_minus_c = jnp.where(close, small, jnp.log(jnp.sum((unit - other) ** 2) / 2))
     c = jnp.where(close, along / length, jnp.sum(unit * other))
+    log_one_minus_c = jnp.where(jnp.isnan(log_apart), jnp.nan, log_one_minus_c)
     nothing = jnp.isneginf(log_norm) | jnp.isneginf(log_other)
     return _Reading(jnp.where(nothing, jnp.nan, c), jnp.where(nothing, jnp.nan, log_one_minus_c), log_other)
 

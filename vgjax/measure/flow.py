@@ -18,6 +18,7 @@ from jaxtyping import Float, Int, Key, Shaped
 from vgjax.checks import ArrayLike, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, from_float, normalize
 from vgjax.initializers import Scales
+from vgjax.networks.exactness import marked_backward, marked_forward
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined, state_shapes
 from vgjax.networks.network import Network
@@ -29,14 +30,18 @@ class Push(NamedTuple):
 
     Attributes:
         log_mean_square: ln of the mean square of the state s_l, shape ``(depth + 1,)``.
-        first_inexact_layer: first layer whose state left the float range at an end where the activation is not
-            asymptotically linear (nor flat), so that what follows is meaningless; depth + 1 if there is none, as for
-            every activation of the library but sin, softsign and arctan at absurd scales. Shape ``()``.
+        first_inexact_layer: first state that cannot be computed, because one before it left the float range where the
+            block grows like no power, or all its units underflow to zero; NaN stands from there on, and in every
+            product that goes through there. depth + 1 if there is none, as for every activation of the library but sin,
+            softsign and arctan at absurd scales. Shape ``()``.
+        first_nan_layer: first state with a NaN or an infinity of the network's own making, with NaN from there on;
+            depth + 1 if there is none. Shape ``()``.
         log_gain: ln ||J_{l<-0} u||, shape ``(depth + 1,)``, or ``(tangents, depth + 1)`` for several u.
     """
 
     log_mean_square: Float[Array, " layers"]
     first_inexact_layer: Int[Array, ""]
+    first_nan_layer: Int[Array, ""]
     log_gain: Float[Array, "*rows layers"]
 
 
@@ -45,13 +50,14 @@ class Pull(NamedTuple):
 
     Attributes:
         log_mean_square: ln of the mean square of the state s_l, shape ``(depth + 1,)``.
-        first_inexact_layer: as for `Push`.
+        first_inexact_layer, first_nan_layer: as for `Push`.
         log_gain: ln ||J_{m<-l}^T v||, shape ``(depth + 1,)`` over l for one m, ``(depths, depth + 1)`` for several;
             NaN where l > m, where there is no such product.
     """
 
     log_mean_square: Float[Array, " layers"]
     first_inexact_layer: Int[Array, ""]
+    first_nan_layer: Int[Array, ""]
     log_gain: Float[Array, "*rows layers"]
 
 
@@ -60,14 +66,16 @@ class States(NamedTuple):
 
     Attributes:
         direction: s_l / ||s_l||, one array a stage and one for s_L, each with a leading layer axis; a single array of
-            shape ``(depth + 1, *state)`` where all states have one shape. 0 where the state is exactly 0.
+            shape ``(depth + 1, *state)`` where all states have one shape. 0 where the state is exactly 0, NaN where its
+            norm is.
         log_norm: ln ||s_l||, shape ``(depth + 1,)``; -inf where the state is exactly 0.
-        first_inexact_layer: as for `Push`.
+        first_inexact_layer, first_nan_layer: as for `Push`.
     """
 
     direction: Any
     log_norm: Float[Array, " layers"]
     first_inexact_layer: Int[Array, ""]
+    first_nan_layer: Int[Array, ""]
 
 
 def states(parameters: Parameters, scales: Scales, x: ArrayLike) -> States:
@@ -91,15 +99,18 @@ def _states(parameters: Parameters, scales: Scales, x: Array) -> States:
     layers = bind(parameters, scales, x)
     walked = layers.walk(layers.first_state(x))
 
-    def direction(state: FloatExp) -> Array:
+    def direction(state: FloatExp, log_norm: Array) -> Array:
         norm = jnp.sqrt(jnp.sum(state.value**2))  # normalized: its squares stay within the float range
-        return jnp.where(norm > 0, state.value / jnp.where(norm > 0, norm, 1), 0)
+        unit = jnp.where(norm > 0, state.value / jnp.where(norm > 0, norm, 1), 0)
+        return jnp.where(jnp.isnan(log_norm), jnp.nan, unit)
 
     last = jax.tree.map(lambda a: a[None], walked.last)
-    directions = [jax.vmap(direction)(each) for each in (*walked.reports, last)]
+    exact = by_stage(parameters.network, walked.log_norms[:-1])
+    log_norms = [*exact, walked.log_norms[-1:]]
+    directions = [jax.vmap(direction)(*each) for each in zip((*walked.reports, last), log_norms, strict=True)]
     one_shape = len(set(state_shapes(parameters.network))) == 1
-    _, first_inexact = describe_states(parameters.network, walked.log_norms)
-    return States(joined(directions) if one_shape else directions, walked.log_norms, first_inexact)
+    _, *first = describe_states(parameters.network, walked)
+    return States(joined(directions) if one_shape else directions, walked.log_norms, *first)
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -147,7 +158,7 @@ def push(parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], u: 
 
     walked = layers.walk(layers.first_state(x), visit, from_float(u.astype(parameters.dtype)))
     log_gain = joined([*walked.reports, normalize(walked.carry)[1][None]])
-    return Push(*describe_states(parameters.network, walked.log_norms), log_gain)
+    return Push(*describe_states(parameters.network, walked), marked_forward(walked.exactness, log_gain))
 
 
 def push_all(
@@ -155,7 +166,7 @@ def push_all(
 ) -> Push:
     """`push` of several tangents, shape ``(tangents, *state)``; ``log_gain`` has that leading axis."""
     # The state does not depend on the tangent, so `vmap` computes it once.
-    pushed = jax.vmap(lambda u: tuple(push(parameters, scales, x, u)), out_axes=(None, None, 0))(tangents)
+    pushed = jax.vmap(lambda u: tuple(push(parameters, scales, x, u)), out_axes=(None, None, None, 0))(tangents)
     return Push(*pushed)
 
 
@@ -249,7 +260,8 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     first = jax.vmap(normalize)(injected(rows, jnp.zeros((), int)))[1]
     log_gain = joined([first[None], *logs]).T
     exists = jnp.arange(network.depth + 1) <= at[:, None]
-    return Pull(*describe_states(network, forward.log_norms), jnp.where(exists, log_gain, jnp.nan))
+    log_gain = marked_backward(forward.exactness, log_gain, at)
+    return Pull(*describe_states(network, forward), jnp.where(exists, log_gain, jnp.nan))
 
 
 def _cotangents(

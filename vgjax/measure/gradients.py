@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -13,19 +14,23 @@ from jaxtyping import Float, Key, Shaped
 from vgjax.blocks.protocol import block_info
 from vgjax.checks import ArrayLike
 from vgjax.floatexp import (
+    LINEAR,
     ZERO,
     FloatExp,
     add,
+    common_denominator,
+    exponent_past_range,
     from_float,
     normalize,
     power_of_two,
-    residual_exponent,
+    times_degree,
     to_float_clipped,
     with_zero_exponent,
 )
 from vgjax.initializers import Scales
 from vgjax.measure import losses
-from vgjax.networks.layer import Layer
+from vgjax.networks.exactness import Exactness, exact_at, marked_backward
+from vgjax.networks.layer import Layer, degrees
 from vgjax.networks.layers import Layers, Walk, bind, by_path, by_stage, checked_input, describe_states, joined
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
@@ -53,9 +58,10 @@ class GradientFlow(NamedTuple):
         diagnostics: by name, what blocks report of themselves (the mean of a gate), shape ``(*batch, depth)``.
         mean_square_slope: mean of phi'^2 over a block's units, shape ``(*batch, depth)``; NaN where not reported.
         saturation: share of a block's units on a flat end (`FLAT`), shape ``(*batch, depth)``; NaN where not reported.
-        saturated: True where the loss's own gradient is too small even for an exponent (below e^-1.8e8):
+        saturated: True where the loss's own gradient is too small even for an exponent (below e^-9e7):
             ``log_gradient`` is then an upper bound. Shape ``(*batch,)``.
-        first_inexact_layer: as for `Push`, shape ``(*batch,)``.
+        first_inexact_layer, first_nan_layer: as for `Push`, shape ``(*batch,)``; every gradient of an example that has
+            one is NaN.
     """
 
     log_mean_square: Array
@@ -68,6 +74,7 @@ class GradientFlow(NamedTuple):
     saturation: Array
     saturated: Array
     first_inexact_layer: Array
+    first_nan_layer: Array
 
 
 OF_BATCH = ("log_parameter_gradient", "log_tied_gradient")
@@ -164,23 +171,59 @@ def _gradient_flow(
     extras = list(zip(forward.reports, _entering_before(network, entering), strict=True))
     carry, reports = layers.scan(carry, functools.partial(_visit_back, names), extras=extras, reverse=True)
     first, log_first = jax.vmap(normalize)(carry.cotangent)
-    of_stem = _of_stem(layers.stem, xs, first)
-    log_mean_square, first_inexact = jax.vmap(functools.partial(describe_states, network))(forward.log_norms)
+    log_mean_square, first_inexact, first_nan = describe_states(network, forward)
     report = _of_all_layers(reports, network)
     log_gradient, parts = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[:, None], rest], axis=1),
         (log_first, _part_logs(first, names)),
         (report.log_gradient, report.log_gradient_parts),
     )
-    of_state = (
+    flow = GradientFlow(
         log_mean_square,
         log_gradient,
-        of_head | of_stem | report.log_parameter_gradient,
+        of_head | _of_stem(layers.stem, xs, first) | report.log_parameter_gradient,
         _logs(carry.tied),
         parts,
+        report.diagnostics,
+        report.mean_square_slope,
+        report.saturation,
+        saturated,
+        first_inexact,
+        first_nan,
     )
-    of_block = report.diagnostics, report.mean_square_slope, report.saturation
-    return GradientFlow(*of_state, *of_block, saturated, first_inexact)  # type: ignore[call-arg]
+    return _marked(flow, forward.exactness, _exact_at_head(layers.head, forward, network.every_step))
+
+
+def _exact_at_head(head: Layer | None, forward: Walk, every_step: bool) -> Array:
+    """Whether the loss's own gradient means something, for every example."""
+    read = forward.log_norms if every_step else forward.log_norms[:, -1:]
+    ends = degrees(head.spec, forward.last.value.shape[1:], read.dtype, None) if head else LINEAR
+    return jnp.all(exact_at(ends, read) & ~jnp.isnan(forward.log_norms[:, -1:]), axis=1)
+
+
+def _marked(flow: GradientFlow, found: Exactness, exact: Array) -> GradientFlow:
+    """NaN in place of every gradient that went through what means nothing."""
+    depth = flow.log_gradient.shape[1] - 1
+    log_gradient = marked_backward(found, jnp.where(exact[:, None], flow.log_gradient, jnp.nan), depth)
+    entered, no_gradient = log_gradient[:, 1:], jnp.isnan(log_gradient)
+    lost = jnp.any(jnp.isnan(entered), axis=0)
+    vanished = jnp.any(found.underflows & ~jnp.isneginf(entered), axis=0)
+
+    def of_parameter(path: str, log: Array) -> Array:
+        if log.ndim == 0:
+            return jnp.where(jnp.any(no_gradient[:, 0]) if path.startswith("stem/") else ~jnp.all(exact), jnp.nan, log)
+        return jnp.where(lost | (vanished & jnp.isneginf(log)), jnp.nan, log)
+
+    at_states = jnp.isnan(flow.log_mean_square[:, :-1])
+    return flow._replace(
+        log_gradient=log_gradient,
+        log_parameter_gradient={path: of_parameter(path, log) for path, log in flow.log_parameter_gradient.items()},
+        log_tied_gradient=jax.tree.map(lambda log: jnp.where(jnp.any(lost), jnp.nan, log), flow.log_tied_gradient),
+        log_gradient_parts=jax.tree.map(lambda a: jnp.where(no_gradient, jnp.nan, a), flow.log_gradient_parts),
+        diagnostics=jax.tree.map(lambda a: jnp.where(at_states, jnp.nan, a), flow.diagnostics),
+        mean_square_slope=jnp.where(at_states, jnp.nan, flow.mean_square_slope),
+        saturation=jnp.where(at_states, jnp.nan, flow.saturation),
+    )
 
 
 of_batch = functools.partial(jax.jit, static_argnames="loss")(_gradient_flow)
@@ -198,7 +241,7 @@ def _walk_batch(parameters: Parameters, scales: Scales, xs: Array) -> Walk:
         layers = bind(parameters, scales, x)
         return layers.walk(layers.first_state(x))
 
-    return jax.vmap(walk, out_axes=Walk(None, 1, 0, 0))(xs)  # type: ignore[arg-type]
+    return jax.vmap(walk, out_axes=Walk(None, 1, 0, 0, 0))(xs)  # type: ignore[arg-type]
 
 
 def _visit_back(
@@ -333,16 +376,19 @@ def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -
     """sum_b dL_b/d(parameter), not normalized, by path.
 
     The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each
-    parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`Layer.homogeneities`).
+    parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`Layer.measured`).
     """
-    h, beyond = jax.vmap(to_float_clipped)(states), jax.vmap(residual_exponent)(states)
     one = replace(layer, input=None if layer.input is None else layer.input[0])
-    kinds = one.homogeneities(jax.tree.map(lambda a: a[0], states)).parameters
+    kinds = one.measured(jax.tree.map(lambda a: a[0], states)).parameters
 
-    def gradient(below: int, above: int) -> tuple[dict[str, Array], Array]:
-        exponent = cotangents.exponent + beyond * jnp.where(beyond < 0, below, above)
+    def gradient(below: Fraction | None, above: Fraction | None) -> tuple[dict[str, Array], Array]:
+        step = common_denominator(below, above)
+        h, beyond = (jax.vmap(functools.partial(f, step=step))(states) for f in (to_float_clipped, exponent_past_range))
+        exponent = cotangents.exponent + jnp.where(beyond < 0, times_degree(beyond, below), times_degree(beyond, above))
         common = jnp.max(exponent)
         weights = jax.vmap(lambda e: power_of_two(e - common, h.dtype))(exponent)
+        unknown = ((beyond < 0) & (below is None)) | ((beyond > 0) & (above is None))
+        weights = jnp.where(unknown, jnp.nan, weights)
         v = cotangents.value * weights.reshape(-1, *(1,) * (cotangents.value.ndim - 1))
         at = lambda p: _over(layer.with_parameters(p), Layer.__call__, h)  # noqa: E731
         return jax.vjp(at, layer.trainable())[1](v)[0], common
@@ -353,9 +399,13 @@ def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -
 
 
 def _slope_statistics(layer: Layer, states: FloatExp) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """Mean of phi'^2, and the share of flat units, of every example."""
-    slopes, largest = _over(layer, Layer.slopes, jax.vmap(to_float_clipped)(states))
-    largest = jnp.broadcast_to(largest, len(slopes))[:, None]
-    slopes = slopes.reshape(len(slopes), -1)
-    flat = jnp.where(jnp.isnan(slopes), jnp.nan, (jnp.abs(slopes) < FLAT * largest).astype(slopes.dtype))
-    return jnp.mean(slopes**2, axis=1), jnp.mean(flat, axis=1)
+    """Mean of phi'^2, and the share of flat units, of every example; NaN past the float range where phi' grows."""
+
+    def read(layer: Layer, state: FloatExp) -> tuple[Array, Array]:
+        h, shift = layer.place(state)
+        slopes, largest = layer.slopes(h)
+        slopes = jnp.where(shift == 0, slopes.reshape(-1), jnp.nan)
+        flat = jnp.where(jnp.isnan(slopes), jnp.nan, (jnp.abs(slopes) < FLAT * largest).astype(slopes.dtype))
+        return jnp.mean(slopes**2), jnp.mean(flat)
+
+    return _over(layer, read, states)

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from vgjax.checks import ArrayLike, is_traced, known
-from vgjax.floatexp import LN2, ZERO, FloatExp, add, from_float, power_of_two, window_exponent, with_zero_exponent
+from vgjax.floatexp import FARTHEST, LN2, ZERO, FloatExp, add, from_float, power_of_two, window_exponent, with_zero_exponent
 from vgjax.measure.flow import direction
 from vgjax.networks.network import Network, output_shape
 
@@ -75,7 +75,7 @@ def _cross_entropy_cotangent(output: FloatExp, label: Array) -> tuple[FloatExp, 
     margin to the label.
     """
     u, exponent = output
-    deepest = ZERO // 2  # what is left of the exponents for the layers behind
+    deepest = -FARTHEST // 2  # what is left of the exponents for the layers behind
     largest = 3 * window_exponent(u.dtype)  # margins beyond 2^largest saturate anyway
     z = (u - u[label]) * power_of_two(jnp.minimum(exponent, largest), u.dtype)
     right = jnp.arange(len(u)) == label

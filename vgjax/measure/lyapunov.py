@@ -10,9 +10,10 @@ from jax import Array
 from jaxtyping import Float
 
 from vgjax.checks import ArrayLike, positive_integer, whole_numbers
-from vgjax.floatexp import LN2, FloatExp, to_float_clipped
+from vgjax.floatexp import LN2, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, check_one_shape, columns, computing_from, jacobian
+from vgjax.networks.exactness import marked_layers
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import joined
 from vgjax.networks.network import Network
@@ -101,11 +102,12 @@ def stretches(origin: Origin, basis: Float[Array, "size count"]) -> Float[Array,
     """ln |R_ii| of every layer, shape ``(depth, count)``."""
 
     def visit(layer: Layer, state: FloatExp, basis: Array, _: None) -> tuple[Array, Array]:
-        h = to_float_clipped(state)
+        h, shift = layer.place(state)
         basis, r = jnp.linalg.qr(columns(jax.linearize(layer, h)[1], basis.T.reshape(-1, *h.shape)))
-        return basis, jnp.log(jnp.abs(jnp.diagonal(r))) + LN2 * layer.exponent_shift(state).astype(r.dtype)
+        return basis, jnp.log(jnp.abs(jnp.diagonal(r))) + LN2 * shift.astype(r.dtype)
 
-    return joined(origin.layers.walk(origin.state, visit, basis).reports)
+    walked = origin.layers.walk(origin.state, visit, basis)
+    return marked_layers(walked.exactness, joined(walked.reports))
 
 
 def log_determinant(parameters: Parameters, scales: Scales, x: ArrayLike, *, dtype: str | None = None) -> np.ndarray:
@@ -174,7 +176,9 @@ def _of_layers(origin: Origin, f: Callable[[Array, Array], Array]) -> Array:
     """f of every layer's Jacobian and of ln of what is left to multiply it by, with a leading layer axis."""
 
     def visit(layer: Layer, state: FloatExp, _: None, __: None) -> tuple[None, Array]:
-        matrix = jacobian(layer, to_float_clipped(state))
-        return None, f(matrix, LN2 * layer.exponent_shift(state).astype(matrix.dtype))
+        h, shift = layer.place(state)
+        matrix = jacobian(layer, h)
+        return None, f(matrix, LN2 * shift.astype(matrix.dtype))
 
-    return joined(origin.layers.walk(origin.state, visit).reports)
+    walked = origin.layers.walk(origin.state, visit)
+    return marked_layers(walked.exactness, joined(walked.reports))

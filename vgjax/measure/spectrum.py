@@ -19,13 +19,13 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from vgjax.checks import ArrayLike, positive_integer, whole_numbers
-from vgjax.floatexp import ZERO, FloatExp, to_float_clipped
+from vgjax.floatexp import ZERO, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure import graded
 from vgjax.measure.graded import UDT
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, columns, computing_from, jacobian
 from vgjax.networks.layer import Layer
-from vgjax.networks.layers import Layers, by_stage, describe_states
+from vgjax.networks.layers import Layers, by_stage
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
 
@@ -36,7 +36,8 @@ class Spectrum:
 
     Attributes:
         depths: the m of J_{m<-l}, shape ``(depths,)``.
-        log_singular_values: ln s, descending, shape ``(depths, n)``; -inf for a direction that is lost.
+        log_singular_values: ln s, descending, shape ``(depths, n)``; -inf for a direction that is lost, NaN from
+            ``first_inexact_layer`` on.
         condition: about the largest condition number of a single layer, unequal sizes of its columns apart: ln s is
             right to about this many roundings of the dtype.
         first_inexact_layer: as for `Push`.
@@ -82,7 +83,7 @@ def spectral_statistics(log_singular_values: np.ndarray) -> dict[str, np.ndarray
         participation = np.exp(4 * log_frobenius - np.logaddexp.reduce(4 * values, axis=-1))
     lowest = values[..., -1]
     return {
-        "rank": np.isfinite(values).sum(axis=-1),
+        "rank": np.where(np.isnan(values[..., 0]), np.nan, np.isfinite(values).sum(axis=-1)),
         "log_frobenius": log_frobenius,
         "log_condition": np.where(np.isneginf(lowest), np.inf, values[..., 0] - np.nan_to_num(lowest)),
         "log_determinant": values.sum(axis=-1),
@@ -162,7 +163,7 @@ class Found(NamedTuple):
         log_singular_values: shape ``(depths, n)``.
         condition: largest condition number of a layer, its column sizes apart, about.
         first_inexact_layer: as for `Push`.
-        first_infinite: first layer whose Jacobian is not finite; a depth past the last if there is none.
+        first_infinite: first layer that is not finite, or whose Jacobian is not; a depth past the last if there is none.
     """
 
     log_singular_values: np.ndarray
@@ -176,11 +177,13 @@ class Kept(NamedTuple):
 
     Attributes:
         exponents, mixing: of the `UDT`, shapes ``(depths, n)`` and ``(depths, n, n)``.
+        exact: whether they mean something, shape ``(depths,)``.
         condition, first_inexact_layer, first_infinite: as for `Found`.
     """
 
     exponents: Array
     mixing: Array
+    exact: Array
     condition: Array
     first_inexact_layer: Array
     first_infinite: Array
@@ -214,11 +217,12 @@ def kept_products(origin: Origin, rotation: Float[Array, "n n"], depths: tuple[i
 
     def visit(layer: Layer, state: FloatExp, now: _Running, here: tuple[Array, Array]) -> tuple[_Running, None]:
         number, slot = here
-        matrix = jacobian(layer, to_float_clipped(state))
+        h, shift = layer.place(state)
+        matrix = jacobian(layer, h)
         bad = ~jnp.all(jnp.isfinite(matrix))
         infinite = jnp.where(bad, jnp.minimum(now.first_infinite, number), now.first_infinite)
         product, condition = graded.times(jnp.where(bad, 0, matrix), now.product)
-        product = graded.lifted(product, layer.exponent_shift(state))
+        product = graded.lifted(product, shift)
         condition = jnp.maximum(now.condition, condition)
         return _Running(product, keep(now.kept, product, slot), condition, infinite), None
 
@@ -226,15 +230,17 @@ def kept_products(origin: Origin, rotation: Float[Array, "n n"], depths: tuple[i
     start = _Running(product, keep(empty, product, jnp.asarray(slots[0])), worst, jnp.asarray(network.depth + 1))
     extras = by_stage(network, (jnp.arange(1, network.depth + 1), jnp.asarray(slots[1:])))
     walked = layers.walk(origin.state, visit, start, extras=extras)
-    end, first_inexact = walked.carry, describe_states(network, walked.log_norms)[1]
-    exponents, mixing = end.kept
-    return Kept(exponents, mixing, end.condition, first_inexact, end.first_infinite)
+    end, found = walked.carry, walked.exactness
+    infinite = jnp.minimum(end.first_infinite, found.first_nan_layer)
+    exact = jnp.asarray(depths) < found.layers
+    return Kept(*end.kept, exact, end.condition, found.first_inexact_layer, infinite)
 
 
 def finished(kept: Kept) -> Found:
     """The singular values of one network's products, on the host in float64."""
     rows = zip(np.asarray(kept.exponents), np.asarray(kept.mixing), strict=True)
     values = np.stack([graded.log_singular_values(*row) for row in rows])
+    values[~np.asarray(kept.exact)] = np.nan
     return Found(values, float(kept.condition), int(kept.first_inexact_layer), int(kept.first_infinite))
 
 
@@ -281,7 +287,7 @@ def _leading(origin: Origin, depths: list[int], top: int) -> Found:
             if infinite <= depth or np.all((moved <= tolerance) & (np.isinf(now) == np.isinf(before))):
                 break
             before, basis = now, _back(to, there.basis)
-        values.append(now)
+        values.append(np.where(inexact > depth, now, np.nan))
         worst = max(worst, float(condition))
         first_inexact = min(first_inexact, int(inexact) if inexact <= depth else none)
         first_infinite = min(first_infinite, int(infinite) if infinite <= depth else none)
@@ -301,8 +307,9 @@ def _there(
 
     def visit(layer: Layer, state: FloatExp, carry: Any, number: Array) -> tuple[Any, None]:
         product, worst, infinite = carry
-        after, condition = pushed(layer, to_float_clipped(state), product)
-        after = graded.lifted(after, layer.exponent_shift(state))
+        h, shift = layer.place(state)
+        after, condition = pushed(layer, h, product)
+        after = graded.lifted(after, shift)
         infinite = jnp.where(jnp.all(jnp.isfinite(after.basis)), infinite, jnp.minimum(infinite, number))
         return (after, jnp.maximum(worst, condition), infinite), None
 
@@ -313,7 +320,8 @@ def _there(
     numbers = by_stage(layers.network, jnp.arange(1, depth + 1))
     walked = layers.walk(origin.state, visit, (product, worst, jnp.asarray(depth + 1)), extras=numbers)
     product, worst, infinite = walked.carry
-    return product, worst, describe_states(layers.network, walked.log_norms)[1], infinite
+    found = walked.exactness
+    return product, worst, found.first_inexact_layer, jnp.minimum(infinite, found.first_nan_layer)
 
 
 @jax.jit
@@ -326,7 +334,7 @@ def _back(origin: Origin, basis: Float[Array, "m top"]) -> Float[Array, "n top"]
         return graded.restored(product, moved)[0]
 
     def visit(layer: Layer, product: UDT, state: FloatExp) -> tuple[UDT, None]:
-        return pulled(layer, to_float_clipped(state), product), None
+        return pulled(layer, layer.place(state)[0], product), None
 
     layers: Layers = origin.layers
     states = layers.walk(origin.state).reports

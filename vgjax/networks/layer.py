@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,18 @@ from jax import Array
 from vgjax.blocks import Spec, protocol
 from vgjax.blocks.protocol import block_info, path_name
 from vgjax.checks import untraced
-from vgjax.floatexp import FloatExp, residual_exponent, to_float_clipped, window_exponent
+from vgjax.floatexp import (
+    Degrees,
+    Ends,
+    FloatExp,
+    common_denominator,
+    degree_of,
+    exponent_past_range,
+    is_zero,
+    times_degree,
+    to_float_clipped,
+    window_exponent,
+)
 from vgjax.initializers import Scales
 
 Tree = dict[str, Any]
@@ -54,26 +66,42 @@ class Layer:
 
     def step(self, state: FloatExp) -> FloatExp:
         """The next state of a normalized scaled one, not normalized."""
-        return protocol.step(self.module(), state, self.scales, self.input, self._homogeneity(state))
+        return protocol.step(self.module(), state, self.scales, self.input, self.degrees(state))
 
     def push(self, state: FloatExp, u: FloatExp) -> FloatExp:
         """J u, J being the Jacobian at a normalized state."""
-        moved = jax.jvp(self, (to_float_clipped(state),), (u.value,))[1]
-        return FloatExp(moved, u.exponent + self.exponent_shift(state))
+        h, shift = self.place(state)
+        return FloatExp(jax.jvp(self, (h,), (u.value,))[1], u.exponent + shift)
 
     def pull(self, state: FloatExp, v: FloatExp) -> FloatExp:
         """J^T v, J being the Jacobian at a normalized state."""
-        moved = jax.vjp(self, to_float_clipped(state))[1](v.value)[0]
-        return FloatExp(moved, v.exponent + self.exponent_shift(state))
+        h, shift = self.place(state)
+        return FloatExp(jax.vjp(self, h)[1](v.value)[0], v.exponent + shift)
 
-    def exponent_shift(self, state: FloatExp) -> Array:
-        """The power of two between the Jacobian at a state beyond the float range and that at `to_float_clipped`."""
-        below, above = self._homogeneity(state)
+    def place(self, state: FloatExp) -> tuple[Array, Array]:
+        """Where the Jacobian at a normalized state is to be taken, and the power of two that it lacks there."""
+        below, above = (end.jacobian for end in self.degrees(state))
         # Most blocks: known while tracing, so that no operation is spent on it.
         if not below and not above:
-            return jnp.zeros((), jnp.int32)
-        beyond = residual_exponent(state)
-        return beyond * jnp.where(beyond < 0, below, above)
+            return to_float_clipped(state), jnp.zeros((), jnp.int32)
+        step = common_denominator(below, above)
+        beyond = exponent_past_range(state, step)
+        shift = jnp.where(beyond < 0, times_degree(beyond, below), times_degree(beyond, above))
+        return to_float_clipped(state, step), shift
+
+    def underflows(self, state: FloatExp) -> Array:
+        """Whether a zero that the layer makes of a state or of a tangent is an underflow of its own, shape ``()``.
+
+        Not past the float range: a slope that is 0 there (tanh' at 1e10) lies below all exponents, and 0 is right.
+        """
+        block: Any = self.module()
+        if protocol.declared(block, "never_zero") is not None:
+            if not block.never_zero:
+                return jnp.zeros((), bool)
+            return is_zero(self.slopes(to_float_clipped(state))[0]) & (state.exponent == 0)
+        of_user = [self.scales[name] == 0 for name, scale in block_info(self.spec).scales.items() if scale.default]
+        switched_off = functools.reduce(jnp.logical_or, of_user, jnp.zeros((), bool))
+        return (state.exponent == 0) & ~switched_off if self.measured(state).never_zero else jnp.zeros((), bool)
 
     def slopes(self, h: Array) -> tuple[Array, float]:
         """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
@@ -116,14 +144,17 @@ class Layer:
                 part.redraw(jax.random.fold_in(key, i))
         return replace(self, parameters=nnx.to_pure_dict(nnx.split(module)[1]))
 
-    def homogeneities(self, state: FloatExp) -> "Homogeneity":
-        """How the derivative of the block grows when its state doubles."""
-        read = None if self.input is None else self.input.shape
-        return _homogeneity_of(self.spec, state.value.shape, state.value.dtype.name, read)
+    def degrees(self, state: FloatExp) -> Ends:
+        """Its degrees at both ends of the float range."""
+        return degrees(self.spec, state.value.shape, state.value.dtype, self._read)
 
-    def _homogeneity(self, state: FloatExp) -> tuple[int, int]:
-        declared = block_info(self.spec).homogeneity
-        return self.homogeneities(state).state if declared is None else declared
+    def measured(self, state: FloatExp) -> "Measured":
+        """What a draw of the block shows."""
+        return measured(self.spec, state.value.shape, state.value.dtype.name, self._read)
+
+    @property
+    def _read(self) -> tuple[int, ...] | None:
+        return None if self.input is None else self.input.shape
 
     def module(self) -> nnx.Module:
         """The block as a Flax module that holds these parameters."""
@@ -131,22 +162,30 @@ class Layer:
         return nnx.merge(block_info(self.spec).graph, self.parameters, copy=True)
 
 
-class Homogeneity(NamedTuple):
-    """How the derivative of a block grows when its state doubles, as powers of two, (below, above) the float range.
+class Measured(NamedTuple):
+    """What a draw of a block shows of its growth.
 
     Attributes:
-        state: of the Jacobian: 0, or -1 for a block that depends on the direction alone.
-        parameters: of the derivative by each parameter, by path.
+        ends: its degrees (below, above) the float range.
+        parameters: those of the derivative by each parameter, by path.
+        never_zero: whether exact zeros come out of it only by underflow: there were none at ordinary sizes.
     """
 
-    state: tuple[int, int]
-    parameters: dict[str, tuple[int, int]]
+    ends: Ends
+    parameters: dict[str, tuple[Fraction | None, Fraction | None]]
+    never_zero: bool
+
+
+def degrees(spec: Spec, shape: tuple[int, ...], dtype: Any, read: tuple[int, ...] | None) -> Ends:
+    """The degrees of a block at states of some shape: what it declares, or what is measured."""
+    declared = block_info(spec).degrees
+    return measured(spec, shape, np.dtype(dtype).name, read).ends if declared is None else declared
 
 
 @functools.cache
 @untraced
-def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None) -> Homogeneity:
-    """Measured on one draw, so that it holds for any block."""
+def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ...] | None) -> Measured:
+    """`Measured` on one draw, so that it holds for any block."""
     # Where numbers begin to travel with an exponent is where the growth has to be known.
     far = 2.0 ** window_exponent(np.dtype(dtype))
     rng = np.random.default_rng(0)
@@ -157,29 +196,71 @@ def _homogeneity_of(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[
     with jax.enable_x64(dtype == "float64"), np.errstate(divide="ignore", invalid="ignore"):
         like = jax.eval_shape(functools.partial(draw, spec), jax.random.key(0))
         drawn = _as_floats(dtype, jax.tree.map(lambda leaf: _stand_in(leaf, normal), like))
-        layer = Layer(spec, drawn, unit_scales(spec, dtype), None if read is None else normal(read))
+        # A factor that stands at 0 (ReZero) would hide what it multiplies.
+        scales = {
+            name: np.asarray(1.0 if scale.kind == "factor" and not scale.default else scale.unit, dtype)
+            for name, scale in block_info(spec).scales.items()
+        }
+        layer = Layer(spec, drawn, Scales._of(scales), None if read is None else normal(read))
         h = normal(shape)
         v = normal(jax.eval_shape(Layer.__call__, layer, h).shape)
 
         # Numbers of numpy: an operation of JAX outside of the one program would be a program of its own.
-        def log_sizes(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, dict[str, Array]]:
-            back = jax.vjp(lambda h, p: layer.with_parameters(p)(h), size * h, layer.trainable())[1]
-            return jax.tree.map(lambda g: jnp.log2(jnp.linalg.norm(g.reshape(-1))), back(v))
+        def look(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, Array, Array, dict[str, Array]]:
+            out, push = jax.linearize(lambda h, p: layer.with_parameters(p)(h), size * h, layer.trainable())
+            back, of_parameters = jax.linear_transpose(push, h, layer.trainable())(v)
+            tangent = push(h, jax.tree.map(jnp.zeros_like, layer.trainable()))
+            return out, tangent, back, of_parameters
 
         # A few numbers once: what counts is how long it compiles.
         quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-        measured = jax.jit(log_sizes).lower(layer, h, v, np.ones((), dtype)).compile(quick)
-        # Two sizes an octave apart at either end: the difference of their log2 is the power.
-        sizes = np.array([1 / far, 2 / far, far, 2 * far], dtype)
-        logs = [jax.tree.map(np.asarray, measured(layer, h, v, size)) for size in sizes]
-        growth = jax.tree.map(lambda a, b, c, d: (float(b - a), float(d - c)), *logs)
+        compiled = jax.jit(look).lower(layer, h, v, np.ones((), dtype)).compile(quick)
 
-    of_state, of_parameters = growth
-    # The Jacobian of any other growth (an activation that oscillates) is not covered, and counts as constant.
-    below, above = (-1 if abs(g + 1) < 0.1 else 0 for g in of_state)
-    # No growth is seen where the derivative is exactly zero (a branch at 0): its logarithm is -inf.
-    rounded = {path: tuple(round(g) if np.isfinite(g) else 0 for g in ends) for path, ends in of_parameters.items()}
-    return Homogeneity((below, above), rounded)  # type: ignore[arg-type]
+        def at(size: float, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+            return jax.tree.map(np.asarray, compiled(layer, side * h, v, np.asarray(size, dtype)))
+
+        # An octave at either end of the range, at a state and at its opposite: both have to grow alike.
+        octaves = [[(at(a, side), at(b, side)) for side in (1, -1)] for a, b in ((0.5 / far, 1 / far), (far, 2 * far))]
+        ordinary = [at(size, side)[1:3] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
+
+    below, above = (_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in octaves)
+    paths = octaves[0][0][0][3]
+    by_parameter: dict[str, Any] = {
+        path: tuple(_growth([(one[3][path], two[3][path]) for one, two in pairs]) for pairs in octaves)
+        for path in paths
+    }
+    return Measured((below, above), by_parameter, all(np.all(a != 0) for pair in ordinary for a in pair))
+
+
+def _degrees(pairs: list[Any]) -> Degrees:
+    """The degrees of a map, from (f, J h, J^T v) at pairs of states an octave apart."""
+    # J u of a fixed u: what J h grows by beside its own degree.
+    value, tangent, back = ([(one[i], two[i]) for one, two in pairs] for i in range(3))
+    jacobian = _growth(back)
+    # Of the direction alone: J h is zero, or what rounding leaves of it.
+    if jacobian == -1 and _growth(value) == 0:
+        return Degrees(Fraction(0), jacobian)
+    along = _growth(tangent, whole=True)
+    nothing = not any(np.any(a) for pair in tangent for a in pair)
+    return Degrees(Fraction(0) if nothing else None if along is None else along + 1, jacobian)
+
+
+def _growth(pairs: list[tuple[np.ndarray, np.ndarray]], whole: bool = False) -> Fraction | None:
+    """The degree of arrays that are seen at pairs of states an octave apart; None if they show several or none.
+
+    With ``whole`` every entry has to show it: parts of a state that grow unlike each other do not share an exponent.
+    """
+    with np.errstate(all="ignore"):
+        norms = [[np.linalg.norm(a.ravel().astype(float)) for a in pair] for pair in pairs]
+        growths = [np.log2(b / a) for a, b in norms if a or b]  # of an exact zero no growth is seen
+        by_entry = [np.log2(np.abs(b / a))[(a != 0) | (b != 0)] for a, b in pairs]
+    degrees = {degree_of(float(growth), 1e-3) for growth in growths}
+    if not degrees:
+        return Fraction(0)
+    degree = degrees.pop() if len(degrees) == 1 else None
+    if degree is None or not whole:
+        return degree
+    return degree if all(np.all(np.abs(each - float(degree)) < 0.1) for each in by_entry) else None
 
 
 def _as_floats(dtype: str, tree: Any) -> Any:

@@ -17,8 +17,9 @@ import numpy as np
 from jax import Array, lax
 
 from vgjax.checks import ArrayLike
-from vgjax.floatexp import LN2, FloatExp, from_float, normalize, window_exponent
+from vgjax.floatexp import FloatExp, from_float, normalize
 from vgjax.initializers import Scales
+from vgjax.networks.exactness import Exactness, exactness, marked_forward
 from vgjax.networks.layer import Layer, Tree, draw, unit_scales
 from vgjax.networks.network import Network, Stage, check_input, check_scales, state_shapes, state_sizes
 from vgjax.networks.parameters import Parameters, Stream, as_dtype
@@ -122,12 +123,15 @@ class Layers:
         def step(layer: Layer, now: tuple[FloatExp, Any], extra: Any) -> tuple[tuple[FloatExp, Any], Any]:
             state, log_norm = normalize(now[0])
             carry, report = visit(layer, state, now[1], extra) if visit else (None, state)
-            return (layer.step(state), carry), (report, log_norm)
+            return (layer.step(state), carry), (report, log_norm, layer.underflows(state))
 
         (last, carry), outs = self.scan((state, carry), step, extras=extras)
         last, log_last = normalize(last)
-        log_norms = joined([*(logs for _, logs in outs), log_last[None]])
-        return Walk(carry, [report for report, _ in outs], last, log_norms)
+        reports, *series = zip(*outs, strict=True)
+        log_norms, underflows = map(joined, series)
+        log_norms = jnp.concatenate([log_norms, log_last[None]])
+        found = exactness(self.network, log_norms, underflows)
+        return Walk(carry, list(reports), last, marked_forward(found, log_norms), found)
 
     def section(self, start: int, stop: int) -> "Layers":
         """Layers ``start`` to ``stop`` as those of a network of their own, without stem and head."""
@@ -154,13 +158,15 @@ class Walk(NamedTuple):
         carry: what the last visit handed on.
         reports: one tree a stage, with a leading layer axis.
         last: s_L, normalized.
-        log_norms: ln ||s_l||, shape ``(depth + 1,)``.
+        log_norms: ln ||s_l||, shape ``(depth + 1,)``; NaN where it means nothing.
+        exactness: from where on that is.
     """
 
     carry: Any
     reports: list[Any]
     last: FloatExp
     log_norms: Array
+    exactness: Exactness
 
 
 def bind(parameters: Parameters, scales: Scales, x: Array | None) -> Layers:
@@ -225,17 +231,13 @@ def _forward(parameters: Parameters, scales: Scales, x: Array) -> Array:
 # --- series along the layers ----------------------------------------------------------------------------------------
 
 
-def describe_states(network: Network, log_norms: Array) -> tuple[Array, Array]:
-    """ln of the mean squares of the states s_0 ... s_L from ln of their norms, and the first inexact layer."""
-    far = window_exponent(log_norms.dtype) * LN2
-    below, above = network.exact_range
-    inexact = (jnp.isfinite(log_norms) & (log_norms < -far) & (not below)) | ((log_norms > far) & (not above))
-    first = jnp.where(jnp.any(inexact), jnp.argmax(inexact), network.depth + 1)
-    log_sizes = jnp.log(jnp.asarray(state_sizes(network), log_norms.dtype))
-    return 2 * log_norms - log_sizes, first.astype(jnp.int32)
+def describe_states(network: Network, walked: Walk) -> tuple[Array, Array, Array]:
+    """ln of the mean squares of the states s_0 ... s_L, the first inexact and the first NaN layer."""
+    log_sizes = np.log(state_sizes(network)).astype(walked.log_norms.dtype)
+    return 2 * walked.log_norms - log_sizes, walked.exactness.first_inexact_layer, walked.exactness.first_nan_layer
 
 
-def joined(series: list[Any]) -> Any:
+def joined(series: Sequence[Any]) -> Any:
     """The series of the stages as one over all layers."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *series)
 

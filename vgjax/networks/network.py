@@ -118,13 +118,6 @@ class Network:
         behind = (layer.widths[1] for layer, s in zip(layers, self.stages, strict=True) for _ in range(s.depth))
         return layers[0]._replace(widths=(layers[0].widths[0], *behind))
 
-    @property
-    def exact_range(self) -> tuple[bool, bool]:
-        """Whether states (below, above) the float range are exact: whether all its activations allow it (`Facts`)."""
-        specs = (*(stage.spec for stage in self.stages), *([self.head] if self.head else []))
-        facts = [a.facts for spec in specs for a in _activations(spec)]
-        return all(f.below for f in facts), all(f.above for f in facts)
-
 
 def _activations(spec: Spec) -> Iterator[Activation]:
     for part in spec.nested():

@@ -1,0 +1,111 @@
+"""Exactness: from which layer on a number would mean nothing, and NaN in its place.
+
+Three things can end what is exact. A state leaves the float range at an end where the next layer grows like no power
+(`floatexp.Degrees`), or past the exponents themselves; a zero is an underflow inside of a layer; a layer makes a NaN or
+an infinity of its own. All are found in the logarithms when the pass is over, so that the pass itself has no branches.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from vgjax.floatexp import FARTHEST, LN2, Ends, window_exponent
+from vgjax.networks.layer import degrees
+from vgjax.networks.network import Network, state_shapes
+
+_END = FARTHEST * LN2
+
+
+class Exactness(NamedTuple):
+    """From where on the states of a network mean nothing; depth + 1 for never.
+
+    Attributes:
+        first_inexact_layer: the first state past what can be computed, int32, shape ``()``.
+        first_nan_layer: the first state with a NaN or an infinity of the network's own (an overflow inside of one layer
+            included), if that comes first, int32, shape ``()``.
+        underflows: whether a zero that a layer makes is an underflow, shape ``(depth,)``.
+    """
+
+    first_inexact_layer: Int[Array, "*batch"]
+    first_nan_layer: Int[Array, "*batch"]
+    underflows: Bool[Array, "*batch depth"]
+
+    @property
+    def layers(self) -> Array:
+        """How many states are exact, from the first on."""
+        return jnp.minimum(self.first_inexact_layer, self.first_nan_layer)
+
+
+def exactness(network: Network, log_norms: Float[Array, " layers"], underflows: Bool[Array, " depth"]) -> Exactness:
+    """Read off ln of the norms of the states s_0 ... s_L."""
+    depth, before, behind = network.depth, log_norms[:-1], log_norms[1:]
+    left = _past_range(log_norms.dtype, before, *_known_ends(network, log_norms.dtype))
+    lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & underflows
+    inexact = 1 + _first(left | lost, depth)
+    no_number = _first(jnp.isnan(log_norms), depth + 1)
+    # What the one leaves behind says nothing of the other.
+    return Exactness(
+        jnp.where(inexact <= no_number, inexact, depth + 1),
+        jnp.where(no_number < inexact, no_number, depth + 1),
+        underflows,
+    )
+
+
+def exact_at(ends: Ends, log_norm: Array) -> Array:
+    """Whether a map of those degrees is exact at states of such norms."""
+    return ~_past_range(log_norm.dtype, log_norm, *(end.known for end in ends))
+
+
+def marked_forward(found: Exactness, log_norms: Float[Array, "*rows layers"]) -> Float[Array, "*rows layers"]:
+    """ln of norms along the layers (of the states, of what is pushed): NaN from where they mean nothing on."""
+    exact = jnp.arange(log_norms.shape[-1]) < found.layers[..., None]
+    return _marked(jnp.where(exact, log_norms, jnp.nan), found.underflows)
+
+
+def marked_backward(
+    found: Exactness, log_norms: Float[Array, "*rows layers"], end: Int[Array, "*rows"] | int
+) -> Float[Array, "*rows layers"]:
+    """The same of what is pulled back from state ``end``, through the Jacobians at all states before it."""
+    exact = jnp.asarray(end < found.layers)[..., None]
+    back = jnp.where(exact, log_norms, jnp.nan)[..., ::-1]
+    return _marked(back, found.underflows[..., ::-1])[..., ::-1]
+
+
+def marked_layers(found: Exactness, of_layers: Float[Array, "depth *any"]) -> Float[Array, "depth *any"]:
+    """What is of the Jacobian of every layer: NaN where it, or the state behind it, means nothing."""
+    exact = jnp.arange(1, len(of_layers) + 1) < found.layers
+    return jnp.where(exact.reshape(-1, *(1,) * (of_layers.ndim - 1)), of_layers, jnp.nan)
+
+
+def _marked(log_norms: Array, underflows: Array) -> Array:
+    """NaN behind the first NaN, the first zero that is an underflow, and the end of the exponents."""
+    before, behind = log_norms[..., :-1], log_norms[..., 1:]
+    lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & underflows
+    ended = (jnp.abs(before) >= _END) & ~jnp.isneginf(before)
+    means_nothing = jnp.concatenate([jnp.isnan(log_norms[..., :1]), lost | ended | jnp.isnan(behind)], axis=-1)
+    return jnp.where(jnp.cumsum(means_nothing, axis=-1) > 0, jnp.nan, log_norms)
+
+
+def _past_range(dtype: jnp.dtype, log_norms: Array, below: np.ndarray | bool, above: np.ndarray | bool) -> Array:
+    """Which states have left the float range at an end where what follows cannot be computed."""
+    far = window_exponent(dtype) * LN2
+    left = ((log_norms < -far) & ~np.asarray(below)) | ((log_norms > far) & ~np.asarray(above))
+    return jnp.isfinite(log_norms) & (left | (jnp.abs(log_norms) >= _END))
+
+
+def _known_ends(network: Network, dtype: jnp.dtype) -> np.ndarray:
+    """Whether the degrees of each layer are known (below, above) the float range, shape ``(2, depth)``."""
+    read = network.input_shape[1:]
+    ends = [
+        degrees(stage.spec, shape, dtype, read if stage.driven else None)
+        for stage, shape in zip(network.stages, state_shapes(network), strict=False)
+    ]
+    return np.repeat([[end.known for end in pair] for pair in ends], [s.depth for s in network.stages], axis=0).T
+
+
+def _first(layers: Bool[Array, " n"], none: int) -> Int[Array, ""]:
+    """The first one marked; ``none`` where none is."""
+    return jnp.min(jnp.where(layers, jnp.arange(len(layers)), none)).astype(jnp.int32)
