@@ -1,7 +1,7 @@
 """Whether what the library says of a network is right: its calls beside an `mp_network.Exact` one.
 
-A number has to be right, or its layer marked by ``first_inexact_layer``; a mark has to have a reason. What "right" can
-mean is limited by rounding, which a chaotic network amplifies: the truth is computed three times, once with the
+A number has to be right, or NaN; and a NaN has to have a reason: the network's own NaN, a growth without a power past
+the float range, an overflow or underflow inside of a layer, exponents that leave 32 bits. What "right" can mean is limited by rounding, which a chaotic network amplifies: the truth is computed three times, once with the
 parameters as they are and twice with all of them moved by a few roundings of the dtype. A number has to be right to the
 tolerance of the dtype plus four times what that moves. From the layer on where it turns a state by a hundredth (the
 horizon), and where it moves a number by a tenth, rounding decides and nothing is compared.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mp_network import Exact, correlation, norm
+from mp_network import Exact, correlation, log_norm, norm
 
 import vgjax as vg
 
@@ -26,8 +26,11 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 LOOSER = {"float32": 1e-3, "float64": 1e-7}
 """Of 1 - c, where one way of carrying a difference takes over from the other (`vgjax.correlation`)."""
 
-MOST = 2.0**25
-"""Exponents beyond may be marked: the next few layers multiply them past what 32 bits hold."""
+MOST = 2.0**27
+"""Exponents beyond need not be had: 32 bits hold 2^28 of them, and a little is left for what they are added to."""
+
+LOWEST = -(2.0**28) * np.log(2)
+"""What is smaller than e to this is 0 to the library."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +100,33 @@ class Ours(NamedTuple):
     Attributes:
         values: any shape.
         reads: the last state that each depends on: along the first axis, or a number.
-        marked: which of them the library says nothing about.
+        first: the first layer that the library marks.
         truth: the same of an exact network and its sibling at the second input.
+        absent: whether the library says by another flag that there is nothing to compare.
     """
 
     values: np.ndarray
     reads: Any
-    marked: Any
+    first: int
     truth: Callable[[Exact, Exact], Any]
+    absent: bool = False
+
+
+def first_marked(result: Any, depth: int) -> int:
+    """The first layer that a result marks, for whatever reason; depth + 1 if there is none."""
+    names = ("first_inexact_layer", "first_nan_layer")
+    return min(int(np.min(getattr(result, name, depth + 1))) for name in names)
 
 
 def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
     """Everything that is compared of one call, by name."""
     depth, layers, size = case.depth, np.arange(case.depth + 1), case.drawn("u").size
 
-    def ours(of: Any, values: Any, truth: Any, reads: Any = layers, unless: Any = False) -> Ours:
-        return Ours(np.asarray(values, float), reads, (reads >= of.first_inexact_layer) | unless, truth)
+    def ours(of: Any, values: Any, truth: Any, reads: Any = layers, absent: Any = False) -> Ours:
+        return Ours(np.asarray(values, float), reads, first_marked(of, depth), truth, bool(absent))
 
     def states(of: Any) -> Ours:
-        return ours(of, of.log_mean_square, lambda e, _: 2 * e.log_norms() - np.log(size))
+        return ours(of, of.log_mean_square, lambda e, _: 2 * e.log_norms - np.log(size))
 
     if call == "push_forward":
         return {
@@ -135,14 +146,14 @@ def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
     if call == "states":
         directions = np.reshape(result.direction, (depth + 1, -1))
         return {
-            "norms": ours(result, result.log_norm, lambda e, _: e.log_norms()),
-            "directions": ours(result, directions, lambda e, _: e.directions()),
+            "norms": ours(result, result.log_norm, lambda e, _: e.log_norms),
+            "directions": ours(result, directions, lambda e, _: e.directions),
         }
     if call == "correlation":
         return {
             "c": ours(result, result.correlation, lambda e, f: correlation(e, f)[0]),
             "ln(1 - c)": ours(result, result.log_one_minus_c, lambda e, f: _apart(e, f, case.dtype)),
-            "states": ours(result, result.log_mean_square[1], lambda _, f: 2 * f.log_norms() - np.log(size)),
+            "states": ours(result, result.log_mean_square[1], lambda _, f: 2 * f.log_norms - np.log(size)),
         }
     found = {}
     for loss, flow in result.items():
@@ -167,7 +178,7 @@ def seed(case: Case, m: int) -> np.ndarray:
 
 def _slopes(network: Exact, dtype: str) -> np.ndarray:
     """ln of mean squares of phi': plain numbers, which leave the floats as such."""
-    slopes = network.mean_square_slopes()
+    slopes = network.mean_square_slopes
     smallest, largest = (np.log(float(getattr(jnp.finfo(dtype), end))) for end in ("tiny", "max"))
     return np.where(slopes < smallest, -np.inf, np.where(slopes > largest, np.inf, slopes))
 
@@ -175,7 +186,7 @@ def _slopes(network: Exact, dtype: str) -> np.ndarray:
 def _apart(network: Exact, other: Exact, dtype: str) -> np.ndarray:
     """ln (1 - c); NaN below eps^2 in two directions that meet while the states do not (`vgjax.correlation`)."""
     apart = correlation(network, other)[1]
-    meet = np.abs(network.log_norms() - other.log_norms()) > 1e-3
+    meet = np.abs(network.log_norms - other.log_norms) > 1e-3
     return np.where((apart < 2 * np.log(100 * float(jnp.finfo(dtype).eps))) & meet, np.nan, apart)
 
 
@@ -196,56 +207,85 @@ class Judge:
         for l, h in enumerate(network.states):
             there = [[h], network.jacobians[l : l + 1]]
             moved = [[[o.states[l]], o.jacobians[l : l + 1]] for o, _ in others if l < len(o.states)]
-            apart = [norm(a - b) > 0.01 * norm(a) for m in moved for x, y in zip(there, m, strict=True) for a, b in zip(x, y)]
-            if any(apart):
+            pairs = [ab for m in moved for x, y in zip(there, m, strict=True) for ab in zip(x, y, strict=False)]
+            # Of what is exponentially small the logarithm is what has digits.
+            if any(norm(a - b) > 0.01 * norm(a) * max(1, abs(log_norm(a))) for a, b in pairs):
                 return l
         return self.case.depth + 1
 
     def false(self, call: str, result: Any) -> tuple[list[str], int]:
-        """What is false and not marked in the result of a call, and how many numbers were compared."""
+        """What is false in the result of a call, or NaN without a reason; and how many numbers were compared."""
         found, compared = [], 0
         for what, ours in numbers(call, self.case, result).items():
-            right, *moved = (np.broadcast_to(ours.truth(*pair), ours.values.shape) for pair in self.pairs)
             tolerance = (LOOSER if what == "ln(1 - c)" else TOLERANCE)[self.case.dtype]
-            false, known = compare(ours.values, right, moved, tolerance)
-            if call == "correlation":  # NaN where there is no such thing
-                false, known = false & np.isfinite(right), known & np.isfinite(right)
-            judged = ~np.asarray(ours.marked) & (np.asarray(ours.reads) < self.horizon)
-            judged = judged.reshape((*judged.shape, *(1,) * (right.ndim - judged.ndim)))
-            false, compared = false & judged, compared + int(np.sum(known & judged))
-            if np.any(false):
-                at = np.unravel_index(np.argmax(false), false.shape)
-                where, count = "".join(f"[{i}]" for i in at), np.sum(false)
-                entry = f"{ours.values[at]:.6g}, right {right[at]:.6g}; {count} false"
-                found.append(f"{call}, {what}{where}: {entry}")
+            false, known = self.compare(ours, tolerance)
+            if ours.absent:
+                continue
+            found += [f"{call}, {what}{wrong}" for wrong in false]
+            compared += known
         return found, compared
 
-    def needless(self, first: int) -> str:
-        """Why a mark at that layer has no reason; empty if it has one, of either input."""
+    def compare(self, ours: Ours, tolerance: float) -> tuple[list[str], int]:
+        """The same of one kind of numbers."""
+        right, *moved = (np.broadcast_to(ours.truth(*pair), ours.values.shape) for pair in self.pairs)
+        reads = np.asarray(ours.reads)
+        reads = np.broadcast_to(reads.reshape((*reads.shape, *(1,) * (right.ndim - reads.ndim))), right.shape)
+        false, silent, known = judged(ours.values, right, moved, tolerance)
+        found = []
+        if np.any(false & (reads < self.horizon)):
+            found.append(_entry(false & (reads < self.horizon), ours.values, right))
+        silent &= (reads < ours.first) & (reads < self.horizon)
+        if np.any(silent) and not self._range_left(right):
+            found.append(_entry(silent, ours.values, right))
+        return found, int(np.sum(known & (reads < self.horizon)))
+
+    def _range_left(self, right: np.ndarray) -> bool:
+        """Whether a series leaves the exponents, or a layer the floats."""
+        return bool(np.nanmax(np.abs(right), initial=0, where=np.isfinite(right)) > MOST * np.log(2)) or any(
+            self._leaves_floats(network, l) for network in self.pairs[0] for l in range(len(network.jacobians))
+        )
+
+    def _leaves_floats(self, network: Exact, l: int) -> bool:
+        """Whether the Jacobian of the layer behind state l is too small or too large for a float."""
+        info, grown = jnp.finfo(self.case.dtype), network.log_growth[l] / np.log(2)
+        return grown < int(info.minexp) + 15 or grown > int(info.maxexp) - 15
+
+    def needless(self, result: Any) -> str:
+        """Why the first mark of a result has no reason; empty if it has one, of either input."""
+        first = first_marked(result, self.case.depth)
         why = [self._needless(first, network) for network in self.pairs[0]]
-        return why[0] if all(why) else ""
+        return f"marked at layer {first}, {why[0]}" if all(why) else ""
 
     def _needless(self, first: int, network: Exact) -> str:
-        if first > self.case.depth or first >= len(network.states):
+        if first > self.case.depth or first >= len(network.states) - 1:
             return ""
-        power, below, above = network.log_norms()[first] / np.log(2), *self.case.ruled
-        grown = network.log_growth()[min(first, self.case.depth - 1)] / np.log(2)
-        info = jnp.finfo(self.case.dtype)
-        # Derivatives that no float holds, and exponents that no int32 does.
-        if abs(power) > MOST or grown < int(info.minexp) + 15 or grown > int(info.maxexp) - 15:
+        before = max(first - 1, 0)
+        if self._leaves_floats(network, before):
             return ""
-        inside, ruled = abs(power) <= int(info.maxexp) // 4 - 1, below if power < 0 else above
-        return f"where the state is 2^{power:.3g}" + " and has a rule" * ruled if inside or ruled else ""
+        powers = network.log_norms[[before, first]] / np.log(2)
+        if max(abs(powers)) > MOST:
+            return ""
+        inside = abs(powers[0]) <= int(jnp.finfo(self.case.dtype).maxexp) // 4 - 1
+        ruled = self.case.ruled[int(powers[0] > 0)]
+        return f"behind a state of 2^{powers[0]:.3g}" + " that has a rule" * ruled if inside or ruled else ""
 
 
-def compare(
+def _entry(which: np.ndarray, ours: np.ndarray, right: np.ndarray) -> str:
+    at = np.unravel_index(np.argmax(which), which.shape)
+    return f"{''.join(f'[{i}]' for i in at)}: {ours[at]:.6g}, right {right[at]:.6g}; {np.sum(which)} such"
+
+
+def judged(
     ours: np.ndarray, right: np.ndarray, moved: list[np.ndarray], tolerance: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which numbers are false, and which were compared at all."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which numbers are false, which are NaN instead of a truth, and which were compared."""
     size = np.maximum(1, np.abs(right))
     with np.errstate(invalid="ignore"):
         shift = np.max([np.where(right == m, 0, np.abs(m - right)) for m in moved], axis=0)
         near = (ours == right) | np.isfinite(ours) & (np.abs(ours - right) <= tolerance * size + 4 * shift)
-        # What has no truth (a tower of exponentials) is right only if it is marked.
         decided = np.isnan(right) | (right == -np.inf) & (shift == 0) | (4 * shift < 0.1 * size)
-    return decided & ~near, decided & ~np.isnan(right)
+    near |= np.isneginf(ours) & (right < LOWEST)
+    # What has no truth (a tower of exponentials) is right only as NaN.
+    false = decided & ~near & ~np.isnan(ours)
+    silent = decided & ~np.isnan(right) & np.isnan(ours)
+    return false, silent, decided & ~np.isnan(right) & ~np.isnan(ours)

@@ -5,6 +5,7 @@ layer knows its derivative; that of a `Block`, any function in mpmath, is a diff
 States and Jacobians are arrays of objects, states of any shape as vectors.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def exact(a: Any, wobble: float = 0.0, rng: np.random.Generator | None = None) -
 
 def norm(a: Any) -> Any:
     """The Euclidean norm of all entries."""
-    return mpmath.sqrt(sum(entry * entry for entry in np.asarray(a).ravel()))
+    entries = np.asarray(a).ravel().tolist()
+    return mpmath.sqrt(mpmath.fdot(entries, entries))
 
 
 def log_norm(a: Any) -> float:
@@ -127,10 +129,12 @@ class Exact:
             except OverflowError:
                 pass
 
+    @functools.cached_property
     def log_norms(self) -> np.ndarray:
         """ln ||h^l||, shape (L + 1,); NaN where there is none."""
         return self._logs(self.states)
 
+    @functools.cached_property
     def directions(self) -> np.ndarray:
         """h^l / ||h^l||, shape (L + 1, width); 0 where the state is, NaN where there is none."""
         found = np.full((self.depth + 1, len(self.states[0])), np.nan)
@@ -172,12 +176,14 @@ class Exact:
             self._gradients[loss] = found
             return found
 
+    @functools.cached_property
     def mean_square_slopes(self) -> np.ndarray:
         """ln of the mean of phi'^2 over the units of dense layers, shape (L,); NaN where there is none."""
         with mpmath.workdps(DIGITS):
             slopes = [b.slopes(h) for b, h, _ in zip(self.blocks, self.states, self.jacobians, strict=False)]
             return self._logs(slopes, self.depth - 1) * 2 - np.log(len(self.states[0]))
 
+    @functools.cached_property
     def log_growth(self) -> np.ndarray:
         """ln of the norm of each layer's Jacobian, shape (L,); NaN where there is none."""
         return self._logs(self.jacobians, self.depth - 1)
@@ -242,6 +248,7 @@ def _delta(output: np.ndarray, y: Any, loss: str) -> np.ndarray:
     return p
 
 
+@functools.cache
 def correlation(a: Exact, b: Exact) -> tuple[np.ndarray, np.ndarray]:
     """c_l and ln (1 - c_l) of two inputs, shape (L + 1,); NaN where a state is 0 or does not exist."""
     c, log = np.full((2, a.depth + 1), np.nan)

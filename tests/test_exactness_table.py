@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ import mp_network
 import numpy as np
 import oracles
 import pytest
-from exactness import CALLS, TOLERANCE, Case, Judge, compare
+from exactness import CALLS, TOLERANCE, Case, Judge, Ours, first_marked, numbers
 from mp_activations import ACTIVATIONS
 from mp_blocks import DEPTH, INPUTS, OUTPUTS, TWINS, WIDTH
+from mp_network import Exact
 
 import vgjax as vg
 
@@ -77,58 +78,68 @@ def case(kind: str, end: int) -> Case:
 # --- calls whose results have a shape of their own ------------------------------------------------------------------
 
 
-class Found:
-    """What a call says, beside the truth: names, numbers, truths, and the last layer that each reads."""
+class Found(NamedTuple):
+    """What a call says: its result, and the numbers of it that are compared."""
 
-    def __init__(self, result: Any, rows: list[tuple[Any, Callable[[Any], Any], Any, float]]):
-        self.result, self.rows = result, rows
+    result: Any
+    numbers: list[Ours]
+    tolerance: float = TOLERANCE["float32"]
 
 
 def _swept(case: Case, measure: Any, *inputs: Any) -> Any:
     return vg.sweep(case.network, *inputs, measure=measure, key=KEY, seeds=1, scales=case.scaled())
 
 
+def _found(case: Case, result: Any, values: Any, truth: Callable[[Any], Any], reads: Any, slack: float = 0.0) -> Found:
+    first = first_marked(result, case.depth)
+    ours = Ours(np.asarray(values, float), reads, first, lambda e, _: truth(e))
+    return Found(result, [ours], TOLERANCE[case.dtype] + slack)
+
+
 def sweep_gains(case: Case) -> Found:
     u = np.asarray(vg.gains().draw(jax.random.fold_in(KEY, 0), case.network)[1][0])
-    swept, layers = _swept(case, vg.gains(), case.xs[0]), np.arange(case.depth + 1)
-    return Found(swept, [(swept.log_gain[0], lambda e: e.push(u), layers, 0.0)])
+    swept = _swept(case, vg.gains(), case.xs[0])
+    return _found(case, swept, swept.log_gain[0], lambda e: e.push(u), np.arange(case.depth + 1))
 
 
 def sweep_gradients(case: Case) -> Found:
     y = case.drawn("y")
-    swept, layers = _swept(case, vg.gradients(loss="squared_error"), case.xs[0], y), case.depth
-    return Found(swept, [(swept.log_gradient[0], lambda e: e.gradients(y, "squared_error").get("states"), layers, 0.0)])
+    swept = _swept(case, vg.gradients(loss="squared_error"), case.xs[0], y)
+    return _found(case, swept, swept.log_gradient[0], functools.partial(_gradient, y), case.depth)
+
+
+def _gradient(y: Any, network: Exact) -> Any:
+    return network.gradients(y, "squared_error").get("states", np.nan)
 
 
 def log_singular_values(case: Case) -> Found:
     found = vg.log_singular_values(case.parameters, case.scaled(), case.xs[0])
-    # "right to about this many roundings"
-    roundings = 10 * found.condition * float(jnp.finfo(case.dtype).eps)
-    return Found(found, [(found.log_singular_values[0], lambda e: e.log_singular_values(case.depth), case.depth, roundings)])
+    slack = 10 * found.condition * float(jnp.finfo(case.dtype).eps)  # right to about that many roundings
+    values = found.log_singular_values[0]
+    return _found(case, found, values, lambda e: e.log_singular_values(case.depth), case.depth, slack)
 
 
 def lyapunov_exponents(case: Case) -> Found:
     found = vg.lyapunov_exponents(case.parameters, case.scaled(), case.xs[0], 1, discard=0)
-    start = np.asarray(vg.measure.graded.orthonormal(case.drawn("u").size, 1, case.dtype))
-    total = found.log_stretch.sum(axis=0)
-    return Found(found, [(total, lambda e: e.push(start[:, 0])[-1:], case.depth, 0.0)])
+    start = np.asarray(vg.measure.graded.orthonormal(case.drawn("u").size, 1, case.dtype))[:, 0]
+    return _found(case, found, found.log_stretch.sum(axis=0), lambda e: e.push(start)[-1:], case.depth)
 
 
 def log_frobenius(case: Case) -> Found:
-    found, layers = vg.log_frobenius(case.parameters, case.scaled(), case.xs[0]), np.arange(case.depth + 1)
-    return Found(found, [(np.asarray(found.log_norm), lambda e: e.log_frobenius(), layers, 0.0)])
+    found = vg.log_frobenius(case.parameters, case.scaled(), case.xs[0])
+    return _found(case, found, found.log_norm, lambda e: e.log_frobenius(), np.arange(case.depth + 1))
 
 
 def train(case: Case) -> Found:
-    """Loss and gradients before the first update."""
+    """Gradients before the first update."""
     y, x = case.drawn("y"), case.xs[0]
-    batched = "batch" in case.network.name or case.network.input_shape != x.shape
-    del batched
-    data = vg.data.Examples(x[None], y[None])
+    # A batch that is one state is the minibatch.
+    inputs, labels = (x, y) if "batch" in repr(case.network.stages[0].spec) else (x[None], y[None])
     config = vg.training.SnapshotConfig(steps=(0,))
-    training = vg.train(case.parameters, case.scaled(), data, "sgd", 1, batch_size=None, snapshots=config)
-    gradient = np.asarray(training.snapshots.log_gradient[0])
-    return Found(training, [(gradient, lambda e: e.gradients(y, "squared_error").get("states"), case.depth, 0.0)])
+    data = vg.data.Examples(inputs, labels)
+    done = vg.train(case.parameters, case.scaled(), data, "sgd", 1, batch_size=len(inputs), snapshots=config)
+    values = done.snapshots.log_gradient[0]
+    return _found(case, done.snapshots, values, functools.partial(_gradient, y), case.depth)
 
 
 OTHERS: dict[str, Callable[[Case], Found]] = {
@@ -152,15 +163,20 @@ def cell(judge: Judge, column: str) -> tuple[str, list[str]]:
         found = asked(case, column)
     except ValueError as error:
         return "refused", [] if re.fullmatch(r"[^\n]*\bmust\b[^\n]*", str(error)) else [str(error)]
-    if column in CALLS:
-        false, compared = judge.false(column, found)
-        firsts = [int(r.first_inexact_layer) for r in (found.values() if isinstance(found, dict) else [found])]
+    if isinstance(found, Found):
+        pairs = [judge.compare(ours, found.tolerance) for ours in found.numbers]
+        false, compared = [f"{column}{wrong}" for wrongs, _ in pairs for wrong in wrongs], sum(n for _, n in pairs)
+        results, values = [found.result], [ours.values for ours in found.numbers]
     else:
-        false, compared, firsts = _false(judge, column, found)
+        false, compared = judge.false(column, found)
+        results = list(found.values()) if isinstance(found, dict) else [found]
+        values = [ours.values for ours in numbers(column, case, found).values() if not ours.absent]
     if false:
         return "false", false
-    if min(firsts) <= case.depth:
-        return "marked", [w for w in [judge.needless(min(firsts))] if w]
+    if any(first_marked(result, case.depth) <= case.depth for result in results):
+        return "marked", [why for why in map(judge.needless, results) if why]
+    if any(np.any(np.isnan(a)) for a in values):
+        return "NaN", []
     return "exact", [] if compared else ["nothing compared"]
 
 
@@ -170,22 +186,6 @@ def asked(case: Case, column: str) -> Any:
         return OTHERS[column](case)
     run = jax.jit(functools.partial(CALLS[column], case))
     return jax.tree.map(np.asarray, run(case.parameters, case.scaled(), *case.xs))
-
-
-def _false(judge: Judge, column: str, found: Found) -> tuple[list[str], int, list[int]]:
-    depth = judge.case.depth
-    first = int(np.min(getattr(found.result, "first_inexact_layer", depth + 1)))
-    wrong, compared = [], 0
-    for ours, truth, reads, slack in found.rows:
-        ours = np.asarray(ours, float)
-        right, *moved = (np.broadcast_to(np.nan if (t := truth(p[0])) is None else t, ours.shape) for p in judge.pairs)
-        false, known = compare(ours, right, moved, TOLERANCE[judge.case.dtype] + slack)
-        judged = (np.asarray(reads) < first) & (np.asarray(reads) < judge.horizon)
-        false, compared = false & judged, compared + int(np.sum(known & judged))
-        if np.any(false):
-            at = int(np.argmax(false))
-            wrong.append(f"{column} [{at}]: {ours[at]:.6g}, right {right[at]:.6g}; {np.sum(false)} false")
-    return wrong, compared, [first]
 
 
 def row(kind: str, end: str) -> dict[str, tuple[str, list[str]]]:
