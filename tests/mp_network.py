@@ -248,7 +248,7 @@ def _delta(output: np.ndarray, y: Any, loss: str) -> np.ndarray:
     return p
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def correlation(a: Exact, b: Exact) -> tuple[np.ndarray, np.ndarray]:
     """c_l and ln (1 - c_l) of two inputs, shape (L + 1,); NaN where a state is 0 or does not exist."""
     c, log = np.full((2, a.depth + 1), np.nan)

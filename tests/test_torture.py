@@ -63,7 +63,7 @@ def case(name: str, dtype: str, point: Point) -> exactness.Case:
     return exactness.Case(parameters(name, dtype), scales, (x, x2), exact, phi.ruled)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _program(name: str, dtype: str) -> Callable[..., dict[str, Any]]:
     # One program for all calls and points: most of the time goes into compiling.
     any_point = case(name, dtype, POINTS[0])
