@@ -62,6 +62,21 @@ def finite(
         raise ValueError(f"{name} must be finite{f' and {rule}' if rule else ''}, got {bad.flat[0]:g}")
 
 
+def finite_in(name: str, value: Any, dtype: Any) -> None:
+    """Pass arrays of finite numbers that stay finite in the dtype they are computed in, and do not all become 0."""
+    if is_traced(value):
+        return
+    numbers = np.asarray(value)
+    if not np.all(np.isfinite(numbers)):
+        raise ValueError(f"{name} must be finite, got a NaN or an infinity")
+    with np.errstate(over="ignore", under="ignore"):
+        there = numbers.astype(dtype)
+    lost = there[np.isinf(there)].size or (np.any(numbers) and not np.any(np.abs(there) >= np.finfo(dtype).tiny))
+    if lost:
+        largest = np.max(np.abs(numbers))
+        raise ValueError(f"{name} must lie within the range of {np.dtype(dtype).name}, got {largest:g}")
+
+
 def is_traced(value: Any) -> bool:
     """Whether a value is being traced, so that its numbers cannot be checked."""
     return isinstance(value, jax.core.Tracer)

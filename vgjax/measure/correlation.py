@@ -88,8 +88,8 @@ def correlate(
     read = joined([*walked.reports, last])
     other = exactness(network, read.log_norm, walked.exactness.underflows)
     second_walk = walked._replace(log_norms=marked_forward(other, read.log_norm), exactness=other)
-    squares, *first = zip(*(describe_states(network, each) for each in (walked, second_walk)), strict=True)
-    squares = jnp.stack(squares)
+    of_both, *first = zip(*(describe_states(network, each) for each in (walked, second_walk)), strict=True)
+    squares = jnp.stack(of_both)
     c, one_minus_c = (jnp.where(jnp.any(jnp.isnan(squares), axis=0), jnp.nan, a) for a in read[:2])
     return Correlation(c, one_minus_c, squares, *(jnp.minimum(*pair) for pair in first))
 

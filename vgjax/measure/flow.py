@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, Shaped
 
-from vgjax.checks import ArrayLike, whole_numbers
+from vgjax.checks import ArrayLike, finite_in, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.exactness import marked_backward, marked_forward
@@ -260,7 +260,7 @@ def _pull_back(parameters: Parameters, scales: Scales, x: Array, seed: Array, de
     first = jax.vmap(normalize)(injected(rows, jnp.zeros((), int)))[1]
     log_gain = joined([first[None], *logs]).T
     exists = jnp.arange(network.depth + 1) <= at[:, None]
-    log_gain = marked_backward(forward.exactness, log_gain, at)
+    log_gain = marked_backward(forward.exactness, jnp.where(exists, log_gain, 0), at)
     return Pull(*describe_states(network, forward), jnp.where(exists, log_gain, jnp.nan))
 
 
@@ -283,6 +283,7 @@ def _given_or_random(
     """Given directions, shape ``(n, *state)``, or one random one of norm 1; and whether there was a leading axis."""
     if given is None:
         return direction(jax.random.key(0) if key is None else key, shape, jnp.float32)[None], False
+    finite_in(name, given, jnp.result_type(float))
     given = jnp.asarray(given)
     if given.shape == shape:
         return given[None], False

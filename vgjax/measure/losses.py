@@ -6,7 +6,17 @@ import numpy as np
 from jax import Array
 
 from vgjax.checks import ArrayLike, is_traced, known
-from vgjax.floatexp import FARTHEST, LN2, ZERO, FloatExp, add, from_float, power_of_two, window_exponent, with_zero_exponent
+from vgjax.floatexp import (
+    FARTHEST,
+    LN2,
+    ZERO,
+    FloatExp,
+    add,
+    from_float,
+    power_of_two,
+    window_exponent,
+    with_zero_exponent,
+)
 from vgjax.measure.flow import direction
 from vgjax.networks.network import Network, output_shape
 

@@ -163,7 +163,7 @@ class Found(NamedTuple):
         log_singular_values: shape ``(depths, n)``.
         condition: largest condition number of a layer, its column sizes apart, about.
         first_inexact_layer: as for `Push`.
-        first_infinite: first layer that is not finite, or whose Jacobian is not; a depth past the last if there is none.
+        first_infinite: first layer that is not finite, or whose Jacobian is not; past the last if there is none.
     """
 
     log_singular_values: np.ndarray
@@ -233,7 +233,8 @@ def kept_products(origin: Origin, rotation: Float[Array, "n n"], depths: tuple[i
     end, found = walked.carry, walked.exactness
     infinite = jnp.minimum(end.first_infinite, found.first_nan_layer)
     exact = jnp.asarray(depths) < found.layers
-    return Kept(*end.kept, exact, end.condition, found.first_inexact_layer, infinite)
+    exponents, mixing = end.kept
+    return Kept(exponents, mixing, exact, end.condition, found.first_inexact_layer, infinite)
 
 
 def finished(kept: Kept) -> Found:

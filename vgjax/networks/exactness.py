@@ -16,8 +16,6 @@ from vgjax.floatexp import FARTHEST, LN2, Ends, window_exponent
 from vgjax.networks.layer import degrees
 from vgjax.networks.network import Network, state_shapes
 
-_END = FARTHEST * LN2
-
 
 class Exactness(NamedTuple):
     """From where on the states of a network mean nothing; depth + 1 for never.
@@ -42,9 +40,9 @@ class Exactness(NamedTuple):
 def exactness(network: Network, log_norms: Float[Array, " layers"], underflows: Bool[Array, " depth"]) -> Exactness:
     """Read off ln of the norms of the states s_0 ... s_L."""
     depth, before, behind = network.depth, log_norms[:-1], log_norms[1:]
-    left = _past_range(log_norms.dtype, before, *_known_ends(network, log_norms.dtype))
+    left = _left(before, *_known_ends(network, log_norms.dtype))
     lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & underflows
-    inexact = 1 + _first(left | lost, depth)
+    inexact = jnp.minimum(1 + _first(left | lost, depth), _first(_ended(log_norms), depth + 1))
     no_number = _first(jnp.isnan(log_norms), depth + 1)
     # What the one leaves behind says nothing of the other.
     return Exactness(
@@ -56,7 +54,7 @@ def exactness(network: Network, log_norms: Float[Array, " layers"], underflows: 
 
 def exact_at(ends: Ends, log_norm: Array) -> Array:
     """Whether a map of those degrees is exact at states of such norms."""
-    return ~_past_range(log_norm.dtype, log_norm, *(end.known for end in ends))
+    return ~_left(log_norm, *(end.known for end in ends))
 
 
 def marked_forward(found: Exactness, log_norms: Float[Array, "*rows layers"]) -> Float[Array, "*rows layers"]:
@@ -74,8 +72,8 @@ def marked_backward(
     return _marked(back, found.underflows[..., ::-1])[..., ::-1]
 
 
-def marked_layers(found: Exactness, of_layers: Float[Array, "depth *any"]) -> Float[Array, "depth *any"]:
-    """What is of the Jacobian of every layer: NaN where it, or the state behind it, means nothing."""
+def marked_layers(found: Exactness, of_layers: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What is of the Jacobian of every layer, leading axis: NaN where it, or the state behind it, means nothing."""
     exact = jnp.arange(1, len(of_layers) + 1) < found.layers
     return jnp.where(exact.reshape(-1, *(1,) * (of_layers.ndim - 1)), of_layers, jnp.nan)
 
@@ -84,16 +82,22 @@ def _marked(log_norms: Array, underflows: Array) -> Array:
     """NaN behind the first NaN, the first zero that is an underflow, and the end of the exponents."""
     before, behind = log_norms[..., :-1], log_norms[..., 1:]
     lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & underflows
-    ended = (jnp.abs(before) >= _END) & ~jnp.isneginf(before)
-    means_nothing = jnp.concatenate([jnp.isnan(log_norms[..., :1]), lost | ended | jnp.isnan(behind)], axis=-1)
+    means_nothing = jnp.isnan(log_norms) | _ended(log_norms)
+    means_nothing |= jnp.concatenate([jnp.zeros_like(means_nothing[..., :1]), lost], axis=-1)
     return jnp.where(jnp.cumsum(means_nothing, axis=-1) > 0, jnp.nan, log_norms)
 
 
-def _past_range(dtype: jnp.dtype, log_norms: Array, below: np.ndarray | bool, above: np.ndarray | bool) -> Array:
-    """Which states have left the float range at an end where what follows cannot be computed."""
-    far = window_exponent(dtype) * LN2
-    left = ((log_norms < -far) & ~np.asarray(below)) | ((log_norms > far) & ~np.asarray(above))
-    return jnp.isfinite(log_norms) & (left | (jnp.abs(log_norms) >= _END))
+def _ended(log_norms: Array) -> Array:
+    """Where the exponents have ended; a zero has none."""
+    return (jnp.abs(log_norms) >= FARTHEST * LN2) & ~jnp.isneginf(log_norms)
+
+
+def _left(log_norms: Array, below: np.ndarray | bool, above: np.ndarray | bool) -> Array:
+    """Which states have left the float range at an end where what follows is not known."""
+    far = window_exponent(log_norms.dtype) * LN2
+    return jnp.isfinite(log_norms) & (
+        ((log_norms < -far) & ~np.asarray(below)) | ((log_norms > far) & ~np.asarray(above))
+    )
 
 
 def _known_ends(network: Network, dtype: jnp.dtype) -> np.ndarray:

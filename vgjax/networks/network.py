@@ -17,9 +17,9 @@ import numpy as np
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
-from vgjax.checks import ArrayLike, is_traced, known
+from vgjax.checks import ArrayLike, finite_in, known
 from vgjax.initializers import Scale, Scales
-from vgjax.networks.layer import shape_after
+from vgjax.networks.layer import parameter_dtype, shape_after
 
 
 @dataclass(frozen=True)
@@ -214,5 +214,4 @@ def check_input(network: Network, x: ArrayLike, *, batch: bool = False) -> None:
         leading = " (with or without a leading batch axis)" if batch else ""
         steps = f": one input for each of the {network.depth} steps" if network.driven else ""
         raise ValueError(f"x must have shape {expected}{leading}{steps}, got {shape}")
-    if not is_traced(x) and not np.all(np.isfinite(np.asarray(x))):
-        raise ValueError("x must be finite, got a NaN or an infinity")
+    finite_in("x", x, parameter_dtype(network.stages[0].spec))

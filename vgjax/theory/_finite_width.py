@@ -340,7 +340,8 @@ def _ratios(weights: Array, z: Array, u: Array, value: Array, slope: Array) -> l
 
 def _held(phi: Activation, q: np.ndarray) -> np.ndarray:
     """q kept inside the float range where phi is linear, or flat, long before its ends."""
-    return np.clip(q, 1e-250 if phi.facts.below else 0, 1e250 if phi.facts.above else np.inf)
+    below, above = (end.value in (0, 1) and end.jacobian == 0 for end in phi.facts.ends)
+    return np.clip(q, 1e-250 if below else 0, 1e250 if above else np.inf)
 
 
 def _slopes(phi: Activation, n: int, q: np.ndarray) -> LogMoments:
