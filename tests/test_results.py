@@ -173,11 +173,11 @@ def test_a_result_says_in_one_line_what_was_measured_over_what() -> None:
     of_several = swept("several gradients")
     assert repr(swept("gains")) == (
         "<gains of mlp(tanh, width 4, depth 3, inputs 3, outputs 2) over 2 draws, 2 sigma_b, 3 sigma_w, 4 layers: "
-        "log_gain, log_mean_square, first_inexact_layer>"
+        "log_gain, log_mean_square, first_inexact_layer, first_nan_layer>"
     )
     assert repr(of_several) == (
         "<gradients of 2 networks over 2 draws, 3 sigma_w, 4 layers, 3 blocks: log_mean_square, log_gradient, "
-        "log_parameter_gradient, mean_square_slope, saturation, saturated, first_inexact_layer>"
+        "log_parameter_gradient, mean_square_slope, saturation, saturated, first_inexact_layer, first_nan_layer>"
     )
     page = of_several._repr_html_()
     assert "gradients of 2 networks over 2 draws, 3 sigma_w" in page
