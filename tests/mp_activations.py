@@ -155,13 +155,9 @@ ACTIVATIONS: dict[str, Phi] = {
     ),
     "softplus": Phi("softplus", _softplus, _sigmoid, (True, True)),
     "gelu": Phi("gelu", lambda h: h * _normal_cdf(h), lambda h: _normal_cdf(h) + h * _normal(h), (True, True)),
-    "silu": Phi(
-        "silu", lambda h: h * _sigmoid(h), lambda h: _sigmoid(h) + h * _sigmoid_slope(h), (True, True)
-    ),
+    "silu": Phi("silu", lambda h: h * _sigmoid(h), lambda h: _sigmoid(h) + h * _sigmoid_slope(h), (True, True)),
     "mish": Phi("mish", lambda h: h * _tanh(_softplus(h)), _mish_slope, (True, True)),
-    "elu": Phi(
-        "elu", lambda h: h if h > 0 else _expm1(h), lambda h: mpf(1) if h > 0 else _exp(h), (True, True)
-    ),
+    "elu": Phi("elu", lambda h: h if h > 0 else _expm1(h), lambda h: mpf(1) if h > 0 else _exp(h), (True, True)),
     "selu": Phi(
         "selu",
         lambda h: _SELU_SCALE * (h if h > 0 else _SELU_ALPHA * _expm1(h)),
@@ -176,7 +172,9 @@ ACTIVATIONS: dict[str, Phi] = {
     "arctan": Phi("arctan", mpmath.atan, lambda h: 1 / (1 + h * h), (True, True)),
     "hard tanh": Phi("hard_tanh", lambda h: min(max(h, mpf(-1)), mpf(1)), lambda h: mpf(abs(h) < 1), (True, True)),
     # A dead zone: exactly 0 near zero.
-    "shifted relu": Phi(lambda h: jnp.maximum(h - 0.5, 0), lambda h: max(h - 0.5, mpf(0)), lambda h: mpf(h > 0.5), (True, True)),
+    "shifted relu": Phi(
+        lambda h: jnp.maximum(h - 0.5, 0), lambda h: max(h - 0.5, mpf(0)), lambda h: mpf(h > 0.5), (True, True)
+    ),
     "soft threshold": Phi(
         lambda h: jnp.sign(h) * jnp.maximum(jnp.abs(h) - 0.5, 0),
         lambda h: mpmath.sign(h) * max(abs(h) - 0.5, mpf(0)),

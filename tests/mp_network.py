@@ -201,7 +201,9 @@ class Exact:
 
     def log_singular_values(self, m: int) -> np.ndarray:
         """ln of the singular values of J_{m<-0}, descending."""
-        with mpmath.workdps(6 * DIGITS):  # the smallest of a product of m layers is hundreds of digits below the largest
+        with mpmath.workdps(
+            6 * DIGITS
+        ):  # the smallest of a product of m layers is hundreds of digits below the largest
             values = mpmath.svd_r(mpmath.matrix(self.product(m).tolist()), compute_uv=False)
             return np.array(sorted((float(mpmath.log(s)) if s else -np.inf for s in values), reverse=True))
 

@@ -69,10 +69,10 @@ def case(kind: str, end: int) -> Case:
     x, x2 = (np.ldexp(rng.normal(size=parameters.network.input_shape).astype(np.float32), 90 * end) for _ in "12")
     if kind in TWINS:
         ordinary = vg.absorb_scales(parameters, vg.Scales(**scales))[0]
-        return Case(parameters, scales, (x, x2), functools.partial(mp_blocks.network, TWINS[kind], ordinary))
+        return Case(kind, parameters, scales, (x, x2), functools.partial(mp_blocks.network, TWINS[kind], ordinary))
     phi, weights = ACTIVATIONS[PHIS[kind]], oracles.weights(parameters, sigma_w, sigma_b)
     exact = lambda x, wobble, seed: mp_network.mlp(weights, phi, x, wobble=wobble, seed=seed)  # noqa: E731
-    return Case(parameters, scales, (x, x2), exact, phi.ruled)
+    return Case(kind, parameters, scales, (x, x2), exact, phi.ruled)
 
 
 # --- calls whose results have a shape of their own ------------------------------------------------------------------
@@ -91,7 +91,9 @@ def _swept(case: Case, measure: Any, *inputs: Any) -> Any:
 
 
 def _found(case: Case, result: Any, values: Any, truth: Callable[[Any], Any], reads: Any, slack: float = 0.0) -> Found:
-    first = first_marked(result, case.depth)
+    # Rates, norms and trainings have NaN for a mark; its layer is that of the states.
+    named = result if hasattr(result, "first_inexact_layer") else asked(case, "states")
+    first = first_marked(named, case.depth)
     ours = Ours(np.asarray(values, float), reads, first, lambda e, _: truth(e))
     return Found(result, [ours], TOLERANCE[case.dtype] + slack)
 
@@ -170,13 +172,14 @@ def cell(judge: Judge, column: str) -> tuple[str, list[str]]:
     else:
         false, compared = judge.false(column, found)
         results = list(found.values()) if isinstance(found, dict) else [found]
-        values = [ours.values for ours in numbers(column, case, found).values() if not ours.absent]
+        # A slope is a plain number, NaN past its range; everything else is one with an exponent.
+        kinds = numbers(column, case, found).items()
+        values = [ours.values for what, ours in kinds if not ours.absent and what != "slopes"]
     if false:
         return "false", false
-    if any(first_marked(result, case.depth) <= case.depth for result in results):
-        return "marked", [why for why in map(judge.needless, results) if why]
-    if any(np.any(np.isnan(a)) for a in values):
-        return "NaN", []
+    wrong = [why for why in map(judge.needless, results) if why]
+    if wrong or any(np.any(np.isnan(a)) for a in values):
+        return "marked", wrong
     return "exact", [] if compared else ["nothing compared"]
 
 
@@ -184,8 +187,13 @@ def asked(case: Case, column: str) -> Any:
     """What the library says."""
     if column in OTHERS:
         return OTHERS[column](case)
-    run = jax.jit(functools.partial(CALLS[column], case))
-    return jax.tree.map(np.asarray, run(case.parameters, case.scaled(), *case.xs))
+    return jax.tree.map(np.asarray, _program(case.name, column)(case.parameters, case.scaled(), *case.xs))
+
+
+@functools.cache
+def _program(kind: str, column: str) -> Callable[..., Any]:
+    """Compiled once for all ends."""
+    return jax.jit(functools.partial(CALLS[column], case(kind, 0)))
 
 
 def row(kind: str, end: str) -> dict[str, tuple[str, list[str]]]:
@@ -208,15 +216,17 @@ def table() -> str:
     return "\n".join(["<!-- table -->", *head, *rows, "<!-- /table -->"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ["degree 2 at zero, 1 far out: h tanh(h)", "a user's product (A h) * (B h)"]
+
+
+@pytest.mark.parametrize(
+    "kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK)]
+)
 def test_cells_are_as_committed_and_none_is_false(kind: str) -> None:
     for end in ENDS:
         cells = row(kind, end)
         assert not any(wrong for _, wrong in cells.values()), (end, cells)
-        if ENDS[end]:
-            assert written(kind, end, cells) in TABLE.read_text()
-        else:
-            assert {said for said, _ in cells.values()} <= {"exact", "refused"}, cells
+        assert not ENDS[end] or written(kind, end, cells) in TABLE.read_text(), cells
 
 
 if __name__ == "__main__":
