@@ -1,8 +1,7 @@
 """The table of `docs/exactness.md`: kinds of networks x calls, past either end of the float range, each cell measured.
 
-``python tests/test_exactness_table.py --write`` measures it again. In range every cell has to be right; beyond it a
-cell says what was found: ``exact``, all right; ``marked``, right as far as it is not marked; ``refused``, in a sentence;
-``false`` is what no cell may say.
+``python tests/test_exactness_table.py --write`` measures it again. A cell says what was found: ``exact``, all numbers
+are right; ``marked``, all are right or NaN with a reason; ``refused``, in a sentence. ``false`` is what none may say.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""NaN and infinities of a network's own: every result is NaN from the layer on where plain JAX has one, and names it."""
+"""NaN and infinities of a network's own: named, and every result NaN from where plain JAX has one."""
 
 from collections.abc import Callable
 from typing import Any
