@@ -227,8 +227,7 @@ class Judge:
             there = [[h], network.jacobians[l : l + 1]]
             moved = [[[o.states[l]], o.jacobians[l : l + 1]] for o, _ in others if l < len(o.states)]
             pairs = [ab for m in moved for x, y in zip(there, m, strict=True) for ab in zip(x, y, strict=False)]
-            # Of what is exponentially small the logarithm is what has digits.
-            if any(norm(a - b) > 0.01 * norm(a) * max(1, abs(log_norm(a))) for a, b in pairs):
+            if any(_differ(a, b) for a, b in pairs):
                 return l
         return self.case.depth + 1
 
@@ -288,6 +287,14 @@ class Judge:
         inside = abs(powers[0]) <= window(self.case.dtype) - 1
         ruled = self.case.ruled[int(powers[0] > 0)]
         return f"behind a state of 2^{powers[0]:.3g}" + " that has a rule" * ruled if inside or ruled else ""
+
+
+def _differ(a: np.ndarray, b: np.ndarray) -> bool:
+    """By a hundredth; of what is exponentially small or large only the logarithm has digits."""
+    log = log_norm(a)
+    if np.isfinite(log) and abs(log) > 1e4:
+        return abs(log_norm(b) - log) > 0.01 * abs(log)
+    return norm(a - b) > 0.01 * norm(a)
 
 
 def _entry(which: np.ndarray, ours: np.ndarray, right: np.ndarray) -> str:

@@ -141,11 +141,12 @@ ACTIVATIONS: dict[str, Phi] = {
         lambda h: h * h * (3 + h * h) / (1 + h * h) ** 2,
         (True, True),
     ),
+    # A power far out as well, but there the units nearest to zero decide, which are not far out.
     "1 to -1": Phi(
         lambda h: h / (1 + h * h),
         lambda h: h / (1 + h * h),
         lambda h: (1 - h * h) / (1 + h * h) ** 2,
-        (True, True),
+        (True, False),
     ),
     "2 to 1": Phi(
         lambda h: h * h / (1 + jnp.sqrt(1 + h * h)),

@@ -192,27 +192,25 @@ class Exact:
         """ln ||J_{l<-0}||_F, shape (L + 1,)."""
         return np.logaddexp.reduce([2 * self.push(u) for u in np.eye(len(self.states[0]))]) / 2
 
-    def product(self, m: int, start: Any = None) -> np.ndarray:
-        """J_{m<-0}, or its product with some columns."""
-        moved = exact(np.eye(len(self.states[0])) if start is None else start)
+    def product(self, m: int) -> np.ndarray:
+        """J_{m<-0}."""
+        moved = exact(np.eye(len(self.states[0])))
         for jacobian in self.jacobians[:m]:
             moved = jacobian @ moved
         return moved
 
     def log_singular_values(self, m: int) -> np.ndarray:
         """ln of the singular values of J_{m<-0}, descending."""
-        with mpmath.workdps(
-            6 * DIGITS
-        ):  # the smallest of a product of m layers is hundreds of digits below the largest
+        # The smallest may be hundreds of digits below the largest.
+        with mpmath.workdps(6 * DIGITS):
             values = mpmath.svd_r(mpmath.matrix(self.product(m).tolist()), compute_uv=False)
             return np.array(sorted((float(mpmath.log(s)) if s else -np.inf for s in values), reverse=True))
 
-    def log_stretches(self, m: int, start: Any) -> np.ndarray:
-        """The sums over m layers of ln |R_ii| of a running QR decomposition that begins with orthonormal columns."""
-        with mpmath.workdps(6 * DIGITS):
-            upper = mpmath.qr(mpmath.matrix(self.product(m, start).tolist()), mode="skinny")[1]
-            diagonal = [abs(upper[i, i]) for i in range(np.shape(start)[1])]
-            return np.array([float(mpmath.log(r)) if r else -np.inf for r in diagonal])
+    @functools.cached_property
+    def worst_condition(self) -> float:
+        """The largest condition number of a layer's Jacobian."""
+        with mpmath.workdps(DIGITS), np.errstate(divide="ignore"):
+            return max(float(np.linalg.cond((j / (norm(j) or 1)).astype(float))) for j in self.jacobians)
 
     def _pulled(self, m: int, v: np.ndarray) -> list[np.ndarray]:
         with mpmath.workdps(DIGITS):

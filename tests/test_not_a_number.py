@@ -136,7 +136,7 @@ def test_one_example_of_a_batch_takes_no_other_with_it(case: Any) -> None:
     params, scales, x, first, _ = case
     small = x / 1e4
     flow, alone = vg.gradient_flow(params, scales, np.stack([x, small])), vg.gradient_flow(params, scales, small)
-    assert (flow.first_nan_layer == [first, DEPTH + 1]).all()
+    np.testing.assert_array_equal(flow.first_nan_layer, [first, DEPTH + 1])
     assert_all_nan(flow.log_gradient[0])
     np.testing.assert_allclose(flow.log_gradient[1], alone.log_gradient, rtol=1e-5, atol=1e-5)
     assert_all_nan(*flow.log_parameter_gradient.values())  # of the summed loss
