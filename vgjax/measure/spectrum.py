@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from vgjax.checks import ArrayLike, nan_is_data, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, kinds, nan_is_data, positive_integer, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure import graded
@@ -28,8 +28,10 @@ from vgjax.networks.layer import Layer
 from vgjax.networks.layers import Layers, by_stage
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 @dataclass(frozen=True)
 class Spectrum:
     """Singular values of the Jacobian of one network, at a set of depths.
@@ -94,6 +96,7 @@ def spectral_statistics(log_singular_values: np.ndarray) -> dict[str, np.ndarray
 # --- the whole spectrum ---------------------------------------------------------------------------------------------
 
 
+@kinds
 @nan_is_data
 def log_singular_values(
     parameters: Parameters,
