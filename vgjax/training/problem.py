@@ -34,7 +34,7 @@ def as_examples(name: str, data: Data) -> Examples:
     Raises:
         ValueError: inputs that are not finite.
     """
-    examples = in_present_mode(Examples(np.asarray(data.inputs), np.asarray(data.labels)))
+    examples = Examples(*in_present_mode((np.asarray(data.inputs), np.asarray(data.labels))))
     if not np.all(np.isfinite(examples.inputs)):
         raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
     return examples
