@@ -19,7 +19,7 @@ import pytest
 import vgjax as vg
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"version", "checks", "files", "memory", "floatexp", "activations", "initializers", "data"}
+GROUND = {"version", "interrupts", "checks", "files", "memory", "floatexp", "activations", "initializers", "data"}
 BELOW: dict[str, set[str]] = {"blocks": GROUND}
 """What each wing may import, from the ground up; nobody imports what stands on him."""
 for wing, below in (
@@ -37,7 +37,8 @@ BELOW["__main__"] = {"cli"}
 ORDER = {  # within the ground
     "version": set(),
     "checks": set(),
-    "files": set(),
+    "interrupts": set(),
+    "files": {"interrupts"},
     "memory": set(),
     "floatexp": set(),
     "activations": {"checks", "floatexp"},

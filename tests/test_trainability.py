@@ -788,5 +788,8 @@ def test_bad_sweeps_are_refused_in_one_sentence(
 def test_trainings_have_their_inputs_from_their_data() -> None:
     with pytest.raises(ValueError, match="trainings takes no inputs beside its data, got 1"):
         vg.sweep(NET, DATA.inputs[0], measure=vg.trainings(DATA, num_steps=4), key=KEY)
-    with pytest.raises(ValueError, match="scale must be one of sigma_w, sigma_b, learning_rate, got 'learning_rates'"):
+    with pytest.raises(
+        ValueError,
+        match="scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, learning_rate, got 'learning_rates'",
+    ):
         vg.sweep(NET, measure=vg.trainings(DATA, num_steps=4), key=KEY, learning_rates=[0.1])

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, Shaped
 
-from vgjax.checks import ArrayLike, finite_in, whole_numbers
+from vgjax.checks import ArrayLike, finite_in, nan_is_data, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.exactness import marked_backward, marked_forward
@@ -78,6 +78,7 @@ class States(NamedTuple):
     first_nan_layer: Int[Array, ""]
 
 
+@nan_is_data
 def states(parameters: Parameters, scales: Scales, x: ArrayLike) -> States:
     """The hidden states s_0 ... s_L, their directions and ln of their norms apart: s_l = exp(log_norm_l) direction_l.
 
@@ -116,6 +117,7 @@ def _states(parameters: Parameters, scales: Scales, x: Array) -> States:
 # --- forward --------------------------------------------------------------------------------------------------------
 
 
+@nan_is_data
 def push_forward(
     parameters: Parameters,
     scales: Scales,
@@ -176,6 +178,7 @@ _push_all = jax.jit(push_all)
 # --- backward -------------------------------------------------------------------------------------------------------
 
 
+@nan_is_data
 def pull_back(
     parameters: Parameters,
     scales: Scales,
@@ -204,6 +207,7 @@ def pull_back(
     return result._replace(log_gain=result.log_gain[0])
 
 
+@nan_is_data
 def gain_matrix(
     parameters: Parameters,
     scales: Scales,

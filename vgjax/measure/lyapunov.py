@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from vgjax.checks import ArrayLike, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, nan_is_data, positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, check_one_shape, columns, computing_from, jacobian
@@ -54,6 +54,7 @@ class Lyapunov(NamedTuple):
         return np.cumsum(rest, axis=0) / np.arange(1, len(rest) + 1)[:, None]
 
 
+@nan_is_data
 def lyapunov_exponents(
     parameters: Parameters,
     scales: Scales,
@@ -110,6 +111,7 @@ def stretches(origin: Origin, basis: Float[Array, "size count"]) -> Float[Array,
     return marked_layers(walked.exactness, joined(walked.reports))
 
 
+@nan_is_data
 def log_determinant(parameters: Parameters, scales: Scales, x: ArrayLike, *, dtype: str | None = None) -> np.ndarray:
     """ln |det J_{l<-0}| at every depth l: the sum over layers of their own, each by an LU decomposition.
 

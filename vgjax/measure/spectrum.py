@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from vgjax.checks import ArrayLike, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, nan_is_data, positive_integer, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure import graded
@@ -94,6 +94,7 @@ def spectral_statistics(log_singular_values: np.ndarray) -> dict[str, np.ndarray
 # --- the whole spectrum ---------------------------------------------------------------------------------------------
 
 
+@nan_is_data
 def log_singular_values(
     parameters: Parameters,
     scales: Scales,

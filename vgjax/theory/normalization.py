@@ -228,8 +228,11 @@ def _angles(breaks: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray]:
     own = np.broadcast_to(own, (*breaks.shape[:-1], len(own)))
     at = np.sort(np.concatenate([own, np.clip(breaks, own[..., :1], own[..., -1:])], axis=-1), axis=-1)
     half, middle = (at[..., 1:, None] - at[..., :-1, None]) / 2, (at[..., 1:, None] + at[..., :-1, None]) / 2
+    from scipy.special import xlog1py
+
     s, w = panels(np.array([0.0, np.pi]))
     nodes = middle - half * np.cos(s[0])
-    weights = half * w[0] * np.sin(s[0]) * np.cos(nodes) ** power
+    # cos^power by its logarithm: the rounding of cos itself would grow with the batch.
+    weights = half * w[0] * np.sin(s[0]) * np.exp(xlog1py(power / 2, -(np.sin(nodes) ** 2)))
     nodes, weights = (x.reshape(*breaks.shape[:-1], -1) for x in (nodes, weights))
     return nodes, weights / weights.sum(axis=-1, keepdims=True)
