@@ -235,8 +235,8 @@ def kept_products(origin: Origin, rotation: Float[Array, "n n"], depths: tuple[i
     extras = by_stage(network, (jnp.arange(1, network.depth + 1), jnp.asarray(slots[1:])))
     walked = layers.walk(origin.state, visit, start, extras=extras)
     end, found = walked.carry, walked.exactness
-    infinite = jnp.minimum(end.first_infinite, found.first_nan_layer)
-    exact = jnp.asarray(depths) < found.layers
+    infinite = jnp.minimum(end.first_infinite, found.first_nan_layer.astype(end.first_infinite.dtype))
+    exact = jnp.asarray(depths, jnp.int32) < found.layers
     exponents, mixing = end.kept
     return Kept(exponents, mixing, exact, end.condition, found.first_inexact_layer, infinite)
 
@@ -326,7 +326,7 @@ def _there(
     walked = layers.walk(origin.state, visit, (product, worst, jnp.asarray(depth + 1)), extras=numbers)
     product, worst, infinite = walked.carry
     found = walked.exactness
-    return product, worst, found.first_inexact_layer, jnp.minimum(infinite, found.first_nan_layer)
+    return product, worst, found.first_inexact_layer, jnp.minimum(infinite, found.first_nan_layer.astype(infinite.dtype))
 
 
 @jax.jit
