@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 from flax import nnx
 from mp_activations import ACTIVATIONS
-from mp_network import Block, Dense, Exact, each, exact
+from mp_network import Block, Exact, each, exact
 from mpmath import mpf
 
 import vgjax as vg
@@ -38,7 +38,7 @@ class Twin(NamedTuple):
 # --- a user's own ---------------------------------------------------------------------------------------------------
 
 
-class _OneKernel(nnx.Module):
+class _TwoKernels(nnx.Module):
     """What the blocks below share: two square kernels."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
@@ -46,21 +46,21 @@ class _OneKernel(nnx.Module):
         self.a, self.b = (nnx.Param(draw(rngs.params(), (width, width), jnp.float32)) for _ in "ab")
 
 
-class Gate(_OneKernel):
-    """h sigmoid(h A) + 0 B: a degree of 1 at both ends, with another slope at each."""
+class Gate(_TwoKernels):
+    """(h sigmoid(h A)) B: a degree of 1 at both ends, with another slope at each."""
 
     def __call__(self, h: jax.Array) -> jax.Array:
         return jnp.dot(h * jax.nn.sigmoid(jnp.dot(h, self.a[...])), self.b[...])
 
 
-class Product(_OneKernel):
+class Product(_TwoKernels):
     """(h A) (h B): a degree of 2 at both ends."""
 
     def __call__(self, h: jax.Array) -> jax.Array:
         return jnp.dot(h, self.a[...]) * jnp.dot(h, self.b[...])
 
 
-class Inverse(_OneKernel):
+class Inverse(_TwoKernels):
     """h A / (1 + |h B|^2): a degree of 1 at zero and of -1 far out."""
 
     def __call__(self, h: jax.Array) -> jax.Array:
@@ -73,10 +73,6 @@ def _own(block: type[nnx.Module], f: Callable[[Tree, np.ndarray], np.ndarray]) -
 
 
 # --- formulas -------------------------------------------------------------------------------------------------------
-
-
-def _exp(h: Any) -> Any:
-    return mpmath.exp(h)
 
 
 _sigmoid, _tanh = ACTIVATIONS["sigmoid"].value, ACTIVATIONS["tanh"].value
@@ -133,7 +129,7 @@ _MLP: dict[str, Any] = _ENDS | {"width": WIDTH, "depth": DEPTH, "activation": "r
 TWINS: dict[str, Twin] = {
     "a user's gate h * sigmoid(A h)": _own(Gate, lambda p, h: (h * each(_sigmoid, h @ p["a"])) @ p["b"]),
     "a user's product (A h) * (B h)": _own(Product, lambda p, h: (h @ p["a"]) * (h @ p["b"])),
-    "a user's A h / (1 + |B h|^2)": _own(Inverse, lambda p, h: (h @ p["a"]) / (1 + sum((h @ p["b"]) ** 2))),
+    "a user's A h / (1 + norm(B h)^2)": _own(Inverse, lambda p, h: (h @ p["a"]) / (1 + sum((h @ p["b"]) ** 2))),
     "residual, ReLU": Twin(
         lambda: vg.stack(vg.residual(vg.dense(WIDTH, WIDTH, "relu")), depth=DEPTH, input_shape=WIDTH),
         None,
@@ -188,6 +184,3 @@ def network(twin: Twin, ordinary: Any, x: Any, wobble: float = 0.0, seed: int = 
         tree = stage if spec.tied else jax.tree.map(lambda a, l=l: a[l], stage)
         blocks.append(layer(twin.block, tree, exact(x[l]) if twin.driven else None))
     return Exact(layer(twin.stem, ordinary.stem), blocks, layer(twin.head, ordinary.head), x)
-
-
-__all__ = ["DEPTH", "INPUTS", "OUTPUTS", "TWINS", "WIDTH", "Dense", "network"]

@@ -238,7 +238,7 @@ def mlp(weights: Weights, phi: Phi, x: Any, *, wobble: float = 0.0, seed: int = 
 def _delta(output: np.ndarray, y: Any, loss: str) -> np.ndarray:
     """dL/d(output)."""
     if loss == "squared_error":
-        return output - exact(y)
+        return output - exact(y).ravel()
     if max(output) - min(output) > mpf(2) ** 1000:  # e^-z with an exponent of a thousand bits is 0 enough
         return _delta(output * (mpf(2) ** 1000 / (max(output) - min(output))), y, loss)
     # softmax - onehot without a difference: the right class is minus the sum of the wrong ones.

@@ -173,17 +173,17 @@ def cell(judge: Judge, column: str) -> tuple[str, list[str]]:
     if isinstance(found, Found):
         pairs = [judge.compare(ours, found.tolerance) for ours in found.numbers]
         false, compared = [f"{column}{wrong}" for wrongs, _ in pairs for wrong in wrongs], sum(n for _, n in pairs)
-        results, values = [found.result], [ours.values for ours in found.numbers]
+        results, kinds = [found.result], found.numbers
     else:
         false, compared = judge.false(column, found)
         results = list(found.values()) if isinstance(found, dict) else [found]
         # A slope is a plain number, NaN past its range; everything else is one with an exponent.
-        kinds = numbers(column, case, found).items()
-        values = [ours.values for what, ours in kinds if not ours.absent and what != "slopes"]
+        by_name = numbers(column, case, found).items()
+        kinds = [ours for what, ours in by_name if not ours.absent and what != "slopes"]
     if false:
         return "false", false
     wrong = [why for why in map(judge.needless, results) if why]
-    if wrong or any(np.any(np.isnan(a)) for a in values):
+    if wrong or any(np.any(np.isnan(ours.values) & ~np.isnan(ours.truth(*judge.pairs[0]))) for ours in kinds):
         return "marked", wrong
     return "exact", [] if compared else ["nothing compared"]
 

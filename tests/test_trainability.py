@@ -757,7 +757,7 @@ def test_a_zoom_is_what_a_sweep_takes() -> None:
         ({"rates": {"kernel": [0.1, np.nan], "bias": 1}}, "learning_rate of kernel must be finite and not negative"),
         ({"rates": [0.1], "optimizer": optax.sgd(0.1)}, "learning_rate must be left out where the optimizer has its"),
         ({"rates": {"kernel": 0.1}}, "learning_rate must name one group for every parameter, got none for"),
-        ({"sigma_w": [[1.0]]}, r"sigma_w must be a non-empty one-dimensional grid, got shape \(1, 1\)"),
+        ({"sigma_w": [[[1.0]]]}, r"sigma_w must be a non-empty one-dimensional grid, or .*, got shape \(1, 1, 1\)"),
         ({"sigma_w": [-1.0]}, "sigma_w must be finite and not negative, got -1"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"memory": 0}, "memory must be at least 1, got 0"),

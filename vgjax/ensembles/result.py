@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 from vgjax.ensembles.runner import switches
 from vgjax.files import read_arrays, whole_file, write_arrays
 from vgjax.networks.network import Network
 from vgjax.networks.serialization import network_from_json, network_to_json
+from vgjax.values import by_content
 from vgjax.version import VERSION
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _RESULT = "result"
 """What the seal of a saved result is of."""
 
 
+@by_content
+@kinds
 @dataclass(frozen=True)
 class Result:
     """What `vgjax.sweep` measured. Every variable is an attribute: ``result.log_gain``. Logarithms are natural; -inf is
@@ -143,11 +146,13 @@ class Result:
 
     # --- statistics over seeds ---
 
+    @kinds
     def mean(self, name: str) -> np.ndarray:
         """Mean of a variable over seeds: of logarithms the quenched one, what a typical network does; shape without
         ``seed``."""
         return self._variable(name).mean(axis=int(self.several))
 
+    @kinds
     def error(self, name: str) -> np.ndarray:
         """Standard error of `mean`; NaN for a single seed, and where some seed's logarithm is that of a true zero."""
         values, axis = self._variable(name), int(self.several)
@@ -156,11 +161,13 @@ class Result:
         with np.errstate(invalid="ignore"):
             return values.std(axis=axis, ddof=1) / np.sqrt(self.seeds)
 
+    @kinds
     def annealed(self, name: str) -> np.ndarray:
         """ln of the root mean square over seeds of what a variable is the logarithm of (what chi predicts, doubled):
         ``ln(mean exp(2 a)) / 2``; shape without ``seed``."""
         return (np.logaddexp.reduce(2 * self._variable(name), axis=int(self.several)) - np.log(self.seeds)) / 2
 
+    @kinds
     def rate(self, from_layer: int | None = None) -> np.ndarray:
         """Mean over seeds of the log gain per layer, from a layer (default: half the depth, past the transient) to L.
 
@@ -184,6 +191,7 @@ class Result:
 
         return np.stack(list(map(growth, mean, depths))) if self.several else growth(mean, depths[0])
 
+    @kinds
     def edge(self, along: str | None = None) -> np.ndarray:
         """Where along an axis gradients stop vanishing and start exploding: the first sign change of `rate`,
         interpolated.
@@ -211,6 +219,7 @@ class Result:
         between = values[i] + share * (values[np.minimum(i + 1, len(values) - 1)] - values[i])
         return np.where(crossing.any(axis=0), between, np.nan)
 
+    @kinds
     def naive_lost(self, dtype: str = "float32") -> np.ndarray:
         """True where a plain pass in ``dtype`` would read the gradient, or the state behind it, as 0 or not finite.
 
@@ -245,6 +254,7 @@ class Result:
 
     # --- labels and files ---
 
+    @kinds
     def to_xarray(self) -> "xarray.Dataset":
         """A labelled `xarray.Dataset`, with the provenance in its attributes.
 
@@ -269,6 +279,7 @@ class Result:
             attrs={name: json.dumps(value) for name, value in self._description().items()},
         )
 
+    @kinds
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole result to ``path``, or nothing: ``.npz``, or ``.nc`` (netCDF, needs xarray and netcdf4).
 
@@ -306,6 +317,7 @@ class Result:
         }
 
 
+@kinds
 def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None) -> Result:
     """Read back what `Result.save` wrote.
 

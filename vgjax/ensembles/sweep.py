@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
 
-from vgjax.checks import known, nan_is_data, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, nan_is_data, positive_integer
 from vgjax.ensembles import runner
 from vgjax.ensembles.fingerprint import digest, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
@@ -48,11 +47,12 @@ MEASUREMENTS = (
 """Names that a text in place of a measurement may have meant, those of later wings too."""
 
 
+@kinds
 @nan_is_data
 def sweep(
     network: Networks,
     *inputs: ArrayLike,
-    key: Array,
+    key: RandomKey,
     measure: Measurement | None = None,
     seeds: int = 8,
     scales: Scales | None = None,
@@ -104,7 +104,7 @@ def sweep(
         raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {measure!r:.80}{hint}")
     if not isinstance(key, Array):
         raise ValueError(f"key must be a jax.random.key, got {key!r:.80}")
-    seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory)
+    seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory, 2**62)
     fixed = Scales() if scales is None else scales
     cases, many = cases_of(network), not isinstance(network, (Network, Case))
     grids = [grid_of(case, measure, fixed, axes) for case in cases.values()]

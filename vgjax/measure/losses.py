@@ -90,7 +90,7 @@ def targets(
         _check_function(loss, shape, ys, batch)
     else:
         loss = loss or _meant(ys, batch, shape)
-        _check(loss, ys, batch, shape)
+        _check(loss, ys, batch, shape, np.shape(y))
         if _counts(ys) and ys.shape == (batch, *shape):  # a number, and no label: it may be larger than an int32
             ys = ys.astype(np.float32)
     return loss, jnp.asarray(ys)
@@ -116,7 +116,7 @@ def _meant(ys: Any, batch: int, shape: tuple[int, ...]) -> str:
     return "cross_entropy" if _classes(shape) > 1 else "binary_cross_entropy"
 
 
-def _check(loss: str, ys: Any, batch: int, shape: tuple[int, ...]) -> None:
+def _check(loss: str, ys: Any, batch: int, shape: tuple[int, ...], given: tuple[int, ...]) -> None:
     """Raise ValueError unless targets are those of a named loss."""
     kind, classes = _kind(loss), _classes(shape)
     whole, rows = ys.shape == (batch, *shape), ys.shape == (batch, *shape[:-1])
@@ -125,11 +125,11 @@ def _check(loss: str, ys: Any, batch: int, shape: tuple[int, ...]) -> None:
             raise ValueError(f"{loss} needs at least 2 outputs, one a class, got 1 (binary_cross_entropy needs 1)")
         if not (whole or (rows and _counts(ys))):
             each = f"integer labels of shape {shape[:-1]}" if shape[:-1] else "one integer label"
-            got = f"{ys.shape[1:]} of {ys.dtype}"
+            got = f"shape {given} of {ys.dtype}"
             raise ValueError(f"y must be {each}, or probabilities of shape {shape}, an example for {loss}, got {got}")
     # A single output may go without its axis.
     elif not (whole or (rows and classes == 1)):
-        raise ValueError(f"y must have the output's shape {shape} an example for {loss}, got {ys.shape[1:]}")
+        raise ValueError(f"y must have the output's shape {shape} an example for {loss}, got {given}")
     if is_traced(ys):
         return
     numbers = np.asarray(ys, float)

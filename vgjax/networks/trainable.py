@@ -9,6 +9,7 @@ from jax import Array
 
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import block_info
+from vgjax.checks import kinds
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer, Tree
 from vgjax.networks.layers import bind
@@ -16,6 +17,7 @@ from vgjax.networks.network import OF_HEAD, check_scales
 from vgjax.networks.parameters import Parameters
 
 
+@kinds
 def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
     """The ordinary Flax parameters that a user's optimizer would see, W = sigma_w Z and b = sigma_b z, and the scales
     that are left.

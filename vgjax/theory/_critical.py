@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, not_negative
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, not_negative
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table
 from vgjax.theory._pieces import pieces
+from vgjax.values import by_content
 
 _PER_LOG = 32  # grid points of ln q to each unit: roots closer together than 3% in q count as one
 _NOISE = 1e-12  # rounding of q - E phi^2 / E phi'^2, relative to q
@@ -28,6 +28,7 @@ _TANGENT = 1e-6  # |slope - 1| that counts as half-stable: at a fold the slope i
 _VANISHING = 1e-6  # E phi^2 / (q E phi'^2) - 1 at the lowest q, below which phi is linear there
 
 
+@by_content
 @dataclass(frozen=True, eq=False)
 class Critical:
     """Critical points, or the reasons why there are none; numpy float64 and strings, all of one shape.
@@ -72,6 +73,7 @@ class _Point(NamedTuple):
     reason: str = ""
 
 
+@kinds
 def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q: ArrayLike | None = None) -> Critical:
     """Where chi = 1: sigma_w at given sigma_b, or both scales at given fixed points q.
 
@@ -98,11 +100,13 @@ def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q:
     phi = activations.get(activation)
     if q is not None:
         if sigma_b is not None:
-            raise ValueError(f"critical takes sigma_b or q, got both: {sigma_b} and {q}")
+            raise ValueError("critical takes sigma_b or q, got both")
+        not_empty("q", np.ravel(q))
         finite("q", q, "positive", lambda q: q > 0)
         variances = np.asarray(q, float)
         return _stacked(_points(phi, variances.ravel()), np.full_like(variances, np.nan))
     bias = np.asarray(0.0 if sigma_b is None else sigma_b, float)
+    not_empty("sigma_b", bias.ravel())
     not_negative("sigma_b", bias)
     columns = [
         sorted(found, key=lambda point: (point.reason != "", point.sigma_w)) or [_none(b, _why_none(phi, b))]

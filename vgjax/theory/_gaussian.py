@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
-from vgjax.checks import finite, is_traced, not_negative
+from vgjax.checks import ArrayLike, finite, is_traced, kinds, not_negative
 from vgjax.theory._pieces import MOST_PIECES, REACH, Pieces, pieces
 from vgjax.theory._quadrature import gaussian_panels
 
@@ -33,6 +32,7 @@ _FEW_PIECES = 128  # a pair needs them twice, nested: what is traced with unknow
 _AT_ONCE = 2**15  # panels of one vectorized step: about 2^20 nodes, 8 MB
 
 
+@kinds
 def expectation(f: ActivationLike, q: ArrayLike, *, kinks: Sequence[float] = ()) -> Any:
     """E f(sqrt(q) z), z ~ N(0, 1).
 
@@ -55,6 +55,7 @@ def expectation(f: ActivationLike, q: ArrayLike, *, kinks: Sequence[float] = ())
     return in_own_dtype(functools.partial(_expectations, *_resolved(f, kinks, q, MOST_PIECES)), q)
 
 
+@kinds
 def correlated_expectation(
     f: ActivationLike, q1: ArrayLike, q2: ArrayLike, c: ArrayLike, *, kinks: Sequence[float] = ()
 ) -> Any:

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite
+from vgjax.checks import ArrayLike, finite, kinds
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import EVERY, ONE, OSCILLATES, SEVERAL, UNBOUNDED, ZERO, all_crossings, first_crossings
 from vgjax.theory._moments import MomentTable, moment_table
 from vgjax.theory._pairs import fixed_correlations, pair_table
 from vgjax.theory._scales import check_dropout, checked_scales
+from vgjax.values import by_content
 
 STATUSES = {
     ONE: "converged",
@@ -55,6 +55,7 @@ class FixedPoint(NamedTuple):
     stable: bool
 
 
+@by_content
 @dataclass(frozen=True, eq=False)
 class MeanField:
     """Mean field at one pair of scales or at many; numpy float64 and strings, all of the scales' broadcast shape.
@@ -156,6 +157,7 @@ class MeanField:
         return c_star.reshape(shape)[()], slope.reshape(shape)[()]
 
 
+@kinds
 def mean_field(
     activation: ActivationLike,
     sigma_w: ArrayLike,

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import untraced
+from vgjax.checks import ArrayLike, kinds, untraced
 from vgjax.theory._chebyshev import Curve, axis, coefficients, sample
 from vgjax.theory._gaussian import ActivationLike, at_once, nodes
 from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.values import by_content
 
 Rows = Callable[..., list[Array]]
 
@@ -34,6 +34,7 @@ _HALVINGS = 9  # enough for exp(-a / q) until it is e^-650
 _UNSEEN, _LOST = 1e-14, 1e-9  # share at the ends of quadrature: that calls for the Gaussian's tails; too much with them
 
 
+@by_content
 class Moments(NamedTuple):
     """What one input of variance q needs; each of the shape of q.
 
@@ -48,6 +49,7 @@ class Moments(NamedTuple):
     growth: Any
 
 
+@kinds
 def moments(activation: ActivationLike, q: ArrayLike) -> Moments:
     """E phi^2, E phi'^2 and q d/dq E phi^2 at any variance, the limits at 0 and infinity included.
 

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, positive_integer
 from vgjax.theory._gaussian import ActivationLike, pair
 from vgjax.theory._moments import MomentTable, moment_table, sampled
 from vgjax.theory._pairs import PairTable, least_norm, pair_table
 from vgjax.theory._pieces import REACH, Pieces
 from vgjax.theory._scales import check_dropout, checked_scales
+from vgjax.values import by_content
 
 _ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
 _STRIDE = 64  # layers between two looks at whether they are
@@ -25,6 +25,7 @@ _MOST_PIECES = 512  # of a quadrature in two dimensions: a second for a layer
 _LOW, _HIGH = 1e-9, 1e7  # q between which correlations are looked up; beyond, phi is a power of its argument
 
 
+@by_content
 class Propagation(NamedTuple):
     """What mean field predicts at every layer; numpy float64.
 
@@ -47,6 +48,7 @@ class Propagation(NamedTuple):
         return None if self.one_minus_c is None else 1 - self.one_minus_c
 
 
+@kinds
 def propagate(
     activation: ActivationLike,
     sigma_w: ArrayLike,
@@ -88,8 +90,10 @@ def propagate(
     phi = activations.get(activation)
     check_dropout(dropout)
     checked_scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    not_empty("q0", q0 if isinstance(q0, tuple) else (q0,))
     norms = [np.asarray(variance, float) for variance in (q0 if isinstance(q0, tuple) else (q0,))]
     for variance in norms:
+        not_empty("q0", np.ravel(variance))
         finite("q0", variance, "positive", lambda q: q > 0)
     epsilon = _start(len(norms), c0, one_minus_c0)
     layers = _by_layer(sigma_w, sigma_b, depth)
@@ -114,11 +118,13 @@ def _start(inputs: int, c0: ArrayLike | None, one_minus_c0: ArrayLike | None) ->
     if inputs > 2:
         raise ValueError(f"q0 must be a variance or a tuple of two, got a tuple of {inputs}")
     if (c0 is not None) and (one_minus_c0 is not None):
-        raise ValueError(f"a start is given by c0 or by one_minus_c0, got both: {c0} and {one_minus_c0}")
+        raise ValueError("a start is given by c0 or by one_minus_c0, got both")
     if c0 is one_minus_c0 is None:
         if inputs == 2:
             raise ValueError("two inputs need c0, their correlation at the start, got q0 of two alone")
         return None
+    given: Any = c0 if c0 is not None else one_minus_c0
+    not_empty("c0 or one_minus_c0", np.ravel(given))
     name, start = ("c0", c0) if c0 is not None else ("1 - one_minus_c0", 1 - np.asarray(one_minus_c0, float))
     finite(name, start, "in [-1, 1]", lambda c: np.abs(c) <= 1)
     return np.asarray(1 - np.asarray(c0, float) if c0 is not None else one_minus_c0, float)

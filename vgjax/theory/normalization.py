@@ -12,13 +12,14 @@ import numpy as np
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import kinds, not_negative, positive_integer
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._pieces import pieces
 from vgjax.theory._quadrature import panels
 from vgjax.theory._scales import check_scale
 
 
+@kinds
 def batch_norm_rate(activation: ActivationLike, batch: float) -> float:
     """Growth per layer of the mean squared gradient through h -> W phi(BN(h)) + b, whatever sigma_w and sigma_b.
 
@@ -77,6 +78,7 @@ class NormPoint(NamedTuple):
     critical_ratio: float | None
 
 
+@kinds
 def norm_on_preactivations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W phi(norm(h)) + b, for LayerNorm and RMSNorm alike (the mean of h over the width is 0).
 
@@ -106,6 +108,7 @@ def norm_on_preactivations(activation: ActivationLike, sigma_w: float, sigma_b: 
     return NormPoint(q, sigma_w**2 * slope / q, _ratio_or_none(slope - square))
 
 
+@kinds
 def layer_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W LayerNorm(phi(h)) + b.
 
@@ -126,6 +129,7 @@ def layer_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_
     return _on_activations(activation, sigma_w, sigma_b, centered=1.0)
 
 
+@kinds
 def rms_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W RMSNorm(phi(h)) + b: as `layer_norm_on_activations`, with E phi^2 in place of Var phi.
 
@@ -148,6 +152,7 @@ def _on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float, 
     return NormPoint(q, sigma_w**2 * growth, _ratio_or_none(q * growth - 1))
 
 
+@kinds
 def residual_norm_rate(chi: float, skip: float) -> float:
     """mu^2 + (1 - mu^2) chi: growth per layer of the mean squared gradient through h -> mu h + W phi(norm(h)) + b.
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax.checks import nan_is_data
+from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data, short
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
@@ -32,10 +32,12 @@ from vgjax.networks.parameters import Parameters, as_dtype, in_present_mode
 from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable, without_noise
 from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
 from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, scores
+from vgjax.values import by_content
 
 DTYPES = ("float32", "float64")
 
 
+@by_content
 class Snapshots(NamedTuple):
     """What a training looked like at ``r`` of its steps: the state before that update. Logarithms are natural.
 
@@ -76,6 +78,7 @@ class Snapshots(NamedTuple):
         return {path: update - self.log_parameter[path] for path, update in self.log_update.items()}
 
 
+@by_content
 class Training(NamedTuple):
     """What became of one network.
 
@@ -99,6 +102,7 @@ class Training(NamedTuple):
         return bool(self.first_nonfinite < len(self.loss))
 
 
+@kinds
 @nan_is_data
 def train(
     parameters: Parameters,
@@ -107,8 +111,8 @@ def train(
     optimizer: Optimizer = "sgd",
     num_steps: int = 1000,
     *,
-    key: Array | None = None,
-    learning_rate: float | Array | Mapping[str, float] | None = None,
+    key: RandomKey | None = None,
+    learning_rate: ArrayLike | Mapping[str, ArrayLike] | None = None,
     schedule: Schedule = "constant",
     batch_size: int | None = 64,
     test: Data | None = None,
@@ -158,7 +162,9 @@ def train(
     for group, rate in rates.items():
         if np.ndim(rate):
             of = f" of {group}" if group else ""
-            raise ValueError(f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {rate}")
+            raise ValueError(
+                f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {short(rate)}"
+            )
     snapshots = SnapshotConfig() if snapshots is None else snapshots
     with jax.enable_x64(parameters.dtype == np.float64):
         examples, held_out = as_examples("data", data), None if test is None else as_examples("test", test)

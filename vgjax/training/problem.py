@@ -1,7 +1,7 @@
 """The objective of training: examples as inputs of a network, and their mean loss."""
 
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from vgjax.networks.network import Network, check_scales
 from vgjax.networks.parameters import Parameters, in_present_mode
 
 
+@runtime_checkable
 class Data(Protocol):
     """Inputs with their labels, such as `vgjax.data.Examples`."""
 
@@ -34,7 +35,7 @@ def as_examples(name: str, data: Data) -> Examples:
     Raises:
         ValueError: inputs that are not finite.
     """
-    examples = in_present_mode(Examples(np.asarray(data.inputs), np.asarray(data.labels)))
+    examples = Examples(*in_present_mode((np.asarray(data.inputs), np.asarray(data.labels))))
     if not np.all(np.isfinite(examples.inputs)):
         raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
     return examples
