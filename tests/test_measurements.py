@@ -301,7 +301,7 @@ def own(shape: tuple[int, ...], dims: tuple[str, ...], name: str = "out") -> vg.
         (
             lambda: vg.measurement(lambda: None, {"a": "layer"}),
             (X,),
-            "^dims must be a tuple of names other than network",
+            "^dims must be a dict of which every value is a list of strings, got {'a': 'layer'}$",
         ),
         (
             lambda: vg.measurement(lambda: None, {"a": ("seed",)}),

@@ -173,11 +173,11 @@ def test_a_result_says_in_one_line_what_was_measured_over_what() -> None:
     of_several = swept("several gradients")
     assert repr(swept("gains")) == (
         "<gains of mlp(tanh, width 4, depth 3, inputs 3, outputs 2) over 2 draws, 2 sigma_b, 3 sigma_w, 4 layers: "
-        "log_gain, log_mean_square, first_inexact_layer>"
+        "log_gain, log_mean_square, first_inexact_layer, first_nan_layer>"
     )
     assert repr(of_several) == (
         "<gradients of 2 networks over 2 draws, 3 sigma_w, 4 layers, 3 blocks: log_mean_square, log_gradient, "
-        "log_parameter_gradient, mean_square_slope, saturation, saturated, first_inexact_layer>"
+        "log_parameter_gradient, mean_square_slope, saturation, saturated, first_inexact_layer, first_nan_layer>"
     )
     page = of_several._repr_html_()
     assert "gradients of 2 networks over 2 draws, 3 sigma_w" in page
@@ -307,10 +307,10 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path
 
 def test_files_that_hold_no_result_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(ValueError, match=r"^path must hold a saved result, got .*other.npz$"):
+    with pytest.raises(ValueError, match=r"^path must hold a whole saved result, got .*other.npz' \("):
         vg.load(tmp_path / "other.npz")
     made(np.zeros((1, 3, 4)), sigma_w=SIGMA_W).to_xarray().drop_attrs().to_netcdf(tmp_path / "other.nc")
-    with pytest.raises(ValueError, match=r"^path must hold a saved result, got .*other.nc$"):
+    with pytest.raises(ValueError, match=r"^path must hold a whole saved result, got .*other.nc' \("):
         vg.load(tmp_path / "other.nc")
     with pytest.raises(ValueError, match=r"^path must end in .npz or .nc, got '.*other.txt'$"):
         vg.load(tmp_path / "other.txt")

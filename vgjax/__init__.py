@@ -1,5 +1,8 @@
 """vgjax maps where gradients vanish or explode in deep networks: before training, at any depth, exactly."""
 
+from vgjax import interrupts  # noqa: F401 - before all that takes time
+
+# isort: split
 from vgjax import activations, blocks, data, ensembles, measure, networks, plots, theory, training
 from vgjax.activations import Activation
 from vgjax.comparison import compare

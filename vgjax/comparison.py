@@ -11,13 +11,15 @@ import numpy as np
 
 from vgjax import theory
 from vgjax.blocks.protocol import TheoryArguments
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 from vgjax.ensembles.result import Result
 from vgjax.theory import normalization, residual
+from vgjax.values import by_content
 
 CURVE_POINTS = 201
 
 
+@by_content
 @dataclass(frozen=True)
 class Comparison:
     """Measurement and theory of one variable, point by point; natural logarithms.
@@ -89,6 +91,7 @@ class Comparison:
         return self.verdict
 
 
+@kinds
 def compare(result: Result, variable: str | None = None) -> Comparison:
     """What was measured beside what theory predicts at the same widths, draws and scales, from the first layer on.
 

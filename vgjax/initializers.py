@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import finite, is_traced, known, positive_integer
+from vgjax.checks import ArrayLike, finite, is_traced, kinds, known, positive_integer
+from vgjax.values import by_content
 
 _Rule = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
@@ -51,11 +51,13 @@ class Scale(NamedTuple):
         """What it stands at where nothing is scaled: 1 for what multiplies parameters, else the default."""
         return 1.0 if self.kind == "parameter" else self.default
 
+    @kinds
     def check(self, name: str, value: ArrayLike) -> None:
         """Raise ValueError unless a value keeps the rule of this kind of scale; traced values pass."""
         finite(name, value, *(KINDS[self.kind] or ()))
 
 
+@by_content
 @jax.tree_util.register_pytree_with_keys_class
 class Scales(Mapping[str, Any]):
     """Named numbers that scale a network; each a scalar or one value per layer. Read them as attributes or by name.
@@ -74,6 +76,7 @@ class Scales(Mapping[str, Any]):
 
     _scales: dict[str, Array]
 
+    @kinds
     def __init__(self, **scales: ArrayLike):
         self._scales = {name: _real(name, value) for name, value in scales.items()}
 
@@ -302,6 +305,7 @@ class Scheme(NamedTuple):
     sigma_b: float = 0.0
 
 
+@kinds
 def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
     """LeCun's, Glorot's, He's and PyTorch's initializations as points of one map: unit-gain draws, sigma_w, sigma_b.
 

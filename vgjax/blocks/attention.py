@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax import initializers
+from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.initializers import Law, Scale, Scales
 
 
@@ -42,14 +43,15 @@ class Attention(nnx.Module):
         "temperature": Scale(1.0, "divisor"),
     }
 
+    @kinds
     def __init__(
         self,
-        width: int,
-        heads: int,
+        width: Size,
+        heads: Size,
         *,
         causal: bool = False,
         kernel_init: Law = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         if width % heads:

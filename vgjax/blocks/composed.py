@@ -11,6 +11,7 @@ from jax import Array
 
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
+from vgjax.checks import FloatDtype, kinds
 from vgjax.floatexp import Degrees, Ends, FloatExp, add, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -23,6 +24,7 @@ class Chain(nnx.Module):
         rngs: where the draws come from.
     """
 
+    @kinds
     def __init__(self, *, rngs: nnx.Rngs, **parts: Spec):
         self.order = tuple(parts)
         for name, part in parts.items():
@@ -81,6 +83,7 @@ class Residual(nnx.Module):
         rngs: where the draws come from.
     """
 
+    @kinds
     def __init__(
         self,
         branch: Spec,
@@ -88,7 +91,7 @@ class Residual(nnx.Module):
         shortcut: Spec | None = None,
         gate: bool = False,
         defaults: tuple[tuple[str, float], ...] = (),
-        dtype: Any = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.branch = branch.build(rngs)

@@ -8,7 +8,7 @@ from jax import Array
 
 from vgjax import initializers
 from vgjax.blocks.dense import Affine
-from vgjax.checks import known
+from vgjax.checks import FloatDtype, Size, kinds, known
 from vgjax.initializers import Law
 
 
@@ -32,16 +32,17 @@ class Conv(Affine):
 
     kernel_path = "conv/kernel"
 
+    @kinds
     def __init__(
         self,
-        channels_in: int,
-        channels_out: int,
+        channels_in: Size,
+        channels_out: Size,
         *,
         kernel_size: tuple[int, ...] = (3, 3),
         strides: int | tuple[int, ...] = 1,
         padding: str = "circular",
         kernel_init: Law = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,
     ):

@@ -14,6 +14,7 @@ from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
+from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.floatexp import Ends, FloatExp, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Law, Scale, Scales
 
@@ -56,7 +57,7 @@ class Affine(nnx.Module):
         names: tuple[str, str] = ("sigma_w", "sigma_b"),
         follows: str | None = None,
         bias_init: Law = "gaussian",
-        dtype: Any,
+        dtype: FloatDtype,
         rngs: nnx.Rngs,
     ):
         self.activation = activations.get(activation)
@@ -145,13 +146,14 @@ class Dense(Affine):
         **affine: activation, before, after, names, follows, bias_init: as for `Affine`.
     """
 
+    @kinds
     def __init__(
         self,
-        fan_in: int,
-        fan_out: int,
+        fan_in: Size,
+        fan_out: Size,
         *,
         kernel_init: Law = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,
     ):

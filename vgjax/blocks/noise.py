@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vgjax.checks import known
+from vgjax.checks import FloatDtype, kinds, known
 from vgjax.initializers import Scale, Scales
 
 
@@ -21,7 +21,8 @@ class Dropout(nnx.Module):
     variance, ``rate / (1 - rate)`` (``"gaussian"``).
 
     The noise is drawn once with the block: a network is then one function, and draws of networks are draws of noise. So
-    the rate is a scale like any other, ``dropout``, and can be swept. Training draws it anew at every step (`redraw`).
+    the rate is a scale like any other, ``dropout``, and can be swept. Training draws it anew at every step (`redraw`);
+    where ``deterministic`` is set, as in evaluation, there is none.
 
     Args:
         shape: of the state.
@@ -35,10 +36,17 @@ class Dropout(nnx.Module):
     scales: ClassVar[Mapping[str, Scale]] = {"dropout": Scale(0.0, "rate")}
     linear = True
 
+    @kinds
     def __init__(
-        self, shape: tuple[int, ...], *, distribution: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        shape: tuple[int, ...],
+        *,
+        distribution: str = "bernoulli",
+        dtype: FloatDtype = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.distribution = known("dropout", distribution, ("bernoulli", "gaussian"))
+        self.deterministic = False
         self.noise = Mask(jnp.zeros(shape, dtype))
         self.redraw(rngs.params())
 
@@ -55,6 +63,8 @@ class Dropout(nnx.Module):
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""
         # The rate meets the noise here and not where it is drawn: one draw serves all rates of a sweep.
+        if self.deterministic:
+            return h
         rate, noise = scales.dropout, self.noise[...]
         if self.distribution == "bernoulli":
             return jnp.where(noise >= rate, h / (1 - rate), 0)

@@ -17,13 +17,16 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
   of a gate (default: none);
 - ``theory_arguments``: the `TheoryArguments` of a layer that mean-field theory covers, or the fields that a part sets
   of the layer it stands in, as a dict (default: None, theory has nothing);
-- ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
+- ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: what keys it holds, those of
+  Flax's own dropout, are drawn anew);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
 A block in a stage that is driven (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
 scales, x)``. What a call changes in the block's own state is forgotten: a random key gives the same numbers in every
-call, so that a network is a function. Derivatives are always those of the plain call; nothing else needs to be written
-for a new block.
+call, so that a network is a function. Evaluation sets ``deterministic``, as Flax's dropout has it, in all parts of a
+block. Arrays that it works with (an adjacency matrix) are arguments, or an `nnx.Variable` inside; one that is read from
+a global name is what it was when the block was first compiled. Derivatives are always those of the plain call; nothing
+else needs to be written for a new block.
 """
 
 import functools
@@ -33,16 +36,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 
 from vgjax.activations import Activation
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, kinds, known
 from vgjax.floatexp import LINEAR, Ends, FloatExp, extended
 from vgjax.initializers import KINDS, Scale, Scales
+from vgjax.values import reduced
 
 
+@kinds
 @dataclass(frozen=True)
 class Spec:
     """How to build a block: its class and its static arguments.
@@ -50,18 +56,35 @@ class Spec:
     Attributes:
         block: an `nnx.Module` class; built as ``block(*arguments, **dict(options), rngs=rngs)``.
         arguments, options: hashable; arrays as `Constant`.
+        deterministic: whether its noise (dropout) is off.
     """
 
     block: type[nnx.Module]
     arguments: tuple[Hashable, ...] = ()
     options: tuple[tuple[str, Hashable], ...] = ()
+    deterministic: bool = False
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, self.block, self.arguments, self.options, self.deterministic)
+
+    def __repr__(self) -> str:
+        said = [
+            *map(repr, self.arguments),
+            *(f"{name}={getattr(value, 'name', value)}" for name, value in self.options),
+        ]
+        return f"{self.block.__name__}({', '.join(said)})"
+
+    @kinds
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly drawn block."""
         arguments = [_plain(value) for value in self.arguments]
         options = {name: _plain(value) for name, value in self.options}
-        return self.block(*arguments, **options, rngs=rngs)  # type: ignore[call-arg]
+        block = self.block(*arguments, **options, rngs=rngs)  # type: ignore[call-arg]
+        if self.deterministic:
+            block.set_attributes(deterministic=True, raise_if_not_found=False)
+        return block
 
+    @kinds
     def nested(self) -> Iterator["Spec"]:
         """This spec and those of the blocks it is made of."""
         yield self
@@ -113,6 +136,7 @@ def _hashable(value: Any) -> Any:
     return Constant(np.asarray(value)) if isinstance(value, (np.ndarray, jax.Array)) else value
 
 
+@kinds
 def spec(block: type[nnx.Module], *arguments: Any, **options: Any) -> Spec:
     """The `Spec` of ``block(*arguments, **options, rngs=...)``; arrays among them are held by their content."""
     held = tuple(_hashable(value) for value in arguments)
@@ -146,19 +170,19 @@ def scales_of(*blocks: Any) -> dict[str, Scale]:
     return scales
 
 
-def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, ...]:
+def arguments(block: nnx.Module, scales: Scales, x: ArrayLike | None) -> tuple[Any, ...]:
     """What a block is called with beside its state."""
     return (*([scales] if scales_of(block) else []), *([x] if x is not None else []))
 
 
-def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
+def call(block: Any, h: ArrayLike, scales: Scales, x: ArrayLike | None = None) -> Array:
     """The block on a plain array, with the scales it declares and its own input if it is driven."""
     # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
     with jax.default_matmul_precision("highest"):
         return block(h, *arguments(block, scales, x))
 
 
-def step(block: Any, state: FloatExp, scales: Scales, x: Array | None = None, ends: Ends = LINEAR) -> FloatExp:
+def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None, ends: Ends = LINEAR) -> FloatExp:
     """The block on a normalized scaled number of any size; the result is not normalized.
 
     ``ends`` are its degrees, where it does not declare them.
@@ -219,6 +243,8 @@ class BlockInfo(NamedTuple):
         degrees: (below, above) the float range, if it says so.
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
+        batch_axes: how many axes a state must have for the first to be a batch that is normalized over; 0 if it holds
+            no `nnx.BatchNorm`.
         theory: what mean-field theory has to be given of it; None where theory has nothing.
     """
 
@@ -228,6 +254,7 @@ class BlockInfo(NamedTuple):
     degrees: Ends | None
     parts: tuple[str, ...]
     noisy: bool
+    batch_axes: int
     theory: TheoryArguments | None
 
 
@@ -241,15 +268,29 @@ def block_info(spec: Spec) -> BlockInfo:
         graph = nnx.split(block)[0]
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
-        noisy = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
+        redraws = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
+        noisy = redraws or any(is_key(leaf) for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.split(block)[1])))
         theory = declared(block, "theory_arguments")
         theory = theory if isinstance(theory, TheoryArguments) else None
         parts = tuple(declared(block, "parts") or ())
-        info.append(BlockInfo(graph, trainable, scales_of(block), declared(block, "degrees"), parts, noisy, theory))
+        told = scales_of(block), declared(block, "degrees"), parts, noisy, _batch_axes(block), theory
+        info.append(BlockInfo(graph, trainable, *told))
 
     # Traced, not run, so that nothing is drawn; the graph is static and leaves by the list, as a result cannot.
     jax.eval_shape(build)
     return info[0]
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds random keys."""
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _batch_axes(block: nnx.Module) -> int:
+    parts = [part for _, part in nnx.iter_modules(block)]
+    if not any(isinstance(part, nnx.BatchNorm) and not part.use_running_average for part in parts):
+        return 0
+    return max(2, *(len(part.kernel_size) + 2 for part in parts if isinstance(part, nnx.Conv)), 0)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -14,6 +14,7 @@ from jax import Array
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
+from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.initializers import Law, Scale, Scales
 
 _sigmoid, _tanh = activations.get("sigmoid"), activations.get("tanh")
@@ -35,15 +36,16 @@ class _Cell(nnx.Module):
     gates: ClassVar[int] = 1
     forget_bias: ClassVar[float | None] = None  # where it stands, in a cell that has one
 
+    @kinds
     def __init__(
         self,
-        width: int,
-        inputs: int,
+        width: Size,
+        inputs: Size,
         *,
         kernel_init: Law = "gaussian",
         input_kernel_init: Law = "gaussian",
         bias_init: Law = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         def kernels(law: Law, fan_in: int) -> nnx.Param:
@@ -91,7 +93,10 @@ class RNNCell(_Cell):
         width, inputs, kernel_init, input_kernel_init, bias_init, dtype, rngs: as for every cell of this module.
     """
 
-    def __init__(self, width: int, inputs: int, *, activation: str | Activation | Elementwise = "tanh", **options: Any):
+    @kinds
+    def __init__(
+        self, width: Size, inputs: Size, *, activation: str | Activation | Elementwise = "tanh", **options: Any
+    ):
         super().__init__(width, inputs, **options)
         self.activation = activations.get(activation)
 
@@ -168,13 +173,14 @@ class GRUCell(_Cell):
     gates = 3
     forget_bias = 0.0
 
+    @kinds
     def __init__(
         self,
-        width: int,
-        inputs: int,
+        width: Size,
+        inputs: Size,
         *,
         bias_init: Law = "gaussian",
-        dtype: Any = jnp.float32,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **options: Any,
     ):

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgjax.checks import known
+from vgjax.checks import kinds, known
 from vgjax.ensembles.measurement import Measurement
 from vgjax.initializers import Scales
 from vgjax.networks.network import Network, check_scales
 
 
+@kinds
 @dataclass(frozen=True)
 class Case:
     """A network as one of several in a sweep, with what belongs to it alone.

@@ -1,6 +1,5 @@
 """The library's measurements, each made by a function with its options."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, DtypeName, kinds, known, positive_integer
 from vgjax.ensembles.measurement import Arrays, Measurement, checked_batch
 from vgjax.initializers import Scales
 from vgjax.measure import gradients as _gradients
@@ -67,6 +65,7 @@ class Gains(Measurement):
         return 8 * (6 * (1 + self.probes) * units + (2 + self.probes) * (network.depth + 1))
 
 
+@kinds
 def gains(probes: int = 1, *, stream: bool = False) -> Measurement:
     """ln of the gradient gain ||J_{l<-0} u|| / ||u|| at every layer l, by `vgjax.push_forward`.
 
@@ -87,7 +86,7 @@ def gains(probes: int = 1, *, stream: bool = False) -> Measurement:
 class Gradients(Measurement):
     """`gradients`."""
 
-    loss: str | None
+    loss: losses.Loss | None
 
     name: ClassVar[str] = "gradients"
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -120,7 +119,9 @@ class Gradients(Measurement):
         parameters, x, y, loss = self._resolved(drawn, inputs, single=False)
         return _gradients.of_batch(parameters, scales, x, y, loss)._asdict(), frozenset(_gradients.OF_BATCH)
 
-    def _resolved(self, drawn: Any, inputs: tuple[Array, ...], single: bool) -> tuple[Parameters, Array, Array, str]:
+    def _resolved(
+        self, drawn: Any, inputs: tuple[Array, ...], single: bool
+    ) -> tuple[Parameters, Array, Array, losses.Loss]:
         (parameters, key), (x, *y) = drawn, inputs
         batch = 1 if single else len(x)
         loss, ys = losses.targets(parameters.network, y[0] if y else None, self.loss, key, batch, single)
@@ -132,7 +133,8 @@ class Gradients(Measurement):
         return 8 * (4 * int(sizes.sum()) + 4 * int(sizes.max()) ** 2)
 
 
-def gradients(*, loss: str | None = None) -> Measurement:
+@kinds
+def gradients(*, loss: losses.Loss | None = None) -> Measurement:
     """Where the gradient of a loss goes, layer by layer and parameter by parameter, by `vgjax.gradient_flow`.
 
     The sweep's inputs are x and, if there is one, y. Variables: the fields of `GradientFlow`; those that are dicts by
@@ -141,9 +143,7 @@ def gradients(*, loss: str | None = None) -> Measurement:
     Args:
         loss: as for `vgjax.gradient_flow`.
     """
-    if loss is not None:
-        known("loss", loss, losses.LOSSES)
-    return Gradients(loss)
+    return Gradients(losses.checked_loss(loss))
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class NaiveReadings(Measurement):
     """`naive_readings`."""
 
     dtype: str
-    loss: str | None
+    loss: losses.Loss | None
 
     name: ClassVar[str] = "naive_readings"
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {"lost": _LAYERS}
@@ -171,7 +171,8 @@ class NaiveReadings(Measurement):
         return 8 * 4 * int(state_sizes(network).sum())
 
 
-def naive_readings(dtype: str = "float32", *, loss: str | None = None) -> Measurement:
+@kinds
+def naive_readings(dtype: str = "float32", *, loss: losses.Loss | None = None) -> Measurement:
     """Which layers' gradients a plain pass in a dtype reads as 0 or not finite, by `vgjax.naive_reading`.
 
     The sweep's inputs are x and, if there is one, y. Variable: ``lost``.
@@ -180,9 +181,7 @@ def naive_readings(dtype: str = "float32", *, loss: str | None = None) -> Measur
         dtype: float32, bfloat16 or float16.
         loss: as for `vgjax.gradient_flow`.
     """
-    if loss is not None:
-        known("loss", loss, losses.LOSSES)
-    return NaiveReadings(known("dtype", dtype, _naive.NAIVE_DTYPES), loss)
+    return NaiveReadings(known("dtype", dtype, _naive.NAIVE_DTYPES), losses.checked_loss(loss))
 
 
 @dataclass(frozen=True)
@@ -223,6 +222,7 @@ class Correlations(Measurement):
         return 8 * (24 * int(state_sizes(network).max()) + 4 * (network.depth + 1))
 
 
+@kinds
 def correlations(*, stream: bool = False) -> Measurement:
     """The correlation of two inputs at every layer, and 1 - c however small, by `vgjax.correlation`.
 
@@ -325,7 +325,10 @@ def _drawn(network: Network) -> Parameters:
     return jax.eval_shape(lambda key: init(key, network), jax.random.key(0))
 
 
-def spectra(depths: Sequence[int] | None = None, *, from_input: bool = False, dtype: str | None = None) -> Measurement:
+@kinds
+def spectra(
+    depths: Sequence[int] | None = None, *, from_input: bool = False, dtype: DtypeName | None = None
+) -> Measurement:
     """ln of every singular value of J_{m<-0} at a set of depths m, by `vgjax.log_singular_values`.
 
     Variables: ``log_singular_values`` with dimensions ``to_layer`` (the m) and ``index``, the statistics of
@@ -335,8 +338,6 @@ def spectra(depths: Sequence[int] | None = None, *, from_input: bool = False, dt
     Args:
         depths, from_input, dtype: as for `vgjax.log_singular_values`.
     """
-    if dtype is not None:
-        known("dtype", dtype, ("float32", "float64"))
     return Spectra(None if depths is None else tuple(depths), bool(from_input), dtype)
 
 
@@ -383,7 +384,8 @@ class LyapunovExponents(Measurement):
         return _jacobian.computing(_drawn(network), self.dtype)
 
 
-def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: str | None = None) -> Measurement:
+@kinds
+def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: DtypeName | None = None) -> Measurement:
     """Growth rates of directions per layer, by `vgjax.lyapunov_exponents`.
 
     Variables: ``exponents``, shape ``(index,)``, and ``log_stretch``, what each layer adds to each.
@@ -391,8 +393,6 @@ def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: str
     Args:
         count, discard, dtype: as for `vgjax.lyapunov_exponents`.
     """
-    if dtype is not None:
-        known("dtype", dtype, ("float32", "float64"))
     return LyapunovExponents(None if count is None else positive_integer("count", count), discard, dtype)
 
 
@@ -422,6 +422,7 @@ class FrobeniusNorms(Measurement):
         return 8 * (self.probes or units) * (6 * units + network.depth + 1)
 
 
+@kinds
 def frobenius(probes: int | None = None) -> Measurement:
     """ln ||J_{l<-0}||_F at every layer, by `vgjax.log_frobenius`.
 
@@ -434,7 +435,7 @@ def frobenius(probes: int | None = None) -> Measurement:
 
 
 def checked_targets(
-    name: str, network: Network, inputs: tuple[ArrayLike, ...], loss: str | None
+    name: str, network: Network, inputs: tuple[ArrayLike, ...], loss: losses.Loss | None
 ) -> tuple[bool, tuple[Any, ...]]:
     """x and, if there is one, y as arrays, and whether they are a batch."""
     if len(inputs) not in (1, 2):
@@ -443,8 +444,3 @@ def checked_targets(
     y = inputs[1] if len(inputs) == 2 else None
     losses.targets(network, y, loss, None, len(x) if batch else 1, not batch)
     return batch, (x,) if y is None else (x, np.asarray(y))
-
-
-def fields_of(measure: Measurement) -> frozenset[str]:
-    """The names of a measurement's options."""
-    return frozenset(f.name for f in dataclasses.fields(measure))  # type: ignore[arg-type]

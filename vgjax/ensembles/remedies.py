@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import data
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, positive_integer
 from vgjax.data import Examples
 from vgjax.ensembles.grid import Case
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import Gradients
 from vgjax.ensembles.result import Result
 from vgjax.initializers import Scales
-from vgjax.measure import naive
+from vgjax.measure import losses, naive
 from vgjax.measure.gradients import GradientFlow
 from vgjax.networks.builders import branch, gru, lstm, mlp, norm, rnn
 from vgjax.networks.calibration import check_unit_variance, unit_variance
@@ -93,7 +92,10 @@ class FirstSteps(Gradients):
         return replace(self, learning_rate=1.0, clip=None)
 
 
-def first_steps(learning_rate: float = 0.1, *, clip: float | None = None, loss: str | None = None) -> Measurement:
+@kinds
+def first_steps(
+    learning_rate: float = 0.1, *, clip: float | None = None, loss: losses.Loss | None = None
+) -> Measurement:
     """What depth does to the gradient, and the first step of gradient descent that is left of it.
 
     The sweep's inputs are x and y, best a batch (``leading="example"``). Variables, each one number a draw:
@@ -113,7 +115,7 @@ def first_steps(learning_rate: float = 0.1, *, clip: float | None = None, loss: 
     for name, value in (("learning_rate", learning_rate), ("clip", clip)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, got {value}")
-    return FirstSteps(loss, float(learning_rate), clip)
+    return FirstSteps(losses.checked_loss(loss), float(learning_rate), clip)
 
 
 def _log_norms(flow: GradientFlow, ordinary: Parameters) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -139,6 +141,7 @@ def _log_norm(tree: Any) -> Array:
 # --- a remedy as a case of a sweep ----------------------------------------------------------------------------------
 
 
+@kinds
 @dataclass(frozen=True)
 class Remedy(Case):
     """A network, its scales, and how its first step of gradient descent would be taken.
@@ -240,6 +243,7 @@ class Remedied(Measurement):
 # --- the textbooks --------------------------------------------------------------------------------------------------
 
 
+@kinds
 def remedies(
     kind: str = "vanishing", *, layers: int | None = None, width: int = 100, examples: int = 32
 ) -> dict[str, Remedy]:
@@ -266,8 +270,9 @@ def remedies(
     return book(layers, positive_integer("width", width), positive_integer("examples", examples))
 
 
+@kinds
 def remedy_examples(
-    kind: str = "vanishing", *, layers: int | None = None, examples: int = 32, key: Array | None = None
+    kind: str = "vanishing", *, layers: int | None = None, examples: int = 32, key: RandomKey | None = None
 ) -> Examples:
     """Inputs and labels for `remedies`: digits, or for ``"recurrent"`` sequences of noise with random labels.
 
@@ -286,6 +291,7 @@ def remedy_examples(
     return Examples(jax.random.normal(of_inputs, (examples, steps, _SEQUENCE_INPUTS)), labels)
 
 
+@kinds
 def remedy_table(result: Result, *, markdown: bool = False) -> str:
     """A sweep of `first_steps` over several networks as a table, mean and standard error over the draws.
 

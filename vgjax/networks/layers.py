@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vgjax.checks import ArrayLike
+from vgjax.checks import ArrayLike, kinds
 from vgjax.floatexp import FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.exactness import Exactness, exactness, marked_forward
@@ -200,6 +200,7 @@ def checked_input(parameters: Parameters, scales: Scales, x: ArrayLike, *, batch
 # --- the ordinary pass ----------------------------------------------------------------------------------------------
 
 
+@kinds
 def forward(parameters: Parameters, scales: Scales, x: ArrayLike) -> Array:
     """The output of an ordinary forward pass in ordinary floats.
 

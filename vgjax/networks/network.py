@@ -18,7 +18,7 @@ import numpy as np
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
-from vgjax.checks import ArrayLike, finite_in, known
+from vgjax.checks import ArrayLike, finite_in, kinds, known
 from vgjax.initializers import Scale, Scales, law_name
 from vgjax.networks.layer import parameter_dtype, shape_after
 
@@ -26,6 +26,7 @@ OF_HEAD = "sigma_out"
 """The one scale that a head reads; its others stand at unit gain, for it is no layer of what sweeps are about."""
 
 
+@kinds
 @dataclass(frozen=True)
 class Stage:
     """``depth`` blocks of one spec in a row; one scan, so compile time does not depend on depth.
@@ -52,6 +53,7 @@ class Stage:
             raise ValueError(f"{name} must keep the shape of its state to stand in a stage of {self.depth}")
 
 
+@kinds
 @dataclass(frozen=True, repr=False)
 class Network:
     """A deep network as a static, hashable description; what is traced are `Parameters`, `Scales` and inputs.

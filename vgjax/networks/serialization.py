@@ -15,6 +15,7 @@ from vgjax import activations, blocks
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import Constant
+from vgjax.checks import kinds
 from vgjax.networks.network import Network, Stage
 
 Json = dict[str, Any]
@@ -24,6 +25,7 @@ _BLOCKS = {
 }
 
 
+@kinds
 def network_to_json(network: Network) -> Json:
     """A network as nested dicts, lists, strings and numbers."""
     return {
@@ -35,6 +37,7 @@ def network_to_json(network: Network) -> Json:
     }
 
 
+@kinds
 def network_from_json(described: Json) -> Network | None:
     """The network that `network_to_json` described; None if it holds a block, an activation or a law of a user's own,
     or if the description is not one that this version reads."""

@@ -9,6 +9,7 @@ from jax import Array
 
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import block_info
+from vgjax.checks import kinds
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer, Tree
 from vgjax.networks.layers import bind
@@ -16,6 +17,7 @@ from vgjax.networks.network import OF_HEAD, check_scales
 from vgjax.networks.parameters import Parameters
 
 
+@kinds
 def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
     """The ordinary Flax parameters that a user's optimizer would see, W = sigma_w Z and b = sigma_b z, and the scales
     that are left.
@@ -84,6 +86,18 @@ def with_trainable(parameters: Parameters, leaves: dict[str, Array]) -> Paramete
         return Layer(spec, tree, Scales()).with_parameters(mine).parameters
 
     return _assemble(parameters, {where: put(where, *at) for where, at in _subtrees(parameters).items()})
+
+
+def without_noise(parameters: Parameters) -> Parameters:
+    """The same parameters, of the network with all dropout off."""
+
+    def quiet(spec: Spec) -> Spec:
+        return replace(spec, deterministic=True) if block_info(spec).noisy else spec
+
+    network = parameters.network
+    stages = tuple(replace(stage, spec=quiet(stage.spec)) for stage in network.stages)
+    stem, head = (spec and quiet(spec) for spec in (network.stem, network.head))
+    return replace(parameters, network=replace(network, stem=stem, stages=stages, head=head))
 
 
 def redrawn(parameters: Parameters, key: Array) -> Parameters:

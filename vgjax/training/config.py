@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from jax import Array
 
-from vgjax.checks import known, not_negative, positive_integer
+from vgjax.checks import is_whole, kinds, known, not_negative, positive_integer, short
 from vgjax.data import Examples
+from vgjax.measure.losses import Loss
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import init
 from vgjax.networks.trainable import trainable
@@ -45,6 +46,7 @@ up over the first tenth of the steps and then along a cosine."""
 _INTERVALS = 20  # between snapshots, if nothing is said
 
 
+@kinds
 @dataclass(frozen=True)
 class SnapshotConfig:
     """When a training is looked at, and at what.
@@ -68,12 +70,14 @@ class SnapshotConfig:
         if self.steps is not None:  # as a tuple it can be compiled for
             object.__setattr__(self, "steps", tuple(np.asarray(self.steps, dtype=float).ravel().tolist()))
 
+    @kinds
     def steps_of(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training of that many updates, ascending, with the last.
 
         Raises:
             ValueError: steps that are not whole or beyond it.
         """
+        num_steps = positive_integer("num_steps", num_steps)
         wanted = np.linspace(0, num_steps, _INTERVALS + 1).round() if self.steps is None else self.steps
         steps = np.unique([*wanted, num_steps])
         for step in steps[(steps < 0) | (steps > num_steps) | (steps != steps.round())]:
@@ -89,7 +93,7 @@ class TrainConfig:
         optimizer, schedule: as for `train`.
         num_steps: updates.
         batch_size: examples an update sees.
-        loss: ``"cross_entropy"`` or ``"squared_error"``.
+        loss: as for `vgjax.gradient_flow`.
         per_state: examples in a state: 1, or a batch's where a batch is the state.
     """
 
@@ -97,7 +101,7 @@ class TrainConfig:
     schedule: Schedule
     num_steps: int
     batch_size: int
-    loss: str
+    loss: Loss
     per_state: int
 
     def optimizer_at(self, rates: dict[str, Array], leaves: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -129,20 +133,33 @@ def checked_config(
     schedule: Schedule,
     num_steps: int,
     batch_size: int | None,
+    loss: Loss | None,
 ) -> TrainConfig:
     """What to compile for, once all that was asked for has been checked against the network and the examples."""
     if isinstance(optimizer, str):
         known("optimizer", optimizer, OPTIMIZERS)
     if isinstance(schedule, str):
         known("schedule", schedule, SCHEDULES)
+    if callable(optimizer) and not isinstance(_made("optimizer", optimizer, 0.1), optax.GradientTransformation):
+        raise ValueError("optimizer must make an optax optimizer of a learning rate, got something else")
+    if callable(schedule) and not callable(_made("schedule", schedule, 10)):
+        raise ValueError("schedule must make an optax schedule of a number of steps, got something else")
     if isinstance(optimizer, optax.GradientTransformation) and schedule != "constant":
         raise ValueError(f"schedule must be left out where the optimizer has its own learning rate, got {schedule!r}")
     num_steps = positive_integer("num_steps", num_steps)
-    loss, per_state = checked_objective("data", network, data)
-    if test is not None and checked_objective("test", network, test)[0] != loss:
-        raise ValueError(f"test must have labels of the kind of the data's, for {loss}, got {test.labels.dtype}")
+    meant, per_state = checked_objective("data", network, data, loss)
+    if test is not None and checked_objective("test", network, test, loss)[0] != meant:
+        raise ValueError(f"test must have labels of the kind of the data's, for {meant}, got {test.labels.dtype}")
     batch_size = _checked_batch(batch_size, per_state, len(data.inputs))
-    return TrainConfig(optimizer, schedule, num_steps, batch_size, loss, per_state)
+    return TrainConfig(optimizer, schedule, num_steps, batch_size, meant, per_state)
+
+
+def _made(name: str, make: Any, of: Any) -> Any:
+    """What a user's function makes of a number."""
+    try:
+        return make(of)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a function of one number, got {short(make)}: {error}") from error
 
 
 def _checked_batch(batch_size: int | None, per_state: int, examples: int) -> int:
@@ -170,6 +187,7 @@ def checked_rates(network: Network, optimizer: Optimizer, learning_rate: Any) ->
         return {}
     learning_rate = 0.01 if learning_rate is None else learning_rate
     rates = dict(learning_rate) if isinstance(learning_rate, Mapping) else {"": learning_rate}
+    rates = {group: float(rate) if is_whole(rate) else rate for group, rate in rates.items()}
     for group, rate in rates.items():
         not_negative("learning_rate" + (f" of {group}" if group else ""), rate)
     if tuple(rates) != ("",):

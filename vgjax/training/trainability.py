@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, kinds, known, positive_integer
 from vgjax.data import Examples
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.result import Result
 from vgjax.initializers import Scales
+from vgjax.measure.losses import Loss, checked_loss
 from vgjax.memory import chunk_size
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network
@@ -55,6 +55,7 @@ class Trainings(Measurement):
     batch_size: int | None
     snapshots: SnapshotConfig
     dtype: str | None
+    loss: Loss | None
     # To train on and, if there are any, to test on. Numbers, no part of what is compiled: a sweep hands them to the
     # program, and fingerprints them, as its inputs.
     examples: tuple[Examples, ...] = field(compare=False, repr=False)
@@ -138,7 +139,7 @@ class Trainings(Measurement):
 
     def _config(self, network: Network, data: Examples, test: Examples | None = None) -> TrainConfig:
         about: dict[str, Any] = {"optimizer": self.optimizer, "schedule": self.schedule, "num_steps": self.num_steps}
-        return checked_config(network, data, test, **about, batch_size=self.batch_size)
+        return checked_config(network, data, test, **about, batch_size=self.batch_size, loss=self.loss)
 
     def _units(self, network: Network) -> int:
         """Of all states of a minibatch."""
@@ -146,6 +147,7 @@ class Trainings(Measurement):
         return int(state_sizes(network).sum()) * config.batch_size // config.per_state
 
 
+@kinds
 def trainings(
     data: Data,
     optimizer: Optimizer = "sgd",
@@ -156,6 +158,7 @@ def trainings(
     test: Data | None = None,
     snapshots: SnapshotConfig | None = None,
     dtype: str | None = None,
+    loss: Loss | None = None,
 ) -> Measurement:
     """What becomes of networks in training, by `vgjax.train`.
 
@@ -172,7 +175,8 @@ def trainings(
     ``test_accuracy``, ``log_gradient`` and ``log_mean_square`` by ``layer``, as in `vgjax.training.Snapshots`.
 
     Args:
-        data, optimizer, num_steps, schedule, batch_size, test, dtype: as for `vgjax.train`.
+        data, optimizer, num_steps, schedule, batch_size, test, loss: as for `vgjax.train`.
+        dtype: ``"float64"`` computes the same drawn networks in float64; left out, each in its own.
         snapshots: as for `vgjax.train`; default: losses and accuracies at the end alone.
 
     Raises:
@@ -185,7 +189,7 @@ def trainings(
     snapshots.steps_of(num_steps)
     with _precision(dtype):
         examples = as_examples("data", data), *(() if test is None else (as_examples("test", test),))
-    return Trainings(optimizer, num_steps, schedule, batch_size, snapshots, dtype, examples)
+    return Trainings(optimizer, num_steps, schedule, batch_size, snapshots, dtype, checked_loss(loss), examples)
 
 
 def _precision(dtype: str | None) -> AbstractContextManager[Any]:
@@ -202,6 +206,7 @@ def _weights(network: Network) -> int:
 # --- what is read off ----------------------------------------------------------------------------------------------
 
 
+@kinds
 def best(result: Result, name: str = "train_accuracy") -> np.ndarray:
     """The mean accuracy over seeds at the end of training, at the best of the learning rates.
 
@@ -224,6 +229,7 @@ def best(result: Result, name: str = "train_accuracy") -> np.ndarray:
     return end.max(axis=tuple(i for i, axis in enumerate(left) if axis.startswith(RATE)))
 
 
+@kinds
 def trainable_depth(result: Result, threshold: float = _LEARNED, name: str = "train_accuracy") -> np.ndarray:
     """The depth of the deepest network whose `best` accuracy is at least a threshold; 0 if none.
 

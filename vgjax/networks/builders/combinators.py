@@ -20,7 +20,7 @@ from vgjax.blocks import Spec, spec
 from vgjax.blocks.dense import Affine
 from vgjax.blocks.normalization import NORMS
 from vgjax.blocks.protocol import block_info
-from vgjax.checks import finite, known, positive_integer
+from vgjax.checks import finite, kinds, known, positive_integer
 from vgjax.initializers import Law
 
 Phi = str | Activation | Elementwise
@@ -48,6 +48,7 @@ class Normalization(NamedTuple):
         return spec(blocks.Norm, self.kind, features, epsilon=self.epsilon, dtype=dtype, **groups)
 
 
+@kinds
 def norm(
     kind: str, *, epsilon: float = 1e-6, on: str = "preactivations", groups: int = 1, batch: int | None = None
 ) -> Normalization:
@@ -73,6 +74,7 @@ def norm(
     return Normalization(kind, float(epsilon), on, positive_integer("groups", groups), batch)
 
 
+@kinds
 def dense(
     fan_in: int,
     fan_out: int,
@@ -116,6 +118,7 @@ def dense(
     return spec(blocks.Dense, *sizes, **options, **around)
 
 
+@kinds
 def conv(
     channels_in: int,
     channels_out: int,
@@ -154,6 +157,7 @@ def conv(
     return spec(blocks.Conv, *channels, **options, **window, **around)
 
 
+@kinds
 def chain(*layers: Spec, **parts: Spec) -> Spec:
     """One block behind the other.
 
@@ -166,6 +170,7 @@ def chain(*layers: Spec, **parts: Spec) -> Spec:
     return spec(blocks.Chain, **{f"layer_{i + 1}": layer for i, layer in enumerate(layers)}, **parts)
 
 
+@kinds
 def residual(
     branch: Spec,
     *,

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from vgjax import activations, blocks
 from vgjax.blocks import Spec, spec
-from vgjax.checks import positive_integer
+from vgjax.checks import kinds, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, conv, dense, norm
 from vgjax.networks.builders.recipes import (
@@ -25,11 +25,12 @@ from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
 
+@kinds
 def cnn(
     *,
     channels: int,
     depth: int,
-    inputs: Sequence[int] = (8, 8, 1),
+    inputs: int | Sequence[int] = (8, 8, 1),
     outputs: int = 1,
     activation: Phi = "relu",
     kernel_size: int | Sequence[int] = 3,
@@ -66,11 +67,12 @@ BATCH_NORM = norm("batch", batch=32)
 """That of `resnet`: 32 images are one state, whose examples depend on each other."""
 
 
+@kinds
 def resnet(
     *,
     channels: int | Sequence[int] = (16, 32, 64),
     depth: int | Sequence[int] = (9, 9, 9),
-    inputs: Sequence[int] = (8, 8, 1),
+    inputs: int | Sequence[int] = (8, 8, 1),
     outputs: int = 1,
     activation: Phi = "relu",
     kernel_size: int | Sequence[int] = 3,
@@ -161,7 +163,7 @@ def _network(
     )
 
 
-def _image(inputs: Sequence[int]) -> tuple[int, ...]:
+def _image(inputs: int | Sequence[int]) -> tuple[int, ...]:
     image = sizes("inputs", inputs)
     if not 2 <= len(image) <= 4:
         raise ValueError(f"inputs must be the shape of an image, 1 to 3 sizes and its channels, got {image}")

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from vgjax import activations
 from vgjax.blocks import Spec
-from vgjax.checks import positive_integer
+from vgjax.checks import kinds, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, dense
 from vgjax.networks.builders.recipes import (
@@ -26,6 +26,7 @@ from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
 
+@kinds
 def mlp(
     *,
     width: int | Sequence[int],

@@ -9,7 +9,7 @@ import numpy as np
 
 from vgjax import blocks
 from vgjax.blocks import Spec, spec
-from vgjax.checks import known, positive_integer
+from vgjax.checks import kinds, known, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import chain, known_scheme, residual
 from vgjax.networks.network import OF_HEAD
@@ -24,6 +24,7 @@ class Branch(NamedTuple):
     scheme: str | None
 
 
+@kinds
 def branch(kind: str, *, layers: int = 2, bottleneck: int | None = None, scheme: str | None = None) -> Branch:
     """Skip connections for the ``residual=`` of builders; a kind alone means this with its defaults.
 

@@ -8,13 +8,14 @@ from jax.typing import DTypeLike
 from vgjax import activations, blocks, initializers
 from vgjax.blocks import spec
 from vgjax.blocks.protocol import block_info
-from vgjax.checks import known, positive_integer
+from vgjax.checks import kinds, known, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Phi, dense, dtype_name
 from vgjax.networks.builders.recipes import HEAD
 from vgjax.networks.network import Network, Stage
 
 
+@kinds
 def rnn(
     *,
     width: int,
@@ -65,6 +66,7 @@ def rnn(
     )
 
 
+@kinds
 def lstm(
     *,
     width: int,
@@ -95,6 +97,7 @@ def lstm(
     )
 
 
+@kinds
 def gru(
     *,
     width: int,

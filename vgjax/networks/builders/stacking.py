@@ -1,40 +1,46 @@
 """From blocks to networks: in a row, all alike, or sharing one draw."""
 
+import inspect
 import itertools
-from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from vgjax.blocks import Spec, spec
-from vgjax.checks import positive_integer
+from vgjax.checks import kinds, positive_integer
+from vgjax.networks.builders.recipes import sizes
 from vgjax.networks.layer import parameter_dtype, shape_after
 from vgjax.networks.network import Network, Stage
 
 
+@kinds
 def stack(
     block: Spec | type[nnx.Module],
-    *arguments: Hashable,
+    *arguments: Any,
     depth: int,
     input_shape: int | tuple[int, ...],
     stem: Spec | None = None,
     head: Spec | None = None,
-    **options: Hashable,
+    **options: Any,
 ) -> Network:
     """A network of ``depth`` copies of one block, each drawn afresh: a `Spec`, or any `nnx.Module` of your own from a
     state to a state of its shape.
 
     Args:
         block: a `Spec`; or a class, built as ``block(*arguments, **options, rngs=rngs)``, called as ``block(h)`` on one
-            example, or as ``block(h, scales)`` if it declares ``scales`` (see `vgjax.blocks.protocol`).
+            example, or as ``block(h, scales)`` if it declares ``scales`` (see `vgjax.blocks.protocol`). Arguments are
+            hashable, or arrays, which are held by their content. With `nnx.BatchNorm` a state is a batch: the first
+            axis of ``input_shape``.
         depth: how many.
         input_shape: shape of one input: the state's shape where there is no stem.
         stem, head: `Spec` of the blocks before and behind.
 
     Raises:
-        ValueError: a depth below 1, arguments that cannot be hashed, or a block that changes the shape or the dtype of
-            its state.
+        ValueError: a depth below 1, arguments that cannot be hashed and are no arrays, a block that changes the shape
+            or the dtype of its state, or one with `nnx.BatchNorm` and no batch in its state.
     """
     if isinstance(block, Spec) and (arguments or options):
         raise ValueError(f"a Spec of {block.block.__name__} has its arguments already, got more of them")
@@ -44,11 +50,16 @@ def stack(
     try:
         hash(copied)
     except TypeError as error:
-        raise ValueError(f"arguments of {name} must be hashable (they are compiled for): {error}") from None
+        raise ValueError(f"arguments of {name} must be hashable or arrays (they are compiled for): {error}") from None
+    try:
+        inspect.signature(copied.block.__init__).bind(None, *copied.arguments, **dict(copied.options), rngs=None)
+    except TypeError as error:
+        raise ValueError(f"arguments of {name} must be those that it is built with: {error}") from None
     copies = [copied] * positive_integer("depth", depth)
     return sequential(*copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
 
 
+@kinds
 def sequential(
     *blocks: Spec,
     input_shape: int | tuple[int, ...],
@@ -73,19 +84,14 @@ def sequential(
     """
     if not blocks:
         raise ValueError("a network needs at least one block, got none")
-    for block in blocks:
-        if not isinstance(block, Spec):
-            raise ValueError(
-                f"blocks must be specs (vgjax.blocks.spec(Block, ...), vgjax.dense(...)), got {block!r:.80}"
-            )
     rows = [(row, len(list(copies))) for row, copies in itertools.groupby(blocks)]
-    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    shape = sizes("input_shape", input_shape) if np.size(input_shape) else ()
     # Parameters decide the dtype of a network (`Parameters.dtype`): inputs are cast to it.
     state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
-    state = shape_after(stem, state) if stem else state
+    state = _after(stem, state) if stem else state
     stages = []
     for row, depth in rows:
-        named, after = row.block.__name__, shape_after(row, state)
+        named, after = row.block.__name__, _after(row, state)
         if after.dtype != state.dtype:
             raise ValueError(f"{named} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
         if after.shape != state.shape and depth > 1:
@@ -95,6 +101,15 @@ def sequential(
     return Network(stem, tuple(stages), head, shape, name)
 
 
+def _after(spec: Spec, state: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    try:
+        return shape_after(spec, state)
+    except (TypeError, IndexError, OverflowError) as error:
+        told = str(error).split("\n")[0]
+        raise ValueError(f"{spec.block.__name__} must take a state of shape {state.shape}, got {told}") from error
+
+
+@kinds
 def tied(network: Network) -> Network:
     """The same network with one draw for all its layers: an autonomous recurrence.
 
@@ -107,6 +122,7 @@ def tied(network: Network) -> Network:
     return replace(network, stages=(replace(network.stages[0], tied=True),))
 
 
+@kinds
 def untied(network: Network) -> Network:
     """The same network with a draw of its own for every layer: a recurrence with new weights at every step, which is
     what mean-field theory assumes."""

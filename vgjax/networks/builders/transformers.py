@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from vgjax import activations, blocks
 from vgjax.blocks import Spec, spec
-from vgjax.checks import known, positive_integer
+from vgjax.checks import kinds, known, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, chain, dense, dtype_name
 from vgjax.networks.builders.combinators import residual as around
@@ -17,12 +17,13 @@ from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
 
+@kinds
 def transformer(
     *,
     width: int,
     depth: int,
     heads: int,
-    inputs: Sequence[int],
+    inputs: int | Sequence[int],
     outputs: int = 1,
     hidden: int | None = None,
     activation: Phi = "gelu",
