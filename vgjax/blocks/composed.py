@@ -161,6 +161,11 @@ class Concatenated(nnx.Module):
         """Those of the branch."""
         return protocol.scales_of(self.branch)
 
+    @property
+    def never_zero(self) -> bool | None:
+        """False where a branch has true zeros of its own (a dead ReLU); else to be measured."""
+        return False if protocol.declared(self.branch, "never_zero") is False else None
+
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Shapes ``(*leading, features)`` -> ``(*leading, features + made)``."""
         made = protocol.call(self.branch, h, scales)
