@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, DEPTH, STEPS = (8, 2, 30) if SMALL else (64, 10, 1500)
-RATES = {"too small": 0.0003, "right": 0.03, "large": 0.25, "too large": 0.3}
+RATES = {"too small": 0.0003, "right": 0.03, "large": 0.15, "too large": 0.5}
 SCHEDULES = {
     "constant": "constant",
     "step: a tenth, a hundredth": "step",
@@ -23,7 +23,7 @@ SCHEDULES = {
     "cosine": "cosine",
     "warm-up, then cosine": "warmup",
 }
-LARGE = 0.25
+LARGE = 0.15
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def test_names_are_found_in_any_case_and_objects_are_taken_as_they_are() -> None
         ("swishy swash", "activation must be one of linear, relu"),
         ("leaky_relu(steep)", "finite number as its slope"),
         ("leaky_relu(inf)", "finite number as its slope"),
-        (3.0, "must be a name, an Activation or a callable"),
+        (3.0, "must be a string, an Activation or a function"),
         (jax.nn.softmax, "activation 'softmax' must"),
         (lambda h: h - jnp.mean(h), "elementwise"),
         (jnp.sum, "elementwise"),

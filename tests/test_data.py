@@ -386,7 +386,7 @@ FEW = data.Examples(np.zeros((10, 4), np.float32), np.array([0, 1, 2, 3, 4, 0, 1
         (lambda: data.standardize([[1, -2]], "unit"), r"inputs must not be negative to be scaled to \[0, 1\], got -2"),
         (lambda: data.split(KEY, FEW, 1.0), r"test must be a share in \(0, 1\) or a whole number of examples, got 1.0"),
         (lambda: data.split(KEY, FEW, math.nan), "test must be a share .* got nan"),
-        (lambda: data.split(KEY, FEW, True), "test must be a share .* got True"),
+        (lambda: data.split(KEY, FEW, True), "test must be a number, got True"),
         (lambda: data.split(KEY, FEW, 0), "test must leave at least 1 of the 10 examples on either side, got 0"),
         (lambda: data.split(KEY, FEW, 10), "test must leave at least 1 of the 10 examples on either side, got 10"),
         (lambda: data.split(KEY, FEW, 0.01), "test must leave at least 1 of the 10 examples on either side, got 0.01"),

@@ -19,7 +19,9 @@ import pytest
 import vgjax as vg
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"version", "checks", "files", "memory", "floatexp", "activations", "initializers", "data"}
+GROUND = {
+    "version", "interrupts", "checks", "values", "files", "memory", "floatexp", "activations", "initializers", "data"
+}  # fmt: skip
 BELOW: dict[str, set[str]] = {"blocks": GROUND}
 """What each wing may import, from the ground up; nobody imports what stands on him."""
 for wing, below in (
@@ -29,7 +31,7 @@ for wing, below in (
     ("training", "ensembles"),
 ):
     BELOW[wing] = BELOW[below] | {below}
-BELOW["theory"] = {"checks", "activations", "initializers"}
+BELOW["theory"] = {"checks", "values", "activations", "initializers"}
 BELOW["comparison"] = BELOW["ensembles"] | {"ensembles", "theory"}
 BELOW["plots"] = BELOW["training"] | {"training", "theory", "comparison"}
 BELOW["cli"] = BELOW["plots"] | {"plots", ""}
@@ -37,12 +39,14 @@ BELOW["__main__"] = {"cli"}
 ORDER = {  # within the ground
     "version": set(),
     "checks": set(),
-    "files": set(),
+    "values": set(),
+    "interrupts": set(),
+    "files": {"interrupts"},
     "memory": set(),
     "floatexp": set(),
-    "activations": {"checks", "floatexp"},
-    "initializers": {"checks"},
-    "data": {"checks"},
+    "activations": {"checks", "floatexp", "values"},
+    "initializers": {"checks", "values"},
+    "data": {"checks", "values"},
 }
 PATHS = {
     ".".join(path.relative_to(ROOT / "vgjax").with_suffix("").parts).removesuffix(".__init__"): path

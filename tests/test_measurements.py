@@ -240,7 +240,8 @@ def test_a_measurement_brings_numbers_to_sweep_over_coordinates_and_a_finish() -
     assert fixed.fixed == {"shift": 5.0}
     np.testing.assert_allclose(fixed.root[0, :, 0], found.root[0, 2, :, 0], rtol=1e-4)
     with pytest.raises(
-        ValueError, match=r"^scale must be one of sigma_w, sigma_b, shift, got 'shfit'; did you mean 'shift'"
+        ValueError,
+        match=r"^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, shift, got 'shfit'; did you mean 'shift'",
     ):
         vg.sweep(NET, X, measure=Powers((1,)), key=KEY, shfit=[1.0])
 
@@ -300,7 +301,7 @@ def own(shape: tuple[int, ...], dims: tuple[str, ...], name: str = "out") -> vg.
         (
             lambda: vg.measurement(lambda: None, {"a": "layer"}),
             (X,),
-            "^dims must be a tuple of names other than network",
+            "^dims must be a dict of which every value is a list of strings, got {'a': 'layer'}$",
         ),
         (
             lambda: vg.measurement(lambda: None, {"a": ("seed",)}),

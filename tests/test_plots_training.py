@@ -1,9 +1,9 @@
 """Pictures of training, from numbers made by hand."""
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -89,8 +89,11 @@ def test_runs_side_by_side(tmp_path, lost):
     gradient = np.linspace(-20, 0, 12).reshape(3, 4)
     if lost:
         gradient[1, 0] = -np.inf
-    snapshots = SimpleNamespace(log_gradient=gradient, step=np.array([0, 5, 10]))
-    run = SimpleNamespace(loss=np.geomspace(1, 0.5, 10), snapshots=snapshots)
+    nothing = np.full(3, np.nan)
+    snapshots = vg.training.Snapshots(np.array([0, 5, 10]), nothing, nothing, nothing, nothing, gradient)
+    network = vg.mlp(width=2, depth=3, inputs=2)
+    parameters = vg.init(jax.random.key(0), network)
+    run = vg.training.Training(snapshots, np.geomspace(1, 0.5, 10), np.int32(10), parameters, vg.Scales())
     figure = plots.training({"shallow": run, "deep": run})
     assert [ax.get_title() for ax in figure.axes][:3] == ["loss", "shallow", "deep"]
     assert all(path.stat().st_size > 1000 for path in plots.save(figure, tmp_path / "runs"))

@@ -173,11 +173,11 @@ def test_a_result_says_in_one_line_what_was_measured_over_what() -> None:
     of_several = swept("several gradients")
     assert repr(swept("gains")) == (
         "<gains of mlp(tanh, width 4, depth 3, inputs 3, outputs 2) over 2 draws, 2 sigma_b, 3 sigma_w, 4 layers: "
-        "log_gain, log_mean_square, first_inexact_layer>"
+        "log_gain, log_mean_square, first_inexact_layer, first_nan_layer>"
     )
     assert repr(of_several) == (
         "<gradients of 2 networks over 2 draws, 3 sigma_w, 4 layers, 3 blocks: log_mean_square, log_gradient, "
-        "log_parameter_gradient, mean_square_slope, saturation, saturated, first_inexact_layer>"
+        "log_parameter_gradient, mean_square_slope, saturation, saturated, first_inexact_layer, first_nan_layer>"
     )
     page = of_several._repr_html_()
     assert "gradients of 2 networks over 2 draws, 3 sigma_w" in page
@@ -274,7 +274,7 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
     alone = vg.load(path)
     np.testing.assert_array_equal(alone.rate(), vg.load(path, network=net).rate())
     with pytest.raises(
-        ValueError, match=r"^the file could not hold this network \(an activation or a block of your own\)"
+        ValueError, match=r"^the file could not hold this network \(an activation, a block or a law of your own\)"
     ):
         _ = alone.network
     assert vg.load(path, network=net).network is net
@@ -307,10 +307,10 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path
 
 def test_files_that_hold_no_result_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(ValueError, match=r"^path must hold a saved result, got .*other.npz$"):
+    with pytest.raises(ValueError, match=r"^path must hold a whole saved result, got .*other.npz' \("):
         vg.load(tmp_path / "other.npz")
     made(np.zeros((1, 3, 4)), sigma_w=SIGMA_W).to_xarray().drop_attrs().to_netcdf(tmp_path / "other.nc")
-    with pytest.raises(ValueError, match=r"^path must hold a saved result, got .*other.nc$"):
+    with pytest.raises(ValueError, match=r"^path must hold a whole saved result, got .*other.nc' \("):
         vg.load(tmp_path / "other.nc")
     with pytest.raises(ValueError, match=r"^path must end in .npz or .nc, got '.*other.txt'$"):
         vg.load(tmp_path / "other.txt")

@@ -760,7 +760,7 @@ BAD = [
         {"snapshots": vg.training.SnapshotConfig([np.nan])},
         "snapshots must be at whole steps from 0 to num_steps = 12, got nan",
     ),
-    ({"scales": vg.Scales(sigma_v=1.0)}, "scale must be one of sigma_w, sigma_b, got 'sigma_v'"),
+    ({"scales": vg.Scales(sigma_v=1.0)}, "scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'sigma_v'"),
     (data(labels=CLASSES.labels + 1), r"labels must lie in 0 \.\. 2, got 3"),
     (data(labels=CLASSES.labels - 1), r"labels must lie in 0 \.\. 2, got -1"),
     (data(labels=CLASSES.labels[:20]), "data must hold one label an input, got 20 labels for 21 inputs"),

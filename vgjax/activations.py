@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import known, untraced
+from vgjax.checks import ArrayLike, kinds, known, untraced
 from vgjax.floatexp import Degrees, Ends, FloatExp, degree_of, extended
+from vgjax.values import reduced
 
 Elementwise = Callable[[Array], Array]
 
 
+@kinds
 @dataclass(frozen=True)
 class Activation:
     """An elementwise nonlinearity phi.
@@ -42,17 +44,29 @@ class Activation:
     kinks: tuple[float, ...] = ()
     homogeneous: bool = False
 
-    def __call__(self, h: Array) -> Array:
+    @kinds
+    def __call__(self, h: ArrayLike) -> Array:
         """phi(h), elementwise; differentiates to `slope`."""
-        return _differentiable(self)(h)
+        return _differentiable(self)(h if hasattr(h, "dtype") else jnp.asarray(h))  # type: ignore[arg-type]
 
-    def derivative(self, h: Array) -> Array:
+    @kinds
+    def derivative(self, h: ArrayLike) -> Array:
         """phi'(h), elementwise; at a kink the value JAX gives (0 for ReLU at 0)."""
+        h = jnp.asarray(h)
+        h = h if jnp.issubdtype(h.dtype, jnp.floating) else h.astype(float)
         return jax.jvp(self, (h,), (jnp.ones_like(h),))[1]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # By name where the name says all, since the functions of the registry are lambdas, which cannot be pickled.
-        return (get, (self.name,)) if registered(self) else super().__reduce_ex__(protocol)
+        if registered(self):
+            return get, (self.name,)
+        return reduced(self, self.name, self.phi, self.slope, self.kinks, self.homogeneous)
+
+    def __copy__(self) -> "Activation":
+        return self
+
+    def __deepcopy__(self, memo: Any) -> "Activation":
+        return self  # another object would be another activation, and be compiled for anew
 
     @property
     def facts(self) -> "Facts":
@@ -229,6 +243,7 @@ def _mish(h: Array) -> Array:
     return h * jnp.where(h > 0, (1 + 2 * q) / (1 + 2 * q + 2 * q * q), q * (q + 2) / (q * (q + 2) + 2))
 
 
+@kinds
 def leaky_relu(slope: float = 0.01) -> Activation:
     """h for h > 0, slope h below; the same object for the same slope.
 
@@ -276,6 +291,7 @@ NAMES = tuple(_REGISTRY)
 """The names of the activations that come with the library."""
 
 
+@kinds
 def registered(activation: Activation) -> bool:
     """Whether it is the library's own, so that `get` gives it back from its name alone."""
     return _REGISTRY.get(activation.name) is activation or (
@@ -283,6 +299,7 @@ def registered(activation: Activation) -> bool:
     )
 
 
+@kinds
 def get(activation: str | Activation | Elementwise) -> Activation:
     """The activation meant by a name, an `Activation`, or any elementwise callable.
 
@@ -297,8 +314,6 @@ def get(activation: str | Activation | Elementwise) -> Activation:
     if isinstance(activation, str):
         return _by_name(activation)
     if not isinstance(activation, Activation):
-        if not callable(activation):
-            raise ValueError(f"activation must be a name, an Activation or a callable, got {activation!r}")
         activation = Activation(getattr(activation, "__name__", "custom").strip("<>"), activation)
     _check(activation)
     return activation
@@ -320,7 +335,12 @@ def _check(activation: Activation) -> None:
     called = f"activation {activation.name!r}"
     h = jnp.linspace(-3, 3, 7)
     try:
+        jax.eval_shape(activation, h)
         y = jnp.asarray(activation(h))
+    except jax.errors.TracerArrayConversionError:
+        raise ValueError(
+            f"{called} must be made of functions of JAX (jax.numpy), which can be traced, got NumPy's"
+        ) from None
     except Exception as error:
         raise ValueError(
             f"{called} must map an array to one of the same shape, got {type(error).__name__}: {error}"

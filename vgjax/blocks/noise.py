@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vgjax.checks import known
+from vgjax.checks import FloatDtype, kinds, known
 from vgjax.initializers import Scale, Scales
 
 
@@ -36,8 +36,14 @@ class Dropout(nnx.Module):
     scales: ClassVar[Mapping[str, Scale]] = {"dropout": Scale(0.0, "rate")}
     linear = True
 
+    @kinds
     def __init__(
-        self, shape: tuple[int, ...], *, distribution: str = "bernoulli", dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        shape: tuple[int, ...],
+        *,
+        distribution: str = "bernoulli",
+        dtype: FloatDtype = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.distribution = known("dropout", distribution, ("bernoulli", "gaussian"))
         self.deterministic = False

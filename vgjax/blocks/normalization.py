@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from vgjax.checks import known
+from vgjax.checks import FloatDtype, Size, kinds, known
 from vgjax.floatexp import (
     DIRECTION,
     LINEAR,
@@ -41,14 +41,15 @@ class Norm(nnx.Module):
         ValueError: an unknown kind, or groups that do not divide the features.
     """
 
+    @kinds
     def __init__(
         self,
         kind: str,
-        features: int,
+        features: Size,
         *,
         epsilon: float = 1e-6,
-        groups: int = 1,
-        dtype: Any = jnp.float32,
+        groups: Size = 1,
+        dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         self.kind = known("norm", kind, NORMS)

@@ -42,11 +42,13 @@ from flax import nnx
 from jax import Array
 
 from vgjax.activations import Activation
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, kinds, known
 from vgjax.floatexp import LINEAR, Ends, FloatExp, extended
 from vgjax.initializers import KINDS, Scale, Scales
+from vgjax.values import reduced
 
 
+@kinds
 @dataclass(frozen=True)
 class Spec:
     """How to build a block: its class and its static arguments.
@@ -62,6 +64,17 @@ class Spec:
     options: tuple[tuple[str, Hashable], ...] = ()
     deterministic: bool = False
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, self.block, self.arguments, self.options, self.deterministic)
+
+    def __repr__(self) -> str:
+        said = [
+            *map(repr, self.arguments),
+            *(f"{name}={getattr(value, 'name', value)}" for name, value in self.options),
+        ]
+        return f"{self.block.__name__}({', '.join(said)})"
+
+    @kinds
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly drawn block."""
         arguments = [_plain(value) for value in self.arguments]
@@ -71,6 +84,7 @@ class Spec:
             block.set_attributes(deterministic=True, raise_if_not_found=False)
         return block
 
+    @kinds
     def nested(self) -> Iterator["Spec"]:
         """This spec and those of the blocks it is made of."""
         yield self
@@ -122,6 +136,7 @@ def _hashable(value: Any) -> Any:
     return Constant(np.asarray(value)) if isinstance(value, (np.ndarray, jax.Array)) else value
 
 
+@kinds
 def spec(block: type[nnx.Module], *arguments: Any, **options: Any) -> Spec:
     """The `Spec` of ``block(*arguments, **options, rngs=...)``; arrays among them are held by their content."""
     held = tuple(_hashable(value) for value in arguments)
@@ -155,19 +170,19 @@ def scales_of(*blocks: Any) -> dict[str, Scale]:
     return scales
 
 
-def arguments(block: nnx.Module, scales: Scales, x: Array | None) -> tuple[Any, ...]:
+def arguments(block: nnx.Module, scales: Scales, x: ArrayLike | None) -> tuple[Any, ...]:
     """What a block is called with beside its state."""
     return (*([scales] if scales_of(block) else []), *([x] if x is not None else []))
 
 
-def call(block: Any, h: Array, scales: Scales, x: Array | None = None) -> Array:
+def call(block: Any, h: ArrayLike, scales: Scales, x: ArrayLike | None = None) -> Array:
     """The block on a plain array, with the scales it declares and its own input if it is driven."""
     # Full precision by name: the default is TF32 on recent GPUs and bfloat16 on TPUs, where 1e-5 would fail silently.
     with jax.default_matmul_precision("highest"):
         return block(h, *arguments(block, scales, x))
 
 
-def step(block: Any, state: FloatExp, scales: Scales, x: Array | None = None, ends: Ends = LINEAR) -> FloatExp:
+def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None, ends: Ends = LINEAR) -> FloatExp:
     """The block on a normalized scaled number of any size; the result is not normalized.
 
     ``ends`` are its degrees, where it does not declare them.

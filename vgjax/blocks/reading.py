@@ -6,6 +6,7 @@ from jax import Array
 
 from vgjax import activations
 from vgjax.activations import Activation, Elementwise
+from vgjax.checks import kinds
 from vgjax.floatexp import FloatExp
 from vgjax.initializers import Scales
 
@@ -15,6 +16,7 @@ class Pool(nnx.Module):
 
     linear = True
 
+    @kinds
     def __init__(self, axes: int, *, rngs: nnx.Rngs):
         self.axes = axes
 
@@ -28,6 +30,7 @@ class Part(nnx.Module):
 
     linear = True
 
+    @kinds
     def __init__(self, index: int, *, rngs: nnx.Rngs):
         self.index = index
 
@@ -41,6 +44,7 @@ class Start(nnx.Module):
 
     linear = True
 
+    @kinds
     def __init__(self, shape: tuple[int, ...], *, rngs: nnx.Rngs):
         self.shape = shape
 
@@ -56,6 +60,7 @@ class Activate(nnx.Module):
         activation: a name, an `Activation` or a callable.
     """
 
+    @kinds
     def __init__(self, *, activation: str | Activation | Elementwise, rngs: nnx.Rngs):
         self.activation = activations.get(activation)
 

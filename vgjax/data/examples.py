@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import finite, is_traced, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, finite, is_traced, kinds, positive_integer
+from vgjax.values import by_content
 
 
+@by_content
 class Examples(NamedTuple):
     """Inputs with their labels.
 
@@ -23,6 +25,7 @@ class Examples(NamedTuple):
     inputs: Array
     labels: Array
 
+    @kinds
     def shaped(self, *shape: int) -> "Examples":
         """Every input in another shape: 64 pixels as an image ``(8, 8, 1)``, or as a sequence ``(8, 8)``, ``(64, 1)``.
 
@@ -38,7 +41,8 @@ class Examples(NamedTuple):
             raise ValueError(f"shape must hold the {numbers} numbers of an input, got {shape}")
         return self._replace(inputs=self.inputs.reshape(len(self.inputs), *shape))
 
-    def one_hot(self, classes: int | None = None, scale: float = 1.0) -> "Examples":
+    @kinds
+    def one_hot(self, classes: int | None = None, scale: ArrayLike = 1.0) -> "Examples":
         """Labels as numbers, ``scale`` at the right class and 0 at the others: what a squared error is taken to.
 
         Args:
@@ -66,7 +70,8 @@ class Examples(NamedTuple):
         return self._replace(labels=jnp.float32(scale) * jax.nn.one_hot(self.labels, classes, dtype=jnp.float32))
 
 
-def sphere(key: Array, images: int, inputs: int) -> Array:
+@kinds
+def sphere(key: RandomKey, images: int, inputs: int) -> Array:
     """Random inputs of unit mean square (uniform on the sphere of radius sqrt(inputs)), shape ``(images, inputs)``."""
     x = jax.random.normal(key, (positive_integer("images", images), positive_integer("inputs", inputs)))
     return x * jnp.sqrt(inputs / jnp.sum(x * x, axis=1, keepdims=True))
@@ -75,7 +80,8 @@ def sphere(key: Array, images: int, inputs: int) -> Array:
 # --- splits and batches ---------------------------------------------------------------------------------------------
 
 
-def split(key: Array, examples: Examples, test: float = 0.2) -> tuple[Examples, Examples]:
+@kinds
+def split(key: RandomKey, examples: Examples, test: float = 0.2) -> tuple[Examples, Examples]:
     """Examples in random order, cut in two: every one is in exactly one part.
 
     Args:
@@ -109,7 +115,8 @@ def _held_out(test: float, count: int) -> int:
     return held_out
 
 
-def batches(key: Array, examples: int, batch_size: int, num_steps: int) -> Array:
+@kinds
+def batches(key: RandomKey, examples: int, batch_size: int, num_steps: int) -> Array:
     """Which examples every step takes: each epoch is a fresh permutation, cut into full batches.
 
     What is left of an epoch beyond its ``examples // batch_size`` batches is not taken, so no example comes twice in an

@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, kinds, known
 from vgjax.data.examples import Examples
 from vgjax.data.standardization import STANDARDIZATIONS, standardized
 
 
+@kinds
 def digits(standardize: str = "image") -> Examples:
     """1797 handwritten digits of 8 x 8 pixels, by default each shifted to zero mean and scaled to unit mean square.
 
@@ -47,6 +47,7 @@ _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0
 _PIECE = 2**20  # bytes read at once: a corrupt header may promise 10^18
 
 
+@kinds
 def mnist(folder: str | os.PathLike[str], *, train: bool = True, standardize: str = "image") -> Examples:
     """MNIST or Fashion-MNIST from the files they come in, found in a folder by their usual names.
 
@@ -81,6 +82,7 @@ def _found(folder: str | os.PathLike[str], name: str) -> Path:
     return found[0]
 
 
+@kinds
 def idx(
     images_path: str | os.PathLike[str],
     labels_path: str | os.PathLike[str],
@@ -126,6 +128,7 @@ def _pair(images_path: str | os.PathLike[str], labels_path: str | os.PathLike[st
     return images, labels
 
 
+@kinds
 def read_idx(path: str | os.PathLike[str]) -> np.ndarray:
     """The array of an IDX file, the format of MNIST: two zero bytes, type, dimensions, big-endian sizes, numbers.
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import finite, known
+from vgjax.checks import ArrayLike, finite, kinds, known
 
 
+@kinds
 def standardize(inputs: ArrayLike, how: str = "image", like: ArrayLike | None = None) -> Array:
     """Inputs shifted and scaled, by statistics of their own or of other inputs; worked out in float64.
 

@@ -15,15 +15,15 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import known
+from vgjax.checks import ArrayLike, kinds, known
 from vgjax.ensembles.result import Result
 from vgjax.initializers import Scales
 from vgjax.memory import chunk_size
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network, check_input
 from vgjax.networks.parameters import Parameters, init
+from vgjax.values import reduced
 
 Arrays = dict[str, np.ndarray]
 
@@ -136,6 +136,9 @@ class Own(Measurement):
         object.__setattr__(self, "dims", dict(self.own_dims))
         object.__setattr__(self, "name", getattr(self.function, "__name__", "measurement"))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return reduced(self, self.function, self.own_dims, self.bytes)
+
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
         """The function's."""
         parameters: Parameters = drawn[0]
@@ -160,6 +163,7 @@ class Own(Measurement):
         return super().bytes_per_point(network) if self.bytes is None else self.bytes
 
 
+@kinds
 def measurement(
     function: Callable[..., Mapping[str, Any]],
     dims: Mapping[str, tuple[str, ...]],

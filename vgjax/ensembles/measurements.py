@@ -1,6 +1,5 @@
 """The library's measurements, each made by a function with its options."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, DtypeName, kinds, known, positive_integer
 from vgjax.ensembles.measurement import Arrays, Measurement, checked_batch
 from vgjax.initializers import Scales
 from vgjax.measure import gradients as _gradients
@@ -67,6 +65,7 @@ class Gains(Measurement):
         return 8 * (6 * (1 + self.probes) * units + (2 + self.probes) * (network.depth + 1))
 
 
+@kinds
 def gains(probes: int = 1, *, stream: bool = False) -> Measurement:
     """ln of the gradient gain ||J_{l<-0} u|| / ||u|| at every layer l, by `vgjax.push_forward`.
 
@@ -134,6 +133,7 @@ class Gradients(Measurement):
         return 8 * (4 * int(sizes.sum()) + 4 * int(sizes.max()) ** 2)
 
 
+@kinds
 def gradients(*, loss: losses.Loss | None = None) -> Measurement:
     """Where the gradient of a loss goes, layer by layer and parameter by parameter, by `vgjax.gradient_flow`.
 
@@ -171,6 +171,7 @@ class NaiveReadings(Measurement):
         return 8 * 4 * int(state_sizes(network).sum())
 
 
+@kinds
 def naive_readings(dtype: str = "float32", *, loss: losses.Loss | None = None) -> Measurement:
     """Which layers' gradients a plain pass in a dtype reads as 0 or not finite, by `vgjax.naive_reading`.
 
@@ -221,6 +222,7 @@ class Correlations(Measurement):
         return 8 * (24 * int(state_sizes(network).max()) + 4 * (network.depth + 1))
 
 
+@kinds
 def correlations(*, stream: bool = False) -> Measurement:
     """The correlation of two inputs at every layer, and 1 - c however small, by `vgjax.correlation`.
 
@@ -323,7 +325,10 @@ def _drawn(network: Network) -> Parameters:
     return jax.eval_shape(lambda key: init(key, network), jax.random.key(0))
 
 
-def spectra(depths: Sequence[int] | None = None, *, from_input: bool = False, dtype: str | None = None) -> Measurement:
+@kinds
+def spectra(
+    depths: Sequence[int] | None = None, *, from_input: bool = False, dtype: DtypeName | None = None
+) -> Measurement:
     """ln of every singular value of J_{m<-0} at a set of depths m, by `vgjax.log_singular_values`.
 
     Variables: ``log_singular_values`` with dimensions ``to_layer`` (the m) and ``index``, the statistics of
@@ -333,8 +338,6 @@ def spectra(depths: Sequence[int] | None = None, *, from_input: bool = False, dt
     Args:
         depths, from_input, dtype: as for `vgjax.log_singular_values`.
     """
-    if dtype is not None:
-        known("dtype", dtype, ("float32", "float64"))
     return Spectra(None if depths is None else tuple(depths), bool(from_input), dtype)
 
 
@@ -381,7 +384,8 @@ class LyapunovExponents(Measurement):
         return _jacobian.computing(_drawn(network), self.dtype)
 
 
-def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: str | None = None) -> Measurement:
+@kinds
+def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: DtypeName | None = None) -> Measurement:
     """Growth rates of directions per layer, by `vgjax.lyapunov_exponents`.
 
     Variables: ``exponents``, shape ``(index,)``, and ``log_stretch``, what each layer adds to each.
@@ -389,8 +393,6 @@ def lyapunov(count: int | None = None, *, discard: int | None = None, dtype: str
     Args:
         count, discard, dtype: as for `vgjax.lyapunov_exponents`.
     """
-    if dtype is not None:
-        known("dtype", dtype, ("float32", "float64"))
     return LyapunovExponents(None if count is None else positive_integer("count", count), discard, dtype)
 
 
@@ -420,6 +422,7 @@ class FrobeniusNorms(Measurement):
         return 8 * (self.probes or units) * (6 * units + network.depth + 1)
 
 
+@kinds
 def frobenius(probes: int | None = None) -> Measurement:
     """ln ||J_{l<-0}||_F at every layer, by `vgjax.log_frobenius`.
 
@@ -441,8 +444,3 @@ def checked_targets(
     y = inputs[1] if len(inputs) == 2 else None
     losses.targets(network, y, loss, None, len(x) if batch else 1, not batch)
     return batch, (x,) if y is None else (x, np.asarray(y))
-
-
-def fields_of(measure: Measurement) -> frozenset[str]:
-    """The names of a measurement's options."""
-    return frozenset(f.name for f in dataclasses.fields(measure))  # type: ignore[arg-type]

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import data
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, positive_integer
 from vgjax.data import Examples
 from vgjax.ensembles.grid import Case
 from vgjax.ensembles.measurement import Arrays, Measurement
@@ -93,6 +92,7 @@ class FirstSteps(Gradients):
         return replace(self, learning_rate=1.0, clip=None)
 
 
+@kinds
 def first_steps(
     learning_rate: float = 0.1, *, clip: float | None = None, loss: losses.Loss | None = None
 ) -> Measurement:
@@ -141,6 +141,7 @@ def _log_norm(tree: Any) -> Array:
 # --- a remedy as a case of a sweep ----------------------------------------------------------------------------------
 
 
+@kinds
 @dataclass(frozen=True)
 class Remedy(Case):
     """A network, its scales, and how its first step of gradient descent would be taken.
@@ -242,6 +243,7 @@ class Remedied(Measurement):
 # --- the textbooks --------------------------------------------------------------------------------------------------
 
 
+@kinds
 def remedies(
     kind: str = "vanishing", *, layers: int | None = None, width: int = 100, examples: int = 32
 ) -> dict[str, Remedy]:
@@ -268,8 +270,9 @@ def remedies(
     return book(layers, positive_integer("width", width), positive_integer("examples", examples))
 
 
+@kinds
 def remedy_examples(
-    kind: str = "vanishing", *, layers: int | None = None, examples: int = 32, key: Array | None = None
+    kind: str = "vanishing", *, layers: int | None = None, examples: int = 32, key: RandomKey | None = None
 ) -> Examples:
     """Inputs and labels for `remedies`: digits, or for ``"recurrent"`` sequences of noise with random labels.
 
@@ -288,6 +291,7 @@ def remedy_examples(
     return Examples(jax.random.normal(of_inputs, (examples, steps, _SEQUENCE_INPUTS)), labels)
 
 
+@kinds
 def remedy_table(result: Result, *, markdown: bool = False) -> str:
     """A sweep of `first_steps` over several networks as a table, mean and standard error over the draws.
 

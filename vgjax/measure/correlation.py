@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
-from vgjax.checks import ArrayLike, nan_is_data
+from vgjax.checks import ArrayLike, kinds, nan_is_data
 from vgjax.floatexp import FloatExp, add, from_float, is_zero, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 from vgjax.measure.flow import states
@@ -19,8 +19,10 @@ from vgjax.networks.exactness import exactness, marked_forward
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined
 from vgjax.networks.parameters import Parameters, as_dtype
+from vgjax.values import by_content
 
 
+@by_content
 class Correlation(NamedTuple):
     """Two inputs along the depth of one network.
 
@@ -39,6 +41,7 @@ class Correlation(NamedTuple):
     first_nan_layer: Array
 
 
+@kinds
 @nan_is_data
 def correlation(parameters: Parameters, scales: Scales, x1: ArrayLike, x2: ArrayLike) -> Correlation:
     """The correlation c_l of two inputs at every layer, and 1 - c_l however small it is.
@@ -185,6 +188,7 @@ def _unit(number: FloatExp) -> tuple[Float[Array, "*state"], Float[Array, ""]]:
 # --- tokens ---------------------------------------------------------------------------------------------------------
 
 
+@kinds
 def token_correlation(parameters: Parameters, scales: Scales, x: ArrayLike) -> Array:
     """Mean cosine between two different tokens of the state s_l, at every layer: 1 is rank collapse.
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, Shaped
 
-from vgjax.checks import ArrayLike, finite_in, nan_is_data, whole_numbers
+from vgjax.checks import ArrayLike, RandomKey, finite_in, kinds, nan_is_data, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.exactness import marked_backward, marked_forward
@@ -23,8 +23,10 @@ from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined, state_shapes
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 class Push(NamedTuple):
     """What one forward pass tells, at every layer.
 
@@ -45,6 +47,7 @@ class Push(NamedTuple):
     log_gain: Float[Array, "*rows layers"]
 
 
+@by_content
 class Pull(NamedTuple):
     """What one reverse pass tells.
 
@@ -61,6 +64,7 @@ class Pull(NamedTuple):
     log_gain: Float[Array, "*rows layers"]
 
 
+@by_content
 class States(NamedTuple):
     """The hidden states of one network.
 
@@ -78,6 +82,7 @@ class States(NamedTuple):
     first_nan_layer: Int[Array, ""]
 
 
+@kinds
 @nan_is_data
 def states(parameters: Parameters, scales: Scales, x: ArrayLike) -> States:
     """The hidden states s_0 ... s_L, their directions and ln of their norms apart: s_l = exp(log_norm_l) direction_l.
@@ -117,6 +122,7 @@ def _states(parameters: Parameters, scales: Scales, x: Array) -> States:
 # --- forward --------------------------------------------------------------------------------------------------------
 
 
+@kinds
 @nan_is_data
 def push_forward(
     parameters: Parameters,
@@ -124,7 +130,7 @@ def push_forward(
     x: ArrayLike,
     tangent: ArrayLike | None = None,
     *,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> Push:
     """ln ||J_{l<-0} u|| at every depth l, from one forward pass.
 
@@ -178,6 +184,7 @@ _push_all = jax.jit(push_all)
 # --- backward -------------------------------------------------------------------------------------------------------
 
 
+@kinds
 @nan_is_data
 def pull_back(
     parameters: Parameters,
@@ -185,7 +192,7 @@ def pull_back(
     x: ArrayLike,
     cotangent: ArrayLike | None = None,
     *,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> Pull:
     """ln ||J_{L<-l}^T v|| for every layer l, from one forward and one reverse pass.
 
@@ -207,6 +214,7 @@ def pull_back(
     return result._replace(log_gain=result.log_gain[0])
 
 
+@kinds
 @nan_is_data
 def gain_matrix(
     parameters: Parameters,
@@ -214,7 +222,7 @@ def gain_matrix(
     x: ArrayLike,
     depths: Sequence[int] | None = None,
     *,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> Pull:
     """ln ||J_{m<-l}^T v|| for all l and a set of depths m, in one reverse scan that carries one cotangent a depth.
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Key, Shaped
+from jaxtyping import Float, Shaped
 
 from vgjax.blocks.protocol import block_info
-from vgjax.checks import ArrayLike, nan_is_data
+from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data
 from vgjax.floatexp import (
     LINEAR,
     ZERO,
@@ -34,11 +34,13 @@ from vgjax.networks.layer import Layer, degrees
 from vgjax.networks.layers import Layers, Walk, bind, by_path, by_stage, checked_input, describe_states, joined
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 FLAT = 0.05
 """A unit is saturated where |phi'| is below this share of phi's largest slope."""
 
 
+@by_content
 class GradientFlow(NamedTuple):
     """Where the gradient of one network goes, layer by layer.
 
@@ -83,6 +85,7 @@ OF_BATCH = ("log_parameter_gradient", "log_tied_gradient")
 """What is of the summed loss and has no batch axis."""
 
 
+@kinds
 @nan_is_data
 def gradient_flow(
     parameters: Parameters,
@@ -91,7 +94,7 @@ def gradient_flow(
     y: ArrayLike | None = None,
     *,
     loss: losses.Loss | None = None,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> GradientFlow:
     """Where the gradient of a loss goes: ln ||dL/ds_l|| of every layer, and of every parameter, at any depth.
 
@@ -305,7 +308,7 @@ def _where_loss_enters(
     if head is None:
         return deltas, {}, saturated
     lead = deltas.exponent.shape
-    back = _back(head, *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
+    back = _back(head.absorb_scales(), *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
     logs = {f"head/{path}": log for path, log in _logs(back.gradients).items()}
     return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), logs, saturated
 

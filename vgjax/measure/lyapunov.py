@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from vgjax.checks import ArrayLike, nan_is_data, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, kinds, nan_is_data, positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, check_one_shape, columns, computing_from, jacobian
@@ -18,8 +18,10 @@ from vgjax.networks.layer import Layer
 from vgjax.networks.layers import joined
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 class Lyapunov(NamedTuple):
     """Growth rates along the depth, in nats per layer.
 
@@ -54,6 +56,7 @@ class Lyapunov(NamedTuple):
         return np.cumsum(rest, axis=0) / np.arange(1, len(rest) + 1)[:, None]
 
 
+@kinds
 @nan_is_data
 def lyapunov_exponents(
     parameters: Parameters,
@@ -111,6 +114,7 @@ def stretches(origin: Origin, basis: Float[Array, "size count"]) -> Float[Array,
     return marked_layers(walked.exactness, joined(walked.reports))
 
 
+@kinds
 @nan_is_data
 def log_determinant(parameters: Parameters, scales: Scales, x: ArrayLike, *, dtype: str | None = None) -> np.ndarray:
     """ln |det J_{l<-0}| at every depth l: the sum over layers of their own, each by an LU decomposition.
@@ -127,6 +131,7 @@ def log_determinant(parameters: Parameters, scales: Scales, x: ArrayLike, *, dty
     return np.concatenate([[0.0], np.cumsum(_single_layers(parameters, scales, x, dtype, _log_dets))])
 
 
+@kinds
 def layer_singular_values(
     parameters: Parameters, scales: Scales, x: ArrayLike, *, dtype: str | None = None
 ) -> np.ndarray:

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Key, Shaped
+from jaxtyping import Bool, Shaped
 
-from vgjax.checks import ArrayLike, known, nan_is_data
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, nan_is_data
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.gradients import _entering_before
@@ -20,6 +20,7 @@ NAIVE_DTYPES = ("float32", "bfloat16", "float16")
 """The dtypes whose plain reading can be had."""
 
 
+@kinds
 @nan_is_data
 def naive_reading(
     parameters: Parameters,
@@ -29,7 +30,7 @@ def naive_reading(
     dtype: str = "float32",
     *,
     loss: losses.Loss | None = None,
-    key: Key[Array, ""] | None = None,
+    key: RandomKey | None = None,
 ) -> Bool[Array, "*batch layers"]:
     """Which layers' gradients a plain pass in a dtype loses: True where it reads ||dL/ds_l|| as 0 or not finite.
 

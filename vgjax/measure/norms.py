@@ -9,15 +9,17 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
-from vgjax.checks import ArrayLike, nan_is_data, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data, positive_integer
 from vgjax.initializers import Scales
 from vgjax.measure.flow import direction, push_all
 from vgjax.memory import MEMORY, chunk_size, chunks
 from vgjax.networks.layers import checked_input, state_shapes, state_sizes
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
+from vgjax.values import by_content
 
 
+@by_content
 class Frobenius(NamedTuple):
     """ln of the Frobenius norm of J_{l<-0} at every depth.
 
@@ -30,6 +32,7 @@ class Frobenius(NamedTuple):
     standard_error: np.ndarray | Array
 
 
+@kinds
 @nan_is_data
 def log_frobenius(
     parameters: Parameters,
@@ -37,7 +40,7 @@ def log_frobenius(
     x: ArrayLike,
     probes: int | None = None,
     *,
-    key: Array | None = None,
+    key: RandomKey | None = None,
 ) -> Frobenius:
     """ln ||J_{l<-0}||_F at every depth: exactly, or by Hutchinson's estimate, the mean of ||J u||^2 over random u.
 

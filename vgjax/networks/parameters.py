@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vgjax.blocks.protocol import is_key
+from vgjax.checks import FloatDtype, RandomKey, kinds
 from vgjax.networks.layer import Tree, draw, floating_dtype, parameter_dtype
 from vgjax.networks.network import Network
+from vgjax.values import by_content
 
 
+@by_content
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["stem", "stages", "head"], meta_fields=["network"])
 @dataclass(frozen=True)
 class Parameters:
@@ -43,12 +46,14 @@ class Parameters:
             return parameter_dtype(stage.spec)
         return floating_dtype(tree)
 
-    def astype(self, dtype: Any) -> "Parameters":
+    @kinds
+    def astype(self, dtype: FloatDtype) -> "Parameters":
         """The same draws in another floating-point dtype: in float64 also where JAX makes none by itself."""
         with jax.enable_x64(True):
             return as_dtype(dtype, self)
 
 
+@by_content
 class Stream(NamedTuple):
     """A stage whose blocks are drawn inside the scan, each from its own key, and never stored.
 
@@ -59,7 +64,8 @@ class Stream(NamedTuple):
     keys: Array
 
 
-def init(key: Array, network: Network, *, stream: bool = False) -> Parameters:
+@kinds
+def init(key: RandomKey, network: Network, *, stream: bool = False) -> Parameters:
     """Draw a network's parameters at unit gain.
 
     Layer l is drawn from ``fold_in(key, l)``, so the first layers of a deeper network are those of a shallower one.

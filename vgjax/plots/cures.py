@@ -4,17 +4,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vgjax.checks import kinds, not_empty
+from vgjax.ensembles.result import Result
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from vgjax.ensembles.result import Result
+    import matplotlib.axes
+    import matplotlib.figure
 
 
+@kinds
 @styled
-def remedies(*found: "Result") -> "Figure":
+def remedies(*found: Result) -> "matplotlib.figure.Figure":
     """What remedies do: the gradient of the first layer against the last, and the first step it makes.
 
     Left: how much smaller (or larger) depth makes the gradient; beside the dots, how many layers float32 reads as 0 or
@@ -26,6 +27,10 @@ def remedies(*found: "Result") -> "Figure":
     """
     from matplotlib.figure import Figure
 
+    for one in found:
+        if one.measure != "first_steps" or not one.several:
+            raise ValueError(f"found must be sweeps of first_steps over several networks, got {one!r}")
+    not_empty("found", found)
     counts = [len(one.networks) for one in found]
     figure = Figure(figsize=(7.2, 0.19 * sum(counts) + 0.75 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), 2, squeeze=False, gridspec_kw={"height_ratios": [n + 3 for n in counts]})
@@ -36,7 +41,7 @@ def remedies(*found: "Result") -> "Figure":
     return figure
 
 
-def draw_ratios(ax: "Axes", found: "Result") -> None:
+def draw_ratios(ax: "matplotlib.axes.Axes", found: Result) -> None:
     """First-layer over last-layer gradient under every remedy, the network itself on top."""
     rows = np.arange(len(found.networks))
     mean, error = _mean_and_error(found.log_ratio)
@@ -69,7 +74,7 @@ def draw_ratios(ax: "Axes", found: "Result") -> None:
     ax.set_xlabel(r"gradient of the first layer / of the last", fontsize=7.5)
 
 
-def draw_steps(ax: "Axes", found: "Result") -> None:
+def draw_steps(ax: "matplotlib.axes.Axes", found: Result) -> None:
     """The first step of gradient descent relative to the weights, first layer and all parameters."""
     rows = np.arange(len(found.networks))
     (first, first_error), (every, every_error) = (_mean_and_error(v) for v in (found.log_first_step, found.log_step))
@@ -87,7 +92,7 @@ def draw_steps(ax: "Axes", found: "Result") -> None:
     ax.set_xlabel("first step / weights", fontsize=7.5)
 
 
-def _remedy_axis(ax: "Axes", found: "Result") -> None:
+def _remedy_axis(ax: "matplotlib.axes.Axes", found: Result) -> None:
     ax.set_yticks(np.arange(len(found.networks)), list(found.networks))
     ax.set_ylim(len(found.networks) - 0.5, -0.5)
     ax.get_yticklabels()[0].set_fontweight("bold")

@@ -4,26 +4,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jaxtyping import Bool, Num
 
+from vgjax.checks import AnyArray, ArrayLike, kinds, not_empty
+from vgjax.measure.spectrum import Spectrum
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
+from vgjax.theory import Band
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from vgjax.measure.spectrum import Spectrum
-    from vgjax.theory import Band
+    import matplotlib.axes
+    import matplotlib.figure
 
 
+@kinds
 @styled
 def depth_profile(
     curves: Mapping[str, ArrayLike],
     *,
     lost: Mapping[str, ArrayLike] | None = None,
     title: str | None = None,
-    theory: Mapping[str, "Band"] | None = None,
-) -> "Figure":
+    theory: Mapping[str, Band] | None = None,
+) -> "matplotlib.figure.Figure":
     """ln gradient norm against layer, one curve a network, seeds as a band, with the plain float32 reading ending
     where it ends.
 
@@ -38,6 +39,7 @@ def depth_profile(
     """
     from matplotlib.figure import Figure
 
+    not_empty("curves", curves)
     figure = Figure(figsize=(6.2, 3.1), layout="constrained")
     ax, lost = figure.subplots(), dict(lost or {})
     logs = {name: np.atleast_2d(curve) for name, curve in curves.items()}
@@ -60,7 +62,14 @@ def depth_profile(
     return figure
 
 
-def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, colour: str, name: str) -> None:
+@kinds
+def draw_profile(
+    ax: "matplotlib.axes.Axes",
+    log_gradient: Num[AnyArray, "seeds layers"],
+    lost: Bool[AnyArray, "seeds layers"] | None,
+    colour: str,
+    name: str,
+) -> None:
     """One curve: the mean over seeds as a line, their range as a band, the float32 reading as dots that end in a cross.
 
     Args:
@@ -69,6 +78,10 @@ def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, 
         lost: True where plain float32 reads 0 or inf, same shape, or None.
         colour, name: of the curve.
     """
+    from matplotlib.colors import is_color_like
+
+    if not is_color_like(colour):
+        raise ValueError(f"colour must be one of matplotlib's, got {colour!r}")
     layers = np.arange(log_gradient.shape[1])
     shown = np.where(np.isfinite(log_gradient), log_gradient, np.nan)
     ax.fill_between(layers, shown.min(axis=0), shown.max(axis=0), color=colour, alpha=0.25, linewidth=0)
@@ -89,7 +102,8 @@ def draw_profile(ax: "Axes", log_gradient: np.ndarray, lost: np.ndarray | None, 
 _BAND_LINE: dict[str, Any] = {"color": "k", "linestyle": (0, (2, 4)), "linewidth": 0.9}  # the curve shows through
 
 
-def draw_band(ax: "Axes", band: "Band") -> None:
+@kinds
+def draw_band(ax: "matplotlib.axes.Axes", band: Band) -> None:
     """A predicted mean as a dashed line, one standard deviation to either side as thin ones; shapes ``(layers,)``."""
     layers = np.arange(len(band.mean))
     shown = np.where(np.isfinite(band.mean), band.mean, np.nan)
@@ -114,8 +128,9 @@ def _float32_sums() -> tuple[float, float]:
     return -126 / 2 * np.log(2), 128 / 2 * np.log(2)
 
 
+@kinds
 @styled
-def spectrum(found: "Spectrum", *, title: str | None = None) -> "Figure":
+def spectrum(found: Spectrum, *, title: str | None = None) -> "matplotlib.figure.Figure":
     """Singular values of the Jacobian, largest first, one curve a depth; what is lost is told in the legend.
 
     Args:

@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Num
 
+from vgjax.checks import AnyArray, kinds, not_empty, positive_integer
+from vgjax.ensembles.result import Result
 from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
 from vgjax.training.boundary import converged_of
+from vgjax.training.loop import Training
 from vgjax.training.trainability import best
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from vgjax.ensembles.result import Result
-    from vgjax.training.loop import Training
+    import matplotlib.axes
+    import matplotlib.figure
 
 CURVES = ("#b2182b", "#2166ac", "#4d4d4d", "#e08214", "#1b7837", "#762a83", "#01665e")
 LINES: tuple[Any, ...] = (
@@ -28,8 +29,9 @@ LINES: tuple[Any, ...] = (
 )
 
 
+@kinds
 @styled
-def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Figure":
+def training(runs: Mapping[str, Training], *, title: str | None = None) -> "matplotlib.figure.Figure":
     """Loss curves of several trainings, and for each the gradient over layer and step as a heat map.
 
     Args:
@@ -38,6 +40,7 @@ def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Fi
     """
     from matplotlib.figure import Figure
 
+    not_empty("runs", runs)
     figure = Figure(figsize=(2.6 + 2.3 * len(runs), 2.7), layout="constrained")
     curves, *heats = figure.subplots(1, 1 + len(runs), width_ratios=(1.25, *[1] * len(runs)))
     draw_losses(curves, {name: np.asarray(run.loss) for name, run in runs.items()})
@@ -53,7 +56,8 @@ def training(runs: Mapping[str, "Training"], *, title: str | None = None) -> "Fi
     return figure
 
 
-def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1) -> None:
+@kinds
+def draw_losses(ax: "matplotlib.axes.Axes", losses: Mapping[str, Num[AnyArray, " _"]], *, smooth: int = 1) -> None:
     """One loss curve a training, on a logarithmic axis; a cross where it stops being finite.
 
     Args:
@@ -61,6 +65,8 @@ def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1
         losses: name -> loss of every step, shape ``(num_steps,)``.
         smooth: steps over which to average.
     """
+    not_empty("losses", losses)
+    positive_integer("smooth", smooth, min(map(len, losses.values())))
     for (name, loss), colour, line in zip(losses.items(), CURVES * 9, LINES * 9, strict=False):
         shown = np.convolve(loss, np.ones(smooth) / smooth, "valid")
         steps = np.arange(len(shown)) + (smooth - 1) / 2
@@ -73,8 +79,12 @@ def draw_losses(ax: "Axes", losses: Mapping[str, np.ndarray], *, smooth: int = 1
     ax.legend(handlelength=2.4, fontsize=7)
 
 
+@kinds
 def draw_gradient_heat(
-    ax: "Axes", steps: np.ndarray, log_gradient: np.ndarray, reach: tuple[float, float] | None = None
+    ax: "matplotlib.axes.Axes",
+    steps: Num[AnyArray, " r"],
+    log_gradient: Num[AnyArray, "r layers"],
+    reach: tuple[float, float] | None = None,
 ) -> Any:
     """The gradient's norm over layer and step; white where it is a true zero or does not exist.
 
@@ -98,16 +108,17 @@ def draw_gradient_heat(
 # --- the trainability map -------------------------------------------------------------------------------------------
 
 
+@kinds
 @styled
 def trainability_map(
-    result: "Result",
+    result: Result,
     *,
     name: str = "train_accuracy",
     xi: np.ndarray | None = None,
     multiples: Sequence[float] = (1, 3, 6),
     lost: np.ndarray | None = None,
     title: str | None = None,
-) -> "Figure":
+) -> "matplotlib.figure.Figure":
     """Accuracy after training over weight variance and depth, at the best learning rate, with the theory over it.
 
     Args:
@@ -130,15 +141,16 @@ def trainability_map(
     return figure
 
 
+@kinds
 def draw_trainability(
-    ax: "Axes",
-    variance: np.ndarray,
-    depths: np.ndarray,
-    accuracy: np.ndarray,
+    ax: "matplotlib.axes.Axes",
+    variance: Num[AnyArray, " points"],
+    depths: Num[AnyArray, " depths"],
+    accuracy: Num[AnyArray, "depths points"],
     *,
-    xi: np.ndarray | None = None,
+    xi: Num[AnyArray, " points"] | Num[AnyArray, "2 fine"] | None = None,
     multiples: Sequence[float] = (1, 3, 6),
-    lost: np.ndarray | None = None,
+    lost: Num[AnyArray, " points"] | None = None,
 ) -> Any:
     """Accuracy over weight variance and depth, with multiples of the predicted depth scale over it.
 
@@ -170,8 +182,9 @@ def draw_trainability(
 # --- the boundary ---------------------------------------------------------------------------------------------------
 
 
+@kinds
 @styled
-def trainability_boundary(*results: "Result", titles: Sequence[str] = (), seed: int = 0) -> "Figure":
+def trainability_boundary(*results: Result, titles: Sequence[str] = (), seed: int = 0) -> "matplotlib.figure.Figure":
     """Where small networks converge and where they diverge, over two learning rates (or a learning rate and a scale).
 
     Args:
@@ -191,7 +204,8 @@ def trainability_boundary(*results: "Result", titles: Sequence[str] = (), seed: 
     return figure
 
 
-def draw_boundary(ax: "Axes", result: "Result", *, seed: int = 0) -> Any:
+@kinds
+def draw_boundary(ax: "matplotlib.axes.Axes", result: Result, *, seed: int = 0) -> Any:
     """Blue where the loss of one draw goes down, darker the sooner; red where it does not, darker the sooner it is
     lost.
 
@@ -237,7 +251,7 @@ def intensity(loss: np.ndarray, converged: np.ndarray) -> np.ndarray:
     return shade
 
 
-def outline(ax: "Axes", inner: "Result") -> None:
+def outline(ax: "matplotlib.axes.Axes", inner: Result) -> None:
     """A frame around what another sweep covers; a cross where that is too small to be seen."""
     from matplotlib.patches import Rectangle
 

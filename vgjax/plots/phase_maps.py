@@ -3,7 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Bool, Num
 
+from vgjax.checks import AnyArray, kinds
+from vgjax.comparison import Comparison
+from vgjax.ensembles.result import Result
 from vgjax.plots.style import (
     THEORY,
     colour_bar,
@@ -17,17 +21,16 @@ from vgjax.plots.style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from vgjax.comparison import Comparison
-    from vgjax.ensembles.result import Result
+    import matplotlib.axes
+    import matplotlib.figure
+    import matplotlib.lines
 
 
+@kinds
 @styled
 def phase_map(
-    sweep: "Result", *, at: float = 0.05, title: str | None = None, theory: "Comparison | None" = None
-) -> "Figure":
+    sweep: Result, *, at: float = 0.05, title: str | None = None, theory: Comparison | None = None
+) -> "matplotlib.figure.Figure":
     """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth
     along the first.
 
@@ -73,7 +76,15 @@ def phase_map(
     return figure
 
 
-def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, reach: float | None = None) -> Any:
+@kinds
+def draw_rate(
+    ax: "matplotlib.axes.Axes",
+    x: Num[AnyArray, " columns"],
+    y: Num[AnyArray, " rows"],
+    rate: Num[AnyArray, "columns rows"],
+    *,
+    reach: float | None = None,
+) -> Any:
     """The growth per layer as colours centred on the edge between vanishing and exploding, which is drawn.
 
     Args:
@@ -92,7 +103,10 @@ def draw_rate(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray, *, rea
     return mesh
 
 
-def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> Any:
+@kinds
+def draw_critical_line(
+    ax: "matplotlib.axes.Axes", sigma_w: Num[AnyArray, " points"], sigma_b: Num[AnyArray, " points"]
+) -> Any:
     """The edge of chaos at infinite width over the measured one.
 
     Args:
@@ -111,7 +125,8 @@ def draw_critical_line(ax: "Axes", sigma_w: np.ndarray, sigma_b: np.ndarray) -> 
     return line
 
 
-def name_edges(ax: "Axes", theory: Any) -> None:
+@kinds
+def name_edges(ax: "matplotlib.axes.Axes", theory: "matplotlib.lines.Line2D") -> None:
     """A legend for the measured edge and, given its line, the one of theory."""
     from matplotlib.lines import Line2D
 
@@ -122,7 +137,7 @@ def name_edges(ax: "Axes", theory: Any) -> None:
     )
 
 
-def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> None:
+def name_phases(ax: "matplotlib.axes.Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> None:
     """The names of the two phases in the middle of each, if there is room for them; arguments as for `draw_rate`."""
     for mask, name in (((rate < 0), "ordered:\ngradients\nvanish"), (rate > 0, "chaotic:\ngradients\nexplode")):
         if mask.mean() > 0.1:
@@ -130,7 +145,13 @@ def name_phases(ax: "Axes", x: np.ndarray, y: np.ndarray, rate: np.ndarray) -> N
             text_on_map(ax, float(x[column]), float(y[row]), name)
 
 
-def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, lost: np.ndarray) -> Any:
+@kinds
+def draw_gain_against_depth(
+    ax: "matplotlib.axes.Axes",
+    x: Num[AnyArray, " columns"],
+    log_gain: Num[AnyArray, "columns layers"],
+    lost: Bool[AnyArray, "columns layers"],
+) -> Any:
     """The gradient against depth as colours centred on 1, with the depths from which a plain float32 reading is 0 or
     not finite.
 
@@ -160,7 +181,7 @@ def draw_gain_against_depth(ax: "Axes", x: np.ndarray, log_gain: np.ndarray, los
     return mesh
 
 
-def along_first(sweep: "Result", at: float) -> tuple[np.ndarray, np.ndarray, str]:
+def along_first(sweep: Result, at: float) -> tuple[np.ndarray, np.ndarray, str]:
     """Mean log gain and naive float32 mask along the first axis, at the second's value nearest ``at``, named."""
     lost, mean = sweep.naive_lost("float32").mean(axis=0) > 0.5, sweep.mean("log_gain")
     if len(sweep.axes) == 1:
@@ -170,7 +191,8 @@ def along_first(sweep: "Result", at: float) -> tuple[np.ndarray, np.ndarray, str
     return mean[:, row], lost[:, row], f"along {label(name).split()[-1]} = {values[row]:.2g}"
 
 
-def describe(sweep: "Result") -> str:
+@kinds
+def describe(sweep: Result) -> str:
     """Activation, width and depth of what was swept, as far as the sweep knows."""
     networks = [network for network in sweep.networks.values() if network is not None]
     activation = networks[0].activation if len(networks) == 1 else None
@@ -179,7 +201,7 @@ def describe(sweep: "Result") -> str:
     return ", ".join([*parts, f"{sweep.depth} layers", f"{sweep.seeds} draw{'s' if sweep.seeds > 1 else ''}"])
 
 
-def _mesh(ax: "Axes", x: np.ndarray, y: np.ndarray, values: np.ndarray, reach: float | None = None) -> Any:
+def _mesh(ax: Any, x: Any, y: Any, values: np.ndarray, reach: float | None = None) -> Any:
     from matplotlib.colors import CenteredNorm
 
     reach = _reach(values) if reach is None else reach

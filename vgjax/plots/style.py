@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
+from jaxtyping import Num
 
+from vgjax.checks import AnyArray, finite, kinds, known, short
 from vgjax.files import whole_file
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import matplotlib.axes
+    import matplotlib.cm
+    import matplotlib.figure
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -63,8 +66,11 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+@kinds
 @styled
-def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+def save(
+    figure: "matplotlib.figure.Figure", path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")
+) -> list[Path]:
     """Write a figure as PNG and PDF, each whole or not at all, the same bytes for the same figure.
 
     Args:
@@ -79,6 +85,8 @@ def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", 
         ".png": {"Software": None},
         ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
+    for suffix in suffixes:
+        known("suffixes", suffix, [f".{name}" for name in figure.canvas.get_supported_filetypes()])
     written = []
     for suffix in suffixes:
         target = Path(path).with_name(Path(path).name + suffix)
@@ -88,22 +96,28 @@ def save(figure: "Figure", path: str | Path, suffixes: Sequence[str] = (".png", 
     return written
 
 
+@kinds
 def label(name: str) -> str:
     """A scale's name as it stands on an axis."""
     return NAMES.get(name, name.replace("_", " "))
 
 
+@kinds
 def factor(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a factor."""
-    return f"×{np.exp(log):.2g}"
+    with np.errstate(over="ignore"):
+        return f"×{np.exp(float(log)):.2g}"
 
 
+@kinds
 def power_of_ten(log: float, _: Any = None) -> str:
     """Tick text of a natural logarithm as a power of ten."""
+    finite("log", log)
     exponent = log / LN10
     return f"$10^{{{exponent:.0f}}}$" if abs(exponent - round(exponent)) < 1e-6 else f"$10^{{{exponent:.1f}}}$"
 
 
+@kinds
 def powers_of_ten(low: float, high: float) -> np.ndarray:
     """About seven whole powers of ten within an interval of natural logarithms."""
     from matplotlib.ticker import MaxNLocator
@@ -112,6 +126,7 @@ def powers_of_ten(low: float, high: float) -> np.ndarray:
     return ticks[(ticks >= low) & (ticks <= high)]
 
 
+@kinds
 def factor_ticks(reach: float) -> np.ndarray:
     """ln of round factors within +-reach, evenly enough spread."""
     ticks = [0.0]
@@ -125,17 +140,30 @@ def factor_ticks(reach: float) -> np.ndarray:
     return np.array([*below[:0:-1], *ticks])
 
 
+@kinds
 def colour_bar(
-    figure: "Figure", ax: Any, mesh: Any, text: str, ticks: np.ndarray, format: Callable[..., str], extend: str = "both"
+    figure: "matplotlib.figure.Figure",
+    ax: Any,
+    mesh: "matplotlib.cm.ScalarMappable",
+    text: str,
+    ticks: Num[AnyArray, " ticks"],
+    format: Callable[..., str],
+    extend: str = "both",
 ) -> None:
     """A colour bar in the style of the figures; pointed ends say that the colours go on beyond it."""
+    import matplotlib.axes
+
+    known("extend", extend, ("neither", "both", "min", "max"))
+    axes = list(np.ravel(ax)) if isinstance(ax, (list, tuple, np.ndarray)) else [ax]
+    if not axes or not all(isinstance(each, matplotlib.axes.Axes) for each in axes):
+        raise ValueError(f"ax must be matplotlib Axes or a list of them, got {short(ax)}")
     bar = figure.colorbar(mesh, ax=ax, extend=extend, ticks=ticks, format=format, pad=0.02)
     bar.set_label(text)
     bar.outline.set_linewidth(0.6)
     bar.minorticks_off()
 
 
-def text_on_map(ax: "Axes", x: float, y: float, text: str) -> None:
+def text_on_map(ax: "matplotlib.axes.Axes", x: float, y: float, text: str) -> None:
     """Words that can be read on any colour."""
     from matplotlib.patheffects import withStroke
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, not_negative
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, not_negative
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table
 from vgjax.theory._pieces import pieces
+from vgjax.values import by_content
 
 _PER_LOG = 32  # grid points of ln q to each unit: roots closer together than 3% in q count as one
 _NOISE = 1e-12  # rounding of q - E phi^2 / E phi'^2, relative to q
@@ -28,6 +28,7 @@ _TANGENT = 1e-6  # |slope - 1| that counts as half-stable: at a fold the slope i
 _VANISHING = 1e-6  # E phi^2 / (q E phi'^2) - 1 at the lowest q, below which phi is linear there
 
 
+@by_content
 @dataclass(frozen=True, eq=False)
 class Critical:
     """Critical points, or the reasons why there are none; numpy float64 and strings, all of one shape.
@@ -72,6 +73,7 @@ class _Point(NamedTuple):
     reason: str = ""
 
 
+@kinds
 def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q: ArrayLike | None = None) -> Critical:
     """Where chi = 1: sigma_w at given sigma_b, or both scales at given fixed points q.
 
@@ -98,11 +100,13 @@ def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q:
     phi = activations.get(activation)
     if q is not None:
         if sigma_b is not None:
-            raise ValueError(f"critical takes sigma_b or q, got both: {sigma_b} and {q}")
+            raise ValueError("critical takes sigma_b or q, got both")
+        not_empty("q", np.ravel(q))
         finite("q", q, "positive", lambda q: q > 0)
         variances = np.asarray(q, float)
         return _stacked(_points(phi, variances.ravel()), np.full_like(variances, np.nan))
     bias = np.asarray(0.0 if sigma_b is None else sigma_b, float)
+    not_empty("sigma_b", bias.ravel())
     not_negative("sigma_b", bias)
     columns = [
         sorted(found, key=lambda point: (point.reason != "", point.sigma_w)) or [_none(b, _why_none(phi, b))]
@@ -183,12 +187,13 @@ def _at_zero(phi: Activation, sigma_b: float) -> list[_Point]:
     _, q, bias, slope_square = _along(phi)
     if not np.abs(bias[0]) < _VANISHING * q[0]:
         return []
-    sigma_w = 1 / math.sqrt(slope_square[0])
+    _, at_zero, _ = moment_table(phi).limits(0)
+    sigma_w = 1 / math.sqrt(at_zero)
     if np.all(np.abs(bias) <= _NOISE * q):
         return [_Point(sigma_w, 0.0, 1.0, 1.0, "every q")]
     square = (q - bias) * slope_square
-    first = int(np.argmax(np.abs(q / square * slope_square[0] - 1) > 1e-9))  # where phi is no longer linear
-    falls = q[first] / square[first] * slope_square[0] > 1  # signals decay towards 0 at this sigma_w
+    first = int(np.argmax(np.abs(q / square * at_zero - 1) > 1e-9))  # where phi is no longer linear
+    falls = q[first] / square[first] * at_zero > 1  # signals decay towards 0 at this sigma_w
     reason = "" if falls else "q* = 0 is unstable there: signals grow away from it"
     return [_Point(sigma_w, 0.0, 0.0, 1.0, "stable" if falls else "unstable", reason)]
 
@@ -213,10 +218,16 @@ def _why_none(phi: Activation, sigma_b: float) -> str:
     """Why no fixed point has chi = 1 at this sigma_b."""
     jumps = pieces(phi).jumps
     if jumps:
-        return f"{phi.name} jumps at h = {jumps[0]:.3g}: E phi'^2 is infinite, and so is chi at every sigma_w"
+        return (
+            f"{phi.name} jumps at h = {jumps[0]:.3g}, or nearly: E phi'^2 is infinite, and so is chi at every sigma_w"
+        )
     _, q, bias, slope_square = _along(phi)
     if not np.any(slope_square > 0):
         return f"{phi.name} is flat: chi is 0 at every sigma_w"
+    if sigma_b == 0 and moment_table(phi).limits(0)[0] == 0:
+        return "q* = 0 is stable with chi = 0 at every sigma_w: small signals vanish, and gradients with them"
+    if sigma_b > 0 and moment_table(phi)(np.array(sigma_b**2)).slope_square == 0:
+        return f"{phi.name} is flat as far as signals of variance sigma_b^2 = {sigma_b**2:.3g} reach: chi is 0 there"
     able = q > sigma_b**2 * (1 + 1e-9)
     with np.errstate(divide="ignore", invalid="ignore"):
         chi = np.where(able, (q - sigma_b**2) / (q - bias), np.nan)

@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import known, not_negative, positive_integer
-from vgjax.theory._chebyshev import Axis, Curve, coefficients, curve, locate, polynomials
+from vgjax.checks import ArrayLike, kinds, known, not_negative, positive_integer
+from vgjax.theory._chebyshev import Axis, Curve, coefficients, locate, polynomials, sample
 from vgjax.theory._gaussian import ActivationLike, line
 from vgjax.theory._mean_field import mean_field
-from vgjax.theory._moments import averages, moment_table
+from vgjax.theory._moments import averages, moment_table, sampled
 from vgjax.theory._pieces import pieces
+from vgjax.theory._scales import checked_scales
+from vgjax.values import by_content
 
 # ln q over which laws of slopes are interpolated: 24 nodes on segments of length 3 (2.5^-24 = 3e-10) from q = 1e-9 to
 # 7e8; beyond, phi is a power of its argument already, and the law no longer changes.
@@ -42,6 +43,7 @@ _EXCESS_KURTOSIS = {
 """Of a kernel's entries, for each law that `band` covers."""
 
 
+@by_content
 class LogMoments(NamedTuple):
     """Mean and variance of a logarithm; numbers, or arrays of one shape."""
 
@@ -49,6 +51,7 @@ class LogMoments(NamedTuple):
     variance: Any
 
 
+@by_content
 class Band(NamedTuple):
     """What to expect of ln ||J_{l<-0} u|| of one draw, at every depth l.
 
@@ -64,6 +67,7 @@ class Band(NamedTuple):
 # --- one layer ------------------------------------------------------------------------------------------------------
 
 
+@kinds
 def log_gain_moments(activation: ActivationLike, width: int, q: float = 1.0) -> LogMoments:
     """Mean and variance of ln ||J u||^2 over one Gaussian layer from n to n units, sigma_w^2 E phi'^2 = 1, ||u|| = 1.
 
@@ -162,6 +166,7 @@ def _log_chi_square(n: int) -> LogMoments:
 # --- homogeneous activations ----------------------------------------------------------------------------------------
 
 
+@kinds
 def fourth_moment(widths: Sequence[int], activation: ActivationLike = "relu") -> float:
     """E ||J u||^4 / ||u||^4 of a homogeneous activation in He's scaling without bias, u a random direction; exact.
 
@@ -188,6 +193,7 @@ def fourth_moment(widths: Sequence[int], activation: ActivationLike = "relu") ->
         return float(ends * np.prod(1 + k / np.array(sizes[:-1])))
 
 
+@kinds
 def log_normal_beta(widths: Sequence[int], activation: ActivationLike = "relu") -> float:
     """beta of the limit law ln(||J u||^2 n_0 / n_L) ~ N(-beta/2, beta), for depth and width large together.
 
@@ -219,6 +225,7 @@ def _sizes(widths: Sequence[int]) -> list[int]:
 # --- any activation -------------------------------------------------------------------------------------------------
 
 
+@kinds
 def band(
     activation: ActivationLike,
     widths: Sequence[int],
@@ -268,8 +275,9 @@ def band(
     for name, value in (("sigma_w", sigma_w), ("sigma_b", sigma_b), ("q0", q0)):
         not_negative(name, 0 if value is None else value)
     known("kernel_init", kernel_init, _EXCESS_KURTOSIS)
-    sigma_w2, sigma_b2 = np.broadcast_arrays(*(np.square(np.asarray(s, float)) for s in (sigma_w, sigma_b)))
-    q = _start(phi, sigma_w2, sigma_b2) if q0 is None else np.broadcast_to(np.asarray(q0, float), sigma_w2.shape)
+    shape = checked_scales(sigma_w=sigma_w, sigma_b=sigma_b, q0=1.0 if q0 is None else q0)
+    sigma_w2, sigma_b2 = (np.broadcast_to(np.square(np.asarray(s, float)), shape) for s in (sigma_w, sigma_b))
+    q = _start(phi, sigma_w2, sigma_b2) if q0 is None else np.broadcast_to(np.asarray(q0, float), shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         state = _first_state(kernel_init, np.where(q > 0, sigma_b2 / q, 1.0), sizes[0])
         mean, variance = [np.zeros(q.shape)], [np.zeros(q.shape)]
@@ -319,9 +327,8 @@ def _averages(phi: Activation, q: np.ndarray) -> _Averages:
 @functools.cache
 def _ratio_table(phi: Activation) -> Curve:
     """The ratios among `_Averages` over ln q, where `moment_table` reaches."""
-    low, step, table = moment_table(phi).of_log_q
-    along = Axis(float(low), float(step), len(table))
-    return curve(along, averages(phi, along, _ratios))
+    edges = moment_table(phi).of_log_q.edges
+    return Curve(edges, coefficients(averages(phi, sampled(phi).pieces, sample(edges[:-1], edges[1:]), _ratios)))
 
 
 def _ratios(weights: Array, z: Array, u: Array, value: Array, slope: Array) -> list[Array]:
@@ -351,7 +358,7 @@ def _slopes(phi: Activation, n: int, q: np.ndarray) -> LogMoments:
     """
     reached = (math.log(pieces(phi).largest_variance) - _LAWS.low) // _LAWS.step
     t = np.zeros(q.size) if phi.homogeneous else np.log(q).ravel()
-    index, x = locate(t, _LAWS.low, _LAWS.step, min(_LAWS.segments, max(1, int(reached))))
+    index, x = locate((t - _LAWS.low) / _LAWS.step, min(_LAWS.segments, max(1, int(reached))))
     needed, which = np.unique(index, return_inverse=True)
     rows = np.stack([_slopes_segment(phi, n, int(i)) for i in needed])[which.ravel()]
     return LogMoments(*np.einsum("prk,kp->rp", rows, polynomials(x)).reshape(2, *q.shape))
@@ -371,14 +378,14 @@ class _State(NamedTuple):
     independent entries, below 1 where a layer narrows), ``part`` the part of q that is not bias.
     """
 
-    mean: ArrayLike = 0.0  # E delta
-    variance: ArrayLike = 0.0  # E delta^2
-    with_gain: ArrayLike = 0.0  # Cov(ln ||u||^2, delta)
-    overlap: ArrayLike = 0.0  # E rho^2
-    kurtosis: ArrayLike = 0.0  # excess, of h
-    joint_kurtosis: ArrayLike = 0.0  # of h, h, u, u
+    mean: Any = 0.0  # E delta
+    variance: Any = 0.0  # E delta^2
+    with_gain: Any = 0.0  # Cov(ln ||u||^2, delta)
+    overlap: Any = 0.0  # E rho^2
+    kurtosis: Any = 0.0  # excess, of h
+    joint_kurtosis: Any = 0.0  # of h, h, u, u
     exact: float = 0.0
-    part: ArrayLike = 1.0
+    part: Any = 1.0
 
 
 def _first_state(kernel_init: str, bias: np.ndarray, n: int) -> _State:

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, positive_integer
 from vgjax.theory._gaussian import ActivationLike, pair
-from vgjax.theory._moments import MomentTable, moment_table
-from vgjax.theory._pairs import PairTable, pair_table
-from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.theory._moments import MomentTable, moment_table, sampled
+from vgjax.theory._pairs import PairTable, least_norm, pair_table
+from vgjax.theory._pieces import REACH, Pieces
 from vgjax.theory._scales import check_dropout, checked_scales
+from vgjax.values import by_content
 
 _ALIKE = 1e-9  # |ln q1 / q2| below which two norms count as equal: the correlation sees its square
 _STRIDE = 64  # layers between two looks at whether they are
@@ -25,6 +25,7 @@ _MOST_PIECES = 512  # of a quadrature in two dimensions: a second for a layer
 _LOW, _HIGH = 1e-9, 1e7  # q between which correlations are looked up; beyond, phi is a power of its argument
 
 
+@by_content
 class Propagation(NamedTuple):
     """What mean field predicts at every layer; numpy float64.
 
@@ -32,7 +33,8 @@ class Propagation(NamedTuple):
         q: variance of the preactivations h^0 ... h^L, shape ``(*scales, depth + 1)``; for a pair of variances at the
             start ``(2, *scales, depth + 1)``.
         log_chi: ln of the predicted mean squared gain from layer 0 to l, the sum of ln chi(q) over the layers crossed;
-            shape of q.
+            shape of q. Minus infinity behind a sigma_w of 0 or where phi is constant; NaN from the layer on whose chi
+            is below 1e-230 and not 0 (signals within a flat part of phi).
         one_minus_c: 1 - correlation of the two inputs, shape ``(*scales, depth + 1)``; None for one input.
     """
 
@@ -46,6 +48,7 @@ class Propagation(NamedTuple):
         return None if self.one_minus_c is None else 1 - self.one_minus_c
 
 
+@kinds
 def propagate(
     activation: ActivationLike,
     sigma_w: ArrayLike,
@@ -74,7 +77,8 @@ def propagate(
         dropout: share of units dropped, independently for each input.
 
     Returns:
-        `Propagation`. Where q leaves the float range it is 0 or inf, and the correlation from there on NaN.
+        `Propagation`. Where q leaves the float range it is 0 or inf; there, and where E phi^2 is below 1e-230, the
+        correlation is NaN from then on.
 
     Raises:
         ValueError: a negative or non-finite scale, a q0 that is not positive, a correlation outside [-1, 1] or given
@@ -86,8 +90,10 @@ def propagate(
     phi = activations.get(activation)
     check_dropout(dropout)
     checked_scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    not_empty("q0", q0 if isinstance(q0, tuple) else (q0,))
     norms = [np.asarray(variance, float) for variance in (q0 if isinstance(q0, tuple) else (q0,))]
     for variance in norms:
+        not_empty("q0", np.ravel(variance))
         finite("q0", variance, "positive", lambda q: q > 0)
     epsilon = _start(len(norms), c0, one_minus_c0)
     layers = _by_layer(sigma_w, sigma_b, depth)
@@ -112,11 +118,13 @@ def _start(inputs: int, c0: ArrayLike | None, one_minus_c0: ArrayLike | None) ->
     if inputs > 2:
         raise ValueError(f"q0 must be a variance or a tuple of two, got a tuple of {inputs}")
     if (c0 is not None) and (one_minus_c0 is not None):
-        raise ValueError(f"a start is given by c0 or by one_minus_c0, got both: {c0} and {one_minus_c0}")
+        raise ValueError("a start is given by c0 or by one_minus_c0, got both")
     if c0 is one_minus_c0 is None:
         if inputs == 2:
             raise ValueError("two inputs need c0, their correlation at the start, got q0 of two alone")
         return None
+    given: Any = c0 if c0 is not None else one_minus_c0
+    not_empty("c0 or one_minus_c0", np.ravel(given))
     name, start = ("c0", c0) if c0 is not None else ("1 - one_minus_c0", 1 - np.asarray(one_minus_c0, float))
     finite(name, start, "in [-1, 1]", lambda c: np.abs(c) <= 1)
     return np.asarray(1 - np.asarray(c0, float) if c0 is not None else one_minus_c0, float)
@@ -143,11 +151,14 @@ def _norms(table: MomentTable, levels: Any, biases: Any, start: Any) -> tuple[Ar
         square, slope_square, _ = look_up(q)
         # A weight of 0 cuts even an infinite signal.
         after = jnp.where(level == 0, 0, level * square) + bias
-        return after, (after, jnp.log(jnp.where(level == 0, 0, level * slope_square)))
+        # Unless phi is flat everywhere, E phi'^2 is not 0 but beyond the float range, and its logarithm not known.
+        chi = jnp.where((slope_square == 0) & ~flat, jnp.nan, level * slope_square)
+        return after, (after, jnp.log(jnp.where(level == 0, 0, chi)))
 
+    flat = jnp.all(table.of_log_q.coefficients[:, 1] == 0)
     _, (q, log_chi) = jax.lax.scan(layer, start, (levels, biases))
-    zero = jnp.zeros((1, *start.shape))
-    return jnp.concatenate([start[None], q]), jnp.concatenate([zero, jnp.cumsum(log_chi, axis=0)])
+    total = jnp.where(jnp.cumsum(levels == 0, axis=0)[:, None] > 0, -jnp.inf, jnp.cumsum(log_chi, axis=0))
+    return jnp.concatenate([start[None], q]), jnp.concatenate([jnp.zeros((1, *start.shape)), total])
 
 
 def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -156,15 +167,15 @@ def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarra
     From sigma_w^2, ``(depth, points)``, the norms of both inputs, ``(depth + 1, 2, points)``, and 1 - c at layer 0.
     """
     depth, here, table = len(levels), 0, moment_table(phi)
-    known = np.logical_and.accumulate((np.isfinite(q) & (q > 0)).all(axis=1))  # nothing is beyond the float range
-    before, after = _within_table(table, levels / keep, np.where(known[:, None], q, 1.0))
+    known = np.logical_and.accumulate((np.isfinite(q) & (q > least_norm(phi))).all(axis=1))
+    before, after = _within_table(table, levels / keep, np.where(known[:, None], q, max(1.0, 2 * least_norm(phi))))
     lost = (1 / keep - 1) * table(before).square.mean(axis=1)
     alike = np.abs(np.log(before[:, 0] / before[:, 1])) < _ALIKE
     apart = np.empty((depth + 1, len(start)))
     apart[0] = start
     while here < depth and not (alike[here] & (apart[here] <= 1)).all():
         some = slice(here, here + _STRIDE)
-        near = pieces(phi).within(REACH * math.sqrt(before[some].max())).innermost(_MOST_PIECES)
+        near = sampled(phi).pieces.within(REACH * math.sqrt(before[some].max())).innermost(_MOST_PIECES)
         part = _by_quadrature(phi, near, levels[some], before[some], after[some], lost[some], apart[here])
         apart[here + 1 : here + 1 + len(part)] = part
         here += len(part)

@@ -1,9 +1,8 @@
 """Scales as users give them: checked once, and broadcast."""
 
 import numpy as np
-from jax.typing import ArrayLike
 
-from vgjax.checks import finite, not_negative
+from vgjax.checks import ArrayLike, finite, not_negative
 
 
 def checked_scales(**scales: ArrayLike) -> tuple[int, ...]:

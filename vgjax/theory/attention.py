@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
-from vgjax.checks import positive_integer
+from vgjax.checks import ArrayLike, kinds, positive_integer
 from vgjax.theory._scales import per_layer
 
 
@@ -21,6 +20,7 @@ class DeepNorm(NamedTuple):
     beta: float
 
 
+@kinds
 def deep_norm(layers: int) -> DeepNorm:
     """alpha = (2N)^(1/4), beta = (8N)^(-1/4): DeepNorm for an encoder alone or a decoder alone of N layers.
 
@@ -39,6 +39,7 @@ def deep_norm(layers: int) -> DeepNorm:
     return DeepNorm((2 * n) ** 0.25, (8 * n) ** -0.25)
 
 
+@kinds
 def deep_norm_encoder_decoder(encoder_layers: int, decoder_layers: int) -> tuple[DeepNorm, DeepNorm]:
     """DeepNorm for N encoder layers and M decoder layers: the encoder's constants, then the decoder's.
 
@@ -61,6 +62,7 @@ def deep_norm_encoder_decoder(encoder_layers: int, decoder_layers: int) -> tuple
     return DeepNorm(0.81 * both**0.0625, 0.87 * both**-0.0625), DeepNorm((3 * m) ** 0.25, (12 * m) ** -0.25)
 
 
+@kinds
 def uniform_attention_correlation(
     tokens: int, depth: int, *, branch: ArrayLike = 1.0, skip: ArrayLike = 1.0, correlation: float = 0.0
 ) -> np.ndarray:

@@ -22,14 +22,16 @@ import numpy as np
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, known, not_negative, positive_integer
+from vgjax.checks import finite, kinds, known, not_negative, positive_integer
 from vgjax.theory._free_curve import FreeCurve
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._slopes import SMALLEST_Q, SquaredSlopes, squared_slopes
+from vgjax.values import by_content
 
 # --- moments --------------------------------------------------------------------------------------------------------
 
 
+@kinds
 def spectrum_variance(activation: ActivationLike, q: float, depth: int, kernel_init: str = "gaussian") -> float:
     """Variance of the eigenvalues of J J^T (the squared singular values) in units of their squared mean.
 
@@ -63,6 +65,7 @@ def _moments(activation: ActivationLike, q: float) -> tuple[float, float]:
     return mean, along.mean((squared / mean - 1) ** 2) if mean else math.nan
 
 
+@kinds
 def q_for_variance(activation: ActivationLike, depth: int, variance: float) -> float | None:
     """The smallest q in [1e-12, 1e4] at which orthogonal weights give the spectrum that relative variance.
 
@@ -103,6 +106,7 @@ def q_for_variance(activation: ActivationLike, depth: int, variance: float) -> f
 # --- the edge -------------------------------------------------------------------------------------------------------
 
 
+@kinds
 def log_largest_singular_value(
     activation: ActivationLike,
     q: float,
@@ -188,6 +192,7 @@ def _unbounded(phi: Activation) -> bool:
 # --- the density ----------------------------------------------------------------------------------------------------
 
 
+@by_content
 class SpectralDensity(NamedTuple):
     """The law of the singular values s of a Jacobian, in logs, since s spans hundreds of decades in deep networks.
 
@@ -215,6 +220,7 @@ class SpectralDensity(NamedTuple):
         return self.density_of_logs * np.exp(-self.log_s)
 
 
+@kinds
 def spectral_density(
     activation: ActivationLike,
     q: float,
@@ -267,6 +273,7 @@ def _atoms(slopes: SquaredSlopes, depth: int, gaussian: int, log_sigma2: float) 
 # --- universal limits -----------------------------------------------------------------------------------------------
 
 
+@kinds
 def universal_density(kind: str, variance: float, points: int = 400) -> SpectralDensity:
     """The limit of `spectral_density` for critical orthogonal weights as L -> infinity at a fixed relative variance.
 
@@ -276,7 +283,7 @@ def universal_density(kind: str, variance: float, points: int = 400) -> Spectral
 
     Args:
         kind: "bernoulli" or "smooth".
-        variance: of s^2; positive.
+        variance: of s^2; from 1e-12 to 1e15.
         points: number of s.
 
     Returns:
@@ -284,12 +291,13 @@ def universal_density(kind: str, variance: float, points: int = 400) -> Spectral
         1 - variance; its weight at 0 vanishes in the limit.
 
     Raises:
-        ValueError: an unknown kind, or a variance that is not positive and finite.
+        ValueError: an unknown kind, or a variance out of these bounds.
 
     Source: Pennington, Schoenholz & Ganguli 2018, section 4.
     """
     known("kind", kind, ("bernoulli", "smooth"))
-    finite("variance", variance, "positive", lambda v: v > 0)
+    # Where the curves keep their digits.
+    finite("variance", variance, "from 1e-12 to 1e15", lambda v: (v >= 1e-12) & (v <= 1e15))
     finite("points", positive_integer("points", points), "at least 10", lambda n: n >= 10)
     log_x, omega, above = (_bernoulli if kind == "bernoulli" else _smooth)(variance, points)
     heights = -(1 / (omega - 1)).imag / math.pi

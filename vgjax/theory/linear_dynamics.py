@@ -17,15 +17,15 @@ networks", eq. 8 and its section on deeper multilayer dynamics.
 """
 
 import numpy as np
-from jax.typing import ArrayLike
 
-from vgjax.checks import finite, not_negative, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, not_negative, positive_integer
 from vgjax.theory._quadrature import panels
 
 _WIDEST = 4.0  # of a panel: the integrand's singularities, pi away from the real axis, are then felt below 1e-20
 _END = 40.0  # u is s to rounding
 
 
+@kinds
 def mode_strength(t: ArrayLike, s: float, u0: float, layers: int = 2, tau: float = 1.0) -> np.ndarray:
     """Strength u(t) of one mode: a plateau near u0, a rise, and s in the end.
 
@@ -62,6 +62,7 @@ def mode_strength(t: ArrayLike, s: float, u0: float, layers: int = 2, tau: float
     return _inverse(rises.ravel(), s, u0, layers).reshape(times.shape)
 
 
+@kinds
 def learning_time(fraction: float, s: float, u0: float, layers: int = 2, tau: float = 1.0) -> float:
     """Time at which a mode has come to a fraction of its end: ``t = tau int_{u0}^{fraction s} du / (N u^k (s - u))``.
 

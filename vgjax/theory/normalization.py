@@ -12,12 +12,13 @@ import numpy as np
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import kinds, not_negative, positive_integer
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._pieces import pieces
 from vgjax.theory._quadrature import panels
 
 
+@kinds
 def batch_norm_rate(activation: ActivationLike, batch: float) -> float:
     """Growth per layer of the mean squared gradient through h -> W phi(BN(h)) + b, whatever sigma_w and sigma_b.
 
@@ -76,6 +77,7 @@ class NormPoint(NamedTuple):
     critical_ratio: float | None
 
 
+@kinds
 def norm_on_preactivations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W phi(norm(h)) + b, for LayerNorm and RMSNorm alike (the mean of h over the width is 0).
 
@@ -105,6 +107,7 @@ def norm_on_preactivations(activation: ActivationLike, sigma_w: float, sigma_b: 
     return NormPoint(q, sigma_w**2 * slope / q, _ratio_or_none(slope - square))
 
 
+@kinds
 def layer_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W LayerNorm(phi(h)) + b.
 
@@ -125,6 +128,7 @@ def layer_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_
     return _on_activations(activation, sigma_w, sigma_b, centered=1.0)
 
 
+@kinds
 def rms_norm_on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float = 0.0) -> NormPoint:
     """h -> W RMSNorm(phi(h)) + b: as `layer_norm_on_activations`, with E phi^2 in place of Var phi.
 
@@ -147,6 +151,7 @@ def _on_activations(activation: ActivationLike, sigma_w: float, sigma_b: float, 
     return NormPoint(q, sigma_w**2 * growth, _ratio_or_none(q * growth - 1))
 
 
+@kinds
 def residual_norm_rate(chi: float, skip: float) -> float:
     """mu^2 + (1 - mu^2) chi: growth per layer of the mean squared gradient through h -> mu h + W phi(norm(h)) + b.
 
@@ -228,8 +233,11 @@ def _angles(breaks: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray]:
     own = np.broadcast_to(own, (*breaks.shape[:-1], len(own)))
     at = np.sort(np.concatenate([own, np.clip(breaks, own[..., :1], own[..., -1:])], axis=-1), axis=-1)
     half, middle = (at[..., 1:, None] - at[..., :-1, None]) / 2, (at[..., 1:, None] + at[..., :-1, None]) / 2
+    from scipy.special import xlog1py
+
     s, w = panels(np.array([0.0, np.pi]))
     nodes = middle - half * np.cos(s[0])
-    weights = half * w[0] * np.sin(s[0]) * np.cos(nodes) ** power
+    # cos^power by its logarithm: the rounding of cos itself would grow with the batch.
+    weights = half * w[0] * np.sin(s[0]) * np.exp(xlog1py(power / 2, -(np.sin(nodes) ** 2)))
     nodes, weights = (x.reshape(*breaks.shape[:-1], -1) for x in (nodes, weights))
     return nodes, weights / weights.sum(axis=-1, keepdims=True)

@@ -8,14 +8,15 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import ArrayLike, kinds, not_negative, positive_integer
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._mean_field import mean_field
+from vgjax.values import by_content
 
 
+@by_content
 class MaximalLyapunov(NamedTuple):
     """The stationary state of autonomous random networks; numpy float64, each of the shape of the gain.
 
@@ -28,6 +29,7 @@ class MaximalLyapunov(NamedTuple):
     exponent: np.ndarray
 
 
+@kinds
 def maximal_lyapunov(activation: ActivationLike, gain: ArrayLike) -> MaximalLyapunov:
     """Largest Lyapunov exponent of h_{t+1} = g J phi(h_t), Var J_ij = 1 / width, at infinite width.
 
@@ -70,6 +72,7 @@ class MinimalRNN(NamedTuple):
     chi: float
 
 
+@kinds
 def minimal_rnn(
     sigma_w: float, sigma_v: float, sigma_b: float = 0.0, mean_b: float = 0.0, second_moment: float = 1.0
 ) -> MinimalRNN:
@@ -132,6 +135,7 @@ class Gate(NamedTuple):
     time_scale: float
 
 
+@kinds
 def forget_gate(bias: float) -> Gate:
     """The memory of an LSTM or GRU at vanishing weights: factor sigmoid(mu), time scale -1 / ln sigmoid(mu).
 
@@ -153,6 +157,7 @@ def forget_gate(bias: float) -> Gate:
     return Gate(math.exp(-rate), 1 / rate if rate > 0 else math.inf)
 
 
+@by_content
 class Latch(NamedTuple):
     """The fixed points of x = phi(w x); numpy float64, each of shape ``(points,)``.
 
@@ -170,6 +175,7 @@ class Latch(NamedTuple):
         return self.points[np.abs(self.slopes) < 1]
 
 
+@kinds
 def latch(weight: float, activation: ActivationLike = "tanh") -> Latch:
     """Fixed points of one self-excited unit, x = phi(w x): it stores a bit where there are two attractors.
 
@@ -214,6 +220,7 @@ def _isolated(x: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     return ((x[first] + x[last]) / 2)[narrow]
 
 
+@kinds
 def orthogonal_log_growth(rho: float, steps: int) -> float:
     """ln ||dh_T / dh_0|| = T ln rho, exactly, of the linear network h' = rho Q h with Q orthogonal.
 

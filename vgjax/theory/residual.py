@@ -16,15 +16,16 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jax.typing import ArrayLike
 
 from vgjax import activations
-from vgjax.checks import positive_integer
+from vgjax.checks import ArrayLike, kinds, positive_integer
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._moments import moment_table
 from vgjax.theory._scales import checked_scales, per_layer
+from vgjax.values import by_content
 
 
+@by_content
 class ResidualPropagation(NamedTuple):
     """A residual stream along depth, l = 0..depth; numpy float64.
 
@@ -40,6 +41,7 @@ class ResidualPropagation(NamedTuple):
     log_chi: np.ndarray
 
 
+@kinds
 def propagate(
     activation: ActivationLike,
     depth: int,
@@ -96,6 +98,7 @@ def _times(factor: np.ndarray, value: np.ndarray) -> np.ndarray:
     return factor * np.where(factor == 0, 0, value)
 
 
+@kinds
 def stable_scale(depth: int) -> float:
     """1 / sqrt(depth): the branch scale that keeps p and the gradient bounded at any depth.
 
@@ -107,6 +110,7 @@ def stable_scale(depth: int) -> float:
     return 1 / math.sqrt(positive_integer("depth", depth))
 
 
+@kinds
 def fixup_scale(depth: int, layers: int) -> float:
     """depth^(-1 / (2m - 2)): the factor on the first m - 1 kernels of every branch under Fixup (the last one is 0).
 

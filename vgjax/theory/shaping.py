@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import finite, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, positive_integer
 from vgjax.theory._gaussian import ActivationLike, Line, correlated_expectation, line
 from vgjax.theory._pieces import pieces
 
@@ -58,6 +57,7 @@ def _transformed(base: Activation, alpha: float, beta: float, gamma: float, delt
     return Activation(f"shaped {base.name}", phihat, kinks=kinks, homogeneous=homogeneous)
 
 
+@kinds
 def c_map(activation: ActivationLike, c: ArrayLike, q: float = 1.0) -> Any:
     """E phi(u1) phi(u2) / E phi^2 for a Gaussian pair of variance q and correlation c: C(c) at sigma_b = 0.
 
@@ -70,11 +70,13 @@ def c_map(activation: ActivationLike, c: ArrayLike, q: float = 1.0) -> Any:
         Shape of c.
 
     Raises:
-        ValueError: as `theory.correlated_expectation`.
+        ValueError: a q that is not positive and finite, or as `theory.correlated_expectation`.
     """
+    finite("q", q, "positive", lambda v: v > 0)
     return correlated_expectation(activation, q, q, c) / correlated_expectation(activation, q, q, 1.0)
 
 
+@kinds
 def local_slope(depth: int, slope: float = 1.5) -> float:
     """zeta^(1/depth): the slope C'(1) of each layer that gives a plain stack of that depth the slope zeta.
 
@@ -88,6 +90,7 @@ def local_slope(depth: int, slope: float = 1.5) -> float:
     return float(slope ** (1 / positive_integer("depth", depth)))
 
 
+@kinds
 def deep_kernel_shaping(activation: ActivationLike, slope: float) -> Shaped:
     """Deep Kernel Shaping: Q(1) = 1, Q'(1) = 1, C(0) = 0, C'(1) = slope.
 
@@ -121,6 +124,7 @@ def deep_kernel_shaping(activation: ActivationLike, slope: float) -> Shaped:
     return _nearest(_solutions(phi, slope - 1, trial), phi, f"Q'(1) = 1, C(0) = 0 and C'(1) = {slope:g}")
 
 
+@kinds
 def local_curvature(depth: int, curvature: float = 0.3) -> float:
     """tau / depth: the C''(1) of each layer that gives a plain stack of that depth, with C'(1) = 1, the curvature tau.
 
@@ -134,6 +138,7 @@ def local_curvature(depth: int, curvature: float = 0.3) -> float:
     return curvature / positive_integer("depth", depth)
 
 
+@kinds
 def tailored_smooth(activation: ActivationLike, curvature: float) -> Shaped:
     """Tailored Activation Transformation of a smooth phi: Q(1) = 1, Q'(1) = 1, C'(1) = 1, C''(1) = curvature.
 
@@ -169,6 +174,7 @@ def tailored_smooth(activation: ActivationLike, curvature: float) -> Shaped:
     return _nearest(found, phi, f"Q'(1) = 1, C'(1) = 1 and C''(1) = {curvature:g}")
 
 
+@kinds
 def tailored_leaky_relu(depth: int, correlation: float = 0.9) -> Shaped:
     """Tailored Activation Transformation of leaky ReLU: the negative slope a with C^depth(0) = eta.
 
@@ -208,6 +214,7 @@ def tailored_leaky_relu(depth: int, correlation: float = 0.9) -> Shaped:
     return Shaped(activations.leaky_relu(a), 1.0, 0.0, math.sqrt(2 / (1 + a * a)), 0.0)
 
 
+@kinds
 def leaky_relu_c_map(c: float, slope: float) -> float:
     """C(c) = c + (1-a)^2 / (pi (1+a^2)) (sqrt(1-c^2) - c arccos c), of leaky ReLU with negative slope a.
 

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgjax.checks import positive_integer, whole_numbers
+from vgjax.checks import kinds, positive_integer, whole_numbers
 from vgjax.ensembles.result import Result
 from vgjax.training.trainability import RATE, check_trainings
+from vgjax.values import by_content
 
 _GROUP = f"{RATE}_"
 
 
+@by_content
 class BoxCount(NamedTuple):
     """How many boxes of each size the border meets.
 
@@ -36,6 +38,7 @@ def _border(converged: np.ndarray) -> np.ndarray:
     return np.asarray(corners.any(axis=0) & ~corners.all(axis=0))
 
 
+@kinds
 def box_dimension(converged: np.ndarray) -> BoxCount:
     """The box-counting dimension of the border between True and False on a grid.
 
@@ -67,6 +70,7 @@ def _boxes(edge: np.ndarray, size: int) -> float:
     return float(np.count_nonzero(inside)) / size**2
 
 
+@kinds
 def zoom(
     result: Result,
     factor: float,

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from vgjax.checks import known, not_negative, positive_integer
+from vgjax.checks import is_whole, kinds, known, not_negative, positive_integer, short
 from vgjax.data import Examples
 from vgjax.measure.losses import Loss
 from vgjax.networks.network import Network
@@ -46,6 +46,7 @@ up over the first tenth of the steps and then along a cosine."""
 _INTERVALS = 20  # between snapshots, if nothing is said
 
 
+@kinds
 @dataclass(frozen=True)
 class SnapshotConfig:
     """When a training is looked at, and at what.
@@ -54,7 +55,7 @@ class SnapshotConfig:
         steps: from 0, before the first update, to the number of updates; the last is always one. None: the ends of 20
             intervals; ``()``: the last alone.
         num_eval: how many examples of each kind loss and accuracy are taken over, at most.
-        gradients: whether at the gradients, layer by layer, too.
+        gradients: whether at the gradients and the sizes of the states, layer by layer, too.
 
     Raises:
         ValueError: a count below 1.
@@ -69,12 +70,14 @@ class SnapshotConfig:
         if self.steps is not None:  # as a tuple it can be compiled for
             object.__setattr__(self, "steps", tuple(np.asarray(self.steps, dtype=float).ravel().tolist()))
 
+    @kinds
     def steps_of(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training of that many updates, ascending, with the last.
 
         Raises:
             ValueError: steps that are not whole or beyond it.
         """
+        num_steps = positive_integer("num_steps", num_steps)
         wanted = np.linspace(0, num_steps, _INTERVALS + 1).round() if self.steps is None else self.steps
         steps = np.unique([*wanted, num_steps])
         for step in steps[(steps < 0) | (steps > num_steps) | (steps != steps.round())]:
@@ -137,6 +140,10 @@ def checked_config(
         known("optimizer", optimizer, OPTIMIZERS)
     if isinstance(schedule, str):
         known("schedule", schedule, SCHEDULES)
+    if callable(optimizer) and not isinstance(_made("optimizer", optimizer, 0.1), optax.GradientTransformation):
+        raise ValueError("optimizer must make an optax optimizer of a learning rate, got something else")
+    if callable(schedule) and not callable(_made("schedule", schedule, 10)):
+        raise ValueError("schedule must make an optax schedule of a number of steps, got something else")
     if isinstance(optimizer, optax.GradientTransformation) and schedule != "constant":
         raise ValueError(f"schedule must be left out where the optimizer has its own learning rate, got {schedule!r}")
     num_steps = positive_integer("num_steps", num_steps)
@@ -145,6 +152,14 @@ def checked_config(
         raise ValueError(f"test must have labels of the kind of the data's, for {meant}, got {test.labels.dtype}")
     batch_size = _checked_batch(batch_size, per_state, len(data.inputs))
     return TrainConfig(optimizer, schedule, num_steps, batch_size, meant, per_state)
+
+
+def _made(name: str, make: Any, of: Any) -> Any:
+    """What a user's function makes of a number."""
+    try:
+        return make(of)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a function of one number, got {short(make)}: {error}") from error
 
 
 def _checked_batch(batch_size: int | None, per_state: int, examples: int) -> int:
@@ -172,6 +187,7 @@ def checked_rates(network: Network, optimizer: Optimizer, learning_rate: Any) ->
         return {}
     learning_rate = 0.01 if learning_rate is None else learning_rate
     rates = dict(learning_rate) if isinstance(learning_rate, Mapping) else {"": learning_rate}
+    rates = {group: float(rate) if is_whole(rate) else rate for group, rate in rates.items()}
     for group, rate in rates.items():
         not_negative("learning_rate" + (f" of {group}" if group else ""), rate)
     if tuple(rates) != ("",):

@@ -8,7 +8,6 @@ Time is the learning rate times the number of steps. What gradient descent does 
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vgjax.checks import finite, known, nan_is_data, not_negative, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, known, nan_is_data, not_negative, positive_integer, whole_numbers
 from vgjax.data import Examples
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, computing
@@ -25,6 +24,7 @@ from vgjax.measure.losses import Loss
 from vgjax.networks.parameters import Parameters, as_dtype
 from vgjax.networks.trainable import absorbed, trainable, with_trainable
 from vgjax.training.problem import Data, as_examples, check_start, checked_objective, in_states, mean_loss
+from vgjax.values import by_content
 
 SOLVERS = {"tsit5": "Tsit5", "dopri8": "Dopri8", "kvaerno5": "Kvaerno5"}
 """Solvers by name, and what diffrax calls them."""
@@ -35,6 +35,7 @@ ATOL = {"float32": 1e-7, "float64": 1e-9}
 _FIRST, _SMALLEST = 1e-4, 1e-30  # steps: the first is shrunk as needed, none below the smallest unless L is not finite
 
 
+@by_content
 class ContinuousTraining(NamedTuple):
     """A network along gradient flow.
 
@@ -61,20 +62,23 @@ class ContinuousTraining(NamedTuple):
         """Whether every time was reached."""
         return self.status == "complete"
 
+    @kinds
     def at(self, i: int) -> Parameters:
         """The ordinary parameters at one of the times, in JAX (in float64 where that is enabled)."""
+        (i,) = whole_numbers("i", [i], -len(self.times), len(self.times) - 1)
         return jax.tree.map(lambda a: jnp.asarray(a[i]), self.parameters)
 
 
 _STATUSES = ("complete", "max_steps", "stalled")
 
 
+@kinds
 @nan_is_data
 def train_continuously(
     parameters: Parameters,
     scales: Scales,
     data: Data,
-    times: Sequence[float] | np.ndarray,
+    times: ArrayLike,
     *,
     dtype: str | None = None,
     solver: str = "tsit5",
@@ -197,7 +201,7 @@ def _diffrax() -> Any:
     return diffrax
 
 
-def _checked_times(times: Sequence[float] | np.ndarray, kind: Any) -> Array:
+def _checked_times(times: ArrayLike, kind: Any) -> Array:
     """The times in the dtype that they run in."""
     not_negative("times", times)
     at = np.asarray(times, kind)

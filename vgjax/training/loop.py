@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax.checks import nan_is_data
+from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data, short
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
@@ -32,10 +32,12 @@ from vgjax.networks.parameters import Parameters, as_dtype, in_present_mode
 from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable, without_noise
 from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
 from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, scores
+from vgjax.values import by_content
 
 DTYPES = ("float32", "float64")
 
 
+@by_content
 class Snapshots(NamedTuple):
     """What a training looked like at ``r`` of its steps: the state before that update. Logarithms are natural.
 
@@ -47,6 +49,8 @@ class Snapshots(NamedTuple):
         log_gradient: ln of the root mean square over the minibatch of ||dL_i/ds_l||, L_i the loss of one example (of a
             mean, the mean of its terms), shape ``(r, depth + 1)``; exact where floats would read 0 or inf. NaN where
             gradients were not asked for.
+        log_mean_square: ln of the mean square of the state s_l over the minibatch, shape ``(r, depth + 1)``; as exact,
+            and NaN where gradients were not asked for.
         log_parameter_gradient: by Flax path, ln of the norm of the gradient of the minibatch's mean loss, shape ``(r,
             depth)`` for the blocks, ``(r,)`` for ``"stem/..."`` and ``"head/..."``; of tied parameters what each step
             contributes.
@@ -62,6 +66,7 @@ class Snapshots(NamedTuple):
     test_loss: Array
     test_accuracy: Array
     log_gradient: Array
+    log_mean_square: Array
     log_parameter_gradient: dict[str, Array] = {}  # noqa: RUF012
     log_tied_gradient: dict[str, Array] = {}  # noqa: RUF012
     log_parameter: dict[str, Array] = {}  # noqa: RUF012
@@ -73,6 +78,7 @@ class Snapshots(NamedTuple):
         return {path: update - self.log_parameter[path] for path, update in self.log_update.items()}
 
 
+@by_content
 class Training(NamedTuple):
     """What became of one network.
 
@@ -96,6 +102,7 @@ class Training(NamedTuple):
         return bool(self.first_nonfinite < len(self.loss))
 
 
+@kinds
 @nan_is_data
 def train(
     parameters: Parameters,
@@ -104,8 +111,8 @@ def train(
     optimizer: Optimizer = "sgd",
     num_steps: int = 1000,
     *,
-    key: Array | None = None,
-    learning_rate: float | Array | Mapping[str, float] | None = None,
+    key: RandomKey | None = None,
+    learning_rate: ArrayLike | Mapping[str, ArrayLike] | None = None,
     schedule: Schedule = "constant",
     batch_size: int | None = 64,
     test: Data | None = None,
@@ -155,7 +162,9 @@ def train(
     for group, rate in rates.items():
         if np.ndim(rate):
             of = f" of {group}" if group else ""
-            raise ValueError(f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {rate}")
+            raise ValueError(
+                f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {short(rate)}"
+            )
     snapshots = SnapshotConfig() if snapshots is None else snapshots
     with jax.enable_x64(parameters.dtype == np.float64):
         examples, held_out = as_examples("data", data), None if test is None else as_examples("test", test)
@@ -317,14 +326,15 @@ def _snapshot(problem: Problem, state: TrainState, test: Examples | None, snapsh
     """What is to be seen before a step: programs of their own, most of them the same for every optimizer."""
     config, whole = problem.config, with_trainable(problem.parameters, state.leaves)
     score = functools.partial(_score, config.loss, config.per_state, snapshots.num_eval, whole, problem.scales)
-    no_gradient = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
+    unseen = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
     (train_loss, train_accuracy), (test_loss, test_accuracy) = score(problem.data), score(test)
-    seen = Snapshots(state.step, train_loss, train_accuracy, test_loss, test_accuracy, no_gradient)
+    seen = Snapshots(state.step, train_loss, train_accuracy, test_loss, test_accuracy, unseen, unseen)
     if not snapshots.gradients:
         return seen
-    log_gradient, of_parameters, of_tied = _gradient_norms(problem, state)
+    log_gradient, log_mean_square, of_parameters, of_tied = _norms(problem, state)
     return seen._replace(
         log_gradient=log_gradient,
+        log_mean_square=log_mean_square,
         log_parameter_gradient=of_parameters,
         log_tied_gradient=of_tied,
         log_parameter=log_norms(whole.network, state.leaves),
@@ -344,16 +354,17 @@ def _score(
     return scores(loss, per_state, without_noise(parameters), scales, states)
 
 
-def _gradient_norms(problem: Problem, state: TrainState) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """`Snapshots.log_gradient`, ``log_parameter_gradient`` and ``log_tied_gradient``."""
+def _norms(problem: Problem, state: TrainState) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
+    """`Snapshots.log_gradient`, ``log_mean_square``, ``log_parameter_gradient`` and ``log_tied_gradient``."""
     (xs, ys), config = problem.minibatch(state.step), problem.config
     flow = _gradients.of_batch(problem.network_at(state), problem.scales, xs, ys, config.loss)
     log_count = math.log(config.batch_size)
-    root_mean_square = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - log_count) / 2
+    log_gradient = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - log_count) / 2
+    log_mean_square = jax.nn.logsumexp(flow.log_mean_square, axis=0) - math.log(len(xs))
     of_mean = flow.log_parameter_gradient, flow.log_tied_gradient
     if losses.is_mean(config.loss):  # then it has been divided by the number of examples already
-        return root_mean_square + log_count, *of_mean
-    return root_mean_square, *jax.tree.map(lambda log: log - log_count, of_mean)
+        return log_gradient + log_count, log_mean_square, *of_mean
+    return log_gradient, log_mean_square, *jax.tree.map(lambda log: log - log_count, of_mean)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """The objective of training: examples as inputs of a network, and their mean loss."""
 
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from vgjax.networks.network import Network, check_scales
 from vgjax.networks.parameters import Parameters, in_present_mode
 
 
+@runtime_checkable
 class Data(Protocol):
     """Inputs with their labels, such as `vgjax.data.Examples`."""
 

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import not_negative, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, not_negative, positive_integer
 from vgjax.data import Examples, sphere
 from vgjax.initializers import Scales
 from vgjax.networks.network import Network, check_input, check_scales
@@ -16,8 +15,9 @@ from vgjax.networks.parameters import Parameters, init
 from vgjax.training.problem import outputs
 
 
+@kinds
 def teacher(
-    key: Array,
+    key: RandomKey,
     network: Network,
     scales: Scales | None = None,
     inputs: int | ArrayLike = 1000,
@@ -63,7 +63,7 @@ def teacher(
     check_input(network, inputs, batch=True)
     inputs = inputs.reshape(-1, *network.input_shape)
     y = _answers(init(weights, network), scales, inputs)
-    y += noise * jax.random.normal(errors, y.shape)
+    y += float(noise) * jax.random.normal(errors, y.shape)
     if not np.all(np.isfinite(y)):
         raise ValueError("the teacher's outputs must be finite, got a NaN or an infinity: scales or noise too large")
     return Examples(inputs, _standing_out(y) if classes else y)

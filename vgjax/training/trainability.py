@@ -15,9 +15,8 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
-from vgjax.checks import known, positive_integer
+from vgjax.checks import ArrayLike, kinds, known, positive_integer
 from vgjax.data import Examples
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.result import Result
@@ -74,6 +73,7 @@ class Trainings(Measurement):
         "test_loss": ("step",),
         "test_accuracy": ("step",),
         "log_gradient": ("step", "layer"),
+        "log_mean_square": ("step", "layer"),
     }
 
     def compiled_for(self) -> "Trainings":
@@ -147,6 +147,7 @@ class Trainings(Measurement):
         return int(state_sizes(network).sum()) * config.batch_size // config.per_state
 
 
+@kinds
 def trainings(
     data: Data,
     optimizer: Optimizer = "sgd",
@@ -171,7 +172,7 @@ def trainings(
     Variables: ``loss`` of every ``update``; ``first_nonfinite``, as in `vgjax.training.Training`; ``diverged``: whether
     anything was not finite at some step; ``converged``: all finite, and the mean loss of the last tenth of the updates
     below that of the first; and at every ``step`` of a snapshot ``train_loss``, ``train_accuracy``, ``test_loss``,
-    ``test_accuracy`` and ``log_gradient`` by ``layer``, as in `vgjax.training.Snapshots`.
+    ``test_accuracy``, ``log_gradient`` and ``log_mean_square`` by ``layer``, as in `vgjax.training.Snapshots`.
 
     Args:
         data, optimizer, num_steps, schedule, batch_size, test, loss: as for `vgjax.train`.
@@ -205,6 +206,7 @@ def _weights(network: Network) -> int:
 # --- what is read off ----------------------------------------------------------------------------------------------
 
 
+@kinds
 def best(result: Result, name: str = "train_accuracy") -> np.ndarray:
     """The mean accuracy over seeds at the end of training, at the best of the learning rates.
 
@@ -227,6 +229,7 @@ def best(result: Result, name: str = "train_accuracy") -> np.ndarray:
     return end.max(axis=tuple(i for i, axis in enumerate(left) if axis.startswith(RATE)))
 
 
+@kinds
 def trainable_depth(result: Result, threshold: float = _LEARNED, name: str = "train_accuracy") -> np.ndarray:
     """The depth of the deepest network whose `best` accuracy is at least a threshold; 0 if none.
 
