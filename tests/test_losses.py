@@ -159,7 +159,7 @@ def test_a_margin_beyond_an_exponent_is_marked() -> None:
     for loss, y in (("cross_entropy", jnp.asarray(0)), ("binary_cross_entropy", jnp.asarray([1.0, 0.0]))):
         delta, lost = losses.cotangent(loss, output, y)
         assert lost
-        assert normalize(delta)[1] < -1.8e8
+        assert normalize(delta)[1] < -9e7
 
 
 @pytest.mark.parametrize(
