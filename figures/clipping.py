@@ -78,6 +78,7 @@ def compute() -> Runs:
             case.optimizer,
             STEPS,
             learning_rate=case.rate,
+            loss=None if case.targets is None else "squared_error",
             snapshots=vg.training.SnapshotConfig(steps, gradients=False),
         )
         fine = found.snapshots.step <= found.first_nonfinite

@@ -616,8 +616,8 @@ def recurrence() -> vg.networks.Parameters:
 @pytest.mark.parametrize(
     ("scales", "steps", "message"),
     [
-        ({"sigma_u": 1.0}, 3, "scale must be one of sigma_w, sigma_v, sigma_b, got 'sigma_u'; did you mean"),
-        ({"forget_bias": 1.0}, 3, "scale must be one of sigma_w, sigma_v, sigma_b, got 'forget_bias'"),
+        ({"sigma_u": 1.0}, 3, "scale must be one of sigma_w, sigma_v, sigma_b, sigma_out, got 'sigma_u'; did you mean"),
+        ({"forget_bias": 1.0}, 3, "scale must be one of sigma_w, sigma_v, sigma_b, sigma_out, got 'forget_bias'"),
         ({"sigma_w": np.ones(3)}, 3, "sigma_w must be one number where layers share their parameters"),
         ({}, 2, r"x must have shape \(3, 3\).*: one input for each of the 3 steps, got \(2, 3\)"),
     ],

@@ -165,19 +165,23 @@ def test_activations_of_the_registry_are_pickled_by_name() -> None:
 # --- recipes over combinators ---------------------------------------------------------------------------------------
 
 
+STEM: dict[str, Any] = {"names": ("sigma_in", "sigma_b"), "follows": "sigma_w"}
+HEAD: dict[str, Any] = {"names": ("sigma_out", "sigma_b"), "bias_init": "zero"}
+
+
 def test_an_mlp_is_its_layers_in_a_row() -> None:
     layer = functools.partial(vg.dense, activation="relu", norm="layer", dropout="bernoulli")
-    ends = {"stem": vg.dense(4, 6), "head": vg.dense(6, 3, "relu", norm="layer", bias_init="zero")}
+    ends = {"stem": vg.dense(4, 6, **STEM), "head": vg.dense(6, 3, "relu", norm="layer", **HEAD)}
     recipe = MLP(activation="relu", norm="layer", dropout="bernoulli")
     assert vg.stack(layer(6, 6), depth=3, input_shape=4, **ends) == recipe
-    assert vg.networks.sequential([layer(6, 6)] * 3, input_shape=4, **ends) == recipe
+    assert vg.networks.sequential(*[layer(6, 6)] * 3, input_shape=4, **ends) == recipe
 
 
 def test_a_residual_mlp_is_its_layers_around_skips() -> None:
     layer = functools.partial(vg.dense, activation="relu")
     branch = vg.networks.chain(layer(6, 8), layer(8, 6, names=("sigma_v", "sigma_a")))
     block = vg.residual(branch, scheme="stable", depth=3)
-    byhand = vg.stack(block, depth=3, input_shape=4, stem=vg.dense(4, 6), head=layer(6, 3, bias_init="zero"))
+    byhand = vg.stack(block, depth=3, input_shape=4, stem=vg.dense(4, 6, **STEM), head=layer(6, 3, **HEAD))
     assert byhand == MLP(activation="relu", residual=vg.networks.branch("pre", bottleneck=8, scheme="stable"))
     assert byhand.scales["branch"] == vg.blocks.Scale(3**-0.5, "factor")
 
@@ -209,7 +213,7 @@ def test_a_resnet_works_on_its_own_defaults() -> None:
     assert np.std(output) > 0
     # Behind a phi that closes every block the head has neither phi nor norm.
     post = NETWORKS["resnet(tanh, states 4x4x2-2x2x3, depth 2, inputs 4x4x1, outputs 1, residual, layer norm)"]()
-    assert post.head == vg.dense(3, 1, bias_init="zero", after=vg.blocks.spec(vg.blocks.Pool, 2))
+    assert post.head == vg.dense(3, 1, after=vg.blocks.spec(vg.blocks.Pool, 2), **HEAD)
 
 
 def test_tied_and_untied_are_inverse_and_change_what_is_drawn() -> None:
@@ -247,7 +251,7 @@ def test_a_gate_under_shared_parameters_takes_one_branch_scale() -> None:
         (lambda: vg.norm("layer", on="states"), "on must be one of preactivations, activations, got 'states'"),
         (lambda: vg.norm("group", groups=0), "groups must be at least 1, got 0"),
         (lambda: vg.networks.branch("post", bottleneck=0), "bottleneck must be at least 1, got 0"),
-        (lambda: vg.networks.sequential([], input_shape=4), "a network needs at least one block, got none"),
+        (lambda: vg.networks.sequential(input_shape=4), "a network needs at least one block, got none"),
         (
             lambda: vg.stack(vg.dense(4, 4), 5, depth=1, input_shape=4),
             "a Spec of Dense has its arguments already, got more of them",
@@ -353,7 +357,7 @@ def test_theory_is_told_of_norms_dropout_and_skips(options: dict[str, Any], told
         TRANSFORMER,
         lambda: vg.stack(Users, 4, depth=2, input_shape=4),
         lambda: vg.stack(vg.dense(4, 4, before=vg.blocks.spec(Users, 4)), depth=2, input_shape=4),
-        lambda: vg.networks.sequential([vg.dense(4, 4, "tanh"), vg.dense(4, 4, "relu")], input_shape=4),
+        lambda: vg.networks.sequential(vg.dense(4, 4, "tanh"), vg.dense(4, 4, "relu"), input_shape=4),
     ],
 )
 def test_theory_has_nothing_for_other_networks(build: Callable[[], vg.Network]) -> None:

@@ -359,7 +359,8 @@ def test_bad_pairs_are_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"^x must be finite, got a NaN or an infinity$"):
         vg.states(parameters, vg.Scales(), np.full(3, np.inf))
     with pytest.raises(
-        ValueError, match=r"^scale must be one of sigma_w, sigma_b, got 'sigma_v'; did you mean 'sigma_\w'\?$"
+        ValueError,
+        match=r"^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'sigma_v'; did you mean 'sigma_\w'\?$",
     ):
         vg.states(parameters, vg.Scales(sigma_v=1.0), X1)
     with pytest.raises(ValueError, match=r"^parameters must be those of vgjax.init, got Network$"):

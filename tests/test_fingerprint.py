@@ -128,7 +128,7 @@ def test_a_folder_holds_nothing_else_and_is_refused_if_it_does(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"^folder must be a folder that can be written to, got '.*notes.txt'"):
         vg.sweep(NET, X, folder=str(tmp_path / "full" / "notes.txt"), **RUN)
     (tmp_path / "new" / "run" / "settings.json").write_text("{")
-    with pytest.raises(ValueError, match=r"^folder must hold an earlier run, got an unreadable '.*settings.json'$"):
+    with pytest.raises(ValueError, match=r"^folder must hold an earlier run, got an unreadable or damaged '.*json'$"):
         vg.sweep(NET, X, folder=str(tmp_path / "new" / "run"), **RUN)
 
 
@@ -138,7 +138,7 @@ def test_a_full_disk_is_a_warning_and_the_run_goes_on(tmp_path: Path, monkeypatc
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runner.np, "savez", full)
+    monkeypatch.setattr(np, "savez", full)
     with pytest.warns(RuntimeWarning, match=r"^folder '.*' takes no more pieces \(No space left on device\)") as warned:
         found = vg.sweep(NET, X, folder=str(tmp_path), **RUN)
     assert len(warned) == 1
@@ -276,16 +276,52 @@ def test_programs_differ_in_constants_wherever_they_are() -> None:
         assert first == same != other
 
 
-def test_code_differs_in_instructions_constants_and_nested_functions() -> None:
-    def nested(x: Any) -> Any:
-        return [y + 1 for y in x]
+def test_a_program_is_the_same_wherever_its_functions_lie() -> None:
+    """JAX prints an address with as many X as it has digits, and breaks lines accordingly."""
+    found = set()
+    for digits in range(4, 60):
 
-    def other_constant(x: Any) -> Any:
-        return [y + 2 for y in x]
+        class Lies:
+            def __init__(self, digits: int = digits):
+                self.digits = digits
 
-    def other_name(x: Any) -> Any:
-        return sorted(x)
+            def __call__(self, *_: Any, **__: Any) -> bool:
+                return True
 
-    found = [fingerprint.digest_of_code(f) for f in (nested, other_constant, other_name)]
-    assert len(set(found)) == 3
-    assert fingerprint.digest_of_code(nested) == found[0]
+            def __repr__(self) -> str:
+                return f"<function at 0x{'7' * self.digits}>"
+
+        program = jax.make_jaxpr(jax.checkpoint(lambda x: jnp.sin(x) + 1 + 2, policy=Lies()))(1.0)
+        found.add(fingerprint.digest_of_program(program))
+    assert len(found) == 1
+
+
+def test_what_no_fingerprint_sees_is_refused_and_what_changes_no_result_is_not() -> None:
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+
+    @jax.custom_batching.custom_vmap
+    def batched(x: Any) -> Any:
+        return x
+
+    @batched.def_vmap
+    def _(size: int, batched: Any, x: Any) -> Any:
+        return 2 * x, True
+
+    unseen = {
+        "pure_callback": lambda x: jax.pure_callback(lambda v: v, shape, x),
+        "io_callback": lambda x: jax.experimental.io_callback(lambda v: v, shape, x),
+        "custom_vmap_call": batched,
+        "ffi_call": jax.ffi.ffi_call("foreign", shape),
+    }
+    for name, call in unseen.items():
+        inside = [call, jax.jit(call), lambda x: jax.lax.cond(x > 0, call, lambda x: x, x)]  # noqa: B023
+        for function in inside:
+            with pytest.raises(ValueError, match=f"^folder must be left out where .*, got one with {name}$"):
+                fingerprint.digest_of_program(jax.make_jaxpr(function)(jnp.float32(1)))
+
+    def loud(x: Any) -> Any:
+        jax.debug.print("{}", x)
+        jax.debug.callback(lambda _: None, x)
+        return x
+
+    fingerprint.digest_of_program(jax.make_jaxpr(loud)(1.0))

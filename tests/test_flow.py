@@ -429,7 +429,7 @@ def test_a_users_block_with_a_declared_scale(alpha: Any) -> None:
         ([0, 1, 4], None, "labels must lie in 0 .. 3, got 4"),
         ([0, -1, 2], None, "labels must lie in 0 .. 3, got -1"),
         ([0.0, 1.0, 2.0], "cross_entropy", "integer label"),
-        ([0, 1], None, "label an example"),
+        ([0, 1], None, "one integer label, or probabilities"),
         (np.ones((3, 5)), None, "y must have the output's shape"),
         (np.full((3, 4), np.nan), None, "y must be finite"),
         ([0, 1, 2], "hinge", "loss must be one of"),

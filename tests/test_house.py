@@ -19,7 +19,9 @@ import pytest
 import vgjax as vg
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"version", "checks", "values", "files", "memory", "floatexp", "activations", "initializers", "data"}
+GROUND = {
+    "version", "interrupts", "checks", "values", "files", "memory", "floatexp", "activations", "initializers", "data"
+}  # fmt: skip
 BELOW: dict[str, set[str]] = {"blocks": GROUND}
 """What each wing may import, from the ground up; nobody imports what stands on him."""
 for wing, below in (
@@ -38,7 +40,8 @@ ORDER = {  # within the ground
     "version": set(),
     "checks": set(),
     "values": set(),
-    "files": set(),
+    "interrupts": set(),
+    "files": {"interrupts"},
     "memory": set(),
     "floatexp": set(),
     "activations": {"checks", "floatexp", "values"},

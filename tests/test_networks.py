@@ -73,7 +73,7 @@ def test_a_stem_absorbs_a_scale_that_not_every_layer_reads() -> None:
     x = np.array([0.3, -1.0, 2.0], np.float32)
     for of_stem in ("sigma_w", "sigma_in"):
         stem = vg.dense(3, 4, names=(of_stem, "sigma_b"))
-        params = vg.init(KEY, vg.networks.sequential(layers, input_shape=3, stem=stem))
+        params = vg.init(KEY, vg.networks.sequential(*layers, input_shape=3, stem=stem))
         scales = vg.Scales(**{"sigma_v": 0.8, "sigma_w": 1.3, "sigma_b": 0.3, of_stem: 1.7})
         ordinary, left = vg.absorb_scales(params, scales)
         np.testing.assert_allclose(ordinary.stem["kernel"], 1.7 * params.stem["kernel"], rtol=1e-6)
@@ -133,7 +133,12 @@ def test_equal_layers_in_a_row_are_one_stage() -> None:
     assert [stage.depth for stage in net.stages] == [1, 2, 1]
     assert net.depth == 4
     assert [stage.depth for stage in vg.mlp(width=3, depth=500, inputs=3, outputs=3).stages] == [500]
-    assert net.scales == {"sigma_w": vg.blocks.Scale(1.0, "parameter"), "sigma_b": vg.blocks.Scale(0.0, "parameter")}
+    assert net.scales == {
+        "sigma_w": vg.blocks.Scale(1.0, "parameter"),
+        "sigma_b": vg.blocks.Scale(0.0, "parameter"),
+        "sigma_in": vg.blocks.Scale(1.0, "parameter", follows="sigma_w"),
+        "sigma_out": vg.blocks.Scale(1.0, "parameter"),
+    }
 
 
 # --- scales of blocks -----------------------------------------------------------------------------------------------
@@ -241,7 +246,7 @@ def test_only_what_a_blocks_class_declares_is_the_protocols() -> None:
         ({"activation": jax.nn.softmax}, "activation 'softmax' must"),
         ({"activation": jnp.log}, "must not return NaN"),
         ({"kernel_init": "gausian"}, "kernel_init must be one of .* did you mean 'gaussian'"),
-        ({"bias_init": "uniform"}, "bias_init must be one of gaussian, zero"),
+        ({"bias_init": "zeros"}, "bias_init must be one of gaussian, uniform, fan_in_uniform, zero, got 'zeros'; did"),
         ({"dtype": "float16"}, "dtype must be float32 or float64, got 'float16'"),
         ({"dtype": "float64"}, r"dtype float64 needs jax.enable_x64\(True\) around the work, got it switched off"),
     ],
@@ -255,7 +260,7 @@ def test_bad_networks_are_refused_in_one_sentence(options: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("scales", "message"),
     [
-        ({"sigma_v": 1.0}, "scale must be one of sigma_w, sigma_b, got 'sigma_v'"),
+        ({"sigma_v": 1.0}, "scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'sigma_v'"),
         ({"sigma_w": np.ones(3)}, r"sigma_w must be a number or one value per layer, shape \(4,\), got shape \(3,\)"),
         ({"sigma_b": np.ones((4, 1))}, r"got shape \(4, 1\)"),
         ({"sigma_w": -1.0}, "sigma_w must be finite and not negative, got -1"),

@@ -160,7 +160,7 @@ def test_bad_remedies_are_refused_in_one_sentence(batch: vg.data.Examples) -> No
     with pytest.raises(ValueError, match=r"^examples must be at least 1, got 0$"):
         vg.ensembles.remedy_examples(examples=0)
     options = {"measure": vg.first_steps(), "leading": "example", "key": KEY}
-    with pytest.raises(ValueError, match=r"^scale must be one of sigma_w, sigma_b, got 'branch'$"):
+    with pytest.raises(ValueError, match=r"^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'branch'$"):
         vg.sweep({"a": vg.ensembles.Remedy(NET, {"branch": 1.0})}, *batch[:2], **options)
     residual = vg.mlp(width=4, depth=2, inputs=64, outputs=10, residual="pre")
     with pytest.raises(ValueError, match=r"^lsuv needs fully connected or convolutional layers, got Residual$"):

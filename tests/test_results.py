@@ -274,7 +274,7 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
     alone = vg.load(path)
     np.testing.assert_array_equal(alone.rate(), vg.load(path, network=net).rate())
     with pytest.raises(
-        ValueError, match=r"^the file could not hold this network \(an activation or a block of your own\)"
+        ValueError, match=r"^the file could not hold this network \(an activation, a block or a law of your own\)"
     ):
         _ = alone.network
     assert vg.load(path, network=net).network is net
@@ -307,10 +307,10 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path
 
 def test_files_that_hold_no_result_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(ValueError, match=r"^path must hold a saved result, got .*other.npz$"):
+    with pytest.raises(ValueError, match=r"^path must hold a whole saved result, got .*other.npz' \("):
         vg.load(tmp_path / "other.npz")
     made(np.zeros((1, 3, 4)), sigma_w=SIGMA_W).to_xarray().drop_attrs().to_netcdf(tmp_path / "other.nc")
-    with pytest.raises(ValueError, match=r"^path must hold a saved result, got .*other.nc$"):
+    with pytest.raises(ValueError, match=r"^path must hold a whole saved result, got .*other.nc' \("):
         vg.load(tmp_path / "other.nc")
     with pytest.raises(ValueError, match=r"^path must end in .npz or .nc, got '.*other.txt'$"):
         vg.load(tmp_path / "other.txt")

@@ -342,7 +342,7 @@ def test_readings_of_known_values() -> None:
         ),
         (
             {"scales": vg.Scales(sigma=1.0)},
-            "^scale must be one of sigma_w, sigma_b, got 'sigma'; did you mean 'sigma_\\w'\\?$",
+            "^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'sigma'; did you mean 'sigma_\\w'\\?$",
         ),
         ({"x": np.ones(3)}, r"^x must have shape \(2,\), got \(3,\)$"),
     ],

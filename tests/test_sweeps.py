@@ -332,13 +332,19 @@ NETWORK = r"^network must be a network, or several of them, got "
     ("options", "message"),
     [
         ({"sigma_w": []}, r"^sigma_w must be a non-empty one-dimensional grid, got shape \(0,\)$"),
-        ({"sigma_w": [[1.0, 2.0]]}, r"^sigma_w must be a non-empty one-dimensional grid, got shape \(1, 2\)$"),
+        (
+            {"sigma_w": [[1.0, 2.0]]},
+            r"^sigma_w must be a number or one value per layer, shape \(5,\), got shape \(2,\)$",
+        ),
         ({"sigma_w": [1.0, -1.0]}, "^sigma_w must be finite and not negative, got -1$"),
         ({"sigma_w": [np.nan]}, "^sigma_w must be finite, got nan$"),
         ({"sigma_w": -1.0}, "^sigma_w must be finite and not negative, got -1$"),
-        ({"sigma_v": [1.0]}, r"^scale must be one of sigma_w, sigma_b, got 'sigma_v'; did you mean 'sigma_\w'\?$"),
-        ({"learning_rate": [1.0]}, "^scale must be one of sigma_w, sigma_b, got 'learning_rate'$"),
-        ({"scales": {"alpha": 1.0}}, "^scale must be one of sigma_w, sigma_b, got 'alpha'$"),
+        (
+            {"sigma_v": [1.0]},
+            r"^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'sigma_v'; did you mean 'sigma_\w'\?$",
+        ),
+        ({"learning_rate": [1.0]}, "^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'learning_rate'$"),
+        ({"scales": {"alpha": 1.0}}, "^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'alpha'$"),
         (
             {"scales": {"sigma_b": [1.0, 2.0]}},
             r"^sigma_b must be a number or one value per layer, shape \(5,\), got shape \(2,\)$",

@@ -757,7 +757,7 @@ def test_a_zoom_is_what_a_sweep_takes() -> None:
         ({"rates": {"kernel": [0.1, np.nan], "bias": 1}}, "learning_rate of kernel must be finite and not negative"),
         ({"rates": [0.1], "optimizer": optax.sgd(0.1)}, "learning_rate must be left out where the optimizer has its"),
         ({"rates": {"kernel": 0.1}}, "learning_rate must name one group for every parameter, got none for"),
-        ({"sigma_w": [[1.0]]}, r"sigma_w must be a non-empty one-dimensional grid, got shape \(1, 1\)"),
+        ({"sigma_w": [[[1.0]]]}, r"sigma_w must be a non-empty one-dimensional grid, or .*, got shape \(1, 1, 1\)"),
         ({"sigma_w": [-1.0]}, "sigma_w must be finite and not negative, got -1"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"memory": 0}, "memory must be at least 1, got 0"),
@@ -788,5 +788,8 @@ def test_bad_sweeps_are_refused_in_one_sentence(
 def test_trainings_have_their_inputs_from_their_data() -> None:
     with pytest.raises(ValueError, match="trainings takes no inputs beside its data, got 1"):
         vg.sweep(NET, DATA.inputs[0], measure=vg.trainings(DATA, num_steps=4), key=KEY)
-    with pytest.raises(ValueError, match="scale must be one of sigma_w, sigma_b, learning_rate, got 'learning_rates'"):
+    with pytest.raises(
+        ValueError,
+        match="scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, learning_rate, got 'learning_rates'",
+    ):
         vg.sweep(NET, measure=vg.trainings(DATA, num_steps=4), key=KEY, learning_rates=[0.1])

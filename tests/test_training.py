@@ -127,6 +127,7 @@ class Case(NamedTuple):
         options: of `vgjax.train`.
         optimizer: of the ordinary loop.
         tolerance: relative, of numbers, and absolute, of logarithms.
+        dtype: of the library's training.
     """
 
     network: vg.Network
@@ -135,6 +136,7 @@ class Case(NamedTuple):
     options: dict[str, Any]
     optimizer: Any
     tolerance: float = 1e-5
+    dtype: str = "float32"
 
 
 WITHOUT_GRADIENTS = {"snapshots": vg.training.SnapshotConfig(LOOKED_AT, num_eval=EVALUATED, gradients=False)}
@@ -181,9 +183,10 @@ CASES = {
         TANH,
         None,
         "cross_entropy",
-        {"optimizer": clipped(0.2), "dtype": "float64", **WITHOUT_GRADIENTS},
+        {"optimizer": clipped(0.2), **WITHOUT_GRADIENTS},
         clipped(0.2),
         1e-12,
+        "float64",
     ),
     "functions of a learning rate": Case(
         TANH,
@@ -225,7 +228,8 @@ def data_of(case: Case) -> tuple[vg.data.Examples, vg.data.Examples]:
 
 def start_of(case: Case) -> vg.networks.Parameters:
     """Draws at unit gain."""
-    return oracles.drawn(case.network, case.sizes) if case.sizes else vg.init(KEY, case.network)
+    drawn = oracles.drawn(case.network, case.sizes) if case.sizes else vg.init(KEY, case.network)
+    return drawn.astype(case.dtype)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -264,8 +268,7 @@ def test_the_last_parameters_make_an_ordinary_network(both: Both) -> None:
     """With the scales that are left, as any parameters do; whole only where all scales are inside them."""
     assert {name: np.unique(s).tolist() for name, s in both.training.scales.items()} == {"sigma_b": [1], "sigma_w": [1]}
     assert both.training.parameters.network == both.case.network
-    dtype = both.case.options.get("dtype", "float32")
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(both.training.parameters)} == {dtype}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(both.training.parameters)} == {both.case.dtype}
 
 
 def test_losses_and_accuracies_are_those_of_the_first_examples(both: Both) -> None:
@@ -740,7 +743,7 @@ BAD = [
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ({"optimizer": "adm"}, "optimizer must be one of sgd, .*, got 'adm'; did you mean 'adam'"),
     ({"schedule": "cosin"}, "schedule must be one of constant, .*, got 'cosin'; did you mean 'cosine'"),
-    ({"dtype": "float16"}, "dtype must be one of float32, float64, got 'float16'"),
+    ({"loss": "hinge"}, "loss must be one of cross_entropy, .*, or a function .*, got 'hinge'"),
     (
         {"snapshots": vg.training.SnapshotConfig([0, 13])},
         "snapshots must be at whole steps from 0 to num_steps = 12, got 13",
@@ -757,12 +760,12 @@ BAD = [
         {"snapshots": vg.training.SnapshotConfig([np.nan])},
         "snapshots must be at whole steps from 0 to num_steps = 12, got nan",
     ),
-    ({"scales": vg.Scales(sigma_v=1.0)}, "scale must be one of sigma_w, sigma_b, got 'sigma_v'"),
+    ({"scales": vg.Scales(sigma_v=1.0)}, "scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'sigma_v'"),
     (data(labels=CLASSES.labels + 1), r"labels must lie in 0 \.\. 2, got 3"),
     (data(labels=CLASSES.labels - 1), r"labels must lie in 0 \.\. 2, got -1"),
     (data(labels=CLASSES.labels[:20]), "data must hold one label an input, got 20 labels for 21 inputs"),
     (data(labels=np.zeros((21, 4), np.float32)), r"y must have the output's shape \(3,\) an example .*\(21, 4\)"),
-    (data(labels=np.zeros((21, 3), np.int32)), "y must be one integer label an example for cross_entropy"),
+    (data(labels=np.zeros((21, 3), np.int32)), "loss must be named .* whole numbers of the output's shape"),
     (data(labels=with_nan(NUMBERS.labels)), "y must be finite, got a NaN or an infinity"),
     (data(CLASSES.inputs[:, :3]), r"data must hold inputs of shape \(examples, 4\), got \(21, 3\)"),
     (data(CLASSES.inputs[0]), "data must hold (inputs of shape|one label an input)"),

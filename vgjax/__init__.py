@@ -1,5 +1,8 @@
 """vgjax maps where gradients vanish or explode in deep networks: before training, at any depth, exactly."""
 
+from vgjax import interrupts  # noqa: F401 - before all that takes time
+
+# isort: split
 from vgjax import activations, blocks, data, ensembles, measure, networks, plots, theory, training
 from vgjax.activations import Activation
 from vgjax.comparison import compare
@@ -16,7 +19,20 @@ from vgjax.measure.lyapunov import log_determinant, lyapunov_exponents
 from vgjax.measure.naive import naive_reading
 from vgjax.measure.norms import log_frobenius
 from vgjax.measure.spectrum import log_singular_values
-from vgjax.networks.builders import cnn, dense, gru, lstm, mlp, norm, residual, resnet, rnn, stack, transformer
+from vgjax.networks.builders import (
+    cnn,
+    dense,
+    gru,
+    lstm,
+    mlp,
+    norm,
+    residual,
+    resnet,
+    rnn,
+    sequential,
+    stack,
+    transformer,
+)
 from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.layers import forward
 from vgjax.networks.network import Network
@@ -34,7 +50,7 @@ __version__ = VERSION
 __all__ = [
     # networks: descriptions, draws, scales
     "mlp", "cnn", "resnet", "rnn", "lstm", "gru", "transformer",
-    "stack", "dense", "residual", "norm",
+    "stack", "sequential", "dense", "residual", "norm",
     "Network", "Activation", "Scales", "init", "forward", "absorb_scales", "lsuv", "calibrate",
     # measurements of one network
     "gradient_flow", "naive_reading", "push_forward", "pull_back", "gain_matrix", "states", "correlation",

@@ -393,6 +393,20 @@ def is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
 
 
+def nan_is_data(f: Callable[P, R]) -> Callable[P, R]:
+    """Run f whatever `jax_debug_nans` says: a NaN in its result is a value (not reported, or marked), not a slip.
+
+    JAX looks for NaNs in what every compiled program returns, and cannot be told of those that are meant.
+    """
+
+    @functools.wraps(f)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.debug_nans(False):
+            return f(*args, **kwargs)
+
+    return wrapper
+
+
 def untraced(f: Callable[P, R]) -> Callable[P, R]:
     """Run f on concrete numbers, whatever is being traced around it.
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vgjax import plots
+from vgjax import interrupts, plots
 from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
 from vgjax.ensembles.result import nearest
-from vgjax.files import writable_folder
+from vgjax.files import whole_set, writable_folder
 from vgjax.initializers import KERNEL_INITS
 
 if TYPE_CHECKING:
@@ -23,16 +23,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it worked, 2 with one sentence on standard error if the input was bad."""
+    """Run a command; 0 if it worked, 2 with one sentence on standard error if the input was bad or nothing could be
+    written. An interrupt ends the process (`vgjax.interrupts`)."""
     arguments = _parser().parse_args(argv)
     try:
         _map(arguments)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         print(f"vgjax: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("vgjax: stopped; nothing was written", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -75,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _map(arguments: argparse.Namespace) -> None:
-    """Everything is computed before anything is written."""
+    """Everything is computed before anything is written, and all of it is written or nothing."""
     import jax
 
     import vgjax as vg
@@ -108,12 +106,14 @@ def _map(arguments: argparse.Namespace) -> None:
         "map": plots.phase_map(sweep, at=sigma_b, theory=comparison),
         "profile": _profile(shown, flows, lost, rf"{activation}, $\sigma_b$ = {sigma_b:.2g}"),
     }
-    written = [sweep.save(folder / "map.npz")]
-    for name, figure in figures.items():
-        written += plots.save(figure, folder / name)
+    edge_in_theory = _edge_in_theory(vg.theory.critical(arguments.activation, sigma_b))
+    with whole_set(folder, last="map.npz") as new:
+        written = [sweep.save(new / "map.npz")]
+        for name, figure in figures.items():
+            written += plots.save(figure, new / name)
+        interrupts.ignore()
     print(f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}")
-    print(_edge_in_theory(vg.theory.critical(arguments.activation, sigma_b)), comparison, sep="\n")
-    print(*written, sep="\n")
+    print(edge_in_theory, comparison, *(folder / path.name for path in written), sep="\n")
     count, seconds = sweep.log_gain[..., -1].size, time.perf_counter() - start
     print(f"{count} networks of {sweep.depth} layers in {seconds:.1f} s", file=sys.stderr)
 

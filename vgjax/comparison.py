@@ -113,7 +113,7 @@ def compare(result: Result, variable: str | None = None) -> Comparison:
         ValueError: a network, a variable or axes that theory does not cover.
     """
     measured = [name for name in _PREDICTIONS if name in result.arrays]
-    if not measured:
+    if not measured or "first_inexact_layer" not in result.arrays:
         raise ValueError(f"compare needs gains, gradients or correlations, got {result.measure}")
     variable = measured[-1 if result.measure == "correlations" else 0] if variable is None else variable
     compared = _PREDICTIONS[known("variable", variable, measured)]
@@ -308,7 +308,7 @@ def _stack(result: Result) -> _Stack:
     others = [name for name in result.axes if name not in names]
     if others:
         raise ValueError(f"compare takes sweeps over {', '.join(names)}, got {', '.join(others)}")
-    fixed = {name: result.fixed.get(name, network.scales[name].default) for name in names}
+    fixed = {name: value for name, value in network.completed(result.fixed).items() if name in names}
     for name, value in fixed.items():
         if np.ndim(value):
             raise ValueError(f"compare takes one {name} for all layers, got one a layer")

@@ -1,13 +1,29 @@
-"""Files: written whole or not at all."""
+"""Files: written whole or not at all, and read as they were written or not at all."""
 
 import contextlib
+import hashlib
+import io
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from vgjax import interrupts
+
+_OURS = ".vgjax-"
+"""What the name of a temporary begins with; its process follows, so that one which was killed is told from one that
+writes."""
 _UMASK = threading.Lock()
+_SEAL = hashlib.sha256().digest_size
+_live: set[Path] = set()
+
+
+# --- whole files ----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -17,10 +33,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     A killed run leaves no half-written file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_OURS}{os.getpid()}-", suffix=path.suffix)
     os.close(handle)
-    temporary = Path(name)
-    try:
+    with _removed_at_the_end(Path(name)) as temporary:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -29,23 +44,146 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; results are ordinary ones
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def whole_set(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder whose files take their places in ``folder`` once all are written; others there stay.
+
+    The file ``last`` stands for the set: that of an earlier one goes first and the new one comes last, so that whoever
+    finds it finds all of one set, whenever the run was killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = tempfile.mkdtemp(dir=folder, prefix=f"{_OURS}{os.getpid()}-")
+    with _removed_at_the_end(Path(made)) as temporary:
+        yield temporary
+        names = sorted(os.listdir(temporary), key=lambda name: name == last)
+        for target in (folder / name for name in names):
+            if target.is_dir():
+                raise IsADirectoryError(f"{str(target)!r} must be a file or missing, got a folder")
+        (folder / last).unlink(missing_ok=True)
+        for name in names:
+            os.replace(temporary / name, folder / name)
+
+
+@contextlib.contextmanager
+def _removed_at_the_end(temporary: Path) -> Iterator[Path]:
+    _live.add(temporary)
+    try:
+        yield temporary
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        _live.discard(temporary)
+
+
+@interrupts.before_leaving.append
+def _remove_live() -> None:
+    """Those of this process, which ends without unwinding."""
+    for temporary in list(_live):
+        _remove(temporary)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove the temporaries that killed processes left in a folder."""
+    for path in folder.glob(f"{_OURS}*-*"):
+        process = path.name.removeprefix(_OURS).partition("-")[0]
+        if process.isdecimal() and path not in _live and not _runs(int(process)):
+            _remove(path)
+
+
+def foreign(folder: Path) -> list[Path]:
+    """What is in a folder beside temporaries."""
+    return [path for path in folder.iterdir() if not path.name.startswith(_OURS)] if folder.is_dir() else []
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # which leaves a file alone
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of that number is there."""
+    if os.name == "nt":  # where the question would be a signal
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()  # in a container every run may have the same number
 
 
 def writable_folder(path: str | os.PathLike[str], name: str = "out") -> Path:
-    """The folder, made if missing; raises before any work is done if nothing could be written there.
+    """The folder, which need not be there yet; raises before any work is done if nothing could be written there.
+
+    What killed runs left there is removed.
 
     Raises:
         ValueError: it is no folder, or not writable.
     """
     folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise ValueError(
-            f"{name} must be a folder that can be written to, got {str(path)!r} ({error.strerror})"
-        ) from None
+    with refused_in_a_sentence(folder, name), tempfile.TemporaryFile(dir=_first_there(folder)) as file:
+        file.write(b"0")
+        file.flush()
+    remove_left(folder)
     return folder
+
+
+def _first_there(folder: Path) -> Path:
+    """The folder, or what it would be made in."""
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
+
+
+def disk_size(path: str | os.PathLike[str]) -> int:
+    """Bytes that the disk of a folder holds, whether free or not."""
+    return shutil.disk_usage(_first_there(Path(path))).total
+
+
+@contextlib.contextmanager
+def refused_in_a_sentence(folder: Path, name: str) -> Iterator[None]:
+    """What the system says of a folder, as a ValueError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a ValueError: a zero byte in the path
+        said = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} must be a folder that can be written to, got {str(folder)!r} ({said})") from None
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], of: str, *, compressed: bool = False) -> None:
+    """Keep arrays as an ``.npz``, whole and sealed: the archive's comment is a digest of its bytes and of what it is
+    ``of``. Any program can read it, and `read_arrays` knows whether it is what was written.
+
+    Raises:
+        ValueError: arrays that a file can only hold as pickled objects, or not at all.
+        OSError: it cannot be written.
+    """
+    for name, a in arrays.items():
+        if np.asarray(a).dtype.kind in "OV":
+            raise ValueError(f"{name} must be an array of numbers or texts, got one of {np.asarray(a).dtype}")
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
+    body = buffer.getvalue()[:-2]  # an archive ends with the length of its comment: so far none
+    with whole_file(path) as temporary:
+        temporary.write_bytes(_sealed(body, of))
+
+
+def read_arrays(path: Path, of: str) -> dict[str, np.ndarray] | None:
+    """What `write_arrays` wrote; None if a byte of it is another.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    written = path.read_bytes()
+    if written != _sealed(written[: -_SEAL - 2], of):
+        return None
+    with np.load(io.BytesIO(written)) as arrays:
+        return {name: arrays[name] for name in arrays}
+
+
+def _sealed(body: bytes, of: str) -> bytes:
+    return body + _SEAL.to_bytes(2, "little") + hashlib.sha256(of.encode() + b"\0" + body).digest()

@@ -2,11 +2,12 @@
 
 A kernel is drawn once at unit gain, ``E W_ij^2 = 1 / fan_in``, so that a layer keeps the mean square of what enters
 it; a bias is drawn with unit variance. What multiplies them are `Scales`: named numbers that can be swept. Which names
-there are, and what each number does, a block declares by `Scale`.
+there are, and what each number does, a block declares by `Scale`. A law or an array of a user's own is taken as it is,
+and multiplied by its scale like any draw (`Law`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,10 +38,13 @@ class Scale(NamedTuple):
     Attributes:
         default: what it stands at where it is not given.
         kind: what it does, one of `KINDS`.
+        follows: the scale whose value it takes where it is not given itself: one kernel's own, of several that
+            otherwise share one.
     """
 
     default: float
     kind: str = "factor"
+    follows: str | None = None
 
     @property
     def unit(self) -> float:
@@ -123,50 +127,48 @@ def _real(name: str, value: ArrayLike) -> Array:
         kind = np.asarray(value).dtype
         # Booleans are refused: True would pass for a scale of 1.
         if not (jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)):
-            raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}")
+            raise ValueError(f"{name} must be a number or an array of numbers, got {value!r:.80}")
         finite(name, value)
     return jnp.asarray(value)
 
 
 # --- unit-gain draws ------------------------------------------------------------------------------------------------
 
-Initializer = Callable[[Array, tuple[int, int], jnp.dtype], Array]
-"""``(key, (fan_in, fan_out), dtype) -> draw`` of that shape."""
+Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+"""``(key, shape, dtype) -> draw`` of that shape, as all of `jax.nn.initializers` are."""
+
+Law = str | Initializer | Array | np.ndarray
+"""How parameters are drawn: a unit-gain law by name; or an `Initializer`, or the numbers themselves, as they are."""
 
 
-def gaussian(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+def gaussian(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """W_ij ~ N(0, 1 / fan_in), shape ``(fan_in, fan_out)``."""
     return jax.random.normal(key, shape, dtype) / math.sqrt(shape[0])
 
 
-def truncated(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+def truncated(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """A Gaussian cut at two standard deviations, of variance 1 / fan_in (what Flax's ``lecun_normal`` draws)."""
     # As in `jax.nn.initializers`: the cut takes 23% of the variance, which is given back.
     cut_deviation = 0.87962566103423978  # of N(0, 1) cut to [-2, 2]
     return jax.random.truncated_normal(key, -2, 2, shape, dtype) / (cut_deviation * math.sqrt(shape[0]))
 
 
-def uniform(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+def uniform(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """W_ij ~ U(-a, a) with a = sqrt(3 / fan_in), so that the variance is 1 / fan_in."""
     a = math.sqrt(3 / shape[0])
     return jax.random.uniform(key, shape, dtype, -a, a)
 
 
-def orthogonal(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+def orthogonal(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Haar-distributed: W^T W = 1 (fan_out <= fan_in) or W W^T = (fan_out / fan_in) 1; E W_ij^2 = 1 / fan_in."""
     fan_in, fan_out = shape
     # A wide kernel has orthonormal rows alone: without the factor its entries would have mean square 1 / fan_out.
     return jax.nn.initializers.orthogonal(math.sqrt(max(1.0, fan_out / fan_in)))(key, shape, dtype)
 
 
-def identity(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
+def identity(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """The identity, cut or padded by zeros (an identity RNN: Le, Jaitly and Hinton 2015); nothing is random."""
-    return jnp.eye(*shape, dtype=dtype)
-
-
-def zeros(key: Array, shape: tuple[int, int], dtype: jnp.dtype) -> Array:
-    """All zero: the bias of most libraries."""
-    return jnp.zeros(shape, dtype)
+    return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
 KERNEL_INITS: dict[str, Initializer] = {
@@ -176,29 +178,82 @@ KERNEL_INITS: dict[str, Initializer] = {
     "orthogonal": orthogonal,
     "identity": identity,
 }
-BIAS_INITS: dict[str, Initializer] = {
-    "gaussian": lambda key, shape, dtype: jax.random.normal(key, shape, dtype),
-    "zero": zeros,
+BIAS_INITS: dict[str, Callable[[Array, int, Any, int], Array]] = {
+    "gaussian": lambda key, size, dtype, fan_in: jax.random.normal(key, (size,), dtype),
+    "uniform": lambda key, size, dtype, fan_in: jax.random.uniform(key, (size,), dtype, -(3**0.5), 3**0.5),
+    "fan_in_uniform": lambda key, size, dtype, fan_in: jax.random.uniform(
+        key, (size,), dtype, -((3 / fan_in) ** 0.5), (3 / fan_in) ** 0.5
+    ),
+    "zero": lambda key, size, dtype, fan_in: jnp.zeros(size, dtype),
 }
+"""Biases of unit variance; ``fan_in_uniform`` has that of a kernel's entries, 1 / fan_in, and so PyTorch's default at
+``sigma_b = 1 / sqrt(3)``; ``zero`` is that of most libraries."""
 
 
-def kernel_initializer(name: str) -> Initializer:
-    """The draw of a kernel by its name in `KERNEL_INITS`.
+def check_law(name: str, law: Any, names: Iterable[str]) -> None:
+    """Raise ValueError unless a law is one of the names (the nearest is named), a function, or real and finite
+    numbers."""
+    if isinstance(law, str):
+        known(name, law, names)
+    elif hasattr(law, "shape") and hasattr(law, "dtype"):
+        _real(name, law)
+    elif not callable(law):
+        also = ", or a function (key, shape, dtype) -> array, or an array"
+        raise ValueError(f"{name} must be one of {', '.join(names)}{also}, got {law!r:.80}")
+
+
+def as_it_is(name: str, law: Initializer | Array | np.ndarray) -> Initializer:
+    """A user's law, or the numbers themselves, as a draw that is of the shape and the dtype which are asked for."""
+
+    def draw(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        drawn = jnp.asarray(law(key, shape, dtype) if callable(law) else np.asarray(law).astype(dtype))
+        if drawn.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {drawn.shape}")
+        # Given numbers are rounded, as everywhere; a law that overlooks the dtype would lose digits in silence.
+        if drawn.dtype != dtype:
+            raise ValueError(f"{name} must draw in the dtype it is called with, {np.dtype(dtype)}, got {drawn.dtype}")
+        return drawn
+
+    return draw
+
+
+def kernel_initializer(law: Law) -> Initializer:
+    """The draw of a kernel, shape ``(fan_in, fan_out)``, by a name in `KERNEL_INITS` or by a law of one's own.
 
     Raises:
-        ValueError: an unknown name; the nearest known one is named.
+        ValueError: an unknown name; the nearest known one is named. Where it draws: another shape or dtype.
     """
-    return KERNEL_INITS[known("kernel_init", name, KERNEL_INITS)]
+    check_law("kernel_init", law, KERNEL_INITS)
+    return KERNEL_INITS[law] if isinstance(law, str) else as_it_is("kernel_init", law)
 
 
-def bias_initializer(name: str) -> Callable[[Array, int, jnp.dtype], Array]:
-    """The draw of a bias by its name in `BIAS_INITS`: ``(key, size, dtype) -> draw`` of shape ``(size,)``.
+def bias_initializer(law: Law) -> Callable[[Array, int, Any, int], Array]:
+    """The draw of a bias, ``(key, size, dtype, fan_in) -> draw`` of shape ``(size,)``, by a name in `BIAS_INITS` or by
+    a law of one's own, which gets ``(key, (size,), dtype)``.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: as for `kernel_initializer`.
     """
-    draw = BIAS_INITS[known("bias_init", name, BIAS_INITS)]
-    return lambda key, size, dtype: draw(key, (1, size), dtype)[0]
+    check_law("bias_init", law, BIAS_INITS)
+    if isinstance(law, str):
+        return BIAS_INITS[law]
+    draw = as_it_is("bias_init", law)
+    return lambda key, size, dtype, fan_in: draw(key, (size,), dtype)
+
+
+def bias_default(law: Law) -> float:
+    """What the scale of a bias stands at where it is not given: 0 for the laws by name, of which theory has none; 1 for
+    one's own, which was not given to be multiplied by 0."""
+    return 0.0 if isinstance(law, str) else 1.0
+
+
+def law_name(law: Any) -> str:
+    """A law as a word, the same in every process; of what holds given numbers, their shape."""
+    if isinstance(law, str):
+        return law
+    if hasattr(law, "array"):
+        return f"given {'x'.join(map(str, law.array.shape))}"
+    return str(getattr(law, "__qualname__", type(law).__name__)).replace(".<locals>.", ".")
 
 
 PADDINGS = {"circular": "CIRCULAR", "zero": "SAME"}
@@ -208,13 +263,13 @@ CONVOLUTION_INITS = ("gaussian", "truncated", "uniform", "orthogonal", "delta_or
 
 
 def convolution_initializer(
-    name: str, kernel_size: tuple[int, ...], channels_in: int, channels_out: int
-) -> Callable[[Array, jnp.dtype], Array]:
-    """The unit-gain draw of a convolution's kernel, shape ``(*kernel_size, channels_in, channels_out)``.
+    law: Law, kernel_size: tuple[int, ...], channels_in: int, channels_out: int
+) -> Callable[[Array, Any], Array]:
+    """The draw of a convolution's kernel, shape ``(*kernel_size, channels_in, channels_out)``.
 
     fan_in is channels_in times the window, so an image keeps its mean square. ``orthogonal`` draws the kernel as one
     matrix of fan_in rows. ``delta_orthogonal`` is orthogonal at the centre of the window and 0 elsewhere: under
-    circular padding the whole convolution then keeps every norm.
+    circular padding the whole convolution then keeps every norm. A law of one's own gets the shape as it is.
 
     Raises:
         ValueError: an unknown name, an even kernel (whose window has no centre), or delta_orthogonal with channels_in
@@ -222,13 +277,16 @@ def convolution_initializer(
 
     Source: Xiao et al. 2018, "Dynamical isometry and a mean field theory of CNNs", algorithm 1.
     """
-    known("kernel_init", name, CONVOLUTION_INITS)
+    check_law("kernel_init", law, CONVOLUTION_INITS)
     if any(size % 2 == 0 for size in kernel_size):
         raise ValueError(f"kernel_size must be odd to keep the image's size, got {kernel_size}")
     # Every pixel that comes out sums over the window, which therefore counts as inputs.
     fan_in, shape = math.prod(kernel_size) * channels_in, (*kernel_size, channels_in, channels_out)
-    if name != "delta_orthogonal":
-        return lambda key, dtype: KERNEL_INITS[name](key, (fan_in, channels_out), dtype).reshape(shape)
+    if not isinstance(law, str):
+        draw = as_it_is("kernel_init", law)
+        return lambda key, dtype: draw(key, shape, dtype)
+    if law != "delta_orthogonal":
+        return lambda key, dtype: KERNEL_INITS[law](key, (fan_in, channels_out), dtype).reshape(shape)
     if channels_in > channels_out:
         raise ValueError(f"delta_orthogonal needs channels_in <= channels_out, got {channels_in} and {channels_out}")
     # Anywhere else in the window it would shift the image as well.
@@ -239,23 +297,26 @@ def convolution_initializer(
 
 
 class Scheme(NamedTuple):
-    """A named initialization scheme as a unit-gain draw and the scale that turns it into the scheme."""
+    """A named initialization scheme as unit-gain draws and the scales that turn them into the scheme."""
 
     kernel_init: str
     sigma_w: float
+    bias_init: str = "zero"
+    sigma_b: float = 0.0
 
 
 @kinds
 def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
-    """LeCun, Glorot and He initializations as points of one map: a unit-gain draw and a ``sigma_w``.
+    """LeCun's, Glorot's, He's and PyTorch's initializations as points of one map: unit-gain draws, sigma_w, sigma_b.
 
-    ``Var W = sigma_w^2 / fan_in`` with sigma_w^2 = 1 (LeCun), 2 fan_in / (fan_in + fan_out) (Glorot), 2 (He).
-    ``normal`` is what Flax and Keras draw under that name: a Gaussian cut at two standard deviations, its variance
-    restored.
+    ``Var W = sigma_w^2 / fan_in`` with sigma_w^2 = 1 (LeCun), 2 fan_in / (fan_in + fan_out) (Glorot), 2 (He), 1/3
+    (PyTorch, whose biases have the same variance). ``normal`` is what Flax and Keras draw under that name: a Gaussian
+    cut at two standard deviations, its variance restored; ``torch`` is ``kaiming_uniform_(a=sqrt(5))``, kernel and bias
+    from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), whatever the sizes are.
 
     Args:
-        name: ``{lecun,glorot,he}_{normal,uniform}``.
-        fan_in, fan_out: sizes of the kernel.
+        name: ``{lecun,glorot,he}_{normal,uniform}``, ``torch_linear`` or ``torch_conv``.
+        fan_in, fan_out: sizes of the kernel; fan_in of a convolution counts its window.
 
     Raises:
         ValueError: an unknown name, or a size below 1.
@@ -263,5 +324,11 @@ def scheme(name: str, fan_in: int, fan_out: int) -> Scheme:
     fan_in, fan_out = positive_integer("fan_in", fan_in), positive_integer("fan_out", fan_out)
     variances = {"lecun": 1.0, "glorot": 2 * fan_in / (fan_in + fan_out), "he": 2.0}
     kernel_inits = {"normal": "truncated", "uniform": "uniform"}
-    author, shape = known("scheme", name, [f"{v}_{shape}" for v in variances for shape in kernel_inits]).split("_")
-    return Scheme(kernel_inits[shape], math.sqrt(variances[author]))
+    torch = Scheme("uniform", 3**-0.5, "fan_in_uniform", 3**-0.5)
+    schemes = {
+        f"{author}_{shape}": Scheme(draw, math.sqrt(variance))
+        for author, variance in variances.items()
+        for shape, draw in kernel_inits.items()
+    }
+    schemes |= {"torch_linear": torch, "torch_conv": torch}
+    return schemes[known("scheme", name, schemes)]

@@ -1,5 +1,7 @@
 """Memory: how many points of a long computation are taken at once."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 
 MEMORY = 2**28
@@ -20,3 +22,10 @@ def chunks(points: int, size: int) -> Iterator[tuple[list[int], int]]:
     """
     for start in range(0, points, size):
         yield [min(i, points - 1) for i in range(start, start + size)], min(size, points - start)
+
+
+def of_machine() -> float:
+    """Bytes of memory that this machine has; infinity where the system does not say."""
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not on every system
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return float("inf")

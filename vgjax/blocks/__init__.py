@@ -1,7 +1,7 @@
 """Blocks: Flax NNX modules that map a state to the next state. What they may say about themselves: `protocol`."""
 
 from vgjax.blocks.attention import Attention
-from vgjax.blocks.composed import Chain, Residual
+from vgjax.blocks.composed import Chain, Concatenated, Residual
 from vgjax.blocks.convolution import Conv
 from vgjax.blocks.dense import Dense
 from vgjax.blocks.noise import Dropout
@@ -15,6 +15,7 @@ __all__ = [
     "Activate",
     "Attention",
     "Chain",
+    "Concatenated",
     "Conv",
     "Dense",
     "Dropout",

@@ -11,20 +11,21 @@ from jax import Array
 
 from vgjax import initializers
 from vgjax.checks import FloatDtype, Size, kinds
-from vgjax.initializers import Scale, Scales
+from vgjax.initializers import Law, Scale, Scales
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention, shapes ``(tokens, width)`` -> ``(tokens, width)``:
 
-    ``O softmax(Q K^T / (temperature sqrt(width / heads))) V``, with query and key kernels scaled by ``sigma_qk``, value
-    and output kernels by ``sigma_vo``; no biases.
+    ``O softmax(Q K^T / (temperature sqrt(width / heads))) V``; no biases. Each kernel has a scale of its own,
+    ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; what is not given of them stands at ``sigma_qk``, for the first
+    two, or at ``sigma_vo``.
 
     Args:
         width: of a token, a multiple of ``heads``.
         heads: attention heads.
         causal: a token looks at itself and those before it only.
-        kernel_init: how the kernels are drawn, a name in `initializers.KERNEL_INITS`.
+        kernel_init: how the kernels are drawn, of shape ``(width, width)``: as for `vgjax.blocks.Dense`.
         dtype: of the parameters.
         rngs: where the draws come from.
 
@@ -37,6 +38,8 @@ class Attention(nnx.Module):
     scales: ClassVar[Mapping[str, Scale]] = {
         "sigma_qk": Scale(1.0, "parameter"),
         "sigma_vo": Scale(1.0, "parameter"),
+        **{name: Scale(1.0, "parameter", "sigma_qk") for name in ("sigma_q", "sigma_k")},
+        **{name: Scale(1.0, "parameter", "sigma_vo") for name in ("sigma_v", "sigma_o")},
         "temperature": Scale(1.0, "divisor"),
     }
 
@@ -47,7 +50,7 @@ class Attention(nnx.Module):
         heads: Size,
         *,
         causal: bool = False,
-        kernel_init: str = "gaussian",
+        kernel_init: Law = "gaussian",
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -71,16 +74,17 @@ class Attention(nnx.Module):
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Every token looks at every token (or those before it)."""
         # The scales multiply states, not kernels: a grid of them is one product (`vgjax.blocks.dense`).
-        key, value = scales.sigma_qk * h, scales.sigma_vo * h
+        query, key, value = scales.sigma_q * h, scales.sigma_k * h, scales.sigma_v * h
         mask = jnp.tril(jnp.ones((1, len(h), len(h)), bool)) if self.causal else None
-        return scales.sigma_vo * self.attention(key / scales.temperature, key, value, mask=mask)
+        return scales.sigma_o * self.attention(query / scales.temperature, key, value, mask=mask)
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """Each kernel takes its scale."""
         a = self.attention
-        for part, sigma in ((a.query, "sigma_qk"), (a.key, "sigma_qk"), (a.value, "sigma_vo"), (a.out, "sigma_vo")):
+        for part, sigma in ((a.query, "sigma_q"), (a.key, "sigma_k"), (a.value, "sigma_v"), (a.out, "sigma_o")):
             part.kernel[...] = scales[sigma] * part.kernel[...]
-        return frozenset({"sigma_qk", "sigma_vo"})
+        # Those that others follow have been read as theirs.
+        return frozenset(self.scales) - {"temperature"}
 
 
 def _softmax_attention(query: Array, key: Array, value: Array, mask: Array | None = None, **_: Any) -> Array:

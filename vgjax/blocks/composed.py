@@ -1,9 +1,9 @@
-"""Blocks made of blocks: one behind the other, and around a skip connection."""
+"""Blocks made of blocks: one behind the other, around a skip connection, and beside what is kept."""
 
 import functools
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +12,7 @@ from jax import Array
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
 from vgjax.checks import FloatDtype, kinds
-from vgjax.floatexp import FloatExp, add, normalize, with_zero_exponent
+from vgjax.floatexp import Degrees, Ends, FloatExp, add, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
 
@@ -138,3 +138,53 @@ class Residual(nnx.Module):
 
     def _factor(self, scales: Scales) -> Array:
         return scales.branch if self.gate is None else scales.branch * self.gate[...]
+
+
+class Concatenated(nnx.Module):
+    """A skip connection that keeps the state beside what is made of it: ``h' = [h, F(h)]`` along the last axis.
+
+    Args:
+        branch: F, a block that keeps all axes of the state but the last.
+        rngs: where the draws come from.
+
+    Source: Huang et al. 2017, "Densely connected convolutional networks"; Ronneberger et al. 2015, "U-Net".
+    """
+
+    # One exponent for all: past the float range small parts are lost beside large ones, and with them their slopes.
+    degrees: ClassVar[Ends] = (Degrees(None, None), Degrees(None, None))
+
+    def __init__(self, branch: Spec, *, rngs: nnx.Rngs):
+        self.branch = branch.build(rngs)
+
+    @property
+    def scales(self) -> Mapping[str, Scale]:
+        """Those of the branch."""
+        return protocol.scales_of(self.branch)
+
+    @property
+    def never_zero(self) -> bool | None:
+        """False where a branch has true zeros of its own (a dead ReLU); else to be measured."""
+        return False if protocol.declared(self.branch, "never_zero") is False else None
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Shapes ``(*leading, features)`` -> ``(*leading, features + made)``."""
+        made = protocol.call(self.branch, h, scales)
+        if made.shape[:-1] != h.shape[:-1]:
+            raise ValueError(
+                f"a branch must keep all axes but the last to be concatenated, got {made.shape} from {h.shape}"
+            )
+        return jnp.concatenate([h, made], axis=-1)
+
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
+        """The same for a normalized state of any size."""
+        made = protocol.step(self.branch, state, scales)
+        sizes = state.value.shape[-1], made.value.shape[-1]
+        # A sum of both, each with zeros where the other stands: the two may have different exponents.
+        parts = ((state, (0, sizes[1])), (made, (sizes[0], 0)))
+        lead = [(0, 0)] * (state.value.ndim - 1)
+        padded = (FloatExp(jnp.pad(part.value, [*lead, around]), part.exponent) for part, around in parts)
+        return add(*map(with_zero_exponent, padded))
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """What the branch absorbs."""
+        return protocol.absorb_scales(scales, self.branch)

@@ -9,6 +9,7 @@ from jax import Array
 from vgjax import initializers
 from vgjax.blocks.dense import Affine
 from vgjax.checks import FloatDtype, Size, kinds, known
+from vgjax.initializers import Law
 
 
 class Conv(Affine):
@@ -21,8 +22,9 @@ class Conv(Affine):
         strides: one number a dimension, or one for all.
         padding: ``"circular"`` or ``"zero"``.
         kernel_init: how the kernel is drawn, fan_in being channels_in times the window; ``"delta_orthogonal"`` is
-            orthogonal at the centre of the window and 0 elsewhere.
-        dtype, rngs, **affine: activation, before, after, names, bias_init: as for `Affine`.
+            orthogonal at the centre of the window and 0 elsewhere; or a law or an array of one's own, of shape
+            ``(*kernel_size, channels_in, channels_out)``, as it is.
+        dtype, rngs, **affine: activation, before, after, names, follows, bias_init: as for `Affine`.
 
     Raises:
         ValueError: an even kernel, an unknown padding, or delta-orthogonal with channels_in > channels_out.
@@ -37,9 +39,9 @@ class Conv(Affine):
         channels_out: Size,
         *,
         kernel_size: tuple[int, ...] = (3, 3),
-        strides: int = 1,
+        strides: int | tuple[int, ...] = 1,
         padding: str = "circular",
-        kernel_init: str = "gaussian",
+        kernel_init: Law = "gaussian",
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,

@@ -1,6 +1,7 @@
 """Affine layers, preactivation to preactivation: what they share, and the fully connected one."""
 
 import functools
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -15,21 +16,24 @@ from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
 from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.floatexp import Ends, FloatExp, add, normalize, scaled_bias, with_zero_exponent
-from vgjax.initializers import Scale, Scales
+from vgjax.initializers import Law, Scale, Scales
 
 
 class Affine(nnx.Module):
     """The layer of the theory: ``h' = sigma_w Z after(phi(before(h))) + sigma_b z``, Z any linear map.
 
-    Z is drawn at unit gain (``E Z_ij^2 = 1 / fan_in``), the bias z at unit variance. The scale multiplies the
-    activation and not the kernel: over a grid of scales with one draw, all the grid is then one product.
+    Z is drawn at unit gain (``E Z_ij^2 = 1 / fan_in``), the bias z at unit variance; a law or an array of one's own is
+    taken as it is. The scale multiplies the activation and not the kernel: over a grid of scales with one draw, all the
+    grid is then one product.
 
     Args:
         outputs: units that come out.
         activation: phi: a name, an `Activation` or a callable.
         before, after: specs of blocks on either side of phi (a normalization, dropout, a pooling).
         names: of the scales of kernel and bias.
-        bias_init: ``"gaussian"`` or ``"zero"``.
+        follows: the scale that the kernel's takes its value of where it is not given itself.
+        bias_init: a name in `initializers.BIAS_INITS`, whose scale is 0 where it is not given; or a law
+            ``(key, shape, dtype)`` or an array of shape ``(outputs,)``, whose scale is then 1.
         dtype: of the parameters.
         rngs: where the draws come from.
 
@@ -51,16 +55,19 @@ class Affine(nnx.Module):
         before: Spec | None = None,
         after: Spec | None = None,
         names: tuple[str, str] = ("sigma_w", "sigma_b"),
-        bias_init: str = "gaussian",
+        follows: str | None = None,
+        bias_init: Law = "gaussian",
         dtype: FloatDtype,
         rngs: nnx.Rngs,
     ):
         self.activation = activations.get(activation)
-        self.names, self.bias_init = names, bias_init
+        self.names, self.follows = names, follows
+        self.bias_init, self.bias_default = _named(bias_init), initializers.bias_default(bias_init)
         self.before = before.build(rngs) if before else None
         self.after = after.build(rngs) if after else None
         # Drawn after the kernel, whose subclass comes first: the order of the draws is part of what a key means.
-        self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype))
+        fan_in = math.prod(self.weights.shape[:-1])
+        self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype, fan_in))
 
     @property
     def weights(self) -> nnx.Param:
@@ -76,7 +83,9 @@ class Affine(nnx.Module):
     def scales(self) -> Mapping[str, Scale]:
         """Those of kernel and bias, and of the blocks around phi."""
         of_kernel, of_bias = self.names
-        affine = {of_kernel: Scale(1.0, "parameter"), of_bias: Scale(0.0, "parameter")}
+        kernel, bias = Scale(1.0, "parameter", self.follows), Scale(self.bias_default, "parameter")
+        affine = {of_kernel: kernel, of_bias: bias}
+        affine |= {self.follows: Scale(1.0, "parameter")} if self.follows else {}
         return affine | protocol.scales_of(self.before, self.after)
 
     @property
@@ -116,7 +125,15 @@ class Affine(nnx.Module):
         of_kernel, of_bias = self.names
         self.weights[...] = scales[of_kernel] * self.weights[...]
         self.bias[...] = scales[of_bias] * self.bias[...]
-        return frozenset(self.names) | protocol.absorb_scales(scales, self.before, self.after)
+        # What the kernel's follows has been read as its.
+        return frozenset({*self.names, self.follows or of_kernel}) | protocol.absorb_scales(
+            scales, self.before, self.after
+        )
+
+
+def _named(law: Law) -> str | None:
+    """The name of a law; None for one's own, of which theory knows nothing."""
+    return law if isinstance(law, str) else None
 
 
 class Dense(Affine):
@@ -124,8 +141,9 @@ class Dense(Affine):
 
     Args:
         fan_in, fan_out: sizes of the states before and after.
-        kernel_init: how the kernel is drawn, a name in `initializers.KERNEL_INITS`.
-        **affine: activation, before, after, names, bias_init: as for `Affine`.
+        kernel_init: how the kernel is drawn: a name in `initializers.KERNEL_INITS`; or a law ``(key, shape, dtype)`` or
+            an array of shape ``(fan_in, fan_out)``, as it is.
+        **affine: activation, before, after, names, follows, bias_init: as for `Affine`.
     """
 
     @kinds
@@ -134,12 +152,12 @@ class Dense(Affine):
         fan_in: Size,
         fan_out: Size,
         *,
-        kernel_init: str = "gaussian",
+        kernel_init: Law = "gaussian",
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **affine: Any,
     ):
-        self.kernel_init = kernel_init
+        self.kernel_init = _named(kernel_init)
         draw = initializers.kernel_initializer(kernel_init)
         self.kernel = nnx.Param(draw(rngs.params(), (fan_in, fan_out), dtype))
         super().__init__(fan_out, dtype=dtype, rngs=rngs, **affine)
@@ -148,6 +166,9 @@ class Dense(Affine):
     def theory_arguments(self) -> TheoryArguments | None:
         """``W after(phi(before(h))) + b``, where normalization and dropout are all that stands around phi."""
         fields: dict[str, Any] = {}
+        # Of a mean that is not zero theory knows nothing, and a bias that is not Gaussian never becomes so.
+        if self.kernel_init is None or self.bias_init not in ("gaussian", "zero"):
+            return None
         # A part says what it sets as a dict; one that theory does not know says nothing, and neither does the layer.
         for place, part in (("preactivations", self.before), ("activations", self.after)):
             told = {} if part is None else protocol.declared(part, "theory_arguments")

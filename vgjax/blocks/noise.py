@@ -21,7 +21,8 @@ class Dropout(nnx.Module):
     variance, ``rate / (1 - rate)`` (``"gaussian"``).
 
     The noise is drawn once with the block: a network is then one function, and draws of networks are draws of noise. So
-    the rate is a scale like any other, ``dropout``, and can be swept. Training draws it anew at every step (`redraw`).
+    the rate is a scale like any other, ``dropout``, and can be swept. Training draws it anew at every step (`redraw`);
+    where ``deterministic`` is set, as in evaluation, there is none.
 
     Args:
         shape: of the state.
@@ -45,6 +46,7 @@ class Dropout(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.distribution = known("dropout", distribution, ("bernoulli", "gaussian"))
+        self.deterministic = False
         self.noise = Mask(jnp.zeros(shape, dtype))
         self.redraw(rngs.params())
 
@@ -61,6 +63,8 @@ class Dropout(nnx.Module):
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""
         # The rate meets the noise here and not where it is drawn: one draw serves all rates of a sweep.
+        if self.deterministic:
+            return h
         rate, noise = scales.dropout, self.noise[...]
         if self.distribution == "bernoulli":
             return jnp.where(noise >= rate, h / (1 - rate), 0)

@@ -17,21 +17,27 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
   of a gate (default: none);
 - ``theory_arguments``: the `TheoryArguments` of a layer that mean-field theory covers, or the fields that a part sets
   of the layer it stands in, as a dict (default: None, theory has nothing);
-- ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: it has none);
+- ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: what keys it holds, those of
+  Flax's own dropout, are drawn anew);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
 
 A block in a stage that is driven (a recurrent cell) gets its own input as last argument: ``block(h, x)`` or ``block(h,
 scales, x)``. What a call changes in the block's own state is forgotten: a random key gives the same numbers in every
-call, so that a network is a function. Derivatives are always those of the plain call; nothing else needs to be written
-for a new block.
+call, so that a network is a function. Evaluation sets ``deterministic``, as Flax's dropout has it, in all parts of a
+block. Arrays that it works with (an adjacency matrix) are arguments, or an `nnx.Variable` inside; one that is read from
+a global name is what it was when the block was first compiled. Derivatives are always those of the plain call; nothing
+else needs to be written for a new block.
 """
 
 import functools
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -49,15 +55,17 @@ class Spec:
 
     Attributes:
         block: an `nnx.Module` class; built as ``block(*arguments, **dict(options), rngs=rngs)``.
-        arguments, options: hashable.
+        arguments, options: hashable; arrays as `Constant`.
+        deterministic: whether its noise (dropout) is off.
     """
 
     block: type[nnx.Module]
     arguments: tuple[Hashable, ...] = ()
     options: tuple[tuple[str, Hashable], ...] = ()
+    deterministic: bool = False
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return reduced(self, self.block, self.arguments, self.options)
+        return reduced(self, self.block, self.arguments, self.options, self.deterministic)
 
     def __repr__(self) -> str:
         said = [
@@ -69,7 +77,12 @@ class Spec:
     @kinds
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """A freshly drawn block."""
-        return self.block(*self.arguments, **dict(self.options), rngs=rngs)  # type: ignore[call-arg]
+        arguments = [_plain(value) for value in self.arguments]
+        options = {name: _plain(value) for name, value in self.options}
+        block = self.block(*arguments, **options, rngs=rngs)  # type: ignore[call-arg]
+        if self.deterministic:
+            block.set_attributes(deterministic=True, raise_if_not_found=False)
+        return block
 
     @kinds
     def nested(self) -> Iterator["Spec"]:
@@ -80,10 +93,54 @@ class Spec:
                 yield from value.nested()
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant:
+    """An array among the arguments of a block, hashed and compared by its content.
+
+    Attributes:
+        array: a copy that cannot be written to; the block gets it as it is.
+    """
+
+    array: np.ndarray
+
+    def __post_init__(self) -> None:
+        array = np.array(self.array)
+        array.setflags(write=False)
+        object.__setattr__(self, "array", array)
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.array.tobytes()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"array(shape {self.array.shape}, {self.array.dtype}, sha256 {self._digest})"
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Constant) and repr(self) == repr(other))
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def _plain(value: Any) -> Any:
+    """What a block is built with: arrays as they were given."""
+    if isinstance(value, tuple):
+        return tuple(_plain(each) for each in value)
+    return value.array if isinstance(value, Constant) else value
+
+
+def _hashable(value: Any) -> Any:
+    """What a spec holds."""
+    if type(value) is tuple:
+        return tuple(_hashable(each) for each in value)
+    return Constant(np.asarray(value)) if isinstance(value, (np.ndarray, jax.Array)) else value
+
+
 @kinds
-def spec(block: type[nnx.Module], *arguments: Hashable, **options: Hashable) -> Spec:
-    """The `Spec` of ``block(*arguments, **options, rngs=...)``."""
-    return Spec(block, arguments, tuple(options.items()))
+def spec(block: type[nnx.Module], *arguments: Any, **options: Any) -> Spec:
+    """The `Spec` of ``block(*arguments, **options, rngs=...)``; arrays among them are held by their content."""
+    held = tuple(_hashable(value) for value in arguments)
+    return Spec(block, held, tuple((name, _hashable(value)) for name, value in options.items()))
 
 
 def declared(block: Any, name: str) -> Any:
@@ -186,6 +243,8 @@ class BlockInfo(NamedTuple):
         degrees: (below, above) the float range, if it says so.
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
+        batch_axes: how many axes a state must have for the first to be a batch that is normalized over; 0 if it holds
+            no `nnx.BatchNorm`.
         theory: what mean-field theory has to be given of it; None where theory has nothing.
     """
 
@@ -195,6 +254,7 @@ class BlockInfo(NamedTuple):
     degrees: Ends | None
     parts: tuple[str, ...]
     noisy: bool
+    batch_axes: int
     theory: TheoryArguments | None
 
 
@@ -208,15 +268,29 @@ def block_info(spec: Spec) -> BlockInfo:
         graph = nnx.split(block)[0]
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
-        noisy = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
+        redraws = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
+        noisy = redraws or any(is_key(leaf) for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.split(block)[1])))
         theory = declared(block, "theory_arguments")
         theory = theory if isinstance(theory, TheoryArguments) else None
         parts = tuple(declared(block, "parts") or ())
-        info.append(BlockInfo(graph, trainable, scales_of(block), declared(block, "degrees"), parts, noisy, theory))
+        told = scales_of(block), declared(block, "degrees"), parts, noisy, _batch_axes(block), theory
+        info.append(BlockInfo(graph, trainable, *told))
 
     # Traced, not run, so that nothing is drawn; the graph is static and leaves by the list, as a result cannot.
     jax.eval_shape(build)
     return info[0]
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether an array holds random keys."""
+    return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _batch_axes(block: nnx.Module) -> int:
+    parts = [part for _, part in nnx.iter_modules(block)]
+    if not any(isinstance(part, nnx.BatchNorm) and not part.use_running_average for part in parts):
+        return 0
+    return max(2, *(len(part.kernel_size) + 2 for part in parts if isinstance(part, nnx.Conv)), 0)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

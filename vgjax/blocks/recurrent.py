@@ -8,17 +8,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.checks import FloatDtype, Size, kinds
-from vgjax.initializers import Scale, Scales
+from vgjax.initializers import Law, Scale, Scales
 
-_SIGMAS = {
-    name: Scale(default, "parameter") for name, default in (("sigma_w", 1.0), ("sigma_v", 1.0), ("sigma_b", 0.0))
-}
 _sigmoid, _tanh = activations.get("sigmoid"), activations.get("tanh")
 
 
@@ -27,13 +25,16 @@ class _Cell(nnx.Module):
 
     Args:
         width, inputs: sizes of the hidden state and of one input.
-        kernel_init, input_kernel_init: how the recurrent and the input kernels are drawn (`initializers.KERNEL_INITS`).
-        bias_init: ``"gaussian"`` or ``"zero"``.
+        kernel_init, input_kernel_init: how the recurrent and the input kernels are drawn, each of shape ``(width,
+            width)`` and ``(inputs, width)``: as for `vgjax.blocks.Dense`; arrays hold all gates side by side.
+        bias_init: how the biases are drawn, of all gates, shape ``(gates * width,)``: as for `vgjax.blocks.Dense`; an
+            array for a GRU holds four, the last of them that inside the reset gate.
         dtype: of the parameters.
         rngs: where the draws come from.
     """
 
     gates: ClassVar[int] = 1
+    forget_bias: ClassVar[float | None] = None  # where it stands, in a cell that has one
 
     @kinds
     def __init__(
@@ -41,21 +42,32 @@ class _Cell(nnx.Module):
         width: Size,
         inputs: Size,
         *,
-        kernel_init: str = "gaussian",
-        input_kernel_init: str = "gaussian",
-        bias_init: str = "gaussian",
+        kernel_init: Law = "gaussian",
+        input_kernel_init: Law = "gaussian",
+        bias_init: Law = "gaussian",
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        def kernels(name: str, fan_in: int) -> nnx.Param:
+        def kernels(law: Law, fan_in: int) -> nnx.Param:
+            draw = initializers.kernel_initializer(law)
+            if not (isinstance(law, str) or callable(law)):
+                return nnx.Param(draw(rngs.params(), (fan_in, self.gates * width), dtype))
             # Gate by gate: each is orthogonal where orthogonal is asked for, which a part of a wider draw is not.
-            draw = initializers.kernel_initializer(name)
             draws = [draw(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)]
             return nnx.Param(jnp.concatenate(draws, axis=1))
 
         self.kernel = kernels(kernel_init, width)
         self.input_kernel = kernels(input_kernel_init, inputs)
-        self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), self.gates * width, dtype))
+        draw = initializers.bias_initializer(bias_init)
+        self.bias = nnx.Param(draw(rngs.params(), self.gates * width, dtype, width))
+        self.bias_default = initializers.bias_default(bias_init)
+
+    @property
+    def scales(self) -> Mapping[str, Scale]:
+        """Those of kernels, input kernels and biases, and what is added to the gate that keeps."""
+        defaults = {"sigma_w": 1.0, "sigma_v": 1.0, "sigma_b": self.bias_default}
+        sigmas = {name: Scale(default, "parameter") for name, default in defaults.items()}
+        return sigmas if self.forget_bias is None else sigmas | {"forget_bias": Scale(self.forget_bias, "offset")}
 
     def drive(self, x: Array, scales: Scales) -> Array:
         """V x + b, shape ``(gates * width,)``."""
@@ -70,7 +82,7 @@ class _Cell(nnx.Module):
         self.kernel[...] = scales.sigma_w * self.kernel[...]
         self.input_kernel[...] = scales.sigma_v * self.input_kernel[...]
         self.bias[...] = scales.sigma_b * self.bias[...]
-        return frozenset(_SIGMAS)
+        return frozenset({"sigma_w", "sigma_v", "sigma_b"})
 
 
 class RNNCell(_Cell):
@@ -80,8 +92,6 @@ class RNNCell(_Cell):
         activation: phi: a name, an `Activation` or a callable.
         width, inputs, kernel_init, input_kernel_init, bias_init, dtype, rngs: as for every cell of this module.
     """
-
-    scales: ClassVar[Mapping[str, Scale]] = _SIGMAS
 
     @kinds
     def __init__(
@@ -109,7 +119,7 @@ class MinimalCell(_Cell):
     Source: Chen, Pennington and Schoenholz 2018, "Dynamical isometry and a mean field theory of RNNs".
     """
 
-    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(0.0, "offset")}
+    forget_bias = 0.0
 
     def gate(self, h: Array, scales: Scales, x: Array) -> Array:
         """u."""
@@ -133,7 +143,7 @@ class LSTMCell(_Cell):
     """
 
     gates = 4
-    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(1.0, "offset")}  # Jozefowicz et al. 2015
+    forget_bias = 1.0  # Jozefowicz et al. 2015
     # Both parts in one array: a state is one number with one exponent, and the loss sees both.
     parts = ("h", "c")
 
@@ -161,7 +171,7 @@ class GRUCell(_Cell):
     """
 
     gates = 3
-    scales: ClassVar[Mapping[str, Scale]] = {**_SIGMAS, "forget_bias": Scale(0.0, "offset")}
+    forget_bias = 0.0
 
     @kinds
     def __init__(
@@ -169,14 +179,18 @@ class GRUCell(_Cell):
         width: Size,
         inputs: Size,
         *,
-        bias_init: str = "gaussian",
+        bias_init: Law = "gaussian",
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        super().__init__(width, inputs, bias_init=bias_init, dtype=dtype, rngs=rngs, **options)
+        gates = own = bias_init
+        if isinstance(bias_init, Array | np.ndarray):  # given: the bias that stands by itself is behind the others
+            gates, own = bias_init[:-width], bias_init[-width:]
+        super().__init__(width, inputs, bias_init=gates, dtype=dtype, rngs=rngs, **options)
         # The candidate has a bias on either side of the reset gate (as in cuDNN), which no other gate needs.
-        self.recurrent_bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), width, dtype))
+        draw = initializers.bias_initializer(own)
+        self.recurrent_bias = nnx.Param(draw(rngs.params(), width, dtype, width))
 
     def _gates(self, h: Array, scales: Scales, x: Array) -> tuple[Array, Array, Array]:
         kept_r, kept_z, kept_n = jnp.split(self.recur(h, scales), 3)

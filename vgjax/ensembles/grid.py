@@ -67,7 +67,8 @@ class Grid(NamedTuple):
     """The points of one network.
 
     Attributes:
-        axes: what is swept, in order: name -> values.
+        axes: what is swept, in order: name -> values, shape ``(points,)``; of a scale also schedules along the layers,
+            shape ``(points, depth)``.
         of_scales: which of them are scales; the others are numbers of the measurement.
         scales, numbers: what stays fixed.
     """
@@ -81,6 +82,17 @@ class Grid(NamedTuple):
     def shape(self) -> tuple[int, ...]:
         """Points along each axis."""
         return tuple(len(values) for values in self.axes.values())
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """The axes as a result has them: schedules are counted, under a name of their own."""
+        counted = {name: np.arange(len(values)) for name, values in self.schedules.items()}
+        return {f"{name}_schedule" if name in counted else name: counted.get(name, v) for name, v in self.axes.items()}
+
+    @property
+    def schedules(self) -> dict[str, np.ndarray]:
+        """The axes of schedules."""
+        return {name: values for name, values in self.axes.items() if values.ndim > 1}
 
     @property
     def points(self) -> int:
@@ -106,10 +118,12 @@ def grid_of(case: Case, measure: Measurement, scales: Scales, axes: Mapping[str,
         ours = {n: v for n, v in numbers.items() if n == name or n.startswith(f"{name}_")}
         given |= {name: values} if name in network.scales else ours
     given = {**given, **{name: value for name, value in numbers.items() if name not in given}}
-    swept = {name: np.asarray(values) for name, values in given.items() if np.ndim(values)}
+    several = {name: v for name, v in given.items() if isinstance(v, (list, tuple)) or np.ndim(v)}
+    swept = {name: _axis(name, values) for name, values in several.items()}
     for name, values in swept.items():
-        if values.ndim != 1 or not values.size:
-            raise ValueError(f"{name} must be a non-empty one-dimensional grid, got shape {values.shape}")
+        if values.ndim not in ((1, 2) if name in network.scales else (1,)) or not values.size:
+            also = ", or one schedule along the layers a point" if values.ndim > 2 else ""
+            raise ValueError(f"{name} must be a non-empty one-dimensional grid{also}, got shape {values.shape}")
     plain = {name: value for name, value in given.items() if name not in swept}
     fixed = {**scales, **case.scales, **{name: value for name, value in plain.items() if name in network.scales}}
     for name in {**scales, **case.scales}.keys() & axes.keys():
@@ -120,3 +134,14 @@ def grid_of(case: Case, measure: Measurement, scales: Scales, axes: Mapping[str,
             check_scales(network, Scales(**{name: value}))
     rest = {name: value for name, value in numbers.items() if name not in swept}
     return Grid(swept, frozenset(swept) & frozenset(network.scales), fixed, rest)
+
+
+def _axis(name: str, values: Any) -> np.ndarray:
+    """The values of an axis as one array; numbers among schedules are the same in every layer."""
+    if not isinstance(values, (list, tuple)):
+        return np.asarray(values)
+    each = [np.asarray(value) for value in values]
+    lengths = {value.shape for value in each if value.ndim}
+    if len(lengths) > 1:
+        raise ValueError(f"{name} must hold numbers and schedules of one length, got shapes {sorted(lengths)}")
+    return np.stack(np.broadcast_arrays(*each)) if each else np.asarray(values)

@@ -86,7 +86,7 @@ def gains(probes: int = 1, *, stream: bool = False) -> Measurement:
 class Gradients(Measurement):
     """`gradients`."""
 
-    loss: str | None
+    loss: losses.Loss | None
 
     name: ClassVar[str] = "gradients"
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -119,7 +119,9 @@ class Gradients(Measurement):
         parameters, x, y, loss = self._resolved(drawn, inputs, single=False)
         return _gradients.of_batch(parameters, scales, x, y, loss)._asdict(), frozenset(_gradients.OF_BATCH)
 
-    def _resolved(self, drawn: Any, inputs: tuple[Array, ...], single: bool) -> tuple[Parameters, Array, Array, str]:
+    def _resolved(
+        self, drawn: Any, inputs: tuple[Array, ...], single: bool
+    ) -> tuple[Parameters, Array, Array, losses.Loss]:
         (parameters, key), (x, *y) = drawn, inputs
         batch = 1 if single else len(x)
         loss, ys = losses.targets(parameters.network, y[0] if y else None, self.loss, key, batch, single)
@@ -132,7 +134,7 @@ class Gradients(Measurement):
 
 
 @kinds
-def gradients(*, loss: str | None = None) -> Measurement:
+def gradients(*, loss: losses.Loss | None = None) -> Measurement:
     """Where the gradient of a loss goes, layer by layer and parameter by parameter, by `vgjax.gradient_flow`.
 
     The sweep's inputs are x and, if there is one, y. Variables: the fields of `GradientFlow`; those that are dicts by
@@ -141,9 +143,7 @@ def gradients(*, loss: str | None = None) -> Measurement:
     Args:
         loss: as for `vgjax.gradient_flow`.
     """
-    if loss is not None:
-        known("loss", loss, losses.LOSSES)
-    return Gradients(loss)
+    return Gradients(losses.checked_loss(loss))
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class NaiveReadings(Measurement):
     """`naive_readings`."""
 
     dtype: str
-    loss: str | None
+    loss: losses.Loss | None
 
     name: ClassVar[str] = "naive_readings"
     dims: ClassVar[Mapping[str, tuple[str, ...]]] = {"lost": _LAYERS}
@@ -172,7 +172,7 @@ class NaiveReadings(Measurement):
 
 
 @kinds
-def naive_readings(dtype: str = "float32", *, loss: str | None = None) -> Measurement:
+def naive_readings(dtype: str = "float32", *, loss: losses.Loss | None = None) -> Measurement:
     """Which layers' gradients a plain pass in a dtype reads as 0 or not finite, by `vgjax.naive_reading`.
 
     The sweep's inputs are x and, if there is one, y. Variable: ``lost``.
@@ -181,9 +181,7 @@ def naive_readings(dtype: str = "float32", *, loss: str | None = None) -> Measur
         dtype: float32, bfloat16 or float16.
         loss: as for `vgjax.gradient_flow`.
     """
-    if loss is not None:
-        known("loss", loss, losses.LOSSES)
-    return NaiveReadings(known("dtype", dtype, _naive.NAIVE_DTYPES), loss)
+    return NaiveReadings(known("dtype", dtype, _naive.NAIVE_DTYPES), losses.checked_loss(loss))
 
 
 @dataclass(frozen=True)
@@ -437,7 +435,7 @@ def frobenius(probes: int | None = None) -> Measurement:
 
 
 def checked_targets(
-    name: str, network: Network, inputs: tuple[ArrayLike, ...], loss: str | None
+    name: str, network: Network, inputs: tuple[ArrayLike, ...], loss: losses.Loss | None
 ) -> tuple[bool, tuple[Any, ...]]:
     """x and, if there is one, y as arrays, and whether they are a batch."""
     if len(inputs) not in (1, 2):

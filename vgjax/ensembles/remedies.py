@@ -24,7 +24,7 @@ from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import Gradients
 from vgjax.ensembles.result import Result
 from vgjax.initializers import Scales
-from vgjax.measure import naive
+from vgjax.measure import losses, naive
 from vgjax.measure.gradients import GradientFlow
 from vgjax.networks.builders import branch, gru, lstm, mlp, norm, rnn
 from vgjax.networks.calibration import check_unit_variance, unit_variance
@@ -93,7 +93,9 @@ class FirstSteps(Gradients):
 
 
 @kinds
-def first_steps(learning_rate: float = 0.1, *, clip: float | None = None, loss: str | None = None) -> Measurement:
+def first_steps(
+    learning_rate: float = 0.1, *, clip: float | None = None, loss: losses.Loss | None = None
+) -> Measurement:
     """What depth does to the gradient, and the first step of gradient descent that is left of it.
 
     The sweep's inputs are x and y, best a batch (``leading="example"``). Variables, each one number a draw:
@@ -113,7 +115,7 @@ def first_steps(learning_rate: float = 0.1, *, clip: float | None = None, loss: 
     for name, value in (("learning_rate", learning_rate), ("clip", clip)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, got {value}")
-    return FirstSteps(loss, float(learning_rate), clip)
+    return FirstSteps(losses.checked_loss(loss), float(learning_rate), clip)
 
 
 def _log_norms(flow: GradientFlow, ordinary: Parameters) -> tuple[tuple[Array, Array], tuple[Array, Array]]:

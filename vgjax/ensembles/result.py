@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import kinds, known
-from vgjax.files import whole_file
+from vgjax.ensembles.runner import switches
+from vgjax.files import read_arrays, whole_file, write_arrays
 from vgjax.networks.network import Network
 from vgjax.networks.serialization import network_from_json, network_to_json
 from vgjax.values import by_content
+from vgjax.version import VERSION
 
 if TYPE_CHECKING:
     import xarray
@@ -24,6 +26,8 @@ _EXPONENTS = {"float32": (-126, 128), "bfloat16": (-126, 128), "float16": (-14, 
 """Exponents of the smallest normal number and of the first power of two beyond the largest (IEEE 754)."""
 
 NATURAL = "natural logarithm"
+_RESULT = "result"
+"""What the seal of a saved result is of."""
 
 
 @by_content
@@ -39,9 +43,10 @@ class Result:
         arrays: the variables, by name: dimensions (network if there are several, seed, *axes, *dims of the variable).
         dims: names of every variable's dimensions behind the axes; ``layer`` runs over s_0 ... s_L, ``block`` over what
             is between them.
-        coordinates: values along such dimensions, where they are not just counted.
+        coordinates: values along such dimensions, where they are not just counted; of swept schedules, by the name of
+            the scale, shape ``(points, depth)``.
         networks: by name; one without a name where there was one. None for one that a file could not hold (with an
-            activation or a block of a user's own).
+            activation, a block or a law of a user's own).
         fixed: scales and other numbers that were not swept: name -> value.
         provenance: networks, key, versions, device, pieces: plain JSON values.
     """
@@ -80,7 +85,7 @@ class Result:
         (network,) = self.networks.values()
         if network is None:
             raise ValueError(
-                "the file could not hold this network (an activation or a block of your own): "
+                "the file could not hold this network (an activation, a block or a law of your own): "
                 "hand it over as load(path, network=...)"
             )
         return network
@@ -264,9 +269,13 @@ class Result:
         named: dict[str, Any] = {"network": np.array(list(self.networks))} if self.several else {}
         if self.several and None not in self.networks.values():
             named["depth"] = ("network", np.array([net.depth for net in self.networks.values()]))  # type: ignore[union-attr]
+        along: dict[str, Any] = {
+            name: ((f"{name}_schedule", "block"), values) if values.ndim > 1 else values
+            for name, values in self.coordinates.items()
+        }
         return xr.Dataset(
             variables,
-            coords={**named, **counted, **self.axes, **self.coordinates},
+            coords={**named, **counted, **self.axes, **along},
             attrs={name: json.dumps(value) for name, value in self._description().items()},
         )
 
@@ -282,15 +291,17 @@ class Result:
             OSError: the path cannot be written.
         """
         path = _with_known_suffix(path)
-        with whole_file(path) as temporary:
-            if path.suffix == ".nc":
-                self.to_xarray().to_netcdf(temporary)
-            else:
-                arrays = {f"axis/{name}": values for name, values in self.axes.items()}
-                arrays |= {f"coordinate/{name}": values for name, values in self.coordinates.items()}
-                arrays |= {f"variable/{name}": values for name, values in self.arrays.items()}
-                description = np.array(json.dumps(self._description()))
-                np.savez_compressed(temporary, description=description, **arrays)  # type: ignore[arg-type]
+        if path.suffix == ".nc":
+            dataset = self.to_xarray()
+            checked = {name: {"fletcher32": True} for name, a in dataset.variables.items() if a.ndim}
+            with whole_file(path) as temporary:
+                dataset.to_netcdf(temporary, encoding=checked)
+            return path
+        arrays: dict[str, Any] = {"description": np.array(json.dumps(self._description()))}
+        arrays |= {f"axis/{name}": values for name, values in self.axes.items()}
+        arrays |= {f"coordinate/{name}": values for name, values in self.coordinates.items()}
+        arrays |= {f"variable/{name}": values for name, values in self.arrays.items()}
+        write_arrays(path, arrays, _RESULT, compressed=True)
         return path
 
     def _description(self) -> dict[str, Any]:
@@ -312,8 +323,8 @@ def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] 
 
     Args:
         path: ``.npz`` or ``.nc``.
-        network: the network, or several by name, where a file cannot hold them: with an activation or a block of your
-            own.
+        network: the network, or several by name, where a file cannot hold them: with an activation, a block or a law
+            of your own.
 
     Raises:
         ValueError: a suffix other than ``.npz`` and ``.nc``, a file that holds no result, or a network that is not one
@@ -321,7 +332,28 @@ def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] 
         FileNotFoundError: there is no such file.
     """
     path = _with_known_suffix(path)
-    description, axes, coordinates, arrays = (_read_nc if path.suffix == ".nc" else _read_npz)(path)
+    try:
+        found = (_read_nc if path.suffix == ".nc" else _read_npz)(path)
+    except FileNotFoundError:
+        raise
+    # What files of anything and damaged ones raise: the system, netCDF, JSON, and what looks for what is not there.
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"path must hold a whole saved result, got {str(path)!r} ({said})") from None
+    try:
+        return _result_of(found, network)
+    except (KeyError, TypeError, AttributeError):
+        version = found[0].get("provenance", {}).get("vgjax", "no known version")
+        raise ValueError(
+            f"path must hold a result as version {VERSION} writes it, got {str(path)!r} of {version}"
+        ) from None
+
+
+Read = tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
+
+
+def _result_of(found: Read, network: Network | Mapping[str, Network] | None) -> Result:
+    description, axes, coordinates, arrays = found
     networks = {name: each and network_from_json(each) for name, each in description["networks"].items()}
     given = {"": network} if isinstance(network, Network) else dict(network or {})
     for name in given:
@@ -335,26 +367,23 @@ def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] 
     return Result(description["measure"], axes, arrays, dims, coordinates, networks, *kept)
 
 
-Read = tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
-
-
 def _read_npz(path: Path) -> Read:
-    with np.load(path) as file:
-        if "description" not in file:
-            raise ValueError(f"path must hold a saved result, got {path}")
-        kinds: dict[str, dict[str, np.ndarray]] = {"axis": {}, "coordinate": {}, "variable": {}}
-        for key in file.files:
-            kind, _, name = key.partition("/")
-            if name:
-                kinds[kind][name] = file[key]
-        return json.loads(str(file["description"])), kinds["axis"], kinds["coordinate"], kinds["variable"]
+    arrays = read_arrays(path, _RESULT)
+    if arrays is None:
+        raise ValueError("something else, or not all of one")
+    kinds: dict[str, dict[str, np.ndarray]] = {"axis": {}, "coordinate": {}, "variable": {}}
+    description = json.loads(str(arrays.pop("description")))
+    for key, a in arrays.items():
+        kind, _, name = key.partition("/")
+        kinds[kind][name] = a
+    return description, kinds["axis"], kinds["coordinate"], kinds["variable"]
 
 
 def _read_nc(path: Path) -> Read:
     with _xarray().open_dataset(path) as dataset:
         data = dataset.load()
     if "measure" not in data.attrs:
-        raise ValueError(f"path must hold a saved result, got {path}")
+        raise ValueError("something else")
     description = {name: json.loads(value) for name, value in data.attrs.items()}
     axes, coordinates = ({n: data[n].values for n in description[kind]} for kind in ("axes", "coordinate_names"))
     return description, axes, coordinates, {name: data[name].values for name in description["dims"]}
@@ -366,11 +395,12 @@ def nearest(values: np.ndarray, value: float) -> float:
 
 
 def describe_machine() -> dict[str, Any]:
-    """What ran this and may change the last bits: versions, processor, device; JSON values."""
+    """What ran this and may change the last bits, or all of a draw: versions, processor, device, switches; JSON
+    values."""
     import flax
     import jax
 
-    device = jax.devices()[0]
+    (device,) = jax.numpy.zeros(()).devices()  # what is computed on, which need not be the first there is
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -378,6 +408,8 @@ def describe_machine() -> dict[str, Any]:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "device": f"{device.platform}: {device.device_kind}",
+        "threefry_partitionable": switches()["jax_threefry_partitionable"],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 
 

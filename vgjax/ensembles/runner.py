@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vgjax.files import whole_file, writable_folder
+from vgjax.ensembles.fingerprint import digest_of_text
+from vgjax.files import foreign, read_arrays, refused_in_a_sentence, whole_file, writable_folder, write_arrays
 
 T = TypeVar("T")
 
@@ -23,6 +24,10 @@ Arrays = dict[str, np.ndarray]
 
 LAYOUT = "chunks"
 """Where a folder's settings say how its run is cut into pieces."""
+DIGEST = "digest"
+"""And what all of them came to when they were written."""
+_VARIABLE = "variable/"
+"""Before the name of a variable in a file: NumPy writes arrays by keyword, and "file" is one of its own."""
 
 
 def progress(work: Iterable[T], total: int, label: str, show: bool | None = None) -> Iterator[T]:
@@ -39,6 +44,30 @@ def cores() -> int:
     with contextlib.suppress(AttributeError):  # not on every system
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+_SWITCHES: dict[str, Callable[[Any], Any]] = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_default_prng_impl": jax.default_prng_impl,
+    "jax_default_device": jax.default_device,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+}
+
+
+def switches() -> dict[str, Any]:
+    """Those of JAX's settings that change what is computed, as they are in this thread."""
+    return {name: getattr(jax.config, name) for name in _SWITCHES}
+
+
+@contextlib.contextmanager
+def _switched(to: Mapping[str, Any]) -> Iterator[None]:
+    """As they were in another: JAX's settings belong to a thread."""
+    with contextlib.ExitStack() as stack:
+        for name, value in to.items():
+            stack.enter_context(_SWITCHES[name](value))
+        yield
 
 
 class Once:
@@ -79,17 +108,17 @@ def run(
     """
     kept = {name: found for name in work if checkpoint and (found := checkpoint.read(name)) is not None}
 
-    wide = jax.dtypes.canonicalize_dtype("float64") == np.float64
+    now = switches()
 
     def done(name: str) -> tuple[str, Arrays]:
-        with jax.enable_x64(wide):  # JAX's settings belong to a thread
+        with _switched(now), jax.debug_nans(False):
             made = work[name]()
         if checkpoint:
             checkpoint.write(name, made)
         return name, made
 
     missing = [name for name in work if name not in kept]
-    if workers == 1:  # in this thread: what the caller switched on (a device, a precision) holds
+    if workers == 1:
         kept |= dict(progress(map(done, missing), len(missing), label, show))
         return {name: kept[name] for name in work}
     with ThreadPoolExecutor(workers) as pool:
@@ -122,28 +151,30 @@ class Checkpoint:
     def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any], layout: Any = None):
         self.folder, self.layout = writable_folder(folder, "folder"), layout
         self._warned = threading.Lock()
-        path = self.folder / "settings.json"
+        path, settings = self.folder / "settings.json", json.loads(json.dumps(settings))
         if path.exists():
-            self.layout = _earlier_layout(path, json.loads(json.dumps(settings)))
-            return
-        if any(self.folder.iterdir()):
+            self.layout = _earlier_layout(path, settings)
+        elif foreign(self.folder):
             raise ValueError(f"folder must be empty or hold an earlier run, got {str(folder)!r} with other files")
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps({**settings, LAYOUT: layout}, indent=1) + "\n")
+        self._run = _digest_of_run(settings, self.layout)
+        if not path.exists():
+            with refused_in_a_sentence(self.folder, "folder"), whole_file(path) as temporary:
+                whole = {**settings, LAYOUT: self.layout, DIGEST: self._run}
+                temporary.write_text(json.dumps(whole, indent=1) + "\n")
 
     def read(self, name: str) -> Arrays | None:
-        """A piece; None if it is not there or cannot be read."""
+        """A piece; None if it is not there, is not to be read, or is not what this run wrote: it is done again."""
         try:
-            with open(self._path(name), "rb") as file, np.load(file) as arrays:
-                return {key: arrays[key] for key in arrays}
-        except Exception:  # a damaged file raises anything, from zlib.error to NotImplementedError; it is done again
+            found = read_arrays(self._path(name), self._of(name))
+        except OSError:
             return None
+        return found and {variable.removeprefix(_VARIABLE): a for variable, a in found.items()}
 
     def write(self, name: str, piece: Arrays) -> None:
         """Keep a piece, whole; where the disk is full the run goes on without it, with a warning."""
         try:
-            with whole_file(self._path(name)) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **piece)  # type: ignore[arg-type]
+            arrays = {f"{_VARIABLE}{variable}": a for variable, a in piece.items()}
+            write_arrays(self._path(name), arrays, self._of(name))
         except OSError as error:
             if self._warned.acquire(blocking=False):
                 text = f"folder {str(self.folder)!r} takes no more pieces ({error.strerror}); the run goes on in memory"
@@ -152,13 +183,23 @@ class Checkpoint:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npz"
 
+    def _of(self, name: str) -> str:
+        return f"{self._run} {name}"
+
+
+def _digest_of_run(settings: dict[str, Any], layout: Any) -> str:
+    return digest_of_text(json.dumps([settings, layout], sort_keys=True))
+
 
 def _earlier_layout(path: Path, settings: dict[str, Any]) -> Any:
     try:
         found = dict(json.loads(path.read_text()))
-        layout = found.pop(LAYOUT)
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"folder must hold an earlier run, got an unreadable {str(path)!r}") from None
+        layout, digest = found.pop(LAYOUT), found.pop(DIGEST)
+        whole = digest == _digest_of_run(found, layout)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what reading and parsing any bytes can raise
+        whole = False
+    if not whole:
+        raise ValueError(f"folder must hold an earlier run, got an unreadable or damaged {str(path)!r}")
     differ = list(_differing(found, settings))
     if differ:
         raise ValueError(
@@ -173,5 +214,5 @@ def _differing(found: dict[str, Any], settings: dict[str, Any], within: str = ""
         before, now = found.get(name), settings.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             yield from _differing(before, now, f"{within}{name}.")
-        elif before != now:
+        elif json.dumps(before) != json.dumps(now):  # NaN is the same as NaN, and -0 is not 0
             yield within + name

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from vgjax.checks import ArrayLike, RandomKey, kinds, known, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, nan_is_data, positive_integer
 from vgjax.ensembles import runner
-from vgjax.ensembles.fingerprint import digest, digest_of_code, digest_of_program, digest_of_text, options_of
+from vgjax.ensembles.fingerprint import digest, digest_of_program, digest_of_text, options_of
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
+from vgjax.files import disk_size
 from vgjax.initializers import Scales
-from vgjax.memory import MEMORY, chunks
+from vgjax.memory import MEMORY, chunks, of_machine
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network
 from vgjax.version import VERSION
@@ -46,6 +48,7 @@ MEASUREMENTS = (
 
 
 @kinds
+@nan_is_data
 def sweep(
     network: Networks,
     *inputs: ArrayLike,
@@ -82,14 +85,17 @@ def sweep(
         workers: pieces done at once; default: the cores of this process where a piece does not fill them alone.
         progress: a bar on standard error, one step a piece; None shows it on a terminal only.
         **axes: the grid: the name of a scale (or of what else the measurement takes: ``learning_rate``) with its
-            values, shape ``(points,)``; a plain number stays fixed.
+            values, shape ``(points,)``; a plain number stays fixed. Schedules of a scale along the layers, shape
+            ``(points, depth)`` or a list of numbers and schedules, are counted: an axis ``sigma_w_schedule`` with the
+            coordinate ``sigma_w``.
 
     Returns:
         `Result`, with dimensions (network, seed, *axes) and those of the measurement.
 
     Raises:
         ValueError: an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
-            that do not fit the network or whose leading axis is not named, a folder of another run.
+            that do not fit the network or whose leading axis is not named, a result that no machine holds, a folder of
+            another run, or one for a program that calls back into Python (`jax.pure_callback`).
     """
     measure = gains() if measure is None else measure
     if not isinstance(measure, Measurement):
@@ -102,6 +108,7 @@ def sweep(
     fixed = Scales() if scales is None else scales
     cases, many = cases_of(network), not isinstance(network, (Network, Case))
     grids = [grid_of(case, measure, fixed, axes) for case in cases.values()]
+    _check_size(cases, grids, measure, seeds, folder)
     jobs = [
         _job(name, case, measure, grid, inputs, key, seeds, leading)
         for (name, case), grid in zip(cases.items(), grids, strict=True)
@@ -114,6 +121,7 @@ def sweep(
         if folder is not None:
             checkpoint = runner.Checkpoint(folder, {**settings, "computed": _computed(jobs)}, layout)
             layout = checkpoint.layout
+            jobs = [dataclasses.replace(job, finish_last=not _ours(job.measure)) for job in jobs]
         jobs = [dataclasses.replace(job, size=tuple(size)) for job, size in zip(jobs, layout, strict=True)]
         pieces = runner.run(
             _in_turn(jobs, workers), measure.name, checkpoint=checkpoint, workers=workers, show=progress
@@ -137,6 +145,8 @@ class Job:
         batch: whether they have an axis of examples.
         key, seeds: of the draws.
         size: points a piece, and points a batch.
+        finish_last: whether pieces are kept as the program made them, and finished when all are there: what a user's
+            code does on the host has no fingerprint.
     """
 
     name: str
@@ -149,6 +159,7 @@ class Job:
     key: Array
     seeds: int
     size: tuple[int, ...] = (1, 1)
+    finish_last: bool = False
 
     def chunk(self, memory: int, workers: int) -> tuple[int, int]:
         """Points a piece and points a batch, if every example of a point takes its share of the memory."""
@@ -167,13 +178,18 @@ class Job:
         return self.measure.draw(jax.random.fold_in(self.key, seed), self.network)
 
     def piece(self, drawn: Callable[[int], Any], seed: int, taken: list[int], new: int) -> Arrays:
-        """One piece, measured and finished."""
+        """One piece, measured and, unless that comes last, finished."""
         arguments = self.arguments(drawn(seed), self.inputs[seed], taken)
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
-        program = _program(self.measure.compiled_for(), self.batch, self.size[1], tree, shapes)()
-        found = flat(program(*arguments))
-        return self.measure.finish({name: np.asarray(a)[:new] for name, a in found.items()}, f" of seed {seed}")
+        switches = tuple(runner.switches().items())
+        program = _program(self.measure.compiled_for(), self.batch, self.size[1], tree, shapes, switches)()
+        found = {name: _numpy(a)[:new] for name, a in flat(program(*arguments)).items()}
+        return found if self.finish_last else self.finished(seed, found)
+
+    def finished(self, seed: int, found: Arrays) -> Arrays:
+        """What becomes of a piece on the host."""
+        return self.measure.finish(found, f" of seed {seed}")
 
     def arguments(self, drawn: Any, inputs: tuple[Any, ...], taken: list[int]) -> tuple[Any, ...]:
         """What the program is called with for some of the points."""
@@ -182,6 +198,26 @@ class Job:
         fixed = Scales(**self.grid.scales)
         rest = jax.tree.map(jnp.asarray, (fixed, Scales(**swept), numbers, np.arange(len(taken)), inputs))
         return (drawn, *rest)
+
+
+def _check_size(
+    cases: Mapping[str, Case], grids: list[Grid], measure: Measurement, seeds: int, folder: str | None
+) -> None:
+    """Refuse a result that no machine holds, before anything of its length is made."""
+    numbers = 0
+    for case, grid in zip(cases.values(), grids, strict=True):
+        lengths = {"layer": case.network.depth + 1, "block": case.network.depth}
+        of_one = max(math.prod(lengths.get(dim, 1) for dim in dims) for dims in case.adapt(measure).dims.values())
+        numbers += seeds * grid.points * of_one
+    limits = {"the memory of this machine": of_machine()}
+    if folder is not None:
+        limits["the disk of the folder"] = disk_size(folder)
+    for where, size in limits.items():
+        if 4 * numbers > size:
+            raise ValueError(
+                f"a sweep must give a result that fits into {where}, {size / 2**30:.3g} GiB, got {seeds:.3g} seeds of "
+                f"{sum(grid.points for grid in grids):.3g} points, {4 * numbers / 2**30:.3g} GiB at least"
+            )
 
 
 def _job(
@@ -217,9 +253,10 @@ def _job(
 
 @functools.lru_cache(maxsize=64)  # a compiled program holds memory maps, of which a process has but 65,530
 def _program(
-    measure: Measurement, batch: bool, together: int, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
+    measure: Measurement, batch: bool, together: int, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], _: Any
 ) -> runner.Once:
-    """The program of a piece, compiled by the first thread that wants it while the others go on with their own."""
+    """The program of a piece, compiled by the first thread that wants it while the others go on with their own; of
+    JAX's settings at that time, too."""
     arguments = jax.tree.unflatten(tree, shapes)
     return runner.Once(lambda: _measure_points.lower(measure, batch, together, *arguments).compile())
 
@@ -270,6 +307,12 @@ def flat(tree: Mapping[str, Any]) -> Arrays:
     return {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
 
 
+def _numpy(a: Any) -> np.ndarray:
+    """An array as files can hold it: NumPy has no bfloat16 and its like, and float32 holds them exactly."""
+    a = np.asarray(a)
+    return a.astype(np.float32) if a.dtype.kind == "V" else a
+
+
 def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings: dict[str, Any]) -> Result:
     """The pieces as one result: of several networks, the largest of each dimension, NaN where one does not reach."""
     whole = [_whole(job, i, pieces) for i, job in enumerate(jobs)]
@@ -282,14 +325,14 @@ def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings:
     }
     arrays = {name: _stacked([each.get(name) for each in whole]) if many else whole[0][name] for name in names}
     first = jobs[0]
-    coordinates: dict[str, np.ndarray] = {}
+    coordinates = first.grid.schedules
     for job in jobs:  # of several networks the longest
         for dim, values in job.measure.coordinates(job.network).items():
             coordinates[dim] = max(coordinates.get(dim, values), values, key=len)
     fixed = {name: np.asarray(v).tolist() for name, v in {**first.grid.scales, **first.grid.numbers}.items()}
     return Result(
         measure=first.measure.name,
-        axes=dict(first.grid.axes),
+        axes=first.grid.labels,
         arrays=arrays,
         dims=dims,
         coordinates=coordinates,
@@ -302,6 +345,9 @@ def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings:
 def _whole(job: Job, number: int, pieces: dict[str, Arrays]) -> Arrays:
     """All of one network's pieces, with leading dimensions (seed, *axes)."""
     mine = [pieces[name] for name, _ in job.pieces(number, 1)]
+    if job.finish_last:
+        each = len(mine) // job.seeds
+        mine = [job.finished(i // each, piece) for i, piece in enumerate(mine)]
     shape = (job.seeds, *job.grid.shape)
     return {n: np.concatenate([p[n] for p in mine]).reshape(*shape, *mine[0][n].shape[1:]) for n in mine[0]}
 
@@ -357,6 +403,12 @@ def _computed(jobs: list[Job]) -> str:
             drawn = job.measure.draw(key, job.network)
             return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, inputs, [0]))
 
-        traced = jax.make_jaxpr(program)(job.key, job.inputs[0])
-        parts += [digest_of_program(traced), digest_of_code(type(job.measure).finish)]
-    return digest_of_text("".join(parts))
+        given = {**job.grid.axes, **job.grid.scales, **job.grid.numbers}
+        parts += [digest_of_program(jax.make_jaxpr(program)(job.key, job.inputs[0])), *given, digest(*given.values())]
+    return digest_of_text(" ".join(parts))
+
+
+def _ours(measure: Measurement) -> bool:
+    """Whether all code of a measurement, and of one inside it, is the library's, known by its version."""
+    all_of_it = [measure, *(each for each in vars(measure).values() if isinstance(each, Measurement))]
+    return all(type(each).__module__.partition(".")[0] == __name__.partition(".")[0] for each in all_of_it)

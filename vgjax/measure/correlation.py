@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
-from vgjax.checks import ArrayLike, kinds
+from vgjax.checks import ArrayLike, kinds, nan_is_data
 from vgjax.floatexp import FloatExp, add, from_float, is_zero, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 from vgjax.measure.flow import states
@@ -42,6 +42,7 @@ class Correlation(NamedTuple):
 
 
 @kinds
+@nan_is_data
 def correlation(parameters: Parameters, scales: Scales, x1: ArrayLike, x2: ArrayLike) -> Correlation:
     """The correlation c_l of two inputs at every layer, and 1 - c_l however small it is.
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Key, Shaped
 
-from vgjax.checks import ArrayLike, RandomKey, finite_in, kinds, whole_numbers
+from vgjax.checks import ArrayLike, RandomKey, finite_in, kinds, nan_is_data, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.exactness import marked_backward, marked_forward
@@ -83,6 +83,7 @@ class States(NamedTuple):
 
 
 @kinds
+@nan_is_data
 def states(parameters: Parameters, scales: Scales, x: ArrayLike) -> States:
     """The hidden states s_0 ... s_L, their directions and ln of their norms apart: s_l = exp(log_norm_l) direction_l.
 
@@ -122,6 +123,7 @@ def _states(parameters: Parameters, scales: Scales, x: Array) -> States:
 
 
 @kinds
+@nan_is_data
 def push_forward(
     parameters: Parameters,
     scales: Scales,
@@ -183,6 +185,7 @@ _push_all = jax.jit(push_all)
 
 
 @kinds
+@nan_is_data
 def pull_back(
     parameters: Parameters,
     scales: Scales,
@@ -212,6 +215,7 @@ def pull_back(
 
 
 @kinds
+@nan_is_data
 def gain_matrix(
     parameters: Parameters,
     scales: Scales,

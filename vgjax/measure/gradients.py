@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Float, Shaped
 
 from vgjax.blocks.protocol import block_info
-from vgjax.checks import ArrayLike, RandomKey, kinds
+from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data
 from vgjax.floatexp import (
     LINEAR,
     ZERO,
@@ -48,8 +48,9 @@ class GradientFlow(NamedTuple):
 
     Attributes:
         log_mean_square: ln of the mean square of the state s_l, shape ``(*batch, depth + 1)``.
-        log_gradient: ln ||dL/ds_l||, shape ``(*batch, depth + 1)``; L is the loss of that example alone.
-        log_parameter_gradient: by Flax path, ln of the norm of the gradient of the *summed* loss of the batch: shape
+        log_gradient: ln ||dL/ds_l||, shape ``(*batch, depth + 1)``; L is the loss of the batch, a sum over its examples
+            (so that of this example alone) or their mean.
+        log_parameter_gradient: by Flax path, ln of the norm of the gradient of that loss of the batch: shape
             ``(depth,)`` for the blocks (``"kernel"``, ``"bias"``), ``()`` for ``"stem/..."`` and ``"head/..."``. NaN
             in layers without that parameter. Of tied parameters, what each layer (each step of a recurrence)
             contributes.
@@ -61,7 +62,8 @@ class GradientFlow(NamedTuple):
         mean_square_slope: mean of phi'^2 over a block's units, shape ``(*batch, depth)``; NaN where not reported.
         saturation: share of a block's units on a flat end (`FLAT`), shape ``(*batch, depth)``; NaN where not reported.
         saturated: True where the loss's own gradient is too small even for an exponent (below e^-9e7):
-            ``log_gradient`` is then an upper bound. Shape ``(*batch,)``.
+            ``log_gradient`` is then an upper bound. Of a loss of your own: where floats do not hold the output, or the
+            gradient is not finite, or is 0, which may be one or an underflow. Shape ``(*batch,)``.
         first_inexact_layer, first_nan_layer: as for `Push`, shape ``(*batch,)``; every gradient of an example that has
             one is NaN.
     """
@@ -84,13 +86,14 @@ OF_BATCH = ("log_parameter_gradient", "log_tied_gradient")
 
 
 @kinds
+@nan_is_data
 def gradient_flow(
     parameters: Parameters,
     scales: Scales,
     x: ArrayLike,
     y: ArrayLike | None = None,
     *,
-    loss: str | None = None,
+    loss: losses.Loss | None = None,
     key: RandomKey | None = None,
 ) -> GradientFlow:
     """Where the gradient of a loss goes: ln ||dL/ds_l|| of every layer, and of every parameter, at any depth.
@@ -101,18 +104,22 @@ def gradient_flow(
     Args:
         parameters, scales: as for `forward`.
         x: one input, or a batch with one more leading axis.
-        y: what the loss compares the output with: integer labels (cross-entropy), numbers of the output's shape
-            (squared error), or the output's cotangent; with the batch axis of x. Left out, a random cotangent of norm
-            1.
-        loss: ``"cross_entropy"`` (softmax), ``"squared_error"`` (half the sum of squares) or ``"cotangent"``; left
-            out, read off y.
+        y: what the loss compares the output with; with the batch axis of x. Left out, a random cotangent of norm 1.
+        loss: ``"squared_error"`` (half the sum of squares, y of the output's shape), ``"cross_entropy"`` (softmax; y
+            integer labels of shape ``output[:-1]``, or probabilities of the output's shape), ``"binary_cross_entropy"``
+            (logits; y of the output's shape, 0 to 1); each with ``mean_`` in front: the mean over all terms, those of
+            outputs and examples alike, in place of the sum; ``"cotangent"`` (y is dL/d(output)). Or a function of one
+            example's output and y, a number: its gradient is that of `jax.grad`, exact where floats hold the output and
+            the gradient. Left out: cross-entropy for whole numbers, with one output binary cross-entropy; else squared
+            error.
         key: draws the random cotangent (default ``jax.random.key(0)``).
 
     Returns:
         `GradientFlow`.
 
     Raises:
-        ValueError: unknown scales or loss, inputs or targets of the wrong shape, labels out of range.
+        ValueError: unknown scales or loss, inputs or targets of the wrong shape, labels out of range, probabilities
+            that do not sum to 1, one-hot rows without a loss.
     """
     x = checked_input(parameters, scales, x, batch=True)
     single = x.shape == parameters.network.input_shape
@@ -121,7 +128,7 @@ def gradient_flow(
 
 
 def of_one(
-    parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], y: Shaped[Array, "1 *target"], loss: str
+    parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], y: Shaped[Array, "1 *target"], loss: losses.Loss
 ) -> GradientFlow:
     """`of_batch` of one example, without the batch axis; y has one of length 1."""
     flow = _gradient_flow(parameters, scales, x[None], y, loss)
@@ -164,7 +171,7 @@ def _gradient_flow(
     scales: Scales,
     xs: Shaped[Array, "batch *input"],
     ys: Shaped[Array, "batch *target"],
-    loss: str,
+    loss: losses.Loss,
 ) -> GradientFlow:
     network, layers = parameters.network, _bind_batch(parameters, scales, xs)
     forward = _walk_batch(parameters, scales, xs)
@@ -286,23 +293,37 @@ def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, Array]
 # --- where the loss enters ------------------------------------------------------------------------------------------
 
 
-def _where_loss_enters(layers: Layers, forward: Walk, ys: Array, loss: str) -> tuple[FloatExp, dict[str, Array], Array]:
+def _where_loss_enters(
+    layers: Layers, forward: Walk, ys: Array, loss: losses.Loss
+) -> tuple[FloatExp, dict[str, Array], Array]:
     """dL/ds of every state that the head reads, with leading axes (states read, batch); ln of the head's parameter
     gradients; which examples are saturated."""
-    head, every = layers.head, layers.network.every_step
+    head, network = layers.head, layers.network
     read = jax.tree.map(lambda a: a[None], forward.last)
-    read, ys = (joined([*forward.reports, read]), jnp.moveaxis(ys, 1, 0)) if every else (read, ys[None])
-    read = jax.tree.map(lambda a: a[-len(ys) :], read)
+    read = joined([*forward.reports, read]) if network.every_step else read
+    read = jax.tree.map(lambda a: a[-network.depth :], read)
     outputs = jax.vmap(jax.vmap(lambda s: normalize(head.step(s) if head else s)[0]))(read)
-    ys = ys if loss == "cross_entropy" else ys.astype(outputs.value.dtype)
-    deltas, saturated = jax.vmap(jax.vmap(functools.partial(losses.cotangent, loss)))(outputs, ys)
-    saturated = jnp.any(saturated, axis=0)
+    deltas, saturated = _cotangents(loss, network, outputs, ys)
+    deltas = deltas._replace(value=deltas.value / losses.mean_over(loss, network, len(ys)))
     if head is None:
         return deltas, {}, saturated
     lead = deltas.exponent.shape
-    back = _back(head, *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
+    back = _back(head.absorb_scales(), *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
     logs = {f"head/{path}": log for path, log in _logs(back.gradients).items()}
     return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), logs, saturated
+
+
+def _cotangents(loss: losses.Loss, network: Network, outputs: FloatExp, ys: Array) -> tuple[FloatExp, Array]:
+    """dL/d(output) with leading axes (states read, batch), and which examples are lost."""
+    of_one = functools.partial(losses.cotangent, loss)
+    if not network.every_step:
+        outputs = jax.tree.map(lambda a: a[0], outputs)
+        deltas, lost = jax.vmap(of_one)(outputs, ys)
+        return jax.tree.map(lambda a: a[None], deltas), lost
+    # A named loss is a sum over the steps; a function sees all of them.
+    of_all = of_one if callable(loss) else jax.vmap(of_one)
+    deltas, lost = jax.vmap(of_all, (1, 0), (1, 0))(outputs, ys)
+    return deltas, lost if callable(loss) else jnp.any(lost, axis=1)
 
 
 def _entering_before(network: Network, entering: Any) -> list[Any]:

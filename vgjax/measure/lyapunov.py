@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from vgjax.checks import ArrayLike, kinds, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, kinds, nan_is_data, positive_integer, whole_numbers
 from vgjax.floatexp import LN2, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, Origin, check_memory, check_one_shape, columns, computing_from, jacobian
@@ -57,6 +57,7 @@ class Lyapunov(NamedTuple):
 
 
 @kinds
+@nan_is_data
 def lyapunov_exponents(
     parameters: Parameters,
     scales: Scales,
@@ -114,6 +115,7 @@ def stretches(origin: Origin, basis: Float[Array, "size count"]) -> Float[Array,
 
 
 @kinds
+@nan_is_data
 def log_determinant(parameters: Parameters, scales: Scales, x: ArrayLike, *, dtype: str | None = None) -> np.ndarray:
     """ln |det J_{l<-0}| at every depth l: the sum over layers of their own, each by an LU decomposition.
 

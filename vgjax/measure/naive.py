@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Shaped
 
-from vgjax.checks import ArrayLike, RandomKey, kinds, known
+from vgjax.checks import ArrayLike, RandomKey, kinds, known, nan_is_data
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.gradients import _entering_before
@@ -21,6 +21,7 @@ NAIVE_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @kinds
+@nan_is_data
 def naive_reading(
     parameters: Parameters,
     scales: Scales,
@@ -28,7 +29,7 @@ def naive_reading(
     y: ArrayLike | None = None,
     dtype: str = "float32",
     *,
-    loss: str | None = None,
+    loss: losses.Loss | None = None,
     key: RandomKey | None = None,
 ) -> Bool[Array, "*batch layers"]:
     """Which layers' gradients a plain pass in a dtype loses: True where it reads ||dL/ds_l|| as 0 or not finite.
@@ -59,7 +60,7 @@ def of_batch(
     scales: Scales,
     xs: Shaped[Array, "batch *input"],
     ys: Shaped[Array, "batch *target"],
-    loss: str,
+    loss: losses.Loss,
     dtype: str,
 ) -> Bool[Array, "batch layers"]:
     """`naive_reading` of a batch, unchecked; shape ``(batch, depth + 1)``."""
@@ -73,13 +74,15 @@ def of_batch(
         layers = bind(parameters, scales, x)
         network, stem, head = parameters.network, layers.stem, layers.head
 
-        def entering(h: Array, y: Array) -> Array:
-            return jax.grad(lambda h: losses.value(loss, cast(head)(h) if head else h, cast(y)))(h)
+        def loss_of(read: Array) -> Array:
+            outputs = jax.vmap(cast(head))(read) if head else read
+            summed = losses.value(loss, outputs if network.every_step else outputs[0], cast(y))
+            return summed / losses.mean_over(loss, network, len(xs))
 
         h = cast(stem)(cast(x)) if stem else cast(x)
         last, states = layers.scan(h, lambda layer, h, _: (cast(layer)(h), h))
         read = joined([*states, last[None]])[1:] if network.every_step else last[None]
-        seeds = jax.vmap(entering)(read, y if network.every_step else y[None])
+        seeds = jax.grad(loss_of)(read)
 
         def visit(layer: Layer, g: Array, extra: tuple[Array, Array | None]) -> tuple[Array, Array]:
             h, seed = extra

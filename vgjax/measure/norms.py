@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Key
 
-from vgjax.checks import ArrayLike, RandomKey, kinds, positive_integer
+from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data, positive_integer
 from vgjax.initializers import Scales
 from vgjax.measure.flow import direction, push_all
 from vgjax.memory import MEMORY, chunk_size, chunks
@@ -33,6 +33,7 @@ class Frobenius(NamedTuple):
 
 
 @kinds
+@nan_is_data
 def log_frobenius(
     parameters: Parameters,
     scales: Scales,

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from vgjax.checks import ArrayLike, kinds, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, kinds, nan_is_data, positive_integer, whole_numbers
 from vgjax.floatexp import ZERO, FloatExp
 from vgjax.initializers import Scales
 from vgjax.measure import graded
@@ -97,6 +97,7 @@ def spectral_statistics(log_singular_values: np.ndarray) -> dict[str, np.ndarray
 
 
 @kinds
+@nan_is_data
 def log_singular_values(
     parameters: Parameters,
     scales: Scales,
@@ -234,8 +235,8 @@ def kept_products(origin: Origin, rotation: Float[Array, "n n"], depths: tuple[i
     extras = by_stage(network, (jnp.arange(1, network.depth + 1), jnp.asarray(slots[1:])))
     walked = layers.walk(origin.state, visit, start, extras=extras)
     end, found = walked.carry, walked.exactness
-    infinite = jnp.minimum(end.first_infinite, found.first_nan_layer)
-    exact = jnp.asarray(depths) < found.layers
+    infinite = jnp.minimum(end.first_infinite, found.first_nan_layer.astype(end.first_infinite.dtype))
+    exact = jnp.asarray(depths, jnp.int32) < found.layers
     exponents, mixing = end.kept
     return Kept(exponents, mixing, exact, end.condition, found.first_inexact_layer, infinite)
 
@@ -325,7 +326,12 @@ def _there(
     walked = layers.walk(origin.state, visit, (product, worst, jnp.asarray(depth + 1)), extras=numbers)
     product, worst, infinite = walked.carry
     found = walked.exactness
-    return product, worst, found.first_inexact_layer, jnp.minimum(infinite, found.first_nan_layer)
+    return (
+        product,
+        worst,
+        found.first_inexact_layer,
+        jnp.minimum(infinite, found.first_nan_layer.astype(infinite.dtype)),
+    )
 
 
 @jax.jit

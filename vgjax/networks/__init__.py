@@ -1,7 +1,7 @@
 """Networks: what is compiled for, its numbers, the one pass through it, and how it is built."""
 
 from vgjax.initializers import scheme
-from vgjax.networks.builders import branch, chain, conv, sequential, tied, untied
+from vgjax.networks.builders import branch, chain, concatenated, conv, sequential, tied, untied
 from vgjax.networks.network import Network, Stage
 from vgjax.networks.parameters import Parameters, Stream
 from vgjax.networks.serialization import network_from_json, network_to_json
@@ -13,6 +13,7 @@ __all__ = [
     "Stream",
     "branch",
     "chain",
+    "concatenated",
     "conv",
     "network_from_json",
     "network_to_json",

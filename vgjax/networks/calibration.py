@@ -12,7 +12,7 @@ from jax import Array
 
 from vgjax.blocks import protocol
 from vgjax.blocks.dense import Affine
-from vgjax.checks import ArrayLike, kinds
+from vgjax.checks import ArrayLike, kinds, nan_is_data
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, checked_input
@@ -23,6 +23,7 @@ _ROUNDS = 10  # Mishkin and Matas stop after as many; one is enough where there 
 
 
 @kinds
+@nan_is_data
 def lsuv(parameters: Parameters, scales: Scales, xs: ArrayLike) -> Parameters:
     """Layer-sequential unit variance: every kernel rescaled so that what its layer puts out has unit variance.
 
@@ -61,6 +62,7 @@ def unit_variance(parameters: Parameters, scales: Scales, xs: Array) -> Paramete
 
 
 @kinds
+@nan_is_data
 def calibrate(parameters: Parameters, scales: Scales, xs: ArrayLike) -> Parameters:
     """Set running statistics (``norm="batch_running"``) to those of a batch, layer by layer.
 

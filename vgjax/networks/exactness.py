@@ -59,7 +59,7 @@ def exact_at(ends: Ends, log_norm: Array) -> Array:
 
 def marked_forward(found: Exactness, log_norms: Float[Array, "*rows layers"]) -> Float[Array, "*rows layers"]:
     """ln of norms along the layers (of the states, of what is pushed): NaN from where they mean nothing on."""
-    exact = jnp.arange(log_norms.shape[-1]) < found.layers[..., None]
+    exact = jnp.arange(log_norms.shape[-1], dtype=jnp.int32) < found.layers[..., None]
     return _marked(jnp.where(exact, log_norms, jnp.nan), found.underflows)
 
 
@@ -67,14 +67,14 @@ def marked_backward(
     found: Exactness, log_norms: Float[Array, "*rows layers"], end: Int[Array, "*rows"] | int
 ) -> Float[Array, "*rows layers"]:
     """The same of what is pulled back from state ``end``, through the Jacobians at all states before it."""
-    exact = jnp.asarray(end < found.layers)[..., None]
+    exact = (jnp.asarray(end, jnp.int32) < found.layers)[..., None]
     back = jnp.where(exact, log_norms, jnp.nan)[..., ::-1]
     return _marked(back, found.underflows[..., ::-1])[..., ::-1]
 
 
 def marked_layers(found: Exactness, of_layers: Float[Array, "..."]) -> Float[Array, "..."]:
     """What is of the Jacobian of every layer, leading axis: NaN where it, or the state behind it, means nothing."""
-    exact = jnp.arange(1, len(of_layers) + 1) < found.layers
+    exact = jnp.arange(1, len(of_layers) + 1, dtype=jnp.int32) < found.layers
     return jnp.where(exact.reshape(-1, *(1,) * (of_layers.ndim - 1)), of_layers, jnp.nan)
 
 
@@ -112,4 +112,4 @@ def _known_ends(network: Network, dtype: jnp.dtype) -> np.ndarray:
 
 def _first(layers: Bool[Array, " n"], none: int) -> Int[Array, ""]:
     """The first one marked; ``none`` where none is."""
-    return jnp.min(jnp.where(layers, jnp.arange(len(layers)), none)).astype(jnp.int32)
+    return jnp.min(jnp.where(layers, jnp.arange(len(layers), dtype=jnp.int32), none)).astype(jnp.int32)

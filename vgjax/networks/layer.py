@@ -1,6 +1,7 @@
 """A layer: one block with its parameters, its scales and its own input; a map from state to state."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -13,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.blocks import Spec, protocol
-from vgjax.blocks.protocol import block_info, path_name
+from vgjax.blocks.protocol import block_info, is_key, path_name
 from vgjax.checks import untraced
 from vgjax.floatexp import (
     Degrees,
@@ -142,7 +143,10 @@ class Layer:
         for i, (_, part) in enumerate(nnx.iter_modules(module)):
             if protocol.declared(part, "redraw"):
                 part.redraw(jax.random.fold_in(key, i))
-        return replace(self, parameters=nnx.to_pure_dict(nnx.split(module)[1]))
+        # And Flax's own: every key a block holds.
+        keys = itertools.count(len(list(nnx.iter_modules(module))))
+        redraw = lambda a: jax.random.split(jax.random.fold_in(key, next(keys)), a.shape) if is_key(a) else a  # noqa: E731
+        return replace(self, parameters=jax.tree.map(redraw, nnx.to_pure_dict(nnx.split(module)[1])))
 
     def degrees(self, state: FloatExp) -> Ends:
         """Its degrees at both ends of the float range."""
@@ -270,7 +274,7 @@ def _as_floats(dtype: str, tree: Any) -> Any:
 
 def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Any]) -> Any:
     """Some numbers in place of a draw: kernels of about unit gain, vectors of ones, keys."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         return jnp.broadcast_to(jax.random.key(0), leaf.shape)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return np.zeros(leaf.shape, leaf.dtype)
@@ -282,7 +286,18 @@ def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], An
 
 @functools.cache
 def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct | None = None) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of the state that a block makes of another (and of its own input); nothing is computed."""
+    """Shape and dtype of the state that a block makes of another (and of its own input); nothing is computed.
+
+    Raises:
+        ValueError: a state without the batch that a block normalizes over.
+    """
+    axes = block_info(spec).batch_axes
+    if axes and (len(state.shape) < axes or state.shape[0] < 2):
+        raise ValueError(
+            f"{spec.block.__name__} holds nnx.BatchNorm, so its state must be a batch of at least 2 examples along its "
+            f"first axis (input_shape=(batch, ...)), got a state of shape {state.shape}; or take vgjax.norm, or "
+            f"use_running_average=True and vgjax.calibrate"
+        )
 
     def run(key: Array, h: Array, x: Array | None) -> Array:
         return Layer(spec, draw(spec, key), unit_scales(spec, h.dtype), x)(h)
@@ -292,8 +307,13 @@ def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct
 
 def parameter_dtype(spec: Spec) -> Any:
     """The dtype of a block's floating-point parameters; float32 if it has none."""
-    leaves = jax.tree.leaves(jax.eval_shape(functools.partial(draw, spec), jax.random.key(0)))
-    return next((leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)), np.dtype(np.float32))
+    return floating_dtype(jax.eval_shape(functools.partial(draw, spec), jax.random.key(0)))
+
+
+def floating_dtype(tree: Tree) -> Any:
+    """The dtype that holds all floating-point numbers of a tree; float32 if there are none."""
+    found = [leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return functools.reduce(jnp.promote_types, found) if found else np.dtype(np.float32)
 
 
 def unit_scales(spec: Spec, dtype: Any) -> Scales:

@@ -21,7 +21,7 @@ from vgjax.floatexp import FloatExp, from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.networks.exactness import Exactness, exactness, marked_forward
 from vgjax.networks.layer import Layer, Tree, draw, unit_scales
-from vgjax.networks.network import Network, Stage, check_input, check_scales, state_shapes, state_sizes
+from vgjax.networks.network import OF_HEAD, Network, Stage, check_input, check_scales, state_shapes, state_sizes
 from vgjax.networks.parameters import Parameters, Stream, as_dtype
 
 Visit = Callable[[Layer, Any, Any], tuple[Any, Any]]
@@ -55,10 +55,13 @@ class Layers:
 
     @property
     def head(self) -> Layer | None:
-        """The head, at unit gain."""
+        """The head, at unit gain but for `OF_HEAD`."""
         spec = self.network.head
-        # The head is no layer of the product that theory and sweeps are about: its gain is not swept.
-        return Layer(spec, self.parameters.head, unit_scales(spec, self.parameters.dtype)) if spec else None
+        if spec is None:
+            return None
+        unit = unit_scales(spec, self.parameters.dtype)
+        own = {OF_HEAD: self.scales[OF_HEAD][-1]} if OF_HEAD in unit else {}
+        return Layer(spec, self.parameters.head, Scales._of({**unit, **own}))
 
     def first_state(self, x: Array) -> FloatExp:
         """s_0, not normalized."""
@@ -170,13 +173,14 @@ class Walk(NamedTuple):
 
 
 def bind(parameters: Parameters, scales: Scales, x: Array | None) -> Layers:
-    """A network with its numbers; the scales that are not given stand at their defaults.
+    """A network with its numbers; the scales that are not given as `Network.completed` says.
 
     ``x`` is the input of the network, which driven blocks read layer by layer: its leading axis is that of the layers.
     """
     network, dtype = parameters.network, parameters.dtype
-    given = {name: scales.get(name, scale.default) for name, scale in network.scales.items()}
-    along = {name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in given.items()}
+    along = {
+        name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in network.completed(scales).items()
+    }
     return Layers(parameters, Scales._of(along), as_dtype(dtype, x) if network.driven else None)
 
 

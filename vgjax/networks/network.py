@@ -7,8 +7,9 @@ from the input, the blocks map s_0 to s_1 ... s_L, the head reads s_L; ``depth``
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,11 @@ from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
 from vgjax.checks import ArrayLike, finite_in, kinds, known
-from vgjax.initializers import Scale, Scales
+from vgjax.initializers import Scale, Scales, law_name
 from vgjax.networks.layer import parameter_dtype, shape_after
+
+OF_HEAD = "sigma_out"
+"""The one scale that a head reads; its others stand at unit gain, for it is no layer of what sweeps are about."""
 
 
 @kinds
@@ -86,9 +90,25 @@ class Network:
 
     @property
     def scales(self) -> dict[str, Scale]:
-        """The scales that its blocks declare, by name, with their defaults."""
-        specs = [*([self.stem] if self.stem else []), *(stage.spec for stage in self.stages)]
-        return scales_of(*(block_info(spec) for spec in specs))
+        """The scales that its blocks declare, by name, with their defaults; and `OF_HEAD`, where the head has it."""
+        of_blocks = [block_info(stage.spec) for stage in self.stages]
+        of_stem = [block_info(self.stem)] if self.stem else []
+        of_head = block_info(self.head).scales if self.head else {}
+        of_head = {name: scale for name, scale in of_head.items() if name == OF_HEAD}
+        # Those of the blocks first; of two defaults that of the blocks holds.
+        return scales_of(*of_blocks) | scales_of(*of_stem, *of_blocks) | of_head
+
+    def completed(self, scales: Mapping[str, Any]) -> dict[str, Any]:
+        """Every scale that it declares: as it was given, else as the one that it follows, else at its default."""
+        declared = self.scales
+
+        def value(name: str) -> Any:
+            if name in scales:
+                return scales[name]
+            followed = declared[name].follows
+            return value(followed) if followed in declared else declared[name].default
+
+        return {name: value(name) for name in declared}
 
     @property
     def driven(self) -> bool:
@@ -183,9 +203,9 @@ def _extras(network: Network) -> Iterator[str]:
         if part.block.__name__ not in _UNSAID:
             kinds = (argument for argument in part.arguments if isinstance(argument, str))
             words.append(" ".join([*kinds, part.block.__name__.lower()]))
-        options = {"kernel_init": "gaussian", "dtype": "float32"} | dict(part.options)
-        words += [str(options[name]) for name in ("kernel_init", "dtype")]
-    yield from (word for word in dict.fromkeys(words) if word not in ("gaussian", "float32"))
+        options = {"kernel_init": "gaussian", "bias_init": "gaussian", "dtype": "float32"} | dict(part.options)
+        words += [law_name(options["kernel_init"]), f"{law_name(options['bias_init'])} bias", str(options["dtype"])]
+    yield from (word for word in dict.fromkeys(words) if word not in ("gaussian", "gaussian bias", "float32"))
     if any(stage.tied and not stage.driven for stage in network.stages):
         yield "tied"
     if network.every_step:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from vgjax.blocks.protocol import is_key
 from vgjax.checks import FloatDtype, RandomKey, kinds
-from vgjax.networks.layer import Tree, draw, parameter_dtype
+from vgjax.networks.layer import Tree, draw, floating_dtype, parameter_dtype
 from vgjax.networks.network import Network
 from vgjax.values import by_content
 
@@ -43,13 +44,13 @@ class Parameters:
         stage, tree = self.network.stages[0], self.stages[0]
         if isinstance(tree, Stream):
             return parameter_dtype(stage.spec)
-        floats = (leaf.dtype for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating))
-        return next(floats, jnp.dtype(jnp.float32))
+        return floating_dtype(tree)
 
     @kinds
     def astype(self, dtype: FloatDtype) -> "Parameters":
-        """The same draws in another floating-point dtype."""
-        return as_dtype(dtype, self)
+        """The same draws in another floating-point dtype: in float64 also where JAX makes none by itself."""
+        with jax.enable_x64(True):
+            return as_dtype(dtype, self)
 
 
 @by_content
@@ -98,6 +99,12 @@ def _init(key: Array, network: Network, stream: bool) -> Parameters:
         draw(network.head, head_key) if network.head else {},
         network,
     )
+
+
+def in_present_mode(tree: Any) -> Any:
+    """A tree with all its numbers in dtypes of JAX's present mode: where float64 is off, no float64 nor int64 that was
+    made where it was on."""
+    return jax.tree.map(lambda a: a if is_key(a) else jnp.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype)), tree)
 
 
 def as_dtype(dtype: Any, tree: Any) -> Any:

@@ -1,17 +1,20 @@
 """Networks as plain JSON values and back, so that what was measured can be stored with the network it was measured of.
 
 Nothing is imported on the way back: blocks are looked up in `vgjax.blocks` and activations in their registry. What is a
-user's own is written down for people to read, and makes a network that cannot be had back from its description.
+user's own (a block, an activation, a law of initialization) is written down for people to read, and makes a network
+that cannot be had back from its description.
 """
 
 import inspect
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from vgjax import activations, blocks
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
+from vgjax.blocks.protocol import Constant
 from vgjax.checks import kinds
 from vgjax.networks.network import Network, Stage
 
@@ -36,8 +39,8 @@ def network_to_json(network: Network) -> Json:
 
 @kinds
 def network_from_json(described: Json) -> Network | None:
-    """The network that `network_to_json` described; None if it holds a block or an activation of a user's own, or if
-    the description is not one that this version reads."""
+    """The network that `network_to_json` described; None if it holds a block, an activation or a law of a user's own,
+    or if the description is not one that this version reads."""
     try:
         return Network(
             stem=_decoded(described["stem"]),
@@ -58,6 +61,8 @@ def _encoded(value: Any) -> Any:
         return {"tuple": [_encoded(item) for item in value]}
     if isinstance(value, Activation) and activations.registered(value):
         return {"activation": value.name}
+    if isinstance(value, Constant):
+        return {"array": value.array.tolist(), "dtype": value.array.dtype.name}
     if isinstance(value, Spec) and _BLOCKS.get(value.block.__name__) is value.block:
         options = {name: _encoded(option) for name, option in value.options}
         return {"block": value.block.__name__, "arguments": [_encoded(a) for a in value.arguments], "options": options}
@@ -69,6 +74,8 @@ def _decoded(value: Any) -> Any:
         return value
     if "tuple" in value:
         return tuple(_decoded(item) for item in value["tuple"])
+    if "array" in value:
+        return Constant(np.array(value["array"], value["dtype"]))
     if "activation" in value:
         return activations.get(value["activation"])
     arguments = tuple(_decoded(argument) for argument in value["arguments"])

@@ -13,7 +13,7 @@ from vgjax.checks import kinds
 from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer, Tree
 from vgjax.networks.layers import bind
-from vgjax.networks.network import check_scales
+from vgjax.networks.network import OF_HEAD, check_scales
 from vgjax.networks.parameters import Parameters
 
 
@@ -24,7 +24,7 @@ def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, S
 
     Z is the stored draw at unit gain, so W has standard deviation sigma_w / sqrt(fan_in). Both together are the same
     network: ``forward(*absorb_scales(params, scales), x)``. Of the scales those that multiply parameters then stand at
-    1; the others (skip, temperature, dropout) are what they were. The head is at unit gain already.
+    1; the others (skip, temperature, dropout) are what they were. The head takes ``sigma_out``.
 
     Args:
         parameters: draws at unit gain (`init`).
@@ -45,13 +45,14 @@ def absorb_scales(parameters: Parameters, scales: Scales) -> tuple[Parameters, S
 def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales]:
     """`absorb_scales`, unchecked: for use inside compiled programs."""
     layers, network = bind(parameters, scales, None), parameters.network
-    stem = layers.stem.absorb_scales() if layers.stem else None
-    left_of_stem = stem.scales if stem else {}
+    stem, head = (end.absorb_scales() if end else None for end in (layers.stem, layers.head))
+    left_of_ends = dict(stem.scales) if stem else {}
+    left_of_ends |= {OF_HEAD: head.scales[OF_HEAD]} if head and OF_HEAD in head.scales else {}
 
     def visit(layer: Layer, _: None, __: None) -> tuple[None, tuple[Tree, dict[str, Array]]]:
         ordinary, read = layer.absorb_scales(), block_info(layer.spec).scales
-        # A scale that this block does not read may be the stem's, which has absorbed it.
-        left = {name: s if name in read else left_of_stem.get(name, s) for name, s in ordinary.scales.items()}
+        # A scale that this block does not read may be the stem's or the head's, which have absorbed it.
+        left = {name: s if name in read else left_of_ends.get(name, s) for name, s in ordinary.scales.items()}
         return None, (ordinary.parameters, left)
 
     _, reports = layers.scan(None, visit)
@@ -63,7 +64,8 @@ def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales
     if any(stage.tied for stage in network.stages):  # what multiplies shared parameters is one number
         declared = network.scales
         left = {name: value[0] if declared[name].kind == "parameter" else value for name, value in left.items()}
-    return replace(parameters, stem=stem.parameters if stem else {}, stages=tuple(kept)), Scales._of(left)
+    ends: dict[str, Any] = {"stem": stem.parameters if stem else {}, "head": head.parameters if head else {}}
+    return replace(parameters, **ends, stages=tuple(kept)), Scales._of(left)
 
 
 def trainable(parameters: Parameters) -> dict[str, Array]:
@@ -84,6 +86,18 @@ def with_trainable(parameters: Parameters, leaves: dict[str, Array]) -> Paramete
         return Layer(spec, tree, Scales()).with_parameters(mine).parameters
 
     return _assemble(parameters, {where: put(where, *at) for where, at in _subtrees(parameters).items()})
+
+
+def without_noise(parameters: Parameters) -> Parameters:
+    """The same parameters, of the network with all dropout off."""
+
+    def quiet(spec: Spec) -> Spec:
+        return replace(spec, deterministic=True) if block_info(spec).noisy else spec
+
+    network = parameters.network
+    stages = tuple(replace(stage, spec=quiet(stage.spec)) for stage in network.stages)
+    stem, head = (spec and quiet(spec) for spec in (network.stem, network.head))
+    return replace(parameters, network=replace(network, stem=stem, stages=stages, head=head))
 
 
 def redrawn(parameters: Parameters, key: Array) -> Parameters:

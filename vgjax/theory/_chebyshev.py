@@ -30,14 +30,14 @@ class Axis(NamedTuple):
     segments: int
 
     @property
-    def high(self) -> float:
-        """End of the last segment."""
-        return self.low + self.step * self.segments
+    def edges(self) -> np.ndarray:
+        """Their ends, shape ``(segments + 1,)``."""
+        return self.low + self.step * np.arange(self.segments + 1)
 
     @property
     def nodes(self) -> np.ndarray:
         """Where to sample, shape ``(segments, DEGREE)``."""
-        return self.low + self.step * (np.arange(self.segments)[:, None] + (_POINTS + 1) / 2)
+        return sample(self.edges[:-1], self.edges[1:])
 
 
 def axis(low: float, high: float, step: float) -> Axis:
@@ -46,21 +46,30 @@ def axis(low: float, high: float, step: float) -> Axis:
     return Axis(low, (high - low) / segments, segments)
 
 
+def sample(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Nodes of segments between these ends, shape ``(segments, DEGREE)``."""
+    return low[:, None] + (high - low)[:, None] * (_POINTS + 1) / 2
+
+
 class Curve(NamedTuple):
-    """Functions of one number.
+    """Functions of one number, on segments of any length.
 
     Attributes:
-        low, step: left end of the first segment, and the length of each.
+        edges: ends of the segments, shape ``(segments + 1,)``.
         coefficients: shape ``(segments, rows, DEGREE)``.
     """
 
-    low: np.ndarray
-    step: np.ndarray
+    edges: np.ndarray
     coefficients: np.ndarray
 
     def __call__(self, t: Any) -> Any:
         """Values of all rows, shape ``(rows, *t.shape)``; t is held within the ends."""
-        segment, x = locate(t, self.low, self.step, self.coefficients.shape[0])
+        counts = np.arange(len(self.edges), dtype=float)
+        if isinstance(t, Array) or np.ptp(steps := np.diff(self.edges)) > 1e-9:
+            place = t.__array_namespace__().interp(t, self.edges, counts)
+        else:  # a division costs a hundredth of a search
+            place = (t - self.edges[0]) / steps[0]
+        segment, x = locate(place, len(self.coefficients))
         if isinstance(t, Array):
             return jnp.asarray(self.coefficients)[segment] @ polynomials(x)
         segment, x = segment.ravel(), x.ravel()
@@ -80,8 +89,8 @@ class Surface(NamedTuple):
 
     def __call__(self, x: Any, y: Any) -> Any:
         """Values, shape of x and of y, ``(points,)``; each number is held within its ends."""
-        sizes = self.coefficients.shape[:2]
-        (i, along_x), (j, along_y) = (locate(*axis) for axis in zip((x, y), self.low, self.step, sizes, strict=True))
+        places = ((x - self.low[0]) / self.step[0], (y - self.low[1]) / self.step[1])
+        (i, along_x), (j, along_y) = map(locate, places, self.coefficients.shape[:2])
         if isinstance(x, Array):
             return polynomials(along_x) @ (jnp.asarray(self.coefficients)[i, j] @ polynomials(along_y))
         values, columns = np.empty(x.size), self.coefficients.shape[1]
@@ -89,11 +98,6 @@ class Surface(NamedTuple):
             rows = self.coefficients[divmod(here, columns)] @ polynomials(along_y[points])
             values[points] = np.einsum("kp,kp->p", polynomials(along_x[points]), rows)
         return values
-
-
-def curve(along: Axis, values: np.ndarray) -> Curve:
-    """Through samples at the axis's nodes, shape ``(segments, DEGREE, rows)``."""
-    return Curve(np.asarray(along.low), np.asarray(along.step), coefficients(values))
 
 
 def surface(along_x: Axis, along_y: Axis, values: np.ndarray) -> Surface:
@@ -109,10 +113,9 @@ def coefficients(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.einsum("kn,...nr->...rk", _TO_COEFFICIENTS, values))
 
 
-def locate(t: Any, low: Any, step: Any, segments: int) -> tuple[Any, Any]:
-    """The segment of each t and the place in it, from -1 to 1; numpy or JAX, as t is."""
-    xp = t.__array_namespace__()
-    place = (t - low) / step
+def locate(place: Any, segments: int) -> tuple[Any, Any]:
+    """The segment of each place, which counts them, and where in it, from -1 to 1; numpy or JAX, as it is."""
+    xp = place.__array_namespace__()
     segment = xp.minimum(xp.maximum(xp.floor(xp.where(xp.isnan(place), 0, place)), 0), segments - 1)
     return segment.astype(int), xp.minimum(xp.maximum(2 * (place - segment) - 1, -1), 1)
 

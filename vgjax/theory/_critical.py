@@ -187,12 +187,13 @@ def _at_zero(phi: Activation, sigma_b: float) -> list[_Point]:
     _, q, bias, slope_square = _along(phi)
     if not np.abs(bias[0]) < _VANISHING * q[0]:
         return []
-    sigma_w = 1 / math.sqrt(slope_square[0])
+    _, at_zero, _ = moment_table(phi).limits(0)
+    sigma_w = 1 / math.sqrt(at_zero)
     if np.all(np.abs(bias) <= _NOISE * q):
         return [_Point(sigma_w, 0.0, 1.0, 1.0, "every q")]
     square = (q - bias) * slope_square
-    first = int(np.argmax(np.abs(q / square * slope_square[0] - 1) > 1e-9))  # where phi is no longer linear
-    falls = q[first] / square[first] * slope_square[0] > 1  # signals decay towards 0 at this sigma_w
+    first = int(np.argmax(np.abs(q / square * at_zero - 1) > 1e-9))  # where phi is no longer linear
+    falls = q[first] / square[first] * at_zero > 1  # signals decay towards 0 at this sigma_w
     reason = "" if falls else "q* = 0 is unstable there: signals grow away from it"
     return [_Point(sigma_w, 0.0, 0.0, 1.0, "stable" if falls else "unstable", reason)]
 
@@ -217,10 +218,16 @@ def _why_none(phi: Activation, sigma_b: float) -> str:
     """Why no fixed point has chi = 1 at this sigma_b."""
     jumps = pieces(phi).jumps
     if jumps:
-        return f"{phi.name} jumps at h = {jumps[0]:.3g}: E phi'^2 is infinite, and so is chi at every sigma_w"
+        return (
+            f"{phi.name} jumps at h = {jumps[0]:.3g}, or nearly: E phi'^2 is infinite, and so is chi at every sigma_w"
+        )
     _, q, bias, slope_square = _along(phi)
     if not np.any(slope_square > 0):
         return f"{phi.name} is flat: chi is 0 at every sigma_w"
+    if sigma_b == 0 and moment_table(phi).limits(0)[0] == 0:
+        return "q* = 0 is stable with chi = 0 at every sigma_w: small signals vanish, and gradients with them"
+    if sigma_b > 0 and moment_table(phi)(np.array(sigma_b**2)).slope_square == 0:
+        return f"{phi.name} is flat as far as signals of variance sigma_b^2 = {sigma_b**2:.3g} reach: chi is 0 there"
     able = q > sigma_b**2 * (1 + 1e-9)
     with np.errstate(divide="ignore", invalid="ignore"):
         chi = np.where(able, (q - sigma_b**2) / (q - bias), np.nan)

@@ -20,10 +20,10 @@ from jax import Array
 from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.checks import ArrayLike, kinds, known, not_negative, positive_integer
-from vgjax.theory._chebyshev import Axis, Curve, coefficients, curve, locate, polynomials
+from vgjax.theory._chebyshev import Axis, Curve, coefficients, locate, polynomials, sample
 from vgjax.theory._gaussian import ActivationLike, line
 from vgjax.theory._mean_field import mean_field
-from vgjax.theory._moments import averages, moment_table
+from vgjax.theory._moments import averages, moment_table, sampled
 from vgjax.theory._pieces import pieces
 from vgjax.theory._scales import checked_scales
 from vgjax.values import by_content
@@ -327,9 +327,8 @@ def _averages(phi: Activation, q: np.ndarray) -> _Averages:
 @functools.cache
 def _ratio_table(phi: Activation) -> Curve:
     """The ratios among `_Averages` over ln q, where `moment_table` reaches."""
-    low, step, table = moment_table(phi).of_log_q
-    along = Axis(float(low), float(step), len(table))
-    return curve(along, averages(phi, along, _ratios))
+    edges = moment_table(phi).of_log_q.edges
+    return Curve(edges, coefficients(averages(phi, sampled(phi).pieces, sample(edges[:-1], edges[1:]), _ratios)))
 
 
 def _ratios(weights: Array, z: Array, u: Array, value: Array, slope: Array) -> list[Array]:
@@ -359,7 +358,7 @@ def _slopes(phi: Activation, n: int, q: np.ndarray) -> LogMoments:
     """
     reached = (math.log(pieces(phi).largest_variance) - _LAWS.low) // _LAWS.step
     t = np.zeros(q.size) if phi.homogeneous else np.log(q).ravel()
-    index, x = locate(t, _LAWS.low, _LAWS.step, min(_LAWS.segments, max(1, int(reached))))
+    index, x = locate((t - _LAWS.low) / _LAWS.step, min(_LAWS.segments, max(1, int(reached))))
     needed, which = np.unique(index, return_inverse=True)
     rows = np.stack([_slopes_segment(phi, n, int(i)) for i in needed])[which.ravel()]
     return LogMoments(*np.einsum("prk,kp->rp", rows, polynomials(x)).reshape(2, *q.shape))

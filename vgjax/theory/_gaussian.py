@@ -27,7 +27,7 @@ ActivationLike = str | Activation | Elementwise
 R = TypeVar("R")
 
 _Z_EDGES = np.linspace(-REACH, REACH, 7)
-_Z_EDGES_OF_EXPONENTIALS = np.linspace(-36, 36, 19)  # the mass of exp(a u) lies at z = a sqrt(q)
+_Z_EDGES_WITH_TAILS = np.linspace(-36, 36, 25)  # the mass of exp(a u) lies at z = a sqrt(q); e^-648 is left at z = 36
 _FEW_PIECES = 128  # a pair needs them twice, nested: what is traced with unknown q stays within those
 _AT_ONCE = 2**15  # panels of one vectorized step: about 2^20 nodes, 8 MB
 
@@ -184,7 +184,7 @@ def nodes(found: Pieces, root: Any, mean: Any = 0.0) -> tuple[Any, Any]:
 def breaks(found: Pieces, images: Any) -> Any:
     """The Gaussian's edges together with the images of the function's, increasing."""
     xp = images.__array_namespace__()
-    own = xp.asarray(_Z_EDGES_OF_EXPONENTIALS if found.overflows else _Z_EDGES, dtype=images.dtype)
+    own = xp.asarray(_Z_EDGES_WITH_TAILS if found.overflows else _Z_EDGES, dtype=images.dtype)
     return xp.sort(xp.concat([own, xp.clip(images, own[0], own[-1])]))
 
 

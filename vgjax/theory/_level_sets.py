@@ -22,7 +22,10 @@ _BISECTIONS, _NEWTON = 20, 2  # 2^-20 of 1 / 16, then squared twice: rounding
 _MOST_ROOTS = 8
 _NOISE = 2e-13  # rounding of F, relative: where F is flat at the level itself it crosses nothing
 _CONSTANT = 1e-11  # relative range of F within which every q counts as a fixed point (ReLU): 23 decades of rounding
-_TINY = 1e-280  # in place of E phi^2 = 0
+_TINY = 1e-60  # the least E phi^2: below, a fixed point is sigma_b^2 to its last digit
+_LEAST = 1e-305  # in place of q = 0
+_ROUNDED = 1e-7  # what extrapolation leaves of SELU's E phi^2 / q at infinity is 8e-9
+_STEEP = 1 / 8  # change of ln E phi^2 between grid points that the cubics resolve as well
 
 
 def first_crossings(
@@ -40,10 +43,14 @@ def first_crossings(
     parts = zip(unique, np.split(levels, starts[1:]), strict=True)
     rows = [_row(_knots(samples, bias), samples.origin, of_bias) for bias, of_bias in parts]
     grows, decays, constant, several, *brackets = (np.concatenate(part) for part in zip(*rows, strict=True))
-    found = _roots(moment_table(phi), _Brackets(*brackets), samples.step, levels, biases)
+    table = moment_table(phi)
+    found = np.where(constant, q0, _roots(table, _Brackets(*brackets), levels, biases))
+    for end, beyond in enumerate((decays & ~constant, grows & ~constant)):
+        if beyond.any():
+            found[beyond] = _beyond(table, end, levels[beyond], biases[beyond])
     q, status = np.empty_like(levels), np.empty(len(levels), int)
-    q[order] = np.select([constant, grows, decays], [q0, np.inf, 0], found)
-    status[order] = np.select([constant, grows, decays, several], [EVERY, UNBOUNDED, ZERO, SEVERAL], ONE)
+    q[order] = found
+    status[order] = np.select([constant, np.isinf(found), found == 0, several], [EVERY, UNBOUNDED, ZERO, SEVERAL], ONE)
     return q, status
 
 
@@ -54,17 +61,18 @@ def all_crossings(phi: Activation, level: float, bias: float) -> np.ndarray:
     if _constant(knots.value, level):
         return np.empty(0)
     cells = np.flatnonzero(crossed(knots.value, level, _NOISE * level))[:_MOST_ROOTS]
-    return _roots(moment_table(phi), _brackets(knots, cells), samples.step, np.full(cells.shape, level), bias)
+    return _roots(moment_table(phi), _brackets(knots, cells), np.full(cells.shape, level), bias)
 
 
 class _Samples(NamedTuple):
-    """Moments along a grid of ln q with q0 on it, ``(points,)`` each; the index of q0 and the step."""
+    """Moments along a grid of ln q with q0 on it, ``(points,)`` each, its steps, and the index of q0."""
 
     t: np.ndarray
+    q: np.ndarray
     square: np.ndarray
-    growth: np.ndarray
+    rate: np.ndarray  # d ln E phi^2 / d ln q
+    step: np.ndarray
     origin: int
-    step: float
 
 
 class _Knots(NamedTuple):
@@ -83,29 +91,34 @@ class _Brackets(NamedTuple):
     rising: np.ndarray  # whether F rises between them
     cubic: np.ndarray  # as in `_Knots`
     left: np.ndarray  # ln q where its coordinate is 0
+    step: np.ndarray  # and from there to where it is 1
 
 
 @functools.lru_cache(64)
 def _samples(phi: Activation, q0: float) -> _Samples:
-    """Over the whole table."""
+    """Over the whole table, closer where E phi^2 is steep."""
     table = moment_table(phi)
     first, low, high = math.log(q0), math.log(table.low), math.log(table.high)
     if not low < first < high:
         raise ValueError(f"q0 must lie between {table.low:.2g} and {table.high:.2g}, got {q0}")
     steps = np.arange(math.ceil((low - first) * _PER_LOG), math.floor((high - first) * _PER_LOG) + 1)
     t = first + steps / _PER_LOG
+    moved = np.abs(np.diff(np.log(np.maximum(table.of_log_q(t)[0], _TINY))))
+    place = np.concatenate([[0], np.cumsum(np.maximum(1, np.ceil(moved / _STEEP - 0.01)))])
+    t = np.interp(np.arange(place[-1] + 1), place, t)
     square, _, growth = table.of_log_q(t)
-    return _Samples(t, np.maximum(square, _TINY), growth, int(-steps[0]), 1 / _PER_LOG)
+    known = square > _TINY
+    square, rate = np.where(known, square, _TINY), np.where(known, growth / np.where(known, square, 1), 0)
+    return _Samples(t, np.exp(t), square, rate, np.diff(t), int(place[-steps[0]]))
 
 
 def _knots(samples: _Samples, bias: float) -> _Knots:
     """Hermite cubics of F from E phi^2 and its slope, for one bias variance."""
-    t, square, growth, _, step = samples
-    q = np.exp(t)
+    t, q, square, rate, step, _ = samples
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         value = (q - bias) / square
-        slope = (q / square - value * (growth / square)) * step
-        rise, first, last = value[1:] - value[:-1], slope[:-1], slope[1:]
+        slope = q / square - value * rate
+        rise, first, last = value[1:] - value[:-1], slope[:-1] * step, slope[1:] * step
         a, b, c = first, 3 * rise - 2 * first - last, first + last - 2 * rise
         inside = b * b - 3 * a * c
         root = b + np.where(b < 0, -1, 1) * np.sqrt(np.maximum(inside, 0))  # both roots without cancellation
@@ -142,15 +155,15 @@ def _brackets(knots: _Knots, piece: np.ndarray) -> _Brackets:
     """Between knots ``piece`` and ``piece + 1``."""
     interval = np.minimum(piece // 3, len(knots.cubic) - 1)
     rising = knots.value[piece + 1] >= knots.value[piece]
-    return _Brackets(knots.t[piece], knots.t[piece + 1], rising, knots.cubic[interval], knots.t[3 * interval])
+    left = knots.t[3 * interval]
+    step = knots.t[3 * interval + 3] - left
+    return _Brackets(knots.t[piece], knots.t[piece + 1], rising, knots.cubic[interval], left, step)
 
 
-def _roots(
-    table: MomentTable, brackets: _Brackets, step: float, level: np.ndarray, bias: np.ndarray | float
-) -> np.ndarray:
+def _roots(table: MomentTable, brackets: _Brackets, level: np.ndarray, bias: np.ndarray | float) -> np.ndarray:
     """q where F crosses the level in each bracket: by bisection of the cubic, then Newton's steps on the table itself;
     shape of the level."""
-    low, high, rising, cubic, left = brackets
+    low, high, rising, cubic, left, step = brackets
     cubic = np.ascontiguousarray(cubic.T)
     cubic[0] -= level
     a, b = (low - left) / step, (high - left) / step
@@ -165,6 +178,24 @@ def _roots(
             q_next = level * square + bias
             t = np.clip(t - (np.log(q_next) - t) / (level * growth / q_next - 1), low, high)
     return np.exp(t)
+
+
+def _beyond(table: MomentTable, end: int, level: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """The fixed point below the table (end 0) or above it (end 1), by the powers that moments are there; 0 or infinity
+    if there is none; shape of the level."""
+    from scipy.optimize.elementwise import find_root
+
+    def excess(t: np.ndarray, level: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return np.log(np.maximum(level * table(np.exp(t)).square + bias, _LEAST)) - t
+
+    tends = level * table.limits(end)[0] - 1  # of ln q from a layer to the next, at the end itself
+    exists = (bias > 0) | (tends > _ROUNDED) if end == 0 else tends < -_ROUNDED
+    level, bias, q = level[exists], bias[exists], np.full(level.shape, (0.0, np.inf)[end])
+    least = np.log(np.maximum(bias, _LEAST))
+    low, high = (least, math.log(table.low)) if end == 0 else (math.log(table.high), -math.log(_LEAST))
+    found = find_root(excess, np.broadcast_arrays(low, high, level)[:2], args=(level, bias))
+    q[exists] = np.where(found.status == -1, q[exists], np.exp(found.x))
+    return q
 
 
 def _constant(value: np.ndarray, level: np.ndarray | float) -> np.ndarray:

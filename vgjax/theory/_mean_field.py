@@ -37,7 +37,6 @@ STATUSES = {
 _CRITICAL = 1e-12  # |chi - 1| up to which a point is critical: ten times the rounding of the tables
 _LIMIT = 1e-7  # the same where q* is 0 or infinity: what extrapolation leaves of SELU's is 8e-9
 _NEAR_ZERO, _NEAR_INFINITY = 1e-6, 1e6  # stand for them in the c map, which converges like sqrt(q) at kinks
-_ENDS = 1e-300, 1e300  # stand for them in ratios of moments
 
 
 class FixedPoint(NamedTuple):
@@ -65,7 +64,7 @@ class MeanField:
         activation: phi.
         sigma_w, sigma_b: the scales.
         q_star: the fixed point that forward iteration reaches from q0; 0 or inf where it decays or grows.
-        chi: sigma_w^2 E phi'^2 there (the limit, for 0 and inf); inf where phi jumps.
+        chi: sigma_w^2 E phi'^2 there (the limit, for 0 and inf); inf where phi jumps, 0 below 1e-230.
         q_slope: slope of the q map there; its ratio q_{l+1} / q_l in the limit for 0 and inf.
         status: one of the six of `STATUSES`.
         dropout: share of units that are dropped.
@@ -102,7 +101,11 @@ class MeanField:
     @property
     def c_star(self) -> np.ndarray:
         """The correlation to which two inputs of equal norm are drawn; 1 in the ordered phase, and where q* is 0 or inf
-        and identical inputs stay together."""
+        and identical inputs stay together; 0 where E phi^2 falls or grows faster than any power on the way there.
+
+        Raises:
+            ValueError: an activation of so many pieces that its correlations would take minutes.
+        """
         return self._correlation[0]
 
     @property
@@ -136,16 +139,17 @@ class MeanField:
         keep = 1 - self.dropout
         values = np.broadcast_arrays(self.q_star, self.chi * keep, self.sigma_w**2, self.sigma_b)
         q, slope, level, sigma_b = (np.array(a).ravel() for a in values)
-        one = moment_table(self.activation)
+        one, c_star = moment_table(self.activation), np.ones_like(q)
         # Where q runs to an end the scales no longer matter: what is left is the correlation of phi / sqrt(E phi^2).
-        for end, near, held in zip((0, np.inf), (_NEAR_ZERO, _NEAR_INFINITY), _ENDS, strict=True):
-            there = q == end
-            square, slope_square, _ = one(np.array([near, held]))
-            ratio = held * slope_square[1] / square[1] if square[1] else 0.0
+        for end, (of, near) in enumerate(((0, _NEAR_ZERO), (np.inf, _NEAR_INFINITY))):
+            there = q == of
+            (*_, ratio), near_square = one.limits(end), one(np.array(near)).square
             slope[there] = 1 if abs(ratio - 1) < _LIMIT else ratio
-            q[there], level[there], sigma_b[there] = near, keep * near / square[0] if square[0] else 0.0, 0
-        c_star, gap = np.ones_like(q), self.dropout * (1 - sigma_b**2 / q)
-        apart = (slope > 1 + _CRITICAL) | (gap > 0)
+            q[there], level[there], sigma_b[there] = near, keep * near / near_square if near_square else 0.0, 0
+            if there.any() and one.faster_than_powers(end):  # what two inputs have in common falls faster than they do
+                c_star[there] = slope[there] = 0
+        gap = self.dropout * (1 - sigma_b**2 / q)
+        apart = (slope > 1 + _CRITICAL) | (gap > 0) & (c_star > 0)
         if apart.any():
             pair = pair_table(self.activation, q[apart].min(), q[apart].max())
             c_star[apart], slope[apart] = fixed_correlations(pair, q[apart], level[apart], gap[apart])
@@ -204,11 +208,10 @@ def mean_field(
 def _at(table: MomentTable, q: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """chi and the slope of the q map at fixed points, shapes ``(points,)``; the limits for q = 0 and infinity."""
     _, slope_square, growth = table(q)
-    inside = (q > 0) & np.isfinite(q)
-    ratio = growth / np.where(inside, q, 1)
-    if not inside.all():
-        held = np.clip(q[~inside], *_ENDS)
-        ratio[~inside] = table(held).square / held
+    ratio = growth / np.where((q > 0) & np.isfinite(q), q, 1)
+    for end, of in enumerate((0, np.inf)):
+        if (there := q == of).any():
+            ratio[there], slope_square[there], _ = table.limits(end)
     with np.errstate(invalid="ignore", over="ignore"):
         return tuple(np.where(level == 0, 0, level * factor) for factor in (slope_square, ratio))  # type: ignore
 

@@ -19,13 +19,15 @@ from vgjax.activations import Activation
 from vgjax.checks import untraced
 from vgjax.theory._chebyshev import Axis, Surface, axis, surface
 from vgjax.theory._gaussian import breaks
-from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.theory._moments import MomentTable, moment_table, sampled
+from vgjax.theory._pieces import REACH, Pieces
 from vgjax.theory._quadrature import gaussian_panels, panels
 
 _LEAST = 1e-13  # a fixed point nearer to c = 1 than that is not told from it
 _LOWS, _HIGHS = (1e-2, 1e-4, 1e-8, 1e-12), (1e2, 1e4, 1e8)  # ends of tables: few, for each costs a second; q settles
 # between the first two as a rule
 _OUTER = 16  # Gauss-Legendre nodes in the shared part, whose panels are graded: the integrand is smoothed already
+_MOST_WORK = 1.5e10  # evaluations of phi for a table: minutes
 _GRADING = 3.0  # ratio of neighbouring panels there: 16 nodes resolve a singularity one panel away to 1e-13
 
 
@@ -41,6 +43,7 @@ class PairTable(NamedTuple):
         ratios, slopes: surfaces over ln(sqrt(s) + sqrt(s0)), ln(v + v0); times sqrt(s) if phi jumps.
         root, shift: sqrt(s0) and v0.
         jumps: whether phi does.
+        unit: moments for which both are in units of E phi^2 / q, which may be steep; None where nothing is.
     """
 
     ratios: Surface
@@ -48,6 +51,7 @@ class PairTable(NamedTuple):
     root: float
     shift: float
     jumps: bool
+    unit: MomentTable | None
 
     def ratio(self, s: Any, v: Any) -> Any:
         """E (phi(u1) - phi(u2))^2 / 2 s for one pair (JAX) or many (numpy); s > 0 if phi jumps."""
@@ -60,13 +64,21 @@ class PairTable(NamedTuple):
     def _read(self, surface: Surface, s: Any, v: Any) -> Any:
         xp = s.__array_namespace__()
         value = surface(xp.log(xp.sqrt(s) + self.root), xp.log(v + self.shift))
+        if self.unit is not None:
+            value = value * self.unit(s + v).square / (s + v)
         return xp.where(self.jumps, value / xp.sqrt(s), value)
 
 
 def pair_table(phi: Activation, low: float, high: float) -> PairTable:
     """The table for q between two ends, which the call alone decides on: what came before moves no digit."""
-    lower = next((end for end in _LOWS if end <= low), _LOWS[-1])
+    lower = max(least_norm(phi), next((end for end in _LOWS if end <= low), _LOWS[-1]))
     return _pair_table(phi, lower, next((end for end in _HIGHS if end >= high), _HIGHS[-1]))
+
+
+def least_norm(phi: Activation) -> float:
+    """q below which correlations are not known: E phi^2 leaves the float range not far below."""
+    square = sampled(phi).values[:, :, 0]
+    return 6 * math.exp(sampled(phi).edges[np.argmax((square > 0).all(axis=1))]) if (square == 0).any() else 0.0
 
 
 def fixed_correlations(
@@ -105,7 +117,8 @@ def _pair_table(phi: Activation, low: float, high: float) -> PairTable:
     then their averages over m ~ N(0, v) for every v, as one matrix product.
     """
     with jax.enable_x64(True):
-        found = pieces(phi).within(REACH * math.sqrt(high))  # s + v <= high: all that matters lies there
+        whole = sampled(phi).pieces
+        found = whole.within(REACH * math.sqrt(high))  # s + v <= high: all that matters lies there
         narrowest = _narrowest(found)
         # ln(sqrt(s) + sqrt(s0)), because averages are even in sqrt(s) only for smooth phi; s0 and v0 lie below what
         # either end of the table and the narrowest feature of phi can tell from 0.
@@ -114,12 +127,19 @@ def _pair_table(phi: Activation, low: float, high: float) -> PairTable:
         along_v = axis(math.log(shift), math.log(high + shift), 2.0)
         s, v = _variances(along_s, along_v, root, shift)
         m, weights = _shared(found, math.sqrt(v.min()), math.sqrt(s.min()), math.sqrt(high))
+        if (work := 32 * len(found.edges) * len(s) * len(m)) > _MOST_WORK:
+            raise ValueError(
+                f"activation {phi.name!r} must have fewer pieces for correlations, got {len(found.edges)} up to |h| = "
+                f"{found.reach:.3g}: a table would take {work:.1g} evaluations"
+            )
         given = _given_shared(phi, found, s, m, np.sqrt(s) < narrowest / 8)
         if found.jumps:
             given *= np.sqrt(s)[:, None]
         density = np.exp(-(m[:, None] ** 2) / (2 * v)) * weights[:, None] / np.sqrt(2 * math.pi * v)
-        ratios, slopes = (surface(along_s, along_v, part @ density) for part in given)
-        return PairTable(ratios, slopes, root, shift, bool(found.jumps))
+        unit, q = (moment_table(phi), s[:, None] + v) if whole.overflows else (None, s)
+        size = unit(q).square / q if unit else np.ones((1, 1))
+        ratios, slopes = (surface(along_s, along_v, part @ density / np.where(size > 0, size, 1)) for part in given)
+        return PairTable(ratios, slopes, root, shift, bool(found.jumps), unit)
 
 
 def _variances(along_s: Axis, along_v: Axis, root: float, shift: float) -> tuple[np.ndarray, np.ndarray]:

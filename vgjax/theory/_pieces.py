@@ -24,6 +24,8 @@ _NARROWEST = 2.0**-45  # relative: the last bisections that still move an edge i
 _NARROW = 2.0**-20  # a smooth function is resolved long before: a piece like that betrays a kink of phi or of phi'
 _TAIL = 24  # Legendre coefficients from this one on have to vanish: 8 of them, since parity hides every other one
 _RESOLVED = 2e-14  # of the largest value: a hundred roundings, since 32 of them add up in a coefficient
+_UNBOUNDED, _STEEP = 0.1, 0.02  # powers of 1 / distance to which phi and phi' may grow: a logarithm looks like 0.05
+_INFINITE = 0.495  # from 1/2 on the square has no mean
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Pieces:
     Attributes:
         edges: ends of the pieces, increasing.
         kinks: those edges at which the function or its slope is not smooth.
-        jumps: those kinks at which the function itself jumps.
+        jumps: where the function jumps, or is so steep that its squared slope has no mean (the root of |u|).
         reach: |u| up to which the pieces resolve it: 2^20, or less where it overflows or oscillates too often.
         overflows: the function leaves the float range before 2^20 (it grows exponentially).
     """
@@ -74,6 +76,7 @@ def pieces(phi: Activation, kinks: Iterable[float] = ()) -> Pieces:
 def _pieces(phi: Activation, kinks: tuple[float, ...]) -> Pieces:
     with jax.enable_x64(True):
         reach, overflows = _reach(phi)
+        steep = _singularities(phi, min(reach, 1e3))
         measure = _Resolution(phi, reach)
         known = tuple(kink for kink in kinks if abs(kink) < reach)
         edges, narrow = _bisect(measure, known, reach)
@@ -86,7 +89,7 @@ def _pieces(phi: Activation, kinks: tuple[float, ...]) -> Pieces:
         left, right = (np.asarray(phi(jnp.asarray(points + sign * step))) for sign in (-1, 1))
         jumps = np.abs(right - left) > 1e-4 * np.maximum(1e-3, np.abs(left) + np.abs(right))
     resolved = max(0.0, float(min(-edges[0], edges[-1])))
-    return Pieces(tuple(edges.tolist()), known, tuple(points[jumps].tolist()), resolved, overflows)
+    return Pieces(tuple(edges.tolist()), known, (*points[jumps].tolist(), *steep), resolved, overflows)
 
 
 def _reach(phi: Activation) -> tuple[float, bool]:
@@ -109,6 +112,44 @@ def _reach(phi: Activation) -> tuple[float, bool]:
             f"exp({rate:.2g} h^2): E phi^2 is infinite from q = {1 / (4 * rate):.2g} on"
         )
     return float(grid[last]), True
+
+
+def _singularities(phi: Activation, reach: float) -> list[float]:
+    """Where the slope grows like |u - a|^-s, s >= 1/2, next to some a; a power that quadrature cannot do is refused."""
+
+    @jax.jit
+    def sizes(u: Array) -> Array:
+        return jnp.nan_to_num(jnp.abs(jnp.stack([phi(u), phi.derivative(u)])), nan=0)
+
+    grid = np.sinh(np.linspace(-1.00071, 1, 1 << 13) * np.arcsinh(reach))
+    first, found = np.asarray(sizes(grid)), []
+    for of_slope, size in enumerate(first):
+        peaks = 1 + np.flatnonzero((size[1:-1] >= size[:-2]) & (size[1:-1] > size[2:]))
+        peaks = peaks[np.argsort(-size[peaks], kind="stable")[:64]]
+        if not peaks.size:
+            continue
+        at, width = np.resize(grid[peaks], 64), np.resize(np.diff(grid)[peaks], 64)
+        for _ in range(12):  # ever closer to each peak
+            near = at[:, None] + width[:, None] * np.linspace(-1, 1, 17)
+            at = near[np.arange(64), np.asarray(sizes(near))[of_slope].argmax(axis=1)]
+            width = width / 8
+        away = np.array([1e-8, 1e-6, 1e-4]) * np.maximum(1, np.abs(at))[:, None]
+        around = np.maximum(*(np.asarray(sizes(at[:, None] + side * away))[of_slope] for side in (-1, 1)))
+        power = -np.diff(np.log10(np.maximum(around, 1e-300)), axis=1).max(axis=1) / 2
+        beyond = (power > (_UNBOUNDED, _STEEP)[of_slope]) & (
+            around[:, 0] > 1e-6 * size.max()
+        )  # no rounding of larger things
+        if beyond.any():
+            worst = int(np.where(beyond, np.abs(at), np.inf).argmin())
+            if not (of_slope and power[worst] > _INFINITE):
+                moment = ("phi^2", "phi'^2")[of_slope]
+                fate = "infinite" if power[worst] > _INFINITE else "beyond quadrature"
+                raise ValueError(
+                    f"activation {phi.name!r} must not have {('a pole', 'a slope')[of_slope]} like "
+                    f"|h - a|^-{power[worst]:.2g}, got one at a = {at[worst]:.5g}: E {moment} is {fate}"
+                )
+            found.append(float(at[worst]))
+    return found
 
 
 class _Resolution:

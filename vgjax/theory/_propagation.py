@@ -13,9 +13,9 @@ from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.checks import ArrayLike, finite, kinds, not_empty, positive_integer, short
 from vgjax.theory._gaussian import ActivationLike, pair
-from vgjax.theory._moments import MomentTable, moment_table
-from vgjax.theory._pairs import PairTable, pair_table
-from vgjax.theory._pieces import REACH, Pieces, pieces
+from vgjax.theory._moments import MomentTable, moment_table, sampled
+from vgjax.theory._pairs import PairTable, least_norm, pair_table
+from vgjax.theory._pieces import REACH, Pieces
 from vgjax.theory._scales import check_dropout, checked_scales
 from vgjax.values import by_content
 
@@ -33,7 +33,8 @@ class Propagation(NamedTuple):
         q: variance of the preactivations h^0 ... h^L, shape ``(*scales, depth + 1)``; for a pair of variances at the
             start ``(2, *scales, depth + 1)``.
         log_chi: ln of the predicted mean squared gain from layer 0 to l, the sum of ln chi(q) over the layers crossed;
-            shape of q.
+            shape of q. Minus infinity behind a sigma_w of 0 or where phi is constant; NaN from the layer on whose chi
+            is below 1e-230 and not 0 (signals within a flat part of phi).
         one_minus_c: 1 - correlation of the two inputs, shape ``(*scales, depth + 1)``; None for one input.
     """
 
@@ -76,7 +77,8 @@ def propagate(
         dropout: share of units dropped, independently for each input.
 
     Returns:
-        `Propagation`. Where q leaves the float range it is 0 or inf, and the correlation from there on NaN.
+        `Propagation`. Where q leaves the float range it is 0 or inf; there, and where E phi^2 is below 1e-230, the
+        correlation is NaN from then on.
 
     Raises:
         ValueError: a negative or non-finite scale, a q0 that is not positive, a correlation outside [-1, 1] or given
@@ -149,11 +151,14 @@ def _norms(table: MomentTable, levels: Any, biases: Any, start: Any) -> tuple[Ar
         square, slope_square, _ = look_up(q)
         # A weight of 0 cuts even an infinite signal.
         after = jnp.where(level == 0, 0, level * square) + bias
-        return after, (after, jnp.log(jnp.where(level == 0, 0, level * slope_square)))
+        # Unless phi is flat everywhere, E phi'^2 is not 0 but beyond the float range, and its logarithm not known.
+        chi = jnp.where((slope_square == 0) & ~flat, jnp.nan, level * slope_square)
+        return after, (after, jnp.log(jnp.where(level == 0, 0, chi)))
 
+    flat = jnp.all(table.of_log_q.coefficients[:, 1] == 0)
     _, (q, log_chi) = jax.lax.scan(layer, start, (levels, biases))
-    zero = jnp.zeros((1, *start.shape))
-    return jnp.concatenate([start[None], q]), jnp.concatenate([zero, jnp.cumsum(log_chi, axis=0)])
+    total = jnp.where(jnp.cumsum(levels == 0, axis=0)[:, None] > 0, -jnp.inf, jnp.cumsum(log_chi, axis=0))
+    return jnp.concatenate([start[None], q]), jnp.concatenate([jnp.zeros((1, *start.shape)), total])
 
 
 def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -162,15 +167,15 @@ def _correlations(phi: Activation, levels: np.ndarray, keep: float, q: np.ndarra
     From sigma_w^2, ``(depth, points)``, the norms of both inputs, ``(depth + 1, 2, points)``, and 1 - c at layer 0.
     """
     depth, here, table = len(levels), 0, moment_table(phi)
-    known = np.logical_and.accumulate((np.isfinite(q) & (q > 0)).all(axis=1))  # nothing is beyond the float range
-    before, after = _within_table(table, levels / keep, np.where(known[:, None], q, 1.0))
+    known = np.logical_and.accumulate((np.isfinite(q) & (q > least_norm(phi))).all(axis=1))
+    before, after = _within_table(table, levels / keep, np.where(known[:, None], q, max(1.0, 2 * least_norm(phi))))
     lost = (1 / keep - 1) * table(before).square.mean(axis=1)
     alike = np.abs(np.log(before[:, 0] / before[:, 1])) < _ALIKE
     apart = np.empty((depth + 1, len(start)))
     apart[0] = start
     while here < depth and not (alike[here] & (apart[here] <= 1)).all():
         some = slice(here, here + _STRIDE)
-        near = pieces(phi).within(REACH * math.sqrt(before[some].max())).innermost(_MOST_PIECES)
+        near = sampled(phi).pieces.within(REACH * math.sqrt(before[some].max())).innermost(_MOST_PIECES)
         part = _by_quadrature(phi, near, levels[some], before[some], after[some], lost[some], apart[here])
         apart[here + 1 : here + 1 + len(part)] = part
         here += len(part)

@@ -16,6 +16,7 @@ from vgjax.checks import kinds, not_negative, positive_integer
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._pieces import pieces
 from vgjax.theory._quadrature import panels
+from vgjax.theory._scales import check_scale
 
 
 @kinds
@@ -176,8 +177,8 @@ def residual_norm_rate(chi: float, skip: float) -> float:
 
 
 def _check_sigmas(sigma_w: float, sigma_b: float) -> None:
-    not_negative("sigma_w", sigma_w)
-    not_negative("sigma_b", sigma_b)
+    check_scale("sigma_w", sigma_w)
+    check_scale("sigma_b", sigma_b)
 
 
 def _ratio_or_none(r: float) -> float | None:
@@ -233,8 +234,11 @@ def _angles(breaks: np.ndarray, power: int) -> tuple[np.ndarray, np.ndarray]:
     own = np.broadcast_to(own, (*breaks.shape[:-1], len(own)))
     at = np.sort(np.concatenate([own, np.clip(breaks, own[..., :1], own[..., -1:])], axis=-1), axis=-1)
     half, middle = (at[..., 1:, None] - at[..., :-1, None]) / 2, (at[..., 1:, None] + at[..., :-1, None]) / 2
+    from scipy.special import xlog1py
+
     s, w = panels(np.array([0.0, np.pi]))
     nodes = middle - half * np.cos(s[0])
-    weights = half * w[0] * np.sin(s[0]) * np.cos(nodes) ** power
+    # cos^power by its logarithm: the rounding of cos itself would grow with the batch.
+    weights = half * w[0] * np.sin(s[0]) * np.exp(xlog1py(power / 2, -(np.sin(nodes) ** 2)))
     nodes, weights = (x.reshape(*breaks.shape[:-1], -1) for x in (nodes, weights))
     return nodes, weights / weights.sum(axis=-1, keepdims=True)

@@ -12,6 +12,7 @@ from jax import Array
 
 from vgjax.checks import is_whole, kinds, known, not_negative, positive_integer, short
 from vgjax.data import Examples
+from vgjax.measure.losses import Loss
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import init
 from vgjax.networks.trainable import trainable
@@ -54,7 +55,7 @@ class SnapshotConfig:
         steps: from 0, before the first update, to the number of updates; the last is always one. None: the ends of 20
             intervals; ``()``: the last alone.
         num_eval: how many examples of each kind loss and accuracy are taken over, at most.
-        gradients: whether at the gradients, layer by layer, too.
+        gradients: whether at the gradients and the sizes of the states, layer by layer, too.
 
     Raises:
         ValueError: a count below 1.
@@ -92,7 +93,7 @@ class TrainConfig:
         optimizer, schedule: as for `train`.
         num_steps: updates.
         batch_size: examples an update sees.
-        loss: ``"cross_entropy"`` or ``"squared_error"``.
+        loss: as for `vgjax.gradient_flow`.
         per_state: examples in a state: 1, or a batch's where a batch is the state.
     """
 
@@ -100,7 +101,7 @@ class TrainConfig:
     schedule: Schedule
     num_steps: int
     batch_size: int
-    loss: str
+    loss: Loss
     per_state: int
 
     def optimizer_at(self, rates: dict[str, Array], leaves: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -132,6 +133,7 @@ def checked_config(
     schedule: Schedule,
     num_steps: int,
     batch_size: int | None,
+    loss: Loss | None,
 ) -> TrainConfig:
     """What to compile for, once all that was asked for has been checked against the network and the examples."""
     if isinstance(optimizer, str):
@@ -145,11 +147,11 @@ def checked_config(
     if isinstance(optimizer, optax.GradientTransformation) and schedule != "constant":
         raise ValueError(f"schedule must be left out where the optimizer has its own learning rate, got {schedule!r}")
     num_steps = positive_integer("num_steps", num_steps)
-    loss, per_state = checked_objective("data", network, data)
-    if test is not None and checked_objective("test", network, test)[0] != loss:
-        raise ValueError(f"test must have labels of the kind of the data's, for {loss}, got {test.labels.dtype}")
+    meant, per_state = checked_objective("data", network, data, loss)
+    if test is not None and checked_objective("test", network, test, loss)[0] != meant:
+        raise ValueError(f"test must have labels of the kind of the data's, for {meant}, got {test.labels.dtype}")
     batch_size = _checked_batch(batch_size, per_state, len(data.inputs))
-    return TrainConfig(optimizer, schedule, num_steps, batch_size, loss, per_state)
+    return TrainConfig(optimizer, schedule, num_steps, batch_size, meant, per_state)
 
 
 def _made(name: str, make: Any, of: Any) -> Any:

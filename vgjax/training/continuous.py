@@ -16,10 +16,11 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from vgjax.checks import ArrayLike, finite, kinds, known, not_negative, positive_integer, whole_numbers
+from vgjax.checks import ArrayLike, finite, kinds, known, nan_is_data, not_negative, positive_integer, whole_numbers
 from vgjax.data import Examples
 from vgjax.initializers import Scales
 from vgjax.measure.jacobian import DENSE, computing
+from vgjax.measure.losses import Loss
 from vgjax.networks.parameters import Parameters, as_dtype
 from vgjax.networks.trainable import absorbed, trainable, with_trainable
 from vgjax.training.problem import Data, as_examples, check_start, checked_objective, in_states, mean_loss
@@ -72,6 +73,7 @@ _STATUSES = ("complete", "max_steps", "stalled")
 
 
 @kinds
+@nan_is_data
 def train_continuously(
     parameters: Parameters,
     scales: Scales,
@@ -83,10 +85,11 @@ def train_continuously(
     rtol: float = 1e-6,
     atol: float | None = None,
     max_steps: int = 2**17,
+    loss: Loss | None = None,
 ) -> ContinuousTraining:
     """Gradient flow from a draw: d theta / dt = -grad L(theta), with steps that adapt to an error.
 
-    L is the mean over the examples of cross-entropy or of half the sum of squares. What moves are the ordinary
+    L is the mean over the examples of a loss. What moves are the ordinary
     trainable parameters; batch statistics and the noise of dropout stay as they were drawn, and so do scales. An
     explicit solver takes at least about (time) x (largest curvature) / 3 steps. Where phi has a kink (ReLU) the flow
     may come to slide along it, in steps that shrink with the tolerances: loosen them (rtol=1e-3, atol=1e-5).
@@ -95,8 +98,7 @@ def train_continuously(
         parameters: draws at unit gain (`init`), stored, of any network. Where a batch is its state (batch norm),
             examples enter in whole batches, the rest is left out.
         scales: of the draw, as for `forward`.
-        data: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes, shape ``(examples,)``, for
-            cross-entropy, or numbers, shape ``(examples, *output)``, for half the sum of squares.
+        data: ``inputs`` of shape ``(examples, *input)`` and ``labels``, with a leading axis of examples.
         times: at which the network is kept, from 0 on, increasing, shape ``(times,)``; time is learning rate x steps.
         dtype: ``"float32"`` or ``"float64"``, of weights, gradients and time (left out: the parameters' own), for this
             call only.
@@ -106,6 +108,7 @@ def train_continuously(
         rtol, atol: tolerances of one step, relative and absolute, as a root mean square over the parameters; atol is
             1e-9, or 1e-7 in float32.
         max_steps: after which the solver gives up.
+        loss: as for `train`.
 
     Returns:
         `ContinuousTraining`. A flow that did not come to the end is one too: see its status.
@@ -127,10 +130,10 @@ def train_continuously(
         at = _checked_times(times, kind)
         tolerances = _checked_tolerances(rtol, ATOL[kind.name] if atol is None else atol)
         examples = as_examples("data", data)
-        loss, per_state = checked_objective("data", parameters.network, examples)
+        meant, per_state = checked_objective("data", parameters.network, examples, loss)
         _check_size(solver, parameters)
         states, drawn = as_dtype(kind.name, (in_states(per_state, examples), parameters))
-        solved = _flow(drawn, scales, states, at, tolerances, loss, per_state, solver, max_steps)
+        solved = _flow(drawn, scales, states, at, tolerances, meant, per_state, solver, max_steps)
     values, path, left, status, count = _on_host(solved)
     return ContinuousTraining(np.asarray(times, float), values, path, left, _STATUSES[int(status)], int(count))
 
@@ -142,7 +145,7 @@ def _flow(
     states: Examples,
     times: Array,
     tolerances: tuple[float, float],
-    loss: str,
+    loss: Loss,
     per_state: int,
     solver: str,
     max_steps: int,

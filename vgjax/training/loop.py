@@ -18,18 +18,20 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from vgjax.checks import ArrayLike, RandomKey, kinds, known, short
+from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data, short
 from vgjax.data import Examples, batches
 from vgjax.ensembles import runner
 from vgjax.floatexp import from_float, normalize
 from vgjax.initializers import Scales
 from vgjax.measure import gradients as _gradients
+from vgjax.measure import losses
+from vgjax.measure.losses import Loss
 from vgjax.networks.layers import by_path
 from vgjax.networks.network import Network
-from vgjax.networks.parameters import Parameters, as_dtype
-from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable
+from vgjax.networks.parameters import Parameters, as_dtype, in_present_mode
+from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable, without_noise
 from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
-from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, outputs
+from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, scores
 from vgjax.values import by_content
 
 DTYPES = ("float32", "float64")
@@ -42,9 +44,13 @@ class Snapshots(NamedTuple):
     Attributes:
         step: which: 0 is before the first update, ``num_steps`` after the last, shape ``(r,)``.
         train_loss, test_loss: mean over (at most ``num_eval``) examples, shape ``(r,)``; NaN without test examples.
-        train_accuracy, test_accuracy: share of them whose largest output is the label's; NaN for a single output.
-        log_gradient: ln of the root mean square over the minibatch of ||dL_i/ds_l||, L_i the loss of one example, shape
-            ``(r, depth + 1)``; exact where floats would read 0 or inf. NaN where gradients were not asked for.
+        train_accuracy, test_accuracy: share of them whose largest output is the label's; for binary cross-entropy, of
+            outputs on the label's side; NaN where there is no right answer (squared error of a single output).
+        log_gradient: ln of the root mean square over the minibatch of ||dL_i/ds_l||, L_i the loss of one example (of a
+            mean, the mean of its terms), shape ``(r, depth + 1)``; exact where floats would read 0 or inf. NaN where
+            gradients were not asked for.
+        log_mean_square: ln of the mean square of the state s_l over the minibatch, shape ``(r, depth + 1)``; as exact,
+            and NaN where gradients were not asked for.
         log_parameter_gradient: by Flax path, ln of the norm of the gradient of the minibatch's mean loss, shape ``(r,
             depth)`` for the blocks, ``(r,)`` for ``"stem/..."`` and ``"head/..."``; of tied parameters what each step
             contributes.
@@ -60,6 +66,7 @@ class Snapshots(NamedTuple):
     test_loss: Array
     test_accuracy: Array
     log_gradient: Array
+    log_mean_square: Array
     log_parameter_gradient: dict[str, Array] = {}  # noqa: RUF012
     log_tied_gradient: dict[str, Array] = {}  # noqa: RUF012
     log_parameter: dict[str, Array] = {}  # noqa: RUF012
@@ -96,6 +103,7 @@ class Training(NamedTuple):
 
 
 @kinds
+@nan_is_data
 def train(
     parameters: Parameters,
     scales: Scales,
@@ -109,7 +117,7 @@ def train(
     batch_size: int | None = 64,
     test: Data | None = None,
     snapshots: SnapshotConfig | None = None,
-    dtype: str | None = None,
+    loss: Loss | None = None,
 ) -> Training:
     """Train one network and look at every layer on the way.
 
@@ -118,11 +126,12 @@ def train(
     nor does one with other snapshots compile the update again. On a terminal a bar goes from snapshot to snapshot.
 
     Args:
-        parameters: draws at unit gain (`init`), stored, of any network. With a batch in its state (batch norm) a
-            minibatch is one state, and ``batch_size`` is its.
-        scales: those of the draw, as for `forward`; ``dropout`` is 0 where loss and accuracy are taken.
-        data: training examples: ``inputs`` of shape ``(examples, *input)`` and ``labels``: classes ``(examples,)``, for
-            cross-entropy, or numbers ``(examples, *output)``, for half the sum of squares.
+        parameters: draws at unit gain (`init`), stored, of any network; ``parameters.astype("float64")`` are those of
+            the same network in float64, and so is its training. With a batch in its state (batch norm) a minibatch is
+            one state, and ``batch_size`` is its.
+        scales: those of the draw, as for `forward`; dropout, Flax's own too, is off where loss and accuracy are taken.
+        data: training examples: ``inputs`` of shape ``(examples, *input)`` and ``labels``, with a leading axis of
+            examples.
         optimizer: a name in `OPTIMIZERS`, a function from a learning rate to an optax optimizer (``optax.lion``,
             ``lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))``), or an optax optimizer as it
             is. Parameters of a stage are stacked by layer: an optimizer that looks at whole arrays (LARS, Adafactor)
@@ -138,7 +147,8 @@ def train(
         batch_size: examples a minibatch, drawn without repetition within an epoch; None takes all of them, in order.
         test: examples for test loss and accuracy.
         snapshots: when to look, and at what; default: `SnapshotConfig` as it is.
-        dtype: ``"float64"`` computes the same drawn network in float64; left out, the parameters' own.
+        loss: as for `gradient_flow`, which see also for what labels mean by themselves. Its mean over the examples is
+            what is minimized: of a sum of terms, the mean of these sums; of a ``mean_`` loss, the mean of all terms.
 
     Returns:
         `Training`.
@@ -156,14 +166,14 @@ def train(
                 f"learning_rate{of} must be a number (a sweep of `trainings` takes several), got {short(rate)}"
             )
     snapshots = SnapshotConfig() if snapshots is None else snapshots
-    kind = jnp.dtype(known("dtype", dtype, DTYPES) if dtype else parameters.dtype).name
-    with jax.enable_x64(kind == "float64"):
+    with jax.enable_x64(parameters.dtype == np.float64):
         examples, held_out = as_examples("data", data), None if test is None else as_examples("test", test)
         about: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "num_steps": num_steps}
-        config = checked_config(parameters.network, examples, held_out, **about, batch_size=batch_size)
+        config = checked_config(parameters.network, examples, held_out, **about, batch_size=batch_size, loss=loss)
         steps = snapshots.steps_of(config.num_steps)
         key = jax.random.key(0) if key is None else key
-        problem = _begin(config, key, parameters.astype(kind), scales, rates, examples)
+        parameters, scales, rates = in_present_mode((parameters, *jax.tree.map(jnp.asarray, (scales, rates))))
+        problem = _begin(config, key, parameters, scales, rates, examples)
         state, seen = _first_state(problem), []
         for step in runner.progress(steps, len(steps), "train"):
             state = _until(problem, state, step)
@@ -316,14 +326,15 @@ def _snapshot(problem: Problem, state: TrainState, test: Examples | None, snapsh
     """What is to be seen before a step: programs of their own, most of them the same for every optimizer."""
     config, whole = problem.config, with_trainable(problem.parameters, state.leaves)
     score = functools.partial(_score, config.loss, config.per_state, snapshots.num_eval, whole, problem.scales)
-    no_gradient = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
+    unseen = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
     (train_loss, train_accuracy), (test_loss, test_accuracy) = score(problem.data), score(test)
-    seen = Snapshots(state.step, train_loss, train_accuracy, test_loss, test_accuracy, no_gradient)
+    seen = Snapshots(state.step, train_loss, train_accuracy, test_loss, test_accuracy, unseen, unseen)
     if not snapshots.gradients:
         return seen
-    log_gradient, of_parameters, of_tied = _gradient_norms(problem, state)
+    log_gradient, log_mean_square, of_parameters, of_tied = _norms(problem, state)
     return seen._replace(
         log_gradient=log_gradient,
+        log_mean_square=log_mean_square,
         log_parameter_gradient=of_parameters,
         log_tied_gradient=of_tied,
         log_parameter=log_norms(whole.network, state.leaves),
@@ -333,28 +344,27 @@ def _snapshot(problem: Problem, state: TrainState, test: Examples | None, snapsh
 
 @functools.partial(jax.jit, static_argnames=("loss", "per_state", "num_eval"))
 def _score(
-    loss: str, per_state: int, num_eval: int, parameters: Parameters, scales: Scales, examples: Examples | None
+    loss: Loss, per_state: int, num_eval: int, parameters: Parameters, scales: Scales, examples: Examples | None
 ) -> tuple[Array, Array]:
     """Loss and accuracy of the first examples, without noise; NaN where there are none."""
     nothing = jnp.full((), jnp.nan, parameters.dtype)
     if examples is None:
         return nothing, nothing
-    quiet = Scales._of({name: jnp.zeros_like(s) if name == "dropout" else s for name, s in scales.items()})
     states = in_states(per_state, jax.tree.map(lambda a: a[: max(per_state, num_eval)], examples))
-    answers = outputs(parameters, quiet, states.inputs)
-    labels = states.labels if loss == "cross_entropy" else jnp.argmax(states.labels, axis=-1)
-    right = jnp.mean((jnp.argmax(answers, axis=-1) == labels).astype(parameters.dtype))
-    return mean_loss(loss, per_state, parameters, quiet, states), right if answers.shape[-1] > 1 else nothing
+    return scores(loss, per_state, without_noise(parameters), scales, states)
 
 
-def _gradient_norms(problem: Problem, state: TrainState) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """`Snapshots.log_gradient`, ``log_parameter_gradient`` and ``log_tied_gradient``."""
-    xs, ys = problem.minibatch(state.step)
-    flow = _gradients.of_batch(problem.network_at(state), problem.scales, xs, ys, problem.config.loss)
-    log_count = math.log(problem.config.batch_size)
+def _norms(problem: Problem, state: TrainState) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
+    """`Snapshots.log_gradient`, ``log_mean_square``, ``log_parameter_gradient`` and ``log_tied_gradient``."""
+    (xs, ys), config = problem.minibatch(state.step), problem.config
+    flow = _gradients.of_batch(problem.network_at(state), problem.scales, xs, ys, config.loss)
+    log_count = math.log(config.batch_size)
     log_gradient = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - log_count) / 2
-    of_mean = jax.tree.map(lambda log: log - log_count, (flow.log_parameter_gradient, flow.log_tied_gradient))
-    return log_gradient, *of_mean
+    log_mean_square = jax.nn.logsumexp(flow.log_mean_square, axis=0) - math.log(len(xs))
+    of_mean = flow.log_parameter_gradient, flow.log_tied_gradient
+    if losses.is_mean(config.loss):  # then it has been divided by the number of examples already
+        return log_gradient + log_count, log_mean_square, *of_mean
+    return log_gradient, log_mean_square, *jax.tree.map(lambda log: log - log_count, of_mean)
 
 
 @jax.jit

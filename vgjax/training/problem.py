@@ -13,7 +13,7 @@ from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.networks.layers import forward
 from vgjax.networks.network import Network, check_scales
-from vgjax.networks.parameters import Parameters
+from vgjax.networks.parameters import Parameters, in_present_mode
 
 
 @runtime_checkable
@@ -26,16 +26,16 @@ class Data(Protocol):
 
     @property
     def labels(self) -> Any:
-        """Shape ``(examples,)`` of classes, or ``(examples, *output)`` of numbers."""
+        """What the loss compares outputs with, a leading axis of examples: classes or numbers (`gradient_flow`)."""
 
 
 def as_examples(name: str, data: Data) -> Examples:
-    """Data as arrays.
+    """Data as arrays of JAX's present mode: float64 and int64 ones, numpy's or of another mode, as it makes them.
 
     Raises:
         ValueError: inputs that are not finite.
     """
-    examples = Examples(jnp.asarray(data.inputs), jnp.asarray(data.labels))
+    examples = Examples(*in_present_mode((np.asarray(data.inputs), np.asarray(data.labels))))
     if not np.all(np.isfinite(examples.inputs)):
         raise ValueError(f"{name} must hold finite inputs, got a NaN or an infinity")
     return examples
@@ -50,8 +50,10 @@ def check_start(parameters: Parameters, scales: Scales) -> None:
     check_scales(parameters.network, scales)
 
 
-def checked_objective(name: str, network: Network, examples: Examples) -> tuple[str, int]:
-    """The loss that the labels of some examples mean, and how many of them one state holds.
+def checked_objective(
+    name: str, network: Network, examples: Examples, loss: losses.Loss | None
+) -> tuple[losses.Loss, int]:
+    """The loss, which may be left to what the labels of some examples mean, and how many of them one state holds.
 
     That is 1, or the size of a batch where the network says that a batch is its state (batch norm).
 
@@ -70,7 +72,7 @@ def checked_objective(name: str, network: Network, examples: Examples) -> tuple[
     if len(inputs) < per_state:
         raise ValueError(f"{name} must hold at least the {per_state} examples of a state, got {len(inputs)}")
     states = in_states(per_state, examples)
-    return losses.targets(network, states.labels, None, None, len(states.inputs), False)[0], per_state
+    return losses.targets(network, states.labels, loss, None, len(states.inputs), False)[0], per_state
 
 
 def in_states(per_state: int, examples: Examples) -> Examples:
@@ -86,8 +88,23 @@ def outputs(parameters: Parameters, scales: Scales, xs: Array) -> Array:
     return jax.vmap(lambda x: forward(parameters, scales, x))(xs)
 
 
-def mean_loss(loss: str, per_state: int, parameters: Parameters, scales: Scales, states: Examples) -> Array:
-    """The mean over the examples in all the states."""
+def mean_loss(loss: losses.Loss, per_state: int, parameters: Parameters, scales: Scales, states: Examples) -> Array:
+    """The mean over the examples in all the states; of a loss that is a mean, over all its terms."""
+    return _mean(loss, per_state, parameters.network, outputs(parameters, scales, states.inputs), states.labels)
+
+
+def scores(
+    loss: losses.Loss, per_state: int, parameters: Parameters, scales: Scales, states: Examples
+) -> tuple[Array, Array]:
+    """`mean_loss`, and the share of right answers: NaN for a loss that knows none."""
     answers = outputs(parameters, scales, states.inputs)
-    labels = states.labels if loss == "cross_entropy" else states.labels.astype(answers.dtype)
-    return jnp.sum(jax.vmap(functools.partial(losses.value, loss))(answers, labels)) / (len(labels) * per_state)
+    right = jax.vmap(functools.partial(losses.right_answers, loss))(answers, states.labels)
+    accuracy = jnp.nan if right is None else jnp.mean(right.astype(answers.dtype))
+    mean = _mean(loss, per_state, parameters.network, answers, states.labels)
+    return mean, jnp.asarray(accuracy, answers.dtype)
+
+
+def _mean(loss: losses.Loss, per_state: int, network: Network, answers: Array, labels: Array) -> Array:
+    each = jax.vmap(functools.partial(losses.value, loss))(answers, labels)
+    terms_of_one = max(1, losses.mean_over(loss, network, 1) // per_state)
+    return jnp.sum(each) / (len(each) * per_state * terms_of_one)

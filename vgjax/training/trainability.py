@@ -21,6 +21,7 @@ from vgjax.data import Examples
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.result import Result
 from vgjax.initializers import Scales
+from vgjax.measure.losses import Loss, checked_loss
 from vgjax.memory import chunk_size
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network
@@ -54,6 +55,7 @@ class Trainings(Measurement):
     batch_size: int | None
     snapshots: SnapshotConfig
     dtype: str | None
+    loss: Loss | None
     # To train on and, if there are any, to test on. Numbers, no part of what is compiled: a sweep hands them to the
     # program, and fingerprints them, as its inputs.
     examples: tuple[Examples, ...] = field(compare=False, repr=False)
@@ -71,6 +73,7 @@ class Trainings(Measurement):
         "test_loss": ("step",),
         "test_accuracy": ("step",),
         "log_gradient": ("step", "layer"),
+        "log_mean_square": ("step", "layer"),
     }
 
     def compiled_for(self) -> "Trainings":
@@ -136,7 +139,7 @@ class Trainings(Measurement):
 
     def _config(self, network: Network, data: Examples, test: Examples | None = None) -> TrainConfig:
         about: dict[str, Any] = {"optimizer": self.optimizer, "schedule": self.schedule, "num_steps": self.num_steps}
-        return checked_config(network, data, test, **about, batch_size=self.batch_size)
+        return checked_config(network, data, test, **about, batch_size=self.batch_size, loss=self.loss)
 
     def _units(self, network: Network) -> int:
         """Of all states of a minibatch."""
@@ -155,6 +158,7 @@ def trainings(
     test: Data | None = None,
     snapshots: SnapshotConfig | None = None,
     dtype: str | None = None,
+    loss: Loss | None = None,
 ) -> Measurement:
     """What becomes of networks in training, by `vgjax.train`.
 
@@ -168,10 +172,11 @@ def trainings(
     Variables: ``loss`` of every ``update``; ``first_nonfinite``, as in `vgjax.training.Training`; ``diverged``: whether
     anything was not finite at some step; ``converged``: all finite, and the mean loss of the last tenth of the updates
     below that of the first; and at every ``step`` of a snapshot ``train_loss``, ``train_accuracy``, ``test_loss``,
-    ``test_accuracy`` and ``log_gradient`` by ``layer``, as in `vgjax.training.Snapshots`.
+    ``test_accuracy``, ``log_gradient`` and ``log_mean_square`` by ``layer``, as in `vgjax.training.Snapshots`.
 
     Args:
-        data, optimizer, num_steps, schedule, batch_size, test, dtype: as for `vgjax.train`.
+        data, optimizer, num_steps, schedule, batch_size, test, loss: as for `vgjax.train`.
+        dtype: ``"float64"`` computes the same drawn networks in float64; left out, each in its own.
         snapshots: as for `vgjax.train`; default: losses and accuracies at the end alone.
 
     Raises:
@@ -184,7 +189,7 @@ def trainings(
     snapshots.steps_of(num_steps)
     with _precision(dtype):
         examples = as_examples("data", data), *(() if test is None else (as_examples("test", test),))
-    return Trainings(optimizer, num_steps, schedule, batch_size, snapshots, dtype, examples)
+    return Trainings(optimizer, num_steps, schedule, batch_size, snapshots, dtype, checked_loss(loss), examples)
 
 
 def _precision(dtype: str | None) -> AbstractContextManager[Any]:

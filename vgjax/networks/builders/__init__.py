@@ -1,14 +1,15 @@
 """Builders: the architectures of the field, each as one call that returns a `Network`, and what they are made of.
 
-Combinators make the `Spec` of a block and compose (`dense`, `conv`, `chain`, `residual`); `sequential` and `stack` make
-a network of blocks, `tied` one whose layers share their draw. The architectures are recipes over these, with one set of
-words and defaults: ``activation`` is a name, an `Activation` or any elementwise callable; ``inputs`` says what one
-input is like, ``outputs`` how many numbers come out; ``norm`` and ``residual`` are a kind, or `norm` and `branch` with
-their options; ``kernel_init`` and ``bias_init`` name the unit-gain draws of kernels and biases; ``dtype`` is float32,
-or float64 within ``with jax.enable_x64(True):``. The head reads the last state at unit gain and has a zero bias.
+Combinators make the `Spec` of a block and compose (`dense`, `conv`, `chain`, `residual`, `concatenated`); `sequential`
+and `stack` make a network of blocks, `tied` one whose layers share their draw. The architectures are recipes over
+these, with one set of words and defaults: ``activation`` is a name, an `Activation` or any elementwise callable;
+``inputs`` says what one input is like, ``outputs`` how many numbers come out; ``norm`` and ``residual`` are a kind, or
+`norm` and `branch` with their options; ``kernel_init`` and ``bias_init`` name the unit-gain draws of kernels and
+biases, or are laws or arrays of your own; ``dtype`` is float32, or float64 within ``with jax.enable_x64(True):``. The
+head reads the last state at unit gain (``sigma_out``) and has a zero bias.
 """
 
-from vgjax.networks.builders.combinators import chain, conv, dense, norm, residual
+from vgjax.networks.builders.combinators import chain, concatenated, conv, dense, norm, residual
 from vgjax.networks.builders.convolutional import cnn, resnet
 from vgjax.networks.builders.fully_connected import mlp
 from vgjax.networks.builders.recipes import branch
@@ -20,6 +21,7 @@ __all__ = [
     "branch",
     "chain",
     "cnn",
+    "concatenated",
     "conv",
     "dense",
     "gru",

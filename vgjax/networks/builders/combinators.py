@@ -21,6 +21,7 @@ from vgjax.blocks.dense import Affine
 from vgjax.blocks.normalization import NORMS
 from vgjax.blocks.protocol import block_info
 from vgjax.checks import finite, kinds, known, positive_integer
+from vgjax.initializers import Law
 
 Phi = str | Activation | Elementwise
 """An activation: a name, an `Activation` or a callable."""
@@ -84,8 +85,9 @@ def dense(
     before: Spec | None = None,
     after: Spec | None = None,
     names: tuple[str, str] = ("sigma_w", "sigma_b"),
-    kernel_init: str = "gaussian",
-    bias_init: str = "gaussian",
+    follows: str | None = None,
+    kernel_init: Law = "gaussian",
+    bias_init: Law = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Spec:
     """A fully connected layer, ``W phi(h) + b``, with what stands around its activation.
@@ -97,17 +99,23 @@ def dense(
         dropout: ``"bernoulli"`` or ``"gaussian"`` noise behind phi and norm, at the rate of the scale ``dropout``.
         before, after: further blocks on either side of phi, outside of the norm and of the dropout.
         names: of the scales of kernel and bias.
-        kernel_init: gaussian, truncated, uniform, orthogonal, identity.
-        bias_init: gaussian or zero.
+        follows: the scale whose value the kernel's takes where it is not given itself.
+        kernel_init: gaussian, truncated, uniform, orthogonal, identity, at unit gain: E W_ij^2 = 1 / fan_in. Or any law
+            ``(key, shape, dtype) -> array`` (all of `jax.nn.initializers`), or an array of shape ``(fan_in, fan_out)``:
+            taken as it is and multiplied by the scale, 1 where it is not given. Theory has none of these.
+        bias_init: gaussian or uniform, of variance 1; fan_in_uniform, of variance 1 / fan_in (`vgjax.networks.scheme`);
+            zero: multiplied by the scale, 0 where it is not given. Or a law or an array of shape ``(fan_out,)``, as it
+            is; its scale is 1 where it is not given. Theory has gaussian and zero.
         dtype: float32, or float64 within ``with jax.enable_x64(True):``.
 
     Raises:
-        ValueError: a size below 1 or an unknown name.
+        ValueError: a size below 1, an unknown name; where it is built, a law or an array of another shape or dtype.
     """
-    known("kernel_init", kernel_init, initializers.KERNEL_INITS)
+    initializers.check_law("kernel_init", kernel_init, initializers.KERNEL_INITS)
     sizes = positive_integer("fan_in", fan_in), positive_integer("fan_out", fan_out)
     around = _around(sizes[0], as_norm(norm), dropout, before, after, dtype_name(dtype))
-    return spec(blocks.Dense, *sizes, **_affine(activation, kernel_init, bias_init, dtype, names), **around)
+    options = _affine(activation, kernel_init, bias_init, dtype, names, follows)
+    return spec(blocks.Dense, *sizes, **options, **around)
 
 
 @kinds
@@ -117,12 +125,13 @@ def conv(
     activation: Phi = "linear",
     *,
     kernel_size: tuple[int, ...] = (3, 3),
-    strides: int = 1,
+    strides: int | tuple[int, ...] = 1,
     padding: str = "circular",
     norm: str | Normalization | None = None,
     names: tuple[str, str] = ("sigma_w", "sigma_b"),
-    kernel_init: str = "gaussian",
-    bias_init: str = "gaussian",
+    follows: str | None = None,
+    kernel_init: Law = "gaussian",
+    bias_init: Law = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Spec:
     """A convolutional layer, ``W * phi(h) + b``, states ``(*size, channels)``.
@@ -130,17 +139,19 @@ def conv(
     Args:
         channels_in, channels_out: sizes of the last axis of the states.
         kernel_size: of the window, odd, one number a dimension of the image (1 to 3).
-        strides: by which the image becomes smaller.
+        strides: by which the image becomes smaller, one number, or one a dimension.
         padding: ``"circular"`` (as in the theory) or ``"zero"``.
-        kernel_init: gaussian, truncated, uniform, orthogonal, delta_orthogonal.
-        activation, norm, names, bias_init, dtype: as for `dense`.
+        kernel_init: gaussian, truncated, uniform, orthogonal, delta_orthogonal; or a law or an array of shape
+            ``(*kernel_size, channels_in, channels_out)``, as for `dense`.
+        activation, norm, names, follows, bias_init, dtype: as for `dense`.
 
     Raises:
         ValueError: a size below 1, an even window, or an unknown name.
     """
-    known("kernel_init", kernel_init, initializers.CONVOLUTION_INITS), known("padding", padding, initializers.PADDINGS)
+    initializers.check_law("kernel_init", kernel_init, initializers.CONVOLUTION_INITS)
+    known("padding", padding, initializers.PADDINGS)
     channels = positive_integer("channels_in", channels_in), positive_integer("channels_out", channels_out)
-    options = _affine(activation, kernel_init, bias_init, dtype, names)
+    options = _affine(activation, kernel_init, bias_init, dtype, names, follows)
     around = _around(channels[0], as_norm(norm), None, None, None, options["dtype"])
     window = {"kernel_size": tuple(kernel_size), "padding": padding} | ({"strides": strides} if strides != 1 else {})
     return spec(blocks.Conv, *channels, **options, **window, **around)
@@ -198,6 +209,18 @@ def residual(
     return spec(blocks.Residual, branch, **options)
 
 
+def concatenated(branch: Spec) -> Spec:
+    """A skip connection that keeps the state beside what is made of it, ``[h, F(h)]`` along the last axis.
+
+    A DenseNet is ``vg.sequential(*(concatenated(vg.dense(n + i * k, k, "relu")) for i in range(L)), ...)``; a U-Net is
+    ``level(level(level(bottom)))`` with ``level(inside) = chain(concatenated(chain(down, inside, up)), merge)``.
+
+    Args:
+        branch: F, a block that keeps all axes of the state but the last.
+    """
+    return spec(blocks.Concatenated, branch)
+
+
 SCHEMES = ("stable", "rezero", "skipinit", "fixup", "deepnorm")
 """Initializations of residual branches (`residual`)."""
 
@@ -252,12 +275,13 @@ def dtype_name(dtype: DTypeLike) -> str:
 
 
 def _affine(
-    activation: Phi, kernel_init: str, bias_init: str, dtype: DTypeLike, names: tuple[str, str]
+    activation: Phi, kernel_init: Law, bias_init: Law, dtype: DTypeLike, names: tuple[str, str], follows: str | None
 ) -> dict[str, Any]:
-    known("bias_init", bias_init, initializers.BIAS_INITS)
+    initializers.check_law("bias_init", bias_init, initializers.BIAS_INITS)
     options = {"activation": activations.get(activation), "kernel_init": kernel_init, "bias_init": bias_init}
     # Left out where they are the block's own, so that equal layers are equal specs and one stage.
-    named = {"names": names} if names != ("sigma_w", "sigma_b") else {}
+    named: dict[str, Any] = {"names": names} if names != ("sigma_w", "sigma_b") else {}
+    named |= {"follows": follows} if follows else {}
     return {**options, "dtype": dtype_name(dtype), **named}
 
 

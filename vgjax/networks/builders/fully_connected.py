@@ -10,8 +10,18 @@ from jax.typing import DTypeLike
 from vgjax import activations
 from vgjax.blocks import Spec
 from vgjax.checks import kinds, positive_integer
+from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, dense
-from vgjax.networks.builders.recipes import STACK_SCHEMES, Branch, as_branch, end_init, residual_block, sizes
+from vgjax.networks.builders.recipes import (
+    HEAD,
+    STACK_SCHEMES,
+    Branch,
+    as_branch,
+    end_init,
+    residual_block,
+    sizes,
+    stem_scales,
+)
 from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
@@ -28,12 +38,15 @@ def mlp(
     dropout: str | None = None,
     residual: str | Branch | None = None,
     stem: bool = True,
-    kernel_init: str = "gaussian",
-    bias_init: str = "gaussian",
+    kernel_init: Law = "gaussian",
+    bias_init: Law = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A fully connected network: ``h^{l+1} = W^{l+1} phi(h^l) + b^{l+1}``, h^0 = W^0 x + b^0, output W phi(h^L); with
     normalization, dropout and skip connections where they are asked for.
+
+    Scales: ``sigma_w`` and ``sigma_b``; ``sigma_in`` of the first kernel W^0 alone (left out: that of the others; under
+    the scheme fixup: 1), ``sigma_out`` of the head's; those of `vgjax.networks.branch`, and ``dropout``.
 
     Args:
         width: units of every hidden state; or, without a depth, the sizes of h^0 ... h^L.
@@ -42,10 +55,10 @@ def mlp(
         inputs, outputs: sizes of one input and one output.
         norm: a kind of normalization (layer, rms, group, batch, batch_running), or `vgjax.norm` with its options.
         dropout: bernoulli or gaussian noise on the activations, at the rate of the scale ``dropout``.
-        residual: a kind of skip connection (pre, plain, post), or `vgjax.networks.branch` with its options. With
-            the scheme fixup the stem has a scale ``sigma_in`` of its own.
+        residual: a kind of skip connection (pre, plain, post), or `vgjax.networks.branch` with its options.
         stem: False leaves the first layer out: the input is h^0, as in the theory.
-        kernel_init, bias_init, dtype: as for `vgjax.dense`.
+        kernel_init, bias_init, dtype: as for `vgjax.dense`. Where kernels are given as an array, those of stem and head
+            are Gaussian.
 
     Raises:
         ValueError: a size below 1, an unknown name, a depth beside several widths, or no depth beside one.
@@ -66,15 +79,14 @@ def mlp(
     read: Callable[..., Spec] = dense if skips and skips.kind == "post" else functools.partial(layer, dropout=None)
     first = None
     if stem:
-        names = ("sigma_in" if skips and skips.scheme == "fixup" else "sigma_w", "sigma_b")
-        first = dense(positive_integer("inputs", inputs), widths[0], names=names, **ends)
+        first = dense(positive_integer("inputs", inputs), widths[0], **ends, **stem_scales(skips))
     elif inputs not in (None, widths[0]):
         raise ValueError(f"inputs must be the {widths[0]} units of h^0 (or left out) without a stem, got {inputs}")
     return sequential(
-        specs,
+        *specs,
         input_shape=(*(norm.leading if norm else ()), inputs if first and inputs else widths[0]),
         stem=first,
-        head=read(widths[-1], outputs, **ends | {"bias_init": "zero"}),
+        head=read(widths[-1], outputs, **ends | HEAD),
         name="mlp",
     )
 

@@ -10,7 +10,9 @@ import numpy as np
 from vgjax import blocks
 from vgjax.blocks import Spec, spec
 from vgjax.checks import kinds, known, positive_integer
+from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import chain, known_scheme, residual
+from vgjax.networks.network import OF_HEAD
 
 
 class Branch(NamedTuple):
@@ -93,9 +95,23 @@ def residual_block(
     return chain(residual=block, phi=spec(blocks.Activate, activation=layer.keywords["activation"]))
 
 
-def end_init(kernel_init: str) -> str:
-    """How the kernels of stem and head are drawn: as the others, but Gaussian where those must not change a width."""
-    return "gaussian" if kernel_init in ("identity", "delta_orthogonal") else kernel_init
+def end_init(kernel_init: Law) -> Law:
+    """How the kernels of stem and head are drawn: as the others, but Gaussian where those must not change a width, or
+    are given numbers of the one shape of the blocks'."""
+    by_law = callable(kernel_init) or (isinstance(kernel_init, str) and kernel_init not in _OF_BLOCKS)
+    return kernel_init if by_law else "gaussian"
+
+
+_OF_BLOCKS = ("identity", "delta_orthogonal")
+
+HEAD: dict[str, Any] = {"names": (OF_HEAD, "sigma_b"), "bias_init": "zero"}
+"""The scales of a head, and its bias."""
+
+
+def stem_scales(skips: Branch | None) -> dict[str, Any]:
+    """The scales of a stem: its kernel's own stands at that of the blocks where it is not given; under Fixup, which
+    makes those small, at 1."""
+    return {"names": ("sigma_in", "sigma_b")} | ({} if skips and skips.scheme == "fixup" else {"follows": "sigma_w"})
 
 
 def sizes(name: str, given: Any) -> tuple[int, ...]:

@@ -7,8 +7,11 @@ from jax.typing import DTypeLike
 
 from vgjax import activations, blocks, initializers
 from vgjax.blocks import spec
+from vgjax.blocks.protocol import block_info
 from vgjax.checks import kinds, known, positive_integer
+from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Phi, dense, dtype_name
+from vgjax.networks.builders.recipes import HEAD
 from vgjax.networks.network import Network, Stage
 
 
@@ -22,14 +25,14 @@ def rnn(
     activation: Phi = "tanh",
     cell: str = "simple",
     every_step: bool = False,
-    kernel_init: str = "gaussian",
-    input_kernel_init: str = "gaussian",
-    bias_init: str = "gaussian",
+    kernel_init: Law = "gaussian",
+    input_kernel_init: Law = "gaussian",
+    bias_init: Law = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A recurrent network: ``h_{t+1} = phi(W h_t + V x_t + b)``, h_0 = 0; depth is time, all steps share one draw.
 
-    Scales: ``sigma_w`` for W, ``sigma_v`` for V, ``sigma_b`` for b.
+    Scales: ``sigma_w`` for W, ``sigma_v`` for V, ``sigma_b`` for b, ``sigma_out`` for the head's kernel.
 
     Args:
         width: units of the hidden state.
@@ -41,7 +44,8 @@ def rnn(
             inputs as wide as the state.
         every_step: the head reads every h_1 ... h_T, the output has shape ``(depth, outputs)``, and a loss is summed
             over steps.
-        kernel_init, input_kernel_init: how W and V are drawn: gaussian, truncated, uniform, orthogonal, identity.
+        kernel_init, input_kernel_init: how W and V are drawn, as for `vgjax.dense`: of an LSTM and a GRU each gate by
+            itself; an array holds them side by side. The head is Gaussian.
         bias_init, dtype: as for `vgjax.dense`.
 
     Raises:
@@ -70,9 +74,9 @@ def lstm(
     inputs: int,
     outputs: int = 1,
     every_step: bool = False,
-    kernel_init: str = "gaussian",
-    input_kernel_init: str = "gaussian",
-    bias_init: str = "gaussian",
+    kernel_init: Law = "gaussian",
+    input_kernel_init: Law = "gaussian",
+    bias_init: Law = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A long short-term memory (`vgjax.blocks.LSTMCell`): the state is (h, c), shape ``(2, width)``.
@@ -101,9 +105,9 @@ def gru(
     inputs: int,
     outputs: int = 1,
     every_step: bool = False,
-    kernel_init: str = "gaussian",
-    input_kernel_init: str = "gaussian",
-    bias_init: str = "gaussian",
+    kernel_init: Law = "gaussian",
+    input_kernel_init: Law = "gaussian",
+    bias_init: Law = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A gated recurrent unit (`vgjax.blocks.GRUCell`).
@@ -129,16 +133,17 @@ def _recurrent(cell: type[nnx.Module], sizes: tuple[int, int, int, int], every_s
     names = ("width", "depth", "inputs", "outputs")
     width, depth, inputs, outputs = (positive_integer(n, size) for n, size in zip(names, sizes, strict=True))
     for name in ("kernel_init", "input_kernel_init"):
-        known(name, options[name], initializers.KERNEL_INITS)
-    known("bias_init", options["bias_init"], initializers.BIAS_INITS)
+        initializers.check_law(name, options[name], initializers.KERNEL_INITS)
+    initializers.check_law("bias_init", options["bias_init"], initializers.BIAS_INITS)
     options["dtype"] = dtype_name(options["dtype"])
-    parts = getattr(cell, "parts", ())
+    block, parts = spec(cell, width, inputs, **options), getattr(cell, "parts", ())
+    block_info(block)  # built once, so that a law or an array that does not fit is told here
     first_part = spec(blocks.Part, 0) if parts else None  # what the head reads of a state of several parts
     return Network(
         stem=spec(blocks.Start, (len(parts), width) if parts else (width,)),
-        stages=(Stage(spec(cell, width, inputs, **options), depth, tied=True, driven=True, read=every_step),),
+        stages=(Stage(block, depth, tied=True, driven=True, read=every_step),),
         # Gaussian whatever the cell's kernels are: an identity would read single units.
-        head=dense(width, outputs, before=first_part, bias_init="zero", dtype=options["dtype"]),
+        head=dense(width, outputs, before=first_part, dtype=options["dtype"], **HEAD),
         input_shape=(depth, inputs),
         name=cell.__name__.removesuffix("Cell").lower(),
     )

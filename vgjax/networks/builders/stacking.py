@@ -2,8 +2,8 @@
 
 import inspect
 import itertools
-from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,26 +19,28 @@ from vgjax.networks.network import Network, Stage
 @kinds
 def stack(
     block: Spec | type[nnx.Module],
-    *arguments: Hashable,
+    *arguments: Any,
     depth: int,
     input_shape: int | tuple[int, ...],
     stem: Spec | None = None,
     head: Spec | None = None,
-    **options: Hashable,
+    **options: Any,
 ) -> Network:
     """A network of ``depth`` copies of one block, each drawn afresh: a `Spec`, or any `nnx.Module` of your own from a
     state to a state of its shape.
 
     Args:
         block: a `Spec`; or a class, built as ``block(*arguments, **options, rngs=rngs)``, called as ``block(h)`` on one
-            example, or as ``block(h, scales)`` if it declares ``scales`` (see `vgjax.blocks.protocol`).
+            example, or as ``block(h, scales)`` if it declares ``scales`` (see `vgjax.blocks.protocol`). Arguments are
+            hashable, or arrays, which are held by their content. With `nnx.BatchNorm` a state is a batch: the first
+            axis of ``input_shape``.
         depth: how many.
         input_shape: shape of one input: the state's shape where there is no stem.
         stem, head: `Spec` of the blocks before and behind.
 
     Raises:
-        ValueError: a depth below 1, arguments that cannot be hashed, or a block that changes the shape or the dtype of
-            its state.
+        ValueError: a depth below 1, arguments that cannot be hashed and are no arrays, a block that changes the shape
+            or the dtype of its state, or one with `nnx.BatchNorm` and no batch in its state.
     """
     if isinstance(block, Spec) and (arguments or options):
         raise ValueError(f"a Spec of {block.block.__name__} has its arguments already, got more of them")
@@ -48,51 +50,52 @@ def stack(
     try:
         hash(copied)
     except TypeError as error:
-        raise ValueError(f"arguments of {name} must be hashable (they are compiled for): {error}") from None
+        raise ValueError(f"arguments of {name} must be hashable or arrays (they are compiled for): {error}") from None
     try:
         inspect.signature(copied.block.__init__).bind(None, *copied.arguments, **dict(copied.options), rngs=None)
     except TypeError as error:
         raise ValueError(f"arguments of {name} must be those that it is built with: {error}") from None
     copies = [copied] * positive_integer("depth", depth)
-    return sequential(copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
+    return sequential(*copies, input_shape=input_shape, stem=stem, head=head, name=f"stack of {name}")
 
 
 @kinds
 def sequential(
-    specs: Sequence[Spec],
-    *,
+    *blocks: Spec,
     input_shape: int | tuple[int, ...],
     stem: Spec | None = None,
     head: Spec | None = None,
     name: str = "sequential",
 ) -> Network:
-    """A network of blocks in a row. Equal neighbours that keep the shape of their state are one stage, and so one scan.
+    """A network of blocks in a row, equal or not. Equal neighbours are one stage, and so one scan.
+
+    ``vg.sequential(spec(Mine, 5, 10), spec(Mine, 10, 2), vg.dense(2, 1, "relu"), input_shape=5)``, spec being
+    `vgjax.blocks.spec` and Mine a `nnx.Module` as for `stack`.
 
     Args:
-        specs: of the blocks, in order.
+        *blocks: `Spec` of every block, in order; the state of each has the shape that the one before it makes.
         input_shape: shape of one input: the first state's shape where there is no stem.
         stem, head: `Spec` of the blocks before and behind.
         name: of the architecture, for people.
 
     Raises:
-        ValueError: no blocks, or one that changes the dtype of its state, or its shape where an equal one follows.
+        ValueError: no blocks, what is none, or one that changes the dtype of its state, or its shape where an equal
+            one follows.
     """
-    if not all(isinstance(each, Spec) for each in specs):
-        raise ValueError("specs must each be a Spec of a block (of vgjax.dense and its like), got another kind")
-    rows = [(row, sum(1 for _ in copies)) for row, copies in itertools.groupby(specs)]
-    if not rows:
+    if not blocks:
         raise ValueError("a network needs at least one block, got none")
+    rows = [(row, len(list(copies))) for row, copies in itertools.groupby(blocks)]
     shape = sizes("input_shape", input_shape) if np.size(input_shape) else ()
     # Parameters decide the dtype of a network (`Parameters.dtype`): inputs are cast to it.
     state = jax.ShapeDtypeStruct(shape, parameter_dtype(rows[0][0]))
     state = _after(stem, state) if stem else state
     stages = []
     for row, depth in rows:
-        block, after = row.block.__name__, _after(row, state)
+        named, after = row.block.__name__, _after(row, state)
         if after.dtype != state.dtype:
-            raise ValueError(f"{block} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
+            raise ValueError(f"{named} must keep the dtype of its state, got {after.dtype} from {state.dtype}")
         if after.shape != state.shape and depth > 1:
-            raise ValueError(f"{block} must keep the shape of its state, got {after.shape} from {state.shape}")
+            raise ValueError(f"{named} must keep the shape of its state, got {after.shape} from {state.shape}")
         stages.append(Stage(row, depth, keeps_shape=after.shape == state.shape))
         state = after
     return Network(stem, tuple(stages), head, shape, name)

@@ -9,9 +9,10 @@ from jax.typing import DTypeLike
 from vgjax import activations, blocks
 from vgjax.blocks import Spec, spec
 from vgjax.checks import kinds, known, positive_integer
+from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, chain, dense, dtype_name
 from vgjax.networks.builders.combinators import residual as around
-from vgjax.networks.builders.recipes import Branch, as_branch, end_init, sizes
+from vgjax.networks.builders.recipes import HEAD, Branch, as_branch, end_init, sizes
 from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.network import Network
 
@@ -29,7 +30,7 @@ def transformer(
     norm: str | Normalization | None = "layer",
     residual: str | Branch = "pre",
     causal: bool = False,
-    kernel_init: str = "gaussian",
+    kernel_init: Law = "gaussian",
     dtype: DTypeLike = "float32",
 ) -> Network:
     """A transformer encoder: each block self-attention and a feed-forward layer of two kernels, both around skips;
@@ -37,7 +38,9 @@ def transformer(
 
     Scales: ``sigma_qk`` (query and key kernels), ``sigma_vo`` (value and output), ``sigma_w`` and ``sigma_b``
     (feed-forward), ``temperature`` (divides the logits), ``skip`` and ``branch`` of both residual connections;
-    ``sigma_in`` (embedding).
+    ``sigma_in`` (embedding), ``sigma_out`` (head). Each kernel has one of its own, left out what it shares:
+    ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; ``sigma_1`` and ``sigma_2`` of the feed-forward layer. GPT-2 is
+    ``kernel_init=jax.nn.initializers.normal(.02)`` with sigma_o = sigma_2 = (2 depth)^(-1/2).
 
     Args:
         width: of a token, a multiple of ``heads``.
@@ -72,17 +75,17 @@ def transformer(
     if hidden != 0:
         # 4 width: Vaswani et al. 2017, section 3.3.
         inside = positive_integer("hidden", 4 * width if hidden is None else hidden)
-        layer: Any = functools.partial(dense, **draws)
+        layer: Any = functools.partial(dense, follows="sigma_w", **draws)
         branches["feed_forward"] = {
-            "layer_1": layer(width, inside),
-            "layer_2": layer(inside, width, activations.get(activation)),
+            "layer_1": layer(width, inside, names=("sigma_1", "sigma_b")),
+            "layer_2": layer(inside, width, activations.get(activation), names=("sigma_2", "sigma_b")),
         }
     block = _block(branches, norm.block(width, draws["dtype"]) if norm else None, skips, depth, draws["dtype"])
     ends: dict[str, Any] = draws | {"kernel_init": end_init(kernel_init)}
     # Under pre-LN the stream itself is never normalized, and so the head does it.
-    last = {"norm": norm if skips.kind == "pre" else None, "after": spec(blocks.Pool, 1), "bias_init": "zero"}
+    last = {"norm": norm if skips.kind == "pre" else None, "after": spec(blocks.Pool, 1), **HEAD}
     return sequential(
-        [block] * depth,
+        *[block] * depth,
         input_shape=tokens,
         stem=dense(tokens[1], width, names=("sigma_in", "sigma_b"), **ends),
         head=dense(width, positive_integer("outputs", outputs), **ends | last),
