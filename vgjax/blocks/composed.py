@@ -153,6 +153,7 @@ class Concatenated(nnx.Module):
     # One exponent for all: past the float range small parts are lost beside large ones, and with them their slopes.
     degrees: ClassVar[Ends] = (Degrees(None, None), Degrees(None, None))
 
+    @kinds
     def __init__(self, branch: Spec, *, rngs: nnx.Rngs):
         self.branch = branch.build(rngs)
 
