@@ -153,7 +153,7 @@ class World:
     @functools.cached_property
     def training(self) -> Any:
         step, series = np.arange(2), np.ones(2)
-        snapshots = vg.training.Snapshots(step, series, series, series, series, np.arange(8.0).reshape(2, 4))
+        snapshots = vg.training.Snapshots(step, *[series] * 4, *[np.arange(8.0).reshape(2, 4)] * 2)
         return vg.training.Training(snapshots, np.ones(5), np.int32(5), self.parameters, self.scales)
 
     @functools.cached_property

@@ -90,7 +90,7 @@ def test_runs_side_by_side(tmp_path, lost):
     if lost:
         gradient[1, 0] = -np.inf
     nothing = np.full(3, np.nan)
-    snapshots = vg.training.Snapshots(np.array([0, 5, 10]), nothing, nothing, nothing, nothing, gradient)
+    snapshots = vg.training.Snapshots(np.array([0, 5, 10]), *[nothing] * 4, gradient, gradient)
     network = vg.mlp(width=2, depth=3, inputs=2)
     parameters = vg.init(jax.random.key(0), network)
     run = vg.training.Training(snapshots, np.geomspace(1, 0.5, 10), np.int32(10), parameters, vg.Scales())

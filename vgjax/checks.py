@@ -270,6 +270,19 @@ def short(value: Any) -> str:
     return f"the function {value.__name__}" if inspect.isroutine(value) else type(value).__name__
 
 
+def takes(function: Any, *arguments: str) -> bool:
+    """Whether a callable can be called with so many arguments in a row; what does not tell its own counts as one."""
+    if not callable(function) or inspect.isclass(function):
+        return False
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # of some builtins nothing is known
+        return True
+    return True
+
+
 # --- values ---------------------------------------------------------------------------------------------------------
 
 

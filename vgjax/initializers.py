@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vgjax.checks import ArrayLike, finite, is_traced, kinds, known, positive_integer
+from vgjax.checks import ArrayLike, finite, is_numeric, is_traced, kinds, known, positive_integer, short, takes
 from vgjax.values import by_content
 
 _Rule = tuple[str, Callable[[np.ndarray], np.ndarray]]
@@ -195,11 +195,11 @@ def check_law(name: str, law: Any, names: Iterable[str]) -> None:
     numbers."""
     if isinstance(law, str):
         known(name, law, names)
-    elif hasattr(law, "shape") and hasattr(law, "dtype"):
+    elif is_numeric(law) and hasattr(law, "dtype"):
         _real(name, law)
-    elif not callable(law):
+    elif not takes(law, "key", "shape", "dtype"):
         also = ", or a function (key, shape, dtype) -> array, or an array"
-        raise ValueError(f"{name} must be one of {', '.join(names)}{also}, got {law!r:.80}")
+        raise ValueError(f"{name} must be one of {', '.join(names)}{also}, got {short(law)}")
 
 
 def as_it_is(name: str, law: Initializer | Array | np.ndarray) -> Initializer:

@@ -42,7 +42,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.activations import Activation
-from vgjax.checks import ArrayLike, kinds, known
+from vgjax.checks import ArrayLike, is_numeric, kinds, known, short
 from vgjax.floatexp import LINEAR, Ends, FloatExp, extended
 from vgjax.initializers import KINDS, Scale, Scales
 from vgjax.values import reduced
@@ -133,7 +133,11 @@ def _hashable(value: Any) -> Any:
     """What a spec holds."""
     if type(value) is tuple:
         return tuple(_hashable(each) for each in value)
-    return Constant(np.asarray(value)) if isinstance(value, (np.ndarray, jax.Array)) else value
+    if not isinstance(value, (np.ndarray, jax.Array)):
+        return value
+    if not is_numeric(value):
+        raise ValueError(f"arguments of a block must be hashable or arrays of numbers, got {short(value)}")
+    return Constant(np.asarray(value))
 
 
 @kinds

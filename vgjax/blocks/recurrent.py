@@ -184,6 +184,7 @@ class GRUCell(_Cell):
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        initializers.check_law("bias_init", bias_init, initializers.BIAS_INITS)
         gates = own = bias_init
         if isinstance(bias_init, Array | np.ndarray):  # given: the bias that stands by itself is behind the others
             gates, own = bias_init[:-width], bias_init[-width:]

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from vgjax.checks import ArrayLike, finite_in, is_traced, known
+from vgjax.checks import ArrayLike, finite_in, is_traced, known, short, takes
 from vgjax.floatexp import (
     FARTHEST,
     LN2,
@@ -65,7 +65,12 @@ def _kind(loss: str) -> str:
 
 def checked_loss(loss: Loss | None) -> Loss | None:
     """The loss, if it is one."""
-    return loss if loss is None or callable(loss) else known("loss", loss, LOSSES, ", or a function (output, y)")
+    also = ", or a function (output, y)"
+    if isinstance(loss, str):
+        return known("loss", loss, LOSSES, also)
+    if loss is None or takes(loss, "output", "y"):
+        return loss
+    raise ValueError(f"loss must be one of {', '.join(LOSSES)}{also}, got {short(loss)}")
 
 
 def targets(
@@ -155,7 +160,11 @@ def _check_function(loss: Callable[..., Any], shape: tuple[int, ...], ys: Any, b
     if ys.shape[:1] != (batch,):
         raise ValueError(f"y must have a leading axis of the {batch} examples, got shape {ys.shape}")
     of_one = jax.ShapeDtypeStruct(shape, jnp.float32), jax.eval_shape(jnp.asarray, ys[0])
-    number = jax.eval_shape(loss, *of_one)
+    try:
+        number = jax.eval_shape(loss, *of_one)
+    except TypeError as error:
+        told = str(error).split("\n")[0]
+        raise ValueError(f"loss must take an output of shape {shape} and a y of {ys.shape[1:]}, got {told}") from error
     if getattr(number, "shape", None) != () or not jnp.issubdtype(number.dtype, jnp.floating):
         raise ValueError(f"loss must give one real number for one example, got {number}")
 
