@@ -153,8 +153,10 @@ def conv(
     channels = positive_integer("channels_in", channels_in), positive_integer("channels_out", channels_out)
     options = _affine(activation, kernel_init, bias_init, dtype, names, follows)
     around = _around(channels[0], as_norm(norm), None, None, None, options["dtype"])
-    steps = int(strides) if np.ndim(strides) == 0 else tuple(map(int, np.asarray(strides)))
-    window = {"kernel_size": tuple(kernel_size), "padding": padding} | ({"strides": steps} if steps != 1 else {})
+    steps = np.asarray(strides).tolist()  # of any kind of whole numbers
+    window = {"kernel_size": tuple(kernel_size), "padding": padding} | (
+        {"strides": tuple(steps) if np.ndim(steps) else steps} if steps != 1 else {}
+    )
     return spec(blocks.Conv, *channels, **options, **window, **around)
 
 
