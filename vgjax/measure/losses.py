@@ -133,7 +133,10 @@ def _check(loss: str, ys: Any, batch: int, shape: tuple[int, ...], given: tuple[
     if is_traced(ys):
         return
     numbers = np.asarray(ys, float)
-    if not np.all(np.isfinite(np.asarray(jnp.asarray(numbers)))):
+    # By numpy: inside of a user's jit an operation of JAX would give a tracer.
+    with np.errstate(over="ignore"):
+        finite = np.all(np.isfinite(numbers.astype(jnp.result_type(float))))
+    if not finite:
         raise ValueError("y must be finite, got a NaN or an infinity")
     if kind == "binary_cross_entropy":
         for bad in numbers[(numbers < 0) | (numbers > 1)]:
