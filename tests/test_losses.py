@@ -159,7 +159,7 @@ def test_a_margin_beyond_an_exponent_is_marked() -> None:
     for loss, y in (("cross_entropy", jnp.asarray(0)), ("binary_cross_entropy", jnp.asarray([1.0, 0.0]))):
         delta, lost = losses.cotangent(loss, output, y)
         assert lost
-        assert normalize(delta)[1] < -1.8e8
+        assert normalize(delta)[1] < -9e7
 
 
 @pytest.mark.parametrize(
@@ -235,10 +235,8 @@ def test_a_traced_label_that_is_none_is_nan_and_no_other_label() -> None:
         (THREE, [0.5, 0.4, 0.2], "cross_entropy", "y must hold probabilities that sum to 1 .* got a sum of 1.1"),
         (THREE, [1.5, -0.5, 0.0], "cross_entropy", "y must hold probabilities for cross_entropy, got -0.5"),
         (THREE, [np.nan, 0.5, 0.5], "cross_entropy", "y must be finite, got a NaN or an infinity"),
-        (THREE, [0.0, 1e39, 0.5], None, "y must be finite"),
         (THREE, 1.0, "cross_entropy", r"y must be one integer label, or probabilities of shape \(3,\), an example"),
         (THREE, [0.0, 1.0, 2.0], "binary_cross_entropy", r"y must lie in 0 \.\. 1 .* got 2"),
-        (THREE, ["a", "b", "c"], None, "y must hold real numbers, got <U1"),
         (THREE, 1, "crossentropy", "loss must be one of cross_entropy, .* or a function .* mean 'cross_entropy'"),
         (THREE, 1, lambda f, y: f, r"loss must give one real number for one example, got ShapeDtypeStruct\("),
     ],
@@ -251,3 +249,8 @@ def test_what_is_no_target_is_refused_in_one_sentence(net: Any, y: Any, loss: An
     data = vg.data.Examples(np.ones((1, 4), np.float32), np.asarray(y)[None])
     with pytest.raises(ValueError, match=message):
         vg.train(vg.init(KEY, net), vg.Scales(), data, num_steps=1, batch_size=None, loss=loss)
+
+
+def test_a_target_outside_of_the_dtype_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"y must lie within the range of float32, got 1e\+39"):
+        flow(THREE, [0.0, 1e39, 0.5])

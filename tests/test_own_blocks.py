@@ -218,5 +218,5 @@ def test_a_folder_tells_arrays_apart(tmp_path: Any) -> None:
 
 
 def test_what_is_neither_hashable_nor_an_array_is_refused() -> None:
-    with pytest.raises(ValueError, match="arguments of Graph must be hashable or arrays"):
+    with pytest.raises(ValueError, match=r"arguments .*must be .*hashable"):
         graph([[1.0, 0.0], [0.0, 1.0]])

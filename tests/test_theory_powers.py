@@ -9,7 +9,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 
-from vgjax.theory import critical, expectation, mean_field, moments, propagate
+from vgjax.theory import critical, expectation, mean_field, moments, normalization, propagate
 
 Q = np.array([1e-200, 1e-20, 1e-8, 1e-3, 1.0, 1e4, 1e12])
 
@@ -128,3 +128,16 @@ def test_too_many_pieces_for_correlations_is_one_sentence():
     with pytest.raises(ValueError, match=r"must have fewer pieces for correlations, got \d+ up to") as refused:
         _ = steps.c_star
     assert re.fullmatch(r"[^\n]+", str(refused.value))
+
+
+def test_scales_beyond_floats_are_one_sentence():
+    calls = (
+        lambda w: mean_field("tanh", w, 0.1),
+        lambda w: propagate("tanh", 1.0, w, 5),
+        lambda w: normalization.norm_on_preactivations("tanh", w),
+        lambda w: normalization.rms_norm_on_activations("tanh", w),
+        lambda w: normalization.layer_norm_on_activations("tanh", w),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"sigma_[wb] must be finite and at most 1e75, got 1e\+300"):
+            call(1e300)

@@ -18,7 +18,7 @@ def by_content(kind: Kind) -> Kind:
     Two of it are equal if all that they carry is, shapes, dtypes and NaN included; where Python's own comparison stops
     at the first array. Its repr says arrays by dtype and shape. It cannot be hashed.
     """
-    kind.__eq__ = equal  # type: ignore[assignment]
+    kind.__eq__ = _equal  # type: ignore[assignment]
     kind.__ne__ = _unequal  # type: ignore[assignment]  # a tuple has one of its own
     kind.__hash__ = None  # type: ignore[assignment]
     code = getattr(kind.__repr__, "__code__", None)
@@ -27,8 +27,16 @@ def by_content(kind: Kind) -> Kind:
     return kind
 
 
-def _unequal(one: Any, other: Any) -> bool:
-    return not equal(one, other)
+def _equal(self: Any, other: Any) -> Any:
+    if isinstance(self, tuple) and type(other) is tuple:
+        return equal(tuple(self), other)
+    # What is of another kind may know better how to compare (pytest.approx).
+    return equal(self, other) if type(self) is type(other) else NotImplemented
+
+
+def _unequal(self: Any, other: Any) -> Any:
+    same = _equal(self, other)
+    return same if same is NotImplemented else not same
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -153,6 +153,7 @@ class Concatenated(nnx.Module):
     # One exponent for all: past the float range small parts are lost beside large ones, and with them their slopes.
     degrees: ClassVar[Ends] = (Degrees(None, None), Degrees(None, None))
 
+    @kinds
     def __init__(self, branch: Spec, *, rngs: nnx.Rngs):
         self.branch = branch.build(rngs)
 
@@ -160,6 +161,11 @@ class Concatenated(nnx.Module):
     def scales(self) -> Mapping[str, Scale]:
         """Those of the branch."""
         return protocol.scales_of(self.branch)
+
+    @property
+    def never_zero(self) -> bool | None:
+        """False where a branch has true zeros of its own (a dead ReLU); else to be measured."""
+        return False if protocol.declared(self.branch, "never_zero") is False else None
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Shapes ``(*leading, features)`` -> ``(*leading, features + made)``."""

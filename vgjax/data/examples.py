@@ -56,6 +56,8 @@ class Examples(NamedTuple):
             ValueError: labels that are not whole numbers or not among the classes, or a scale that is not finite.
         """
         finite("scale", scale)
+        if np.ndim(scale):
+            raise ValueError(f"scale must be one number, got shape {np.shape(scale)}")
         if not jnp.issubdtype(self.labels.dtype, jnp.integer):
             raise ValueError(f"labels must be whole numbers to be made one-hot, got {self.labels.dtype}")
         if classes is None:

@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from vgjax.checks import ArrayLike, is_traced, known
+from vgjax.checks import ArrayLike, finite_in, is_traced, known
 from vgjax.floatexp import (
     FARTHEST,
     LN2,
@@ -133,11 +133,7 @@ def _check(loss: str, ys: Any, batch: int, shape: tuple[int, ...], given: tuple[
     if is_traced(ys):
         return
     numbers = np.asarray(ys, float)
-    # By numpy: inside of a user's jit an operation of JAX would give a tracer.
-    with np.errstate(over="ignore"):
-        finite = np.all(np.isfinite(numbers.astype(jnp.result_type(float))))
-    if not finite:
-        raise ValueError("y must be finite, got a NaN or an infinity")
+    finite_in("y", numbers, jax.dtypes.canonicalize_dtype(float))
     if kind == "binary_cross_entropy":
         for bad in numbers[(numbers < 0) | (numbers > 1)]:
             raise ValueError(f"y must lie in 0 .. 1 for {loss} (that of whole numbers for one output), got {bad:g}")

@@ -326,7 +326,12 @@ def _there(
     walked = layers.walk(origin.state, visit, (product, worst, jnp.asarray(depth + 1)), extras=numbers)
     product, worst, infinite = walked.carry
     found = walked.exactness
-    return product, worst, found.first_inexact_layer, jnp.minimum(infinite, found.first_nan_layer.astype(infinite.dtype))
+    return (
+        product,
+        worst,
+        found.first_inexact_layer,
+        jnp.minimum(infinite, found.first_nan_layer.astype(infinite.dtype)),
+    )
 
 
 @jax.jit

@@ -98,6 +98,7 @@ class Network:
         # Those of the blocks first; of two defaults that of the blocks holds.
         return scales_of(*of_blocks) | scales_of(*of_stem, *of_blocks) | of_head
 
+    @kinds
     def completed(self, scales: Mapping[str, Any]) -> dict[str, Any]:
         """Every scale that it declares: as it was given, else as the one that it follows, else at its default."""
         declared = self.scales

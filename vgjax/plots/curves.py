@@ -143,7 +143,8 @@ def spectrum(found: Spectrum, *, title: str | None = None) -> "matplotlib.figure
     figure = Figure(figsize=(5.2, 3.1), layout="constrained")
     ax = figure.subplots()
     shades = mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(found.depths)))
-    for depth, values, rank, colour in zip(found.depths, found.log_singular_values, found.rank, shades, strict=True):
+    for depth, values, colour in zip(found.depths, found.log_singular_values, shades, strict=True):
+        rank = int(np.isfinite(values).sum())
         lost = len(values) - rank
         name = f"{depth} layer{'s' if depth != 1 else ''}" + (f", {lost} of {len(values)} lost" if lost else "")
         ax.plot(np.arange(1, rank + 1), values[:rank], color=colour, label=name)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import ArrayLike, finite, kinds, not_empty, not_negative
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, not_negative, short
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.theory._level_sets import crossed
 from vgjax.theory._moments import moment_table
@@ -100,7 +100,7 @@ def critical(activation: ActivationLike, sigma_b: ArrayLike | None = None, *, q:
     phi = activations.get(activation)
     if q is not None:
         if sigma_b is not None:
-            raise ValueError("critical takes sigma_b or q, got both")
+            raise ValueError(f"critical takes sigma_b or q, got both: {short(sigma_b)} and {short(q)}")
         not_empty("q", np.ravel(q))
         finite("q", q, "positive", lambda q: q > 0)
         variances = np.asarray(q, float)

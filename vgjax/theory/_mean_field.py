@@ -64,7 +64,7 @@ class MeanField:
         activation: phi.
         sigma_w, sigma_b: the scales.
         q_star: the fixed point that forward iteration reaches from q0; 0 or inf where it decays or grows.
-        chi: sigma_w^2 E phi'^2 there (the limit, for 0 and inf); inf where phi jumps.
+        chi: sigma_w^2 E phi'^2 there (the limit, for 0 and inf); inf where phi jumps, 0 below 1e-230.
         q_slope: slope of the q map there; its ratio q_{l+1} / q_l in the limit for 0 and inf.
         status: one of the six of `STATUSES`.
         dropout: share of units that are dropped.
@@ -101,7 +101,11 @@ class MeanField:
     @property
     def c_star(self) -> np.ndarray:
         """The correlation to which two inputs of equal norm are drawn; 1 in the ordered phase, and where q* is 0 or inf
-        and identical inputs stay together."""
+        and identical inputs stay together; 0 where E phi^2 falls or grows faster than any power on the way there.
+
+        Raises:
+            ValueError: an activation of so many pieces that its correlations would take minutes.
+        """
         return self._correlation[0]
 
     @property

@@ -55,7 +55,8 @@ def moments(activation: ActivationLike, q: ArrayLike) -> Moments:
 
     Right to 1e-12 relative from q = 1e-14 to 1e9, or to as far as quadrature resolves phi, if it oscillates. Beyond,
     each goes on as the power of q that it tends to, with its first correction in sqrt(q) or 1 / sqrt(q): to 1e-9 where
-    phi is bounded, or a power, far out; infinite where phi grows exponentially.
+    phi is bounded, or a power, far out; infinite where phi grows exponentially (beyond 1e150). Where phi is constant on
+    both sides of 0, moments fall like exp(-a / q): right to 1e-9 down to 1e-230, and 0 below.
 
     Args:
         activation: a name, an `Activation`, or any elementwise callable.
@@ -66,7 +67,7 @@ def moments(activation: ActivationLike, q: ArrayLike) -> Moments:
 
     Raises:
         ValueError: a negative q or NaN, or an activation that is not elementwise, returns NaN, is complex, or has no
-            second moment.
+            second moment (a pole, growth like a Gaussian's inverse).
 
     Source: the layer's two averages of Poole et al. 2016, "Exponential expressivity in deep neural networks through
     transient chaos", equation 3, and Schoenholz et al. 2017, "Deep information propagation", equation 8.

@@ -11,7 +11,7 @@ from jax import Array
 
 from vgjax import activations
 from vgjax.activations import Activation
-from vgjax.checks import ArrayLike, finite, kinds, not_empty, positive_integer
+from vgjax.checks import ArrayLike, finite, kinds, not_empty, positive_integer, short
 from vgjax.theory._gaussian import ActivationLike, pair
 from vgjax.theory._moments import MomentTable, moment_table, sampled
 from vgjax.theory._pairs import PairTable, least_norm, pair_table
@@ -118,7 +118,7 @@ def _start(inputs: int, c0: ArrayLike | None, one_minus_c0: ArrayLike | None) ->
     if inputs > 2:
         raise ValueError(f"q0 must be a variance or a tuple of two, got a tuple of {inputs}")
     if (c0 is not None) and (one_minus_c0 is not None):
-        raise ValueError("a start is given by c0 or by one_minus_c0, got both")
+        raise ValueError(f"a start is given by c0 or by one_minus_c0, got both: {short(c0)} and {short(one_minus_c0)}")
     if c0 is one_minus_c0 is None:
         if inputs == 2:
             raise ValueError("two inputs need c0, their correlation at the start, got q0 of two alone")

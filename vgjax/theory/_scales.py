@@ -8,7 +8,7 @@ from vgjax.checks import ArrayLike, finite, not_negative
 def checked_scales(**scales: ArrayLike) -> tuple[int, ...]:
     """The shape to which scales broadcast, if they are what they have to be."""
     for name, values in scales.items():
-        not_negative(name, values)
+        (not_negative if name == "p0" else check_scale)(name, values)  # a variance may be any float
         if not np.size(values):
             raise ValueError(f"{name} must not be empty, got shape {np.shape(values)}")
     try:
@@ -18,6 +18,12 @@ def checked_scales(**scales: ArrayLike) -> tuple[int, ...]:
         raise ValueError(
             f"scales must broadcast (sigma_w[:, None] and sigma_b for a map), got shapes {shapes}"
         ) from None
+
+
+def check_scale(name: str, values: ArrayLike) -> None:
+    """Pass standard deviations whose squares, and theirs, are floats."""
+    not_negative(name, values)
+    finite(name, values, "at most 1e75", lambda scale: scale <= 1e75)
 
 
 def check_dropout(dropout: float) -> None:

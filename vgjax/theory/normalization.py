@@ -16,6 +16,7 @@ from vgjax.checks import kinds, not_negative, positive_integer
 from vgjax.theory._gaussian import ActivationLike, line, values
 from vgjax.theory._pieces import pieces
 from vgjax.theory._quadrature import panels
+from vgjax.theory._scales import check_scale
 
 
 @kinds
@@ -176,8 +177,8 @@ def residual_norm_rate(chi: float, skip: float) -> float:
 
 
 def _check_sigmas(sigma_w: float, sigma_b: float) -> None:
-    not_negative("sigma_w", sigma_w)
-    not_negative("sigma_b", sigma_b)
+    check_scale("sigma_w", sigma_w)
+    check_scale("sigma_b", sigma_b)
 
 
 def _ratio_or_none(r: float) -> float | None:

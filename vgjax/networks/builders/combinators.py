@@ -209,6 +209,7 @@ def residual(
     return spec(blocks.Residual, branch, **options)
 
 
+@kinds
 def concatenated(branch: Spec) -> Spec:
     """A skip connection that keeps the state beside what is made of it, ``[h, F(h)]`` along the last axis.
 
