@@ -238,9 +238,9 @@ class Judge:
         found, compared = [], 0
         for what, ours in numbers(call, self.case, result).items():
             tolerance = (LOOSER if what == "ln(1 - c)" else TOLERANCE)[self.case.dtype]
-            false, known = self.compare(ours, tolerance)
             if ours.absent or ours.truth(*self.pairs[0]) is None:
                 continue
+            false, known = self.compare(ours, tolerance)
             found += [f"{call}, {what}{wrong}" for wrong in false]
             compared += known
         return found, compared
