@@ -183,4 +183,4 @@ def network(twin: Twin, ordinary: Any, x: Any, wobble: float = 0.0, seed: int = 
     for l in range(spec.depth):
         tree = stage if spec.tied else jax.tree.map(lambda a, l=l: a[l], stage)
         blocks.append(layer(twin.block, tree, exact(x[l]) if twin.driven else None))
-    return Exact(layer(twin.stem, ordinary.stem), blocks, layer(twin.head, ordinary.head), x)
+    return Exact(layer(twin.stem, ordinary.stem), blocks, layer(twin.head, ordinary.head), x, wobble=wobble, seed=seed)

@@ -24,7 +24,8 @@ STEP = mpf(10) ** -40
 
 def exact(a: Any, wobble: float = 0.0, rng: np.random.Generator | None = None) -> np.ndarray:
     """Floats as mpf; each moved by up to that share of itself: what a rounding of that size can do."""
-    moved = np.vectorize(lambda entry: mpf(float(entry)), otypes=[object])(np.asarray(a))
+    a = np.asarray(a)
+    moved = a if a.dtype == object else np.vectorize(lambda entry: mpf(float(entry)), otypes=[object])(a)
     with mpmath.workdps(DIGITS):
         return moved * (1 + wobble * exact(rng.uniform(-1, 1, moved.shape))) if rng else moved
 
@@ -113,7 +114,10 @@ class Exact:
         output: None if the last of them does not.
     """
 
-    def __init__(self, stem: Any, blocks: Sequence[Any], head: Any, x: Any):
+    def __init__(self, stem: Any, blocks: Sequence[Any], head: Any, x: Any, *, wobble: float = 0.0, seed: int = 0):
+        """``wobble`` moves the entries of every state by up to that share of themselves: tokens that have become alike,
+        say, differ by their rounding."""
+        rng = np.random.default_rng(seed)
         self.stem, self.blocks, self.head, self.depth = stem, list(blocks), head, len(blocks)
         with mpmath.workdps(DIGITS):
             self.x = exact(x).ravel()
@@ -123,7 +127,7 @@ class Exact:
             try:
                 for block in self.blocks:
                     after, jacobian = block.step(self.states[-1]), block.jacobian(self.states[-1])
-                    self.states.append(after)
+                    self.states.append(exact(after, wobble, rng) if wobble else after)
                     self.jacobians.append(jacobian)
                 self.output = head.step(self.states[-1]) if head else self.states[-1]
             except OverflowError:
@@ -232,7 +236,7 @@ def mlp(weights: Weights, phi: Phi, x: Any, *, wobble: float = 0.0, seed: int = 
     identity = Phi("linear", lambda h: h, lambda h: mpf(1), (True, True))
     stem, *layers = [[exact(a, wobble, rng) for a in pair] for pair in weights]
     *blocks, head = [Dense(phi, *pair) for pair in layers]
-    return Exact(Dense(identity, *stem), blocks, head, x)
+    return Exact(Dense(identity, *stem), blocks, head, x, wobble=wobble, seed=seed)
 
 
 def _delta(output: np.ndarray, y: Any, loss: str) -> np.ndarray:

@@ -183,7 +183,9 @@ def cell(judge: Judge, column: str) -> tuple[str, list[str]]:
     if false:
         return "false", false
     wrong = [why for why in map(judge.needless, results) if why]
-    if wrong or any(np.any(np.isnan(ours.values) & ~np.isnan(ours.truth(*judge.pairs[0]))) for ours in kinds):
+    # Where there is no truth (a state beyond everything) NaN is a mark as well; but c of a zero state is none.
+    ignored = [np.isnan(ours.truth(*judge.pairs[0])) if column == "correlation" else False for ours in kinds]
+    if wrong or any(np.any(np.isnan(ours.values) & ~np.asarray(i)) for ours, i in zip(kinds, ignored, strict=True)):
         return "marked", wrong
     return "exact", [] if compared else ["nothing compared"]
 
