@@ -411,3 +411,17 @@ def test_jacobians_formed_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch
     chunked = vg.log_singular_values(PARAMETERS, SCALES, X, [4, 5], dtype="float64")  # compiled nowhere else
     assert set(taken) == {1}
     np.testing.assert_allclose(chunked.log_singular_values, at_every_depth().log_singular_values[4:], atol=1e-9)
+
+
+@pytest.mark.parametrize("build", [vg.rnn, vg.lstm, vg.gru])
+def test_a_recurrence_has_the_same_spectrum_by_every_call(build: Any) -> None:
+    """Its input is read layer by layer: a section of it has steps, and no state, to enter with."""
+    net = build(width=4, depth=6, inputs=3)
+    parameters, x = vg.init(jax.random.key(0), net), jax.random.normal(jax.random.key(1), (6, 3))
+    whole = vg.log_singular_values(parameters, vg.Scales(), x, [3, 6])
+    top = vg.log_singular_values(parameters, vg.Scales(), x, [3, 6], top=2)
+    np.testing.assert_allclose(top.log_singular_values, whole.log_singular_values[:, :2], atol=1e-3)
+    logs = vg.log_determinant(parameters, vg.Scales(), x)
+    np.testing.assert_allclose(logs[[3, 6]], whole.log_determinant, atol=1e-3)
+    stretch = vg.lyapunov_exponents(parameters, vg.Scales(), x, discard=0).log_stretch
+    np.testing.assert_allclose(stretch.sum(), whole.log_determinant[-1], atol=1e-3)

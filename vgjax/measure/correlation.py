@@ -15,7 +15,7 @@ from vgjax.checks import ArrayLike, kinds, nan_is_data
 from vgjax.floatexp import FloatExp, add, from_float, is_zero, normalize, with_zero_exponent
 from vgjax.initializers import Scales
 from vgjax.measure.flow import states
-from vgjax.networks.exactness import exactness, marked_forward
+from vgjax.networks.exactness import Doubts, doubts, exactness, marked_forward
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined
 from vgjax.networks.parameters import Parameters, as_dtype
@@ -82,15 +82,19 @@ def correlate(
         second = _behind(layers.stem, layers.stem, normalize(state)[0], second)
         state = layers.first_state(x1)
 
-    def visit(layer: Layer, state: FloatExp, second: _Second, x: Array | None) -> tuple[_Second, _Reading]:
+    def visit(
+        layer: Layer, state: FloatExp, second: _Second, x: Array | None
+    ) -> tuple[_Second, tuple[_Reading, Doubts]]:
         other = layer if layer.input is None else replace(layer, input=x)
-        return _behind(layer, other, state, second), _read(state, second)
+        about = _read(state, second), doubts(other, *normalize(second.state))
+        return _behind(layer, other, state, second), about
 
     extras = by_stage(network, x2) if network.driven else None
     walked = layers.walk(state, visit, second, extras=extras)
     last = jax.tree.map(lambda a: a[None], _read(walked.last, walked.carry))
-    read = joined([*walked.reports, last])
-    other = exactness(network, read.log_norm, walked.exactness.underflows)
+    readings, in_doubt = zip(*walked.reports, strict=True)
+    read = joined([*readings, last])
+    other = exactness(read.log_norm, joined(in_doubt))
     second_walk = walked._replace(log_norms=marked_forward(other, read.log_norm), exactness=other)
     of_both, *first = zip(*(describe_states(network, each) for each in (walked, second_walk)), strict=True)
     squares = jnp.stack(of_both)
@@ -133,7 +137,7 @@ def _behind(layer: Layer, other: Layer, state: FloatExp, second: _Second) -> _Se
     near = normalize(apart)[1] - normalize(state)[1] < (1 / 3 if _smooth(layer.spec) else 1 / 2) * np.log(eps)
     # What one layer shrinks below the rounding of the states is in neither, unless it is nothing.
     swallowed = normalize(direct.apart)[1] < normalize(after)[1] + np.log(8 * eps)
-    swallowed &= ~is_zero(tangent.value)
+    swallowed &= ~is_zero(tangent.value) | layer.underflows(state)
     value = jnp.where(swallowed, jnp.nan, direct.apart.value)
     direct = direct._replace(apart=direct.apart._replace(value=value))
     # A state of its own would forget a difference below its rounding: it follows the tangent as long as that holds.

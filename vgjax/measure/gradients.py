@@ -217,7 +217,8 @@ def _marked(flow: GradientFlow, found: Exactness, exact: Array) -> GradientFlow:
     log_gradient = marked_backward(found, jnp.where(exact[:, None], flow.log_gradient, jnp.nan), depth)
     entered, no_gradient = log_gradient[:, 1:], jnp.isnan(log_gradient)
     lost = jnp.any(jnp.isnan(entered), axis=0)
-    vanished = jnp.any(found.underflows & ~jnp.isneginf(entered), axis=0)
+    # Where the cotangent underflows, so may phi; where it does not, a dead unit's gradient is a true zero.
+    vanished = jnp.any(no_gradient[:, :-1] & ~jnp.isneginf(entered), axis=0)
 
     def of_parameter(path: str, log: Array) -> Array:
         if log.ndim == 0:

@@ -8,13 +8,11 @@ an infinity of its own. All are found in the logarithms when the pass is over, s
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from vgjax.floatexp import FARTHEST, LN2, Ends, window_exponent
-from vgjax.networks.layer import degrees
-from vgjax.networks.network import Network, state_shapes
+from vgjax.floatexp import FARTHEST, LN2, Ends, FloatExp, window_exponent
+from vgjax.networks.layer import Layer
 
 
 class Exactness(NamedTuple):
@@ -37,24 +35,42 @@ class Exactness(NamedTuple):
         return jnp.minimum(self.first_inexact_layer, self.first_nan_layer)
 
 
-def exactness(network: Network, log_norms: Float[Array, " layers"], underflows: Bool[Array, " depth"]) -> Exactness:
-    """Read off ln of the norms of the states s_0 ... s_L."""
-    depth, before, behind = network.depth, log_norms[:-1], log_norms[1:]
-    left = _left(before, *_known_ends(network, log_norms.dtype))
-    lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & underflows
-    inexact = jnp.minimum(1 + _first(left | lost, depth), _first(_ended(log_norms), depth + 1))
+class Doubts(NamedTuple):
+    """What a layer cannot be trusted with at a state.
+
+    Attributes:
+        left: anything: the state has left the float range at an end where the layer grows like no power.
+        underflows: its zeros, which are underflows.
+    """
+
+    left: Bool[Array, "*layers"]
+    underflows: Bool[Array, "*layers"]
+
+
+def doubts(layer: Layer, state: FloatExp, log_norm: Float[Array, ""]) -> Doubts:
+    """Of one layer at a normalized state and ln of its norm."""
+    return Doubts(~exact_at(layer.degrees(state), log_norm), layer.underflows(state))
+
+
+def exactness(log_norms: Float[Array, " layers"], at: Doubts) -> Exactness:
+    """Read off ln of the norms of the states s_0 ... s_L, and the doubts at all but the last."""
+    depth, before, behind = len(log_norms) - 1, log_norms[:-1], log_norms[1:]
+    lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & at.underflows
+    inexact = jnp.minimum(1 + _first(at.left | lost, depth), _first(_ended(log_norms), depth + 1))
     no_number = _first(jnp.isnan(log_norms), depth + 1)
     # What the one leaves behind says nothing of the other.
     return Exactness(
         jnp.where(inexact <= no_number, inexact, depth + 1),
         jnp.where(no_number < inexact, no_number, depth + 1),
-        underflows,
+        at.underflows,
     )
 
 
-def exact_at(ends: Ends, log_norm: Array) -> Array:
+def exact_at(ends: Ends, log_norms: Array) -> Array:
     """Whether a map of those degrees is exact at states of such norms."""
-    return ~_left(log_norm, *(end.known for end in ends))
+    far = window_exponent(log_norms.dtype) * LN2
+    below, above = ((log_norms < -far) & (not ends[0].known), (log_norms > far) & (not ends[1].known))
+    return ~(jnp.isfinite(log_norms) & (below | above))
 
 
 def marked_forward(found: Exactness, log_norms: Float[Array, "*rows layers"]) -> Float[Array, "*rows layers"]:
@@ -90,24 +106,6 @@ def _marked(log_norms: Array, underflows: Array) -> Array:
 def _ended(log_norms: Array) -> Array:
     """Where the exponents have ended; a zero has none."""
     return (jnp.abs(log_norms) >= FARTHEST * LN2) & ~jnp.isneginf(log_norms)
-
-
-def _left(log_norms: Array, below: np.ndarray | bool, above: np.ndarray | bool) -> Array:
-    """Which states have left the float range at an end where what follows is not known."""
-    far = window_exponent(log_norms.dtype) * LN2
-    return jnp.isfinite(log_norms) & (
-        ((log_norms < -far) & ~np.asarray(below)) | ((log_norms > far) & ~np.asarray(above))
-    )
-
-
-def _known_ends(network: Network, dtype: jnp.dtype) -> np.ndarray:
-    """Whether the degrees of each layer are known (below, above) the float range, shape ``(2, depth)``."""
-    read = network.input_shape[1:]
-    ends = [
-        degrees(stage.spec, shape, dtype, read if stage.driven else None)
-        for stage, shape in zip(network.stages, state_shapes(network), strict=False)
-    ]
-    return np.repeat([[end.known for end in pair] for pair in ends], [s.depth for s in network.stages], axis=0).T
 
 
 def _first(layers: Bool[Array, " n"], none: int) -> Int[Array, ""]:

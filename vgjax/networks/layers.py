@@ -19,7 +19,7 @@ from jax import Array, lax
 from vgjax.checks import ArrayLike, kinds
 from vgjax.floatexp import FloatExp, from_float, normalize
 from vgjax.initializers import Scales
-from vgjax.networks.exactness import Exactness, exactness, marked_forward
+from vgjax.networks.exactness import Exactness, doubts, exactness, marked_forward
 from vgjax.networks.layer import Layer, Tree, draw, unit_scales
 from vgjax.networks.network import OF_HEAD, Network, Stage, check_input, check_scales, state_shapes, state_sizes
 from vgjax.networks.parameters import Parameters, Stream, as_dtype
@@ -126,19 +126,22 @@ class Layers:
         def step(layer: Layer, now: tuple[FloatExp, Any], extra: Any) -> tuple[tuple[FloatExp, Any], Any]:
             state, log_norm = normalize(now[0])
             carry, report = visit(layer, state, now[1], extra) if visit else (None, state)
-            return (layer.step(state), carry), (report, log_norm, layer.underflows(state))
+            return (layer.step(state), carry), (report, log_norm, doubts(layer, state, log_norm))
 
         (last, carry), outs = self.scan((state, carry), step, extras=extras)
         last, log_last = normalize(last)
         reports, *series = zip(*outs, strict=True)
-        log_norms, underflows = map(joined, series)
+        log_norms, in_doubt = map(joined, series)
         log_norms = jnp.concatenate([log_norms, log_last[None]])
-        found = exactness(self.network, log_norms, underflows)
+        found = exactness(log_norms, in_doubt)
         return Walk(carry, list(reports), last, marked_forward(found, log_norms), found)
 
     def section(self, start: int, stop: int) -> "Layers":
         """Layers ``start`` to ``stop`` as those of a network of their own, without stem and head."""
-        network, shapes = self.network, state_shapes(self.network)
+        network = self.network
+        # What enters a driven network is its input, and no state: a section of a section has no shape to begin with.
+        steps = [(stop - start, *network.input_shape[1:])] * (len(network.stages) + 1)
+        shapes = steps if network.driven else state_shapes(network)
         stages: list[Stage] = []
         trees: list[Any] = []
         shape, first = shapes[-1], 0
