@@ -363,7 +363,7 @@ def test_bad_pairs_are_refused_in_one_sentence() -> None:
         match=r"^scale must be one of sigma_w, sigma_b, sigma_in, sigma_out, got 'sigma_v'; did you mean 'sigma_\w'\?$",
     ):
         vg.states(parameters, vg.Scales(sigma_v=1.0), X1)
-    with pytest.raises(ValueError, match=r"^parameters must be those of vgjax.init, got Network$"):
+    with pytest.raises(ValueError, match=r"^parameters must be Parameters \(of vgjax.init\), got Network$"):
         vg.correlation(net, vg.Scales(), X1, X1)
     with pytest.raises(
         ValueError, match=r"^states must be at least two tokens, shape \(tokens, width\), got shape \(6,\)$"

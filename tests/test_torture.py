@@ -47,9 +47,10 @@ POINTS = [
 def parameters(name: str, dtype: str) -> Any:
     """Of one network; the same numbers in both dtypes."""
     options: Any = {"width": WIDTH, "depth": DEPTH, "activation": ACTIVATIONS[name].library}
-    network, wanted = (vg.mlp(**options, inputs=INPUTS, outputs=OUTPUTS, dtype=d) for d in ("float32", dtype))
+    network = vg.mlp(**options, inputs=INPUTS, outputs=OUTPUTS)
     drawn = oracles.drawn(network, (INPUTS, *[WIDTH] * (DEPTH + 1), OUTPUTS))
     with jax.enable_x64(dtype == "float64"):
+        wanted = vg.mlp(**options, inputs=INPUTS, outputs=OUTPUTS, dtype=dtype)
         leaves = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), (drawn.stem, drawn.stages, drawn.head))
         return vg.networks.Parameters(*leaves, wanted)
 
