@@ -244,5 +244,5 @@ if __name__ == "__main__":
         TABLE.write_text(REGION.sub(lambda _: table(), TABLE.read_text()))
     else:
         for kind in KINDS:
-            for end in ENDS:
-                print(kind, end, row(kind, end))
+            for end, cells in rows(kind).items():
+                print(kind, end, cells)
