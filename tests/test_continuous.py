@@ -267,7 +267,7 @@ def test_batches_that_are_states_count_by_example():
     kernels = [RNG.normal(size=shape) for shape in ((3, 4), (4, 4), (4, 2))]
     xs, ys = RNG.normal(size=(8, 3)), RNG.normal(size=(8, 2))
     examples = problem.as_examples("data", vg.data.Examples(xs, ys))
-    loss, per_state = problem.checked_objective("data", network, examples)
+    loss, per_state = problem.checked_objective("data", network, examples, None)
     assert (loss, per_state) == ("squared_error", 4)
     expected = np.mean(np.sum((xs @ product(kernels) - ys) ** 2, axis=1)) / 2
     mean_loss = jax.jit(problem.mean_loss, static_argnums=(0, 1))
@@ -276,7 +276,7 @@ def test_batches_that_are_states_count_by_example():
     )
     assert float(value) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"data must hold at least the 4 examples of a state, got 3"):
-        problem.checked_objective("data", network, vg.data.Examples(xs[:3], ys[:3]))
+        problem.checked_objective("data", network, vg.data.Examples(xs[:3], ys[:3]), None)
 
 
 def test_what_cannot_be_trained_is_refused_in_one_sentence():

@@ -111,6 +111,9 @@ def apply(activation: Activation, number: FloatExp) -> FloatExp:
 
 @functools.cache
 def _differentiable(activation: Activation) -> Elementwise:
+    if activation.slope is None and registered(activation):
+        return activation.phi
+
     def slope(h: Array) -> Array:
         return jax.jvp(activation.phi, (h,), (jnp.ones_like(h),))[1]
 
@@ -118,12 +121,16 @@ def _differentiable(activation: Activation) -> Elementwise:
     def phi(h: Array) -> Array:
         return activation.phi(h)
 
-    # By its slope also where a formula is differentiated automatically: reverse mode adds up the same terms times a
-    # cotangent, and what cancels for 1 need not cancel for that (h tanh h at -1e6 in float32: -.75 for -.7).
+    # By its slope also where a user's formula is differentiated automatically: reverse mode adds up the same terms times
+    # a cotangent, and what cancels for 1 need not cancel for that (h tanh h at -1e6 in float32: -.75 for -.7).
     @phi.defjvp
     def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
         (h,), (t,) = primals, tangents
-        return phi(h), (activation.slope or slope)(h) * t
+        if activation.slope is not None:
+            return phi(h), activation.slope(h) * t
+        # A dead unit passes nothing on, not even an infinity.
+        steep = slope(h)
+        return phi(h), jnp.where(steep == 0, 0, steep * t)
 
     return phi
 

@@ -9,6 +9,7 @@ import difflib
 import functools
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ def sweep(
     seeds: int = 8,
     scales: Scales | None = None,
     leading: str | None = None,
-    folder: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
     memory: int = MEMORY,
     workers: int | None = None,
     progress: bool | None = None,
@@ -201,7 +202,7 @@ class Job:
 
 
 def _check_size(
-    cases: Mapping[str, Case], grids: list[Grid], measure: Measurement, seeds: int, folder: str | None
+    cases: Mapping[str, Case], grids: list[Grid], measure: Measurement, seeds: int, folder: str | os.PathLike[str] | None
 ) -> None:
     """Refuse a result that no machine holds, before anything of its length is made."""
     numbers = 0

@@ -179,7 +179,7 @@ def _target(loss: Loss, output: Array, y: Array) -> Array:
             classes = output.shape[-1]
             # A label that was traced could not be looked at: where it is none, NaN, and no row of zeros.
             valid = ((y >= 0) & (y < classes))[..., None]
-            return jnp.where(valid, jax.nn.one_hot(y, classes, dtype=output.dtype), jnp.nan)
+            return jnp.where(valid, jax.nn.one_hot(y.astype(jnp.int32), classes, dtype=output.dtype), jnp.nan)
         y = y.reshape(output.shape).astype(output.dtype)
     return y.astype(output.dtype) if jnp.issubdtype(y.dtype, jnp.floating) else y
 

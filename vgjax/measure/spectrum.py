@@ -52,7 +52,7 @@ class Spectrum:
 
     @property
     def rank(self) -> np.ndarray:
-        """How many directions are not lost, shape ``(depths,)``."""
+        """How many directions are known not to be lost, shape ``(depths,)``; 0 where none are known."""
         return spectral_statistics(self.log_singular_values)["rank"]
 
     @property
@@ -85,7 +85,7 @@ def spectral_statistics(log_singular_values: np.ndarray) -> dict[str, np.ndarray
         participation = np.exp(4 * log_frobenius - np.logaddexp.reduce(4 * values, axis=-1))
     lowest = values[..., -1]
     return {
-        "rank": np.where(np.isnan(values[..., 0]), np.nan, np.isfinite(values).sum(axis=-1)),
+        "rank": np.isfinite(values).sum(axis=-1),
         "log_frobenius": log_frobenius,
         "log_condition": np.where(np.isneginf(lowest), np.inf, values[..., 0] - np.nan_to_num(lowest)),
         "log_determinant": values.sum(axis=-1),
