@@ -323,7 +323,7 @@ def test_readings_of_known_values() -> None:
     ("call", "message"),
     [
         ({"depths": [6]}, "^depths must be whole numbers from 0 to 5, got 6$"),
-        ({"depths": [1.5]}, "^depths must be whole numbers from 0 to 5, got 1.5$"),
+        ({"depths": [1.5]}, r"^depths must be a list of whole numbers, got \[1.5\]$"),
         ({"depths": [2], "from_layer": 3}, "^depths must be whole numbers from 3 to 5, got 2$"),
         ({"depths": []}, r"^depths must hold at least one depth, and none twice, got \[\]$"),
         ({"depths": [2, 2]}, r"^depths must hold at least one depth, and none twice, got \[2, 2\]$"),

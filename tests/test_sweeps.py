@@ -357,7 +357,7 @@ NETWORK = r"^network must be a network, or several of them, got "
         ({"seeds": 0}, "^seeds must be at least 1, got 0$"),
         ({"memory": 0}, "^memory must be at least 1, got 0$"),
         ({"workers": 0}, "^workers must be at least 1, got 0$"),
-        ({"key": 0}, "^key must be a jax.random.key, got 0$"),
+        ({"key": 0}, r"^key must be a key \(of jax.random.key\), got 0$"),
         ({"x": np.ones(4)}, r"^x must have shape \(3,\) .*, got \(4,\)$"),
         ({"x": np.full(3, np.nan)}, "^x must be finite, got a NaN or an infinity$"),
         (
@@ -371,11 +371,11 @@ NETWORK = r"^network must be a network, or several of them, got "
             r"^measure must be .* vgjax.gains\(\), got 'spectrum'; did you mean vgjax.spectra\(\)\?$",
         ),
         ({"measure": 3}, r"^measure must be a measurement such as vgjax.gains\(\), got 3$"),
-        ({"measure": vg.gains}, r"^measure must be a measurement such as vgjax.gains\(\), got <function gains"),
+        ({"measure": vg.gains}, r"^measure must be a measurement such as vgjax.gains\(\), got the function gains"),
         ({"network": "mlp"}, f"{NETWORK}'mlp'$"),
         ({"network": 5}, f"{NETWORK}5$"),
         ({"network": []}, "^network must be at least one, got none$"),
-        ({"network": {"a": 3}}, f"{NETWORK}3$"),
+        ({"network": {"a": 3}}, f"{NETWORK}[{{]'a': 3[}}]$"),
         ({"network": {"": vg.mlp(width=2, depth=2, inputs=3)}}, "^networks must be named by texts that are not empty"),
     ],
 )

@@ -386,7 +386,7 @@ def test_bad_input() -> None:
         spectral_density("tanh", 1.0, 2, points=3)
     with pytest.raises(ValueError, match="kind must be one of bernoulli, smooth, got 'smoth'; did you mean 'smooth'"):
         universal_density("smoth", 1.0)
-    with pytest.raises(ValueError, match="variance must be finite and positive, got 0"):
+    with pytest.raises(ValueError, match="variance must be finite and from 1e-12 to 1e15, got 0"):
         universal_density("smooth", 0.0)
     with pytest.raises(ValueError, match="variance must be finite and positive, got -1"):
         q_for_variance("tanh", 10, -1.0)

@@ -266,7 +266,9 @@ def test_the_last_parameters_are_those_of_an_ordinary_loop(both: Both) -> None:
 
 def test_the_last_parameters_make_an_ordinary_network(both: Both) -> None:
     """With the scales that are left, as any parameters do; whole only where all scales are inside them."""
-    assert {name: np.unique(s).tolist() for name, s in both.training.scales.items()} == {"sigma_b": [1], "sigma_w": [1]}
+    assert {name: np.unique(s).tolist() for name, s in both.training.scales.items()} == dict.fromkeys(
+        ("sigma_b", "sigma_in", "sigma_out", "sigma_w"), [1]
+    )
     assert both.training.parameters.network == both.case.network
     assert {leaf.dtype.name for leaf in jax.tree.leaves(both.training.parameters)} == {both.case.dtype}
 
@@ -775,7 +777,7 @@ BAD = [
     ({"test": vg.data.Examples(HELD_OUT.inputs[:, :3], HELD_OUT.labels)}, "test must hold inputs of shape"),
     ({"test": HELD_OUT_NUMBERS}, "test must have labels of the kind of the data's, for cross_entropy, got float32"),
     ({"parameters": vg.init(KEY, TANH, stream=True)}, "parameters must be stored to be trained"),
-    ({"parameters": TANH}, "parameters must be those of vgjax.init, got Network"),
+    ({"parameters": TANH}, r"parameters must be Parameters \(of vgjax.init\), got Network"),
 ]
 
 

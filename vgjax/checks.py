@@ -236,8 +236,8 @@ def _words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         words = [*dict.fromkeys(_words(each) for each in arguments if each is not type(None))]
         return f"{', '.join(words[:-1])} or {words[-1]}" if words[1:] else words[0]
-    if origin is Annotated:
-        return _words(arguments[0])
+    if origin is Annotated:  # a kind may bring its own words
+        return next((each for each in arguments[1:] if isinstance(each, str)), None) or _words(arguments[0])
     if hasattr(hint, "dim_str"):
         of = "truth values" if hint.dtype is jaxtyping.Bool else "numbers"
         return f"an array of {of} of shape ({', '.join(hint.dim_str.split())})"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,9 @@ class Case:
         return measure
 
 
-Networks = Network | Case | Sequence[Network | Case] | Mapping[str, Network | Case]
+Networks = Annotated[
+    Network | Case | Sequence[Network | Case] | Mapping[str, Network | Case], "a network, or several of them"
+]
 
 
 def cases_of(network: Networks) -> dict[str, Case]:
