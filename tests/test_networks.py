@@ -302,7 +302,7 @@ class Shrinking(nnx.Module):
 def test_blocks_that_do_not_stack_are_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"Shrinking must keep the shape of its state, got \(3,\) from \(4,\)"):
         vg.stack(Shrinking, depth=2, input_shape=4)
-    with pytest.raises(ValueError, match="arguments must be hashable"):
+    with pytest.raises(ValueError, match="arguments must be a list of hashable"):
         vg.stack(Shrinking, [1, 2], depth=2, input_shape=4)
     with pytest.raises(ValueError, match="depth must be at least 1"):
         vg.stack(Shrinking, depth=0, input_shape=4)

@@ -266,9 +266,9 @@ def test_the_last_parameters_are_those_of_an_ordinary_loop(both: Both) -> None:
 
 def test_the_last_parameters_make_an_ordinary_network(both: Both) -> None:
     """With the scales that are left, as any parameters do; whole only where all scales are inside them."""
-    assert {name: np.unique(s).tolist() for name, s in both.training.scales.items()} == dict.fromkeys(
-        ("sigma_b", "sigma_in", "sigma_out", "sigma_w"), [1]
-    )
+    assert {name: np.unique(s).tolist() for name, s in both.training.scales.items()} == {
+        name: [1] for name in ("sigma_b", "sigma_in", "sigma_out", "sigma_w")
+    }
     assert both.training.parameters.network == both.case.network
     assert {leaf.dtype.name for leaf in jax.tree.leaves(both.training.parameters)} == {both.case.dtype}
 

@@ -121,8 +121,8 @@ def _differentiable(activation: Activation) -> Elementwise:
     def phi(h: Array) -> Array:
         return activation.phi(h)
 
-    # By its slope also where a user's formula is differentiated automatically: reverse mode adds up the same terms times
-    # a cotangent, and what cancels for 1 need not cancel for that (h tanh h at -1e6 in float32: -.75 for -.7).
+    # By its slope also where a user's formula is differentiated automatically: reverse mode adds up the same terms
+    # times a cotangent, and what cancels for 1 need not cancel for that (h tanh h at -1e6 in float32: -.75 for -.7).
     @phi.defjvp
     def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
         (h,), (t,) = primals, tangents

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -48,13 +48,17 @@ MEASUREMENTS = (
 """Names that a text in place of a measurement may have meant, those of later wings too."""
 
 
+# A string is told which one it means.
+_Measure = Annotated[Measurement | str, "a measurement such as vgjax.gains()"]
+
+
 @kinds
 @nan_is_data
 def sweep(
     network: Networks,
     *inputs: ArrayLike,
     key: RandomKey,
-    measure: Measurement | str | None = None,  # a string is told which one it means
+    measure: _Measure | None = None,
     seeds: int = 8,
     scales: Scales | None = None,
     leading: str | None = None,
