@@ -168,6 +168,12 @@ def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
         for path, log in {"states": flow.log_gradient, **flow.log_parameter_gradient}.items():
             truth = lambda e, _, path=path, loss=loss, y=target: e.gradients(y, loss).get(path, np.nan)  # noqa: E731
             found[f"{loss} of {path}"] = ours(flow, log, truth, depth, flow.saturated)
+            if path.endswith("bias"):  # a bias before a batch norm: zero by symmetry, which reads as rounding
+                found[f"{loss} of {path}"] = found[f"{loss} of {path}"]._replace(
+                    excused=lambda e, f, truth=truth, y=target, loss=loss: (
+                        truth(e, f) < np.min(e.gradients(y, loss).get("states", np.nan)) - 100
+                    )
+                )
         found["states"] = states(flow)
         if not np.all(np.isnan(flow.mean_square_slope)):
             with np.errstate(divide="ignore"):

@@ -145,7 +145,8 @@ def train(case: Case) -> Found:
     config = vg.training.SnapshotConfig(steps=(0,))
     data = vg.data.Examples(inputs, labels)
     done = vg.train(case.parameters, case.scaled(), data, "sgd", 1, batch_size=len(inputs), snapshots=config)
-    values = done.snapshots.log_gradient[0]
+    # A root mean square over the examples, of which such a state holds several.
+    values = done.snapshots.log_gradient[0] + np.log(len(inputs)) / 2
     return _found(case, done.snapshots, values, functools.partial(_gradient, y), case.depth)
 
 

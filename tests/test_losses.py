@@ -95,6 +95,7 @@ def test_the_cotangent_is_that_of_plain_jax(network: str, loss: str, kind: str, 
         np.testing.assert_allclose(a.log_gradient - b.log_gradient, np.log(terms), rtol=0, atol=TOLERANCE[dtype])
 
 
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types")  # Flax's running statistics in float16
 @pytest.mark.parametrize("network", ["every step", "a batch is a state"])
 def test_every_layer_has_the_gradient_of_a_function_as_of_a_name(network: str) -> None:
     """A function sees the whole output of one example, all its steps or rows."""
@@ -198,7 +199,7 @@ def flow(net: vg.Network, y: Any, **options: Any) -> vg.measure.GradientFlow:
 ONE, THREE = NETWORKS["one output"]("float32"), NETWORKS["three outputs"]("float32")
 
 
-@pytest.mark.parametrize("y", [0, 1, True, np.int64(1), np.uint8(0), np.bool_(True), [1], jnp.asarray(0)])
+@pytest.mark.parametrize("y", [0, 1, np.int64(1), np.uint8(0), np.array([True]), [1], jnp.asarray(0)])
 def test_one_output_and_a_whole_number_is_binary_cross_entropy(y: Any) -> None:
     """And no softmax over one class, whose loss is 0 and whose gradient is exactly 0."""
     found = flow(ONE, y)

@@ -406,21 +406,30 @@ def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -
     one = replace(layer, input=None if layer.input is None else layer.input[0])
     kinds = one.measured(jax.tree.map(lambda a: a[0], states)).parameters
 
-    def gradient(below: Fraction | None, above: Fraction | None) -> tuple[dict[str, Array], Array]:
-        step = common_denominator(below, above)
-        h, beyond = (jax.vmap(functools.partial(f, step=step))(states) for f in (to_float_clipped, exponent_past_range))
-        exponent = cotangents.exponent + jnp.where(beyond < 0, times_degree(beyond, below), times_degree(beyond, above))
+    def pulled(h: Array, weights: Array, exponent: Array) -> dict[str, FloatExp]:
+        """sum_b weights_b 2^exponent_b D_b^T v_b."""
         common = jnp.max(exponent)
-        weights = jax.vmap(lambda e: power_of_two(e - common, h.dtype))(exponent)
-        unknown = ((beyond < 0) & (below is None)) | ((beyond > 0) & (above is None))
-        weights = jnp.where(unknown, jnp.nan, weights)
+        weights = weights * jax.vmap(lambda e: power_of_two(e - common, h.dtype))(exponent)
         v = cotangents.value * weights.reshape(-1, *(1,) * (cotangents.value.ndim - 1))
         at = lambda p: _over(layer.with_parameters(p), Layer.__call__, h)  # noqa: E731
-        return jax.vjp(at, layer.trainable())[1](v)[0], common
+        return {path: FloatExp(g, common) for path, g in jax.vjp(at, layer.trainable())[1](v)[0].items()}
+
+    def gradient(below: Fraction | None, above: Fraction | None, behind_offset: bool) -> dict[str, FloatExp]:
+        step = common_denominator(below, above)
+        h, beyond = (jax.vmap(functools.partial(f, step=step))(states) for f in (to_float_clipped, exponent_past_range))
+        growth = jnp.where(beyond < 0, times_degree(beyond, below), times_degree(beyond, above))
+        unknown = ((beyond < 0) & (below is None)) | ((beyond > 0) & (above is None))
+        found = pulled(h, jnp.where(unknown, jnp.nan, jnp.ones((), h.dtype)), cotangents.exponent + growth)
+        if not behind_offset:
+            return found
+        # D = D(0) + 2^growth (D(clipped) - D(0)) below the range.
+        rest = jnp.where(beyond < 0, 1 - power_of_two(growth, h.dtype), 0)
+        at_zero = pulled(jnp.zeros_like(h), rest, cotangents.exponent)
+        return {path: add(with_zero_exponent(g), with_zero_exponent(at_zero[path])) for path, g in found.items()}
 
     # One product per kind of parameter; what a kind does not use is never computed (XLA drops it).
     by_kind = {kind: gradient(*kind) for kind in set(kinds.values())}
-    return {path: FloatExp(by_kind[kind][0][path], by_kind[kind][1]) for path, kind in kinds.items()}
+    return {path: by_kind[kind][path] for path, kind in kinds.items()}
 
 
 def _slope_statistics(layer: Layer, states: FloatExp) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:

@@ -166,17 +166,30 @@ class Layer:
         return nnx.merge(block_info(self.spec).graph, self.parameters, copy=True)
 
 
+class ParameterDegrees(NamedTuple):
+    """How the derivative D by a parameter grows at either end of the float range.
+
+    Attributes:
+        below, above: degrees of ``D - D(0)`` below, of D above; None for none.
+        behind_offset: whether D(0) is 0 only where the offsets of the block are (the kernel behind a norm's beta).
+    """
+
+    below: Fraction | None
+    above: Fraction | None
+    behind_offset: bool
+
+
 class Measured(NamedTuple):
     """What a draw of a block shows of its growth.
 
     Attributes:
         ends: its degrees (below, above) the float range.
-        parameters: those of the derivative by each parameter, by path.
+        parameters: of the derivative by each parameter, by path.
         never_zero: whether exact zeros come out of it only by underflow: there were none at ordinary sizes.
     """
 
     ends: Ends
-    parameters: dict[str, tuple[Fraction | None, Fraction | None]]
+    parameters: "dict[str, ParameterDegrees]"
     never_zero: bool
 
 
@@ -220,19 +233,33 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
         compiled = jax.jit(look).lower(layer, h, v, np.ones((), dtype)).compile(quick)
 
-        def at(size: float, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        def at(layer: Layer, size: float, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
             return jax.tree.map(np.asarray, compiled(layer, side * h, v, np.asarray(size, dtype)))
 
-        # An octave at either end of the range, at a state and at its opposite: both have to grow alike.
-        octaves = [[(at(a, side), at(b, side)) for side in (1, -1)] for a, b in ((0.5 / far, 1 / far), (far, 2 * far))]
-        ordinary = [at(size, side)[1:3] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
+        def octaves(layer: Layer) -> list[Any]:
+            """At either end of the range, at a state and at its opposite: both have to grow alike."""
+            ends = ((0.5 / far, 1 / far), (far, 2 * far))
+            return [[(at(layer, a, side), at(layer, b, side)) for side in (1, -1)] for a, b in ends]
 
-    below, above = (_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in octaves)
-    paths = octaves[0][0][0][3]
-    by_parameter: dict[str, Any] = {
-        path: tuple(_growth([(one[3][path], two[3][path]) for one, two in pairs]) for pairs in octaves)
-        for path in paths
-    }
+        vectors: dict[str, Any] = {
+            path: np.zeros_like(leaf) for path, leaf in layer.trainable().items() if leaf.ndim < 2
+        }
+        # A vector without which the block still passes something on is an offset, and may be 0 (a gain may not).
+        offsets: Any = {p: zero for p, zero in vectors.items() if np.any(at(layer.with_parameters({p: zero}), 1, 1)[2])}
+        whole, bare = octaves(layer), octaves(layer.with_parameters(offsets))
+        ordinary = [at(layer, size, side)[1:3] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
+
+    below, above = (_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in whole)
+
+    def of_parameter(path: str) -> ParameterDegrees:
+        low, high, low_bare, high_bare = (
+            _growth([(one[3][path], two[3][path]) for one, two in pairs]) for pairs in (*whole, *bare)
+        )
+        behind_offset = low == 0 and low_bare not in (0, None)
+        low = low_bare if behind_offset or low == low_bare else None
+        return ParameterDegrees(low, high if high == high_bare else None, behind_offset)
+
+    by_parameter = {path: of_parameter(path) for path in layer.trainable()}
     return Measured((below, above), by_parameter, all(np.all(a != 0) for pair in ordinary for a in pair))
 
 
