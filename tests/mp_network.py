@@ -96,7 +96,8 @@ class Block:
 
 
 def _quotient(f: Callable[[np.ndarray], np.ndarray], at: np.ndarray, i: int, size: Any) -> np.ndarray:
-    step = STEP * (abs(at[i]) or size or 1)
+    # Of an entry that is nothing beside the others (a gate's e^-10^27), a relative step would drown in their digits.
+    step = STEP * (abs(at[i]) if abs(at[i]) > size * mpf(10) ** -20 else size or 1)
     there = [at.copy(), at.copy()]
     for point, sign in zip(there, (1, -1), strict=True):
         point[i] += sign * step
