@@ -44,6 +44,7 @@ class Case:
         xs: two inputs.
         exact: the same network at an input, ``(x, wobble, seed) -> Exact``.
         ruled: whether its blocks have a power law or a limit toward (zero, infinity).
+        zero_by_symmetry: parameters whose gradient is, and reads as rounding: biases before a batch norm.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     xs: tuple[np.ndarray, np.ndarray]
     exact: Callable[[np.ndarray, float, int], Exact]
     ruled: tuple[bool, bool] = (True, True)
+    zero_by_symmetry: tuple[str, ...] = ()
 
     @property
     def network(self) -> Any:
@@ -166,12 +168,10 @@ def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
     for loss, flow in result.items():
         target = LABEL if loss == "cross_entropy" else case.drawn("y")
         for path, log in {"states": flow.log_gradient, **flow.log_parameter_gradient}.items():
+            if path in case.zero_by_symmetry:
+                continue
             truth = lambda e, _, path=path, loss=loss, y=target: e.gradients(y, loss).get(path, np.nan)  # noqa: E731
             found[f"{loss} of {path}"] = ours(flow, log, truth, depth, flow.saturated)
-            if path.endswith("bias"):
-                found[f"{loss} of {path}"] = ours(
-                    flow, log, _but_by_symmetry(truth, loss, target), depth, flow.saturated
-                )
         found["states"] = states(flow)
         if not np.all(np.isnan(flow.mean_square_slope)):
             with np.errstate(divide="ignore"):
@@ -180,16 +180,6 @@ def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
                 excused=lambda e, _: np.abs(e.log_norms[:-1]) > (window(case.dtype) - 1) * np.log(2)
             )
     return found
-
-
-def _but_by_symmetry(truth: Callable[..., Any], loss: str, y: Any) -> Callable[..., Any]:
-    """The gradient of a bias; NaN, no truth, where it is zero by symmetry (before a batch norm) and reads as rounding."""
-
-    def known(network: Exact, other: Exact) -> np.ndarray:
-        right = np.asarray(truth(network, other), float)
-        return np.where(right < np.min(network.gradients(y, loss).get("states", np.nan)) - 100, np.nan, right)
-
-    return known
 
 
 def seed(case: Case, m: int) -> np.ndarray:

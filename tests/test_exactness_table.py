@@ -68,7 +68,9 @@ def case(kind: str, end: int) -> Case:
     x, x2 = (np.ldexp(rng.normal(size=parameters.network.input_shape).astype(np.float32), 90 * end) for _ in "12")
     if kind in TWINS:
         ordinary = vg.absorb_scales(parameters, vg.Scales(**scales))[0]
-        return Case(kind, parameters, scales, (x, x2), functools.partial(mp_blocks.network, TWINS[kind], ordinary))
+        exact = functools.partial(mp_blocks.network, TWINS[kind], ordinary)
+        symmetric = ("bias", "stem/bias") if kind == "batch norm" else ()
+        return Case(kind, parameters, scales, (x, x2), exact, zero_by_symmetry=symmetric)
     phi, weights = ACTIVATIONS[PHIS[kind]], oracles.weights(parameters, sigma_w, sigma_b)
     exact = lambda x, wobble, seed: mp_network.mlp(weights, phi, x, wobble=wobble, seed=seed)  # noqa: E731
     return Case(kind, parameters, scales, (x, x2), exact, phi.ruled)
