@@ -8,7 +8,7 @@ SIZE ?= full
 export OPENBLAS_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: map test test-slow figures bench check clean
+.PHONY: map test test-slow torture figures bench check clean
 
 map: $(ENV)/ready
 	$(RUN) -m vgjax map --out $(OUT)
@@ -18,6 +18,9 @@ test: $(ENV)/ready
 
 test-slow: $(ENV)/ready
 	$(RUN) -m pytest -m slow
+
+torture: $(ENV)/ready
+	$(RUN) -m pytest -m torture --dist load
 
 figures: $(ENV)/ready
 	for script in $(filter-out figures/common.py,$(wildcard figures/*.py)); do SIZE=$(SIZE) $(RUN) $$script || exit 1; done

@@ -108,7 +108,7 @@ class Ours(NamedTuple):
         first: the first layer that the library marks.
         truth: the same of an exact network and its sibling at the second input.
         absent: whether the library says by another flag that there is nothing to compare.
-        excused: where NaN is what the documentation promises, by the same two networks.
+        excused: where nothing, or NaN, is what the documentation promises, by the same two networks.
     """
 
     values: np.ndarray
@@ -255,11 +255,13 @@ class Judge:
         reads = np.asarray(ours.reads)
         reads = np.broadcast_to(reads.reshape((*reads.shape, *(1,) * (right.ndim - reads.ndim))), right.shape)
         false, silent, known = judged(ours.values, right, moved, tolerance)
+        excused = np.asarray(ours.excused(*self.pairs[0]), bool)
+        false &= ~excused
         found = []
         if np.any(false & (reads < self.horizon)):
             found.append(_entry(false & (reads < self.horizon), ours.values, right))
         silent &= (reads < ours.first) & (reads < self.horizon)
-        silent &= ~np.asarray(ours.excused(*self.pairs[0]), bool)
+        silent &= ~excused
         if np.any(silent) and not self._range_left(right):
             found.append(_entry(silent, ours.values, right))
         return found, int(np.sum(known & (reads < self.horizon)))

@@ -234,7 +234,7 @@ QUICK = ["degree 2 at zero, 1 far out: h tanh(h)", "a user's product (A h) * (B 
 
 
 @pytest.mark.parametrize(
-    "kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK)]
+    "kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.torture) for kind in KINDS if kind not in QUICK)]
 )
 def test_cells_are_as_committed_and_none_is_false(kind: str) -> None:
     for end, cells in rows(kind).items():

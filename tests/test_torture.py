@@ -96,7 +96,7 @@ QUICK = [("h tanh h", "float32"), ("root", "float64"), ("expm1", "float32")]
     [
         *QUICK,
         *(
-            pytest.param(name, dtype, marks=pytest.mark.slow)
+            pytest.param(name, dtype, marks=pytest.mark.torture)
             for name in ACTIVATIONS
             for dtype in ("float32", "float64")
             if (name, dtype) not in QUICK

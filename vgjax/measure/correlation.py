@@ -138,6 +138,7 @@ def _behind(layer: Layer, other: Layer, state: FloatExp, second: _Second) -> _Se
     # What one layer shrinks below the rounding of the states is in neither, unless it is nothing.
     swallowed = normalize(direct.apart)[1] < normalize(after)[1] + np.log(8 * eps)
     swallowed &= ~is_zero(tangent.value) | layer.underflows(state)
+    swallowed |= jnp.any(jnp.isnan(apart.value))  # as it was before this layer
     value = jnp.where(swallowed, jnp.nan, direct.apart.value)
     direct = direct._replace(apart=direct.apart._replace(value=value))
     # A state of its own would forget a difference below its rounding: it follows the tangent as long as that holds.
