@@ -158,6 +158,7 @@ _WORDS: dict[Any, str] = {
     "Training": "a Training (of vgjax.train)",
     "Axes": "matplotlib Axes",
     "Figure": "a matplotlib Figure",
+    "FigureBase": "a matplotlib Figure",
     "Data": "Examples (vgjax.data.Examples(inputs, labels))",
     "Rngs": "flax.nnx.Rngs",
     "Module": "a flax.nnx.Module (into which a module of Linen or Equinox has to be rewritten)",

@@ -142,7 +142,7 @@ def factor_ticks(reach: float) -> np.ndarray:
 
 @kinds
 def colour_bar(
-    figure: "matplotlib.figure.Figure",
+    figure: "matplotlib.figure.FigureBase",
     ax: Any,
     mesh: "matplotlib.cm.ScalarMappable",
     text: str,
