@@ -222,16 +222,10 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         h = normal(shape)
         v = normal(jax.eval_shape(Layer.__call__, layer, h).shape)
 
-        # Numbers of numpy: an operation of JAX outside of the one program would be a program of its own.
-        def look(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, Array, Array, dict[str, Array]]:
-            out, push = jax.linearize(lambda h, p: layer.with_parameters(p)(h), size * h, layer.trainable())
-            back, of_parameters = jax.linear_transpose(push, h, layer.trainable())(v)
-            tangent = push(h, jax.tree.map(jnp.zeros_like, layer.trainable()))
-            return out, tangent, back, of_parameters
-
-        # A few numbers once: what counts is how long it compiles.
+        # A few numbers once: what counts is how long it compiles. And they are numpy's: an operation of JAX outside of
+        # the one program would be a program of its own.
         quick: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
-        compiled = jax.jit(look).lower(layer, h, v, np.ones((), dtype)).compile(quick)
+        compiled = jax.jit(_look).lower(layer, h, v, np.ones((), dtype)).compile(quick)
 
         def at(layer: Layer, size: float, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
             return jax.tree.map(np.asarray, compiled(layer, side * h, v, np.asarray(size, dtype)))
@@ -250,17 +244,25 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         ordinary = [at(layer, size, side)[1:3] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
 
     below, above = (_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in whole)
-
-    def of_parameter(path: str) -> ParameterDegrees:
-        low, high, low_bare, high_bare = (
-            _growth([(one[3][path], two[3][path]) for one, two in pairs]) for pairs in (*whole, *bare)
-        )
-        behind_offset = low == 0 and low_bare not in (0, None)
-        low = low_bare if behind_offset or low == low_bare else None
-        return ParameterDegrees(low, high if high == high_bare else None, behind_offset)
-
-    by_parameter = {path: of_parameter(path) for path in layer.trainable()}
+    by_parameter = {path: _parameter_degrees(path, *whole, *bare) for path in layer.trainable()}
     return Measured((below, above), by_parameter, all(np.all(a != 0) for pair in ordinary for a in pair))
+
+
+def _look(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, Array, Array, dict[str, Array]]:
+    """f, J h, J^T v and D^T v by every parameter, at a state ``size * h``."""
+    out, push = jax.linearize(lambda h, p: layer.with_parameters(p)(h), size * h, layer.trainable())
+    back, of_parameters = jax.linear_transpose(push, h, layer.trainable())(v)
+    return out, push(h, jax.tree.map(jnp.zeros_like, layer.trainable())), back, of_parameters
+
+
+def _parameter_degrees(path: str, *octaves: list[Any]) -> ParameterDegrees:
+    """From what was seen below and above the range, with offsets and without."""
+    low, high, low_bare, high_bare = (
+        _growth([(one[3][path], two[3][path]) for one, two in pairs]) for pairs in octaves
+    )
+    behind_offset = low == 0 and low_bare not in (0, None)
+    low = low_bare if behind_offset or low == low_bare else None
+    return ParameterDegrees(low, high if high == high_bare else None, behind_offset)
 
 
 def _degrees(pairs: list[Any]) -> Degrees:
