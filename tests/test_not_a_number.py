@@ -71,7 +71,7 @@ CASES = [
     ("root of a negative number", False),
     ("one over zero", True),
     *(
-        pytest.param((name, own), marks=pytest.mark.slow)
+        pytest.param((name, own), marks=pytest.mark.torture)
         for name in ACTIVATIONS
         for own in (False, True)
         if (name, own) not in (("root of a negative number", False), ("one over zero", True))
