@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jaxtyping
@@ -52,3 +53,19 @@ def strict_promotion() -> Iterator[None]:
     """A float32 that silently becomes a float64, or an int32 a float32, is a mistake."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds of the pieces that are made."""
+    from vgjax.ensembles import sweep  # see above
+
+    made: list[int] = []
+    piece = sweep.Job.piece
+
+    def counted(self: Any, drawn: Any, seed: int, *rest: Any) -> Any:
+        made.append(seed)
+        return piece(self, drawn, seed, *rest)
+
+    monkeypatch.setattr(sweep.Job, "piece", counted)
+    return made

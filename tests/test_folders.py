@@ -236,20 +236,6 @@ def swept(measure: str, folder: Path | None = None, **given: Any) -> vg.Result:
 # --- what is refused, and what goes on ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The seeds of the pieces that are made."""
-    made: list[int] = []
-    piece = sweeps.Job.piece
-
-    def counted(self: Any, drawn: Any, seed: int, *rest: Any) -> Any:
-        made.append(seed)
-        return piece(self, drawn, seed, *rest)
-
-    monkeypatch.setattr(sweeps.Job, "piece", counted)
-    return made
-
-
 def bits(result: vg.Result) -> dict[str, bytes]:
     return {name: a.tobytes() for name, a in result.arrays.items()}
 

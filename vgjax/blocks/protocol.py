@@ -273,7 +273,7 @@ def block_info(spec: Spec) -> BlockInfo:
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(block, nnx.Param)))
         trainable = frozenset(path_name(path) for path, _ in leaves)
         redraws = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
-        noisy = redraws or any(is_key(leaf) for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.split(block)[1])))
+        noisy = redraws or any(holds_keys(leaf) for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.split(block)[1])))
         theory = declared(block, "theory_arguments")
         theory = theory if isinstance(theory, TheoryArguments) else None
         parts = tuple(declared(block, "parts") or ())
@@ -285,7 +285,7 @@ def block_info(spec: Spec) -> BlockInfo:
     return info[0]
 
 
-def is_key(leaf: Any) -> bool:
+def holds_keys(leaf: Any) -> bool:
     """Whether an array holds random keys."""
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
 

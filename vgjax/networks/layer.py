@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.blocks import Spec, protocol
-from vgjax.blocks.protocol import block_info, is_key, path_name
+from vgjax.blocks.protocol import block_info, holds_keys, path_name
 from vgjax.checks import untraced
 from vgjax.floatexp import (
     Degrees,
@@ -145,7 +145,7 @@ class Layer:
                 part.redraw(jax.random.fold_in(key, i))
         # And Flax's own: every key a block holds.
         keys = itertools.count(len(list(nnx.iter_modules(module))))
-        redraw = lambda a: jax.random.split(jax.random.fold_in(key, next(keys)), a.shape) if is_key(a) else a  # noqa: E731
+        redraw = lambda a: jax.random.split(jax.random.fold_in(key, next(keys)), a.shape) if holds_keys(a) else a  # noqa: E731
         return replace(self, parameters=jax.tree.map(redraw, nnx.to_pure_dict(nnx.split(module)[1])))
 
     def degrees(self, state: FloatExp) -> Ends:
@@ -303,7 +303,7 @@ def _as_floats(dtype: str, tree: Any) -> Any:
 
 def _stand_in(leaf: jax.ShapeDtypeStruct, normal: Callable[[tuple[int, ...]], Any]) -> Any:
     """Some numbers in place of a draw: kernels of about unit gain, vectors of ones, keys."""
-    if is_key(leaf):
+    if holds_keys(leaf):
         return jnp.broadcast_to(jax.random.key(0), leaf.shape)
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return np.zeros(leaf.shape, leaf.dtype)

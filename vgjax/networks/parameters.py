@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vgjax.blocks.protocol import is_key
+from vgjax.blocks.protocol import holds_keys
 from vgjax.checks import FloatDtype, RandomKey, kinds
 from vgjax.networks.layer import Tree, draw, floating_dtype, parameter_dtype
 from vgjax.networks.network import Network
@@ -104,7 +104,7 @@ def _init(key: Array, network: Network, stream: bool) -> Parameters:
 def in_present_mode(tree: Any) -> Any:
     """A tree with all its numbers in dtypes of JAX's present mode: where float64 is off, no float64 nor int64 that was
     made where it was on."""
-    return jax.tree.map(lambda a: a if is_key(a) else jnp.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype)), tree)
+    return jax.tree.map(lambda a: a if holds_keys(a) else jnp.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype)), tree)
 
 
 def as_dtype(dtype: Any, tree: Any) -> Any:
