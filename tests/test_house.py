@@ -31,6 +31,7 @@ for wing, below in (
     ("training", "ensembles"),
 ):
     BELOW[wing] = BELOW[below] | {below}
+BELOW["diagnosis"] = BELOW["training"] | {"training"}
 BELOW["theory"] = {"checks", "values", "activations", "initializers"}
 BELOW["comparison"] = BELOW["ensembles"] | {"ensembles", "theory"}
 BELOW["plots"] = BELOW["training"] | {"training", "theory", "comparison"}
