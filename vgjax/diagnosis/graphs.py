@@ -30,7 +30,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "haiku", "equinox", "optax", "jaxtyping", 
 """Whose lines are not the user's."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Variable:
     """An array of the computation.
 
@@ -93,7 +93,7 @@ class Nonlinearity:
     steepest: float = 1.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One equation; a loop (`scan`) or a branching (`cond`, `switch`) holds the graphs of its body or bodies.
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vgjax.diagnosis.graphs import Variable
-from vgjax.diagnosis.passes import Signal, Squares
+from vgjax.diagnosis.passes import NOT_TAKEN, Signal, Squares
 from vgjax.diagnosis.readings import NAN
 
 LN2 = math.log(2.0)
@@ -51,7 +51,7 @@ class Numbers:
             return NAN
         logs = [_log_norms(squares, index) for _, squares in found]
         entries = sum(v.size * log.size for (v, _), log in zip(found, logs, strict=True))
-        return _joined(logs) - math.log(max(entries, 1)) / 2
+        return _joined(logs) - math.log(entries) / 2 if entries else NAN
 
     def log_cotangent(self, variable: Variable, index: Index = ()) -> float:
         """ln of the norm of one variable's cotangent."""
@@ -69,23 +69,26 @@ class Numbers:
         signal = self._signals.get(variable)
         if signal is None or signal.zeros is None or signal.saturated is None:
             return NAN, NAN
-        zeros, saturated = (float(np.mean(_at(share, index))) for share in (signal.zeros, signal.saturated))
-        return zeros, saturated
+        zeros, saturated = (_at(share, index) for share in (signal.zeros, signal.saturated))
+        return (float(np.mean(zeros)), float(np.mean(saturated))) if zeros.size else (NAN, NAN)
 
 
-def _at(array: Any, index: Index) -> np.ndarray:
+def _at(array: Any, index: Index, where: Any = None) -> np.ndarray:
+    """The entries at these steps that were computed, shape ``(entries,)``: others stand at `NOT_TAKEN`."""
     values = np.asarray(array, np.float64)
-    return np.asarray(values[index[: values.ndim]])
+    decides = values if where is None else np.asarray(where)
+    index = index[: values.ndim]
+    return values[index][decides[index] != NOT_TAKEN].reshape(-1)
 
 
 def _log_norms(squares: Squares, index: Index) -> np.ndarray:
-    total, exponent = _at(squares.total, index), _at(squares.exponent, index)
-    with np.errstate(divide="ignore"):
-        logs = np.log(total) / 2 + np.where(total == 0, 0.0, exponent) * LN2
-    return np.asarray(logs)
+    total, exponent = _at(squares.total, index), _at(squares.exponent, index, squares.total)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(total) / 2 + np.where(total == 0, 0.0, exponent) * LN2)
 
 
 def _joined(logs: list[np.ndarray]) -> float:
-    """ln of the norm of several, from ln of each."""
-    every = np.concatenate([[-np.inf], *(2 * log.reshape(-1) for log in logs)])
-    return float(np.logaddexp.reduce(every)) / 2
+    """ln of the norm of several, from ln of each; NaN of nothing that was computed."""
+    every = np.concatenate([2 * log for log in logs]) if logs else np.array([-np.inf])
+    with np.errstate(invalid="ignore"):
+        return float(np.logaddexp.reduce(every)) / 2 if every.size else NAN

@@ -1,4 +1,4 @@
-"""The two passes over a program: values forward, cotangents back as value times 2^exponent, and what is read on the way.
+"""The two passes over a program: values forward, cotangents back as value times 2^exponent; what is read on the way.
 
 Every function of a part takes and returns arrays in the order of the part's own lists, so that it can be compiled once
 for all parts of one structure (`Compiled`); inside a loop or a branch parts are computed in line (`inline`).
@@ -27,8 +27,12 @@ from vgjax.floatexp import (
 )
 
 
+NOT_TAKEN = -1.0
+"""Stands for what is read in a branch that was not taken; no sum of squares and no share is negative."""
+
+
 class Squares(NamedTuple):
-    """A sum of squares, ``total * 4**exponent``; a leading axis of steps in loops. NaN in a branch not taken."""
+    """A sum of squares, ``total * 4**exponent``; a leading axis of steps in loops; `NOT_TAKEN` in such a branch."""
 
     total: Array
     exponent: Array
@@ -166,7 +170,7 @@ def scanned(loop: Loop, *, backward: bool = False) -> dict[str, Any]:
 
 
 def switch_forward(switch: Switch, careful: bool, arguments: list[Any]) -> tuple[list[Any], list[Signal]]:
-    """Outputs and what is read, NaN in the branches not taken."""
+    """Outputs and what is read, `NOT_TAKEN` in the other branches."""
 
     def branch(program: Program) -> Callable[..., Any]:
         def run(*operands: Any) -> tuple[list[Any], dict[int, Signal]]:
@@ -180,13 +184,11 @@ def switch_forward(switch: Switch, careful: bool, arguments: list[Any]) -> tuple
 
 
 def _switch(index: Array, branches: list[Callable[..., Any]], operands: Sequence[Any]) -> tuple[Any, dict[int, Any]]:
-    """`lax.switch` over functions that return the same outputs and each what is read in itself: NaN in all others."""
+    """`lax.switch` over functions that return the same outputs and each what is read in itself: `NOT_TAKEN` for the others."""
     read: dict[int, Any] = {}
     for branch in branches:
         read.update(jax.eval_shape(branch, *operands)[1])
-    missing = jax.tree.map(
-        lambda a: jnp.full(a.shape, jnp.nan if jnp.issubdtype(a.dtype, jnp.floating) else 0, a.dtype), read
-    )
+    missing = jax.tree.map(lambda a: jnp.full(a.shape, NOT_TAKEN).astype(a.dtype), read)
 
     def padded(branch: Callable[..., Any]) -> Callable[..., Any]:
         def run(*operands: Any) -> Any:
@@ -219,16 +221,16 @@ def backward(program: Program, done: Forward, given: Sequence[FloatExp | None], 
         if not any(have):
             continue
         arguments = [value_of(v, done.values) for v in part.inputs]
-        given = [cotangents[output] for output in part.outputs if output in cotangents]
+        pulled = [cotangents[output] for output in part.outputs if output in cotangents]
         if isinstance(part, Piece):
-            results, read = run(piece_backward, part, have, careful)(arguments, given)
+            results, read = run(piece_backward, part, have, careful)(arguments, pulled)
         elif isinstance(part, Loop):
-            results, read = run(loop_backward, part, have, careful)(arguments, done.values[part], given)
+            results, read = run(loop_backward, part, have, careful)(arguments, done.values[part], pulled)
         elif run is inline:
-            results, read = switch_backward(part, have, careful, arguments, given)
+            results, read = switch_backward(part, have, careful, arguments, pulled)
         else:
             branch = part.branches[taken(part, arguments[0])]
-            inner = backward(branch, done.values[part], _spread(have, given), run, careful)
+            inner = backward(branch, done.values[part], _spread(have, pulled), run, careful)
             squares.update(inner.squares)
             results, read = [inner.cotangents.get(v) for v in branch.graph.inputs if v.differentiable], []
         receive(cotangents, wanted(part), results)
@@ -369,7 +371,7 @@ def _one_exponent(number: FloatExp) -> FloatExp:
 def switch_backward(
     switch: Switch, have: tuple[bool, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
 ) -> tuple[list[FloatExp], list[Squares]]:
-    """Cotangents of the wanted inputs, and what is read, NaN in the branches not taken."""
+    """Cotangents of the wanted inputs, and what is read, `NOT_TAKEN` in the other branches."""
 
     def branch(program: Program) -> Callable[..., Any]:
         inputs = program.graph.inputs

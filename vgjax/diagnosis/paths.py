@@ -1,6 +1,6 @@
-"""The states that the gradient passes: along the layers, along the steps of a recurrence, or the longest of several ways.
+"""The states that gradient passes: along the layers, along the steps of a recurrence, or the longest of several ways.
 
-A state is a run of cuts (`dominators`) with no weights between them. It stands for its preactivation: the first of them,
+A state is a run of cuts (`dominators`) with no weights between them. It stands for its preactivation: the first one,
 with the bias.
 """
 
@@ -19,7 +19,7 @@ class State:
 
     Attributes:
         variables: one, or the parts of a carry.
-        sites: maps with weights on the way to it from the state before; the first is its own if it is that one's result.
+        sites: maps with weights on the way to it from the state before; its own, whose result it is, comes first.
         is_layer: whether there are any.
         loops: those it stands in, outermost first.
     """
@@ -156,7 +156,8 @@ class Ways:
         here = max((v for v in sinks if v in best), key=lambda v: best[v][0], default=None)
         items: list[State | Steps] = []
         while here is not None:
-            node, found = here.source, self.sites.of(here.source) if here.source else []
+            node = here.source
+            found = self.sites.of(node) if node else []
             steps = self._enter(node, ()) if node is not None and is_opened(node) else None
             if steps is not None:
                 items.append(steps)

@@ -173,8 +173,8 @@ def _split_off_weights(graph: Graph) -> tuple[list[list[Node]], list[Node]]:
 class Compiled:
     """Functions of parts, compiled once for all parts of one structure.
 
-    ``compiled(function, part, *static)(*arrays)`` is ``function(part, *static, *arrays)``, which returns what belongs to
-    variables in the order of the part's own lists, so that an equal part may take it for its own.
+    ``compiled(function, part, *static)(*arrays)`` is ``function(part, *static, *arrays)``, which returns what belongs
+    to variables in the order of the part's own lists, so that an equal part may take it for its own.
     """
 
     def __init__(self) -> None:

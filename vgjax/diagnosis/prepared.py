@@ -77,12 +77,14 @@ class Prepared:
         Args:
             parameters: others of the same tree and shapes; the model's own by default. Nothing is compiled anew.
         """
+        return self._readings(self.numbers(parameters))
+
+    def numbers(self, parameters: Any = None) -> Numbers:
+        """What `read` reads, by variable of the graph."""
         given = self.model.parameters if parameters is None else parameters
         values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
         numbers = self._passes(values, careful=False)
-        if numbers.are_doubtful():
-            numbers = self._passes(values, careful=True)
-        return self._readings(numbers)
+        return self._passes(values, careful=True) if numbers.are_doubtful() else numbers
 
     def _passes(self, values: list[Any], *, careful: bool) -> Numbers:
         done = forward(self.program, values, self.compiled, careful)

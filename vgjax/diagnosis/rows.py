@@ -80,7 +80,7 @@ class Rows:
         return site.node.scope or site.node.name if site.parameter is None else self._names[site.parameter]
 
     def _state_name(self, state: State) -> str:
-        """The parameter's path of its one site; of several what their paths begin with in common, or else the first's."""
+        """The parameter's path of its one site; of several what their paths have in common, or else the first's."""
         names = [self._site_name(site) for site in state.sites]
         if names and (len(set(names)) == 1 or state.sites[0].variable in state.variables):
             return names[0]
