@@ -79,6 +79,11 @@ class Switch:
 Part = Piece | Loop | Switch
 
 
+def read_outputs(part: Part) -> list[Variable]:
+    """The outputs of a loop or a branching that are read: a piece reads its own with all others."""
+    return [] if isinstance(part, Piece) else [variable for variable in part.outputs if variable.read]
+
+
 @dataclass(eq=False)
 class Program:
     """A graph and its parts in the order of the computation."""
@@ -94,7 +99,7 @@ class Program:
     @property
     def read(self) -> list[Variable]:
         """All that is read, nested parts too, in an order that equal programs share."""
-        return self.read_inputs + [variable for part in self.parts for variable in part.read]
+        return self.read_inputs + [v for part in self.parts for v in (*part.read, *read_outputs(part))]
 
 
 def divide(graph: Graph, cuts: set[Variable]) -> Program:
