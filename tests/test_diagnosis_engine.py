@@ -14,8 +14,9 @@ from jax import lax
 
 import vgjax as vg
 from vgjax.diagnosis.graphs import Graph, Node, Variable, evaluate, value_of
+from vgjax.diagnosis.layout import parameter_names
 from vgjax.diagnosis.models import Model
-from vgjax.diagnosis.prepared import Prepared, parameter_names, prepare
+from vgjax.diagnosis.prepared import Prepared, prepare
 
 WIDTH = 6
 BATCH = 3
@@ -265,7 +266,7 @@ def places(graph: Graph, loops: tuple[Node, ...] = ()) -> Iterator[tuple[Variabl
 
 
 def test_every_cotangent_is_that_of_a_perturbation(prepared):
-    given, graph = prepared.model, prepared.graph
+    given, graph = prepared.model, prepared.layout.graph
     numbers = prepared.numbers()
     leaves = jax.tree.leaves((given.parameters, given.inputs, given.rest))
     fixed = {v for node in graph.all_nodes() if node.kind == "loop" for v in node.graphs[0].inputs[: node.counts[0]]}

@@ -34,6 +34,8 @@ def mark(graph: Graph) -> None:
             _mark_loop(node)
         elif node.kind == "switch":
             _mark_switch(node)
+        elif node.kind == "checkpoint":
+            _mark_checkpoint(node)
         else:
             passes = any(v.differentiable for v in node.inputs) and node.primitive not in NO_GRADIENT
             for output in node.outputs:
@@ -71,11 +73,19 @@ def _mark_switch(node: Node) -> None:
     for branch in node.graphs:
         for variable, inner in zip(operands, branch.inputs, strict=True):
             _join(inner, variable)
-            inner.batch |= index.batch
         mark(branch)
     for i, output in enumerate(node.outputs):
         _join(output, *(branch.outputs[i] for branch in node.graphs))
         output.batch |= index.batch
+
+
+def _mark_checkpoint(node: Node) -> None:
+    (body,) = node.graphs
+    for variable, inner in zip(node.inputs, body.inputs, strict=True):
+        _join(inner, variable)
+    mark(body)
+    for output, inner in zip(node.outputs, body.outputs, strict=True):
+        _join(output, inner)
 
 
 # --- maps with weights ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
@@ -95,7 +95,7 @@ class Nonlinearity:
 
 @dataclass(eq=False, repr=False)
 class Node:
-    """One equation; a loop (`scan`) or a branching (`cond`, `switch`) holds the graphs of its body or bodies.
+    """One equation; a loop (`scan`), a branching (`cond`, `switch`) or a checkpoint holds the graphs of its bodies.
 
     Attributes:
         kind: what it is.
@@ -107,7 +107,7 @@ class Node:
         counts: of a loop: how many inputs are constant, how many are carried, how many are sliced by step.
     """
 
-    kind: Literal["equation", "loop", "switch"]
+    kind: Literal["equation", "loop", "switch", "checkpoint"]
     equation: Any
     inputs: list[Variable]
     outputs: list[Variable]
@@ -161,13 +161,19 @@ class Graph:
                 yield from graph.all_nodes()
 
 
-def trace(function: Callable[..., Any], *arguments: Any) -> Graph:
+def trace(function: Callable[..., Any], *arguments: Any, checkpoints: bool = False) -> Graph:
     """The graph of ``function(*arguments)``; inputs and outputs are flat, in the order of their trees.
+
+    Args:
+        function: of pytrees of arrays.
+        arguments: what it is traced at.
+        checkpoints: whether `jax.checkpoint` stays a node with a graph of its own, instead of being written out.
 
     Raises:
         ValueError: if it writes to mutable references.
     """
-    graph = from_jaxpr(jax.make_jaxpr(function)(*arguments))
+    calls = CALLS - {primitives.remat_p} if checkpoints else CALLS
+    graph = from_jaxpr(jax.make_jaxpr(function)(*arguments), Place(calls=frozenset(calls)))
     for node in graph.all_nodes():
         if any(hasattr(variable.aval, "inner_aval") for variable in (*node.inputs, *node.outputs)):
             raise ValueError(
@@ -177,7 +183,16 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Graph:
     return graph
 
 
-def from_jaxpr(jaxpr: Any, scope: str = "", caller: Any = None) -> Graph:
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where equations are met: the scope and the caller of their `Node`, and which calls are written out there."""
+
+    scope: str = ""
+    caller: Any = None
+    calls: frozenset[Any] = frozenset(CALLS)
+
+
+def from_jaxpr(jaxpr: Any, place: Place = Place()) -> Graph:
     """A jaxpr's graph.
 
     Every call gets variables of its own: JAX keeps the jaxpr of a function that is called twice, so that both calls
@@ -185,7 +200,7 @@ def from_jaxpr(jaxpr: Any, scope: str = "", caller: Any = None) -> Graph:
     """
     opened, constants = opened_jaxpr(jaxpr)
     graph = Graph([Variable(v.aval) for v in opened.invars])
-    graph.outputs = _write_out(graph, opened, constants, graph.inputs, (scope, caller))
+    graph.outputs = _write_out(graph, opened, constants, graph.inputs, place)
     for node in graph.nodes:
         for variable in node.inputs:
             variable.users.append(node)
@@ -199,11 +214,8 @@ def opened_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     return (jaxpr.jaxpr, list(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, [])
 
 
-def _write_out(
-    graph: Graph, jaxpr: Any, constants: list[Any], inputs: list[Variable], place: tuple[str, Any]
-) -> list[Variable]:
-    """Add a jaxpr's equations to the graph; its outputs. Its place: the scope and the caller of `Node`."""
-    scope, caller = place
+def _write_out(graph: Graph, jaxpr: Any, constants: list[Any], inputs: list[Variable], place: Place) -> list[Variable]:
+    """Add a jaxpr's equations to the graph; its outputs."""
     variables = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def constant(aval: Any, value: Any) -> Variable:
@@ -219,33 +231,33 @@ def _write_out(
     for variable, value in zip(jaxpr.constvars, constants, strict=True):
         variables[variable] = constant(variable.aval, value)
     for equation in jaxpr.eqns:
-        here = "/".join(part for part in (scope, str(equation.source_info.name_stack)) if part)
+        scope = "/".join(part for part in (place.scope, str(equation.source_info.name_stack)) if part)
+        inside = replace(place, scope=scope, caller=equation if users_line(equation.source_info) else place.caller)
         arguments = [read(atom) for atom in equation.invars]
-        if equation.primitive in CALLS:
+        if equation.primitive in place.calls:
             inner, held = opened_jaxpr(equation.params.get("jaxpr", equation.params.get("call_jaxpr")))
-            known = bool(users_line(equation.source_info))
-            outputs = _write_out(graph, inner, held, arguments, (here, equation if known else caller))
+            outputs = _write_out(graph, inner, held, arguments, inside)
         else:
             outputs = [Variable(variable.aval) for variable in equation.outvars]
-            graph.nodes.append(_node(equation, arguments, outputs, here, caller))
+            graph.nodes.append(_node(equation, arguments, outputs, place.caller, inside))
         variables.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _node(equation: Any, inputs: list[Variable], outputs: list[Variable], scope: str, caller: Any) -> Node:
-    nearest = equation if users_line(equation.source_info) else caller
+def _node(equation: Any, inputs: list[Variable], outputs: list[Variable], caller: Any, inside: Place) -> Node:
+    arrays = inputs, outputs, inside.scope, caller
     if equation.primitive is primitives.scan_p:
-        body = from_jaxpr(equation.params["jaxpr"], scope, nearest)
+        body = from_jaxpr(equation.params["jaxpr"], inside)
         # Counted by their axes, for the names of these counts differ between versions of JAX: what is sliced by step
         # has one axis more outside than inside, what is carried comes out with as many.
         sliced = sum(len(v.shape) == len(b.shape) + 1 for v, b in zip(inputs, body.inputs, strict=True))
         carried = sum(len(v.shape) == len(b.shape) for v, b in zip(outputs, body.outputs, strict=True))
-        counts = (len(inputs) - carried - sliced, carried, sliced)
-        return Node("loop", equation, inputs, outputs, scope, caller, [body], counts)
+        return Node("loop", equation, *arrays, [body], (len(inputs) - carried - sliced, carried, sliced))
     if equation.primitive is primitives.cond_p:
-        graphs = [from_jaxpr(branch, scope, nearest) for branch in equation.params["branches"]]
-        return Node("switch", equation, inputs, outputs, scope, caller, graphs)
-    return Node("equation", equation, inputs, outputs, scope, caller)
+        return Node("switch", equation, *arrays, [from_jaxpr(each, inside) for each in equation.params["branches"]])
+    if equation.primitive is primitives.remat_p:
+        return Node("checkpoint", equation, *arrays, [from_jaxpr(equation.params["jaxpr"], inside)])
+    return Node("equation", equation, *arrays)
 
 
 def evaluate(node: Node, values: list[Any]) -> list[Any]:

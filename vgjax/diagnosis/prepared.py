@@ -8,17 +8,18 @@ import numpy as np
 from jax import Array
 
 from vgjax.diagnosis.backward import Front, backward
-from vgjax.diagnosis.dataflow import OPAQUE, mark
+from vgjax.diagnosis.dataflow import OPAQUE
 from vgjax.diagnosis.exact import as_float, exact_forward, exact_loop_backward, exact_piece_backward
 from vgjax.diagnosis.forward import Forward, forward
-from vgjax.diagnosis.graphs import Variable, is_inexact, trace
+from vgjax.diagnosis.graphs import Variable
+from vgjax.diagnosis.layout import Layout
 from vgjax.diagnosis.models import Model
 from vgjax.diagnosis.numbers import Numbers, left_range
-from vgjax.diagnosis.paths import Way, Ways
+from vgjax.diagnosis.paths import Way
 from vgjax.diagnosis.pieces import Compiled, Part, divide
 from vgjax.diagnosis.readings import NAN, Path, Readings
 from vgjax.diagnosis.rows import Rows
-from vgjax.diagnosis.sites import Sites, find_nonlinearity
+from vgjax.diagnosis.sites import find_nonlinearity
 from vgjax.floatexp import FloatExp, from_float
 
 LARGE = 2**14
@@ -44,28 +45,17 @@ class Prepared:
     def __init__(self, model: Model, key: Array) -> None:
         self.model = model
         self._key = key
-        self.names = parameter_names(model.parameters)
-        self.graph = trace(model.function, model.parameters, model.inputs, model.rest)
-        leaves, inputs = jax.tree.leaves(model.parameters), jax.tree.leaves(model.inputs)
-        self.parameters = self.graph.inputs[: len(leaves)]
-        for i, variable in enumerate(self.parameters):
-            variable.differentiable = variable.read = is_inexact(variable)
-            variable.parameters = frozenset([i])
-        for variable in self.graph.inputs[len(leaves) : len(leaves) + len(inputs)]:
-            variable.batch, variable.differentiable = True, is_inexact(variable)
-        mark(self.graph)
-        outputs = self.graph.outputs[:1] if model.has_loss else self.graph.outputs
-        self.sinks = [variable for variable in outputs if variable.is_state]
-        self.sites = Sites(self.graph, [int(np.size(leaf)) for leaf in leaves])
-        self.ways: list[Way] = Ways(self.graph, self.sites, self.sinks).all
+        self.layout = Layout(model.function, model.parameters, model.inputs, model.rest, has_loss=model.has_loss)
+        for variable in self.layout.parameters:
+            variable.read = variable.differentiable
         self.compiled = Compiled()
-        self.program = divide(self.graph, self._mark_read())
+        self.program = divide(self.layout.graph, self._mark_read())
 
     def _mark_read(self) -> set[Variable]:
         """Mark what is read; the cuts."""
-        read = [site.variable for site in self.sites.all]
+        read = [site.variable for site in self.layout.sites.all]
         cuts: set[Variable] = set()
-        for state in (state for way in self.ways for state in way.states()):
+        for state in self.layout.states():
             read += state.variables
             cuts.update(state.variables)
         for variable in dict.fromkeys(read):
@@ -98,7 +88,7 @@ class Prepared:
         """The backward pass after a forward one, and what both have read."""
         outputs = done.outputs(self.program)
         pulls = (exact_piece_backward, exact_loop_backward) if exact is not None else None
-        fronts: list[Front] | None = None if self.ways[0].all_gradient else []
+        fronts: list[Front] | None = None if self.layout.ways[0].all_gradient else []
         back = backward(
             self.program,
             done,
@@ -113,8 +103,8 @@ class Prepared:
     def _cotangents(self, outputs: list[Any]) -> list[FloatExp | None]:
         """What is pulled back from every output."""
         return [
-            from_float(self._cotangent(i, value)) if variable in self.sinks else None
-            for i, (variable, value) in enumerate(zip(self.graph.outputs, outputs, strict=True))
+            from_float(self._cotangent(i, value)) if variable in self.layout.sinks else None
+            for i, (variable, value) in enumerate(zip(self.layout.graph.outputs, outputs, strict=True))
         ]
 
     def _cotangent(self, position: int, value: Any) -> Any:
@@ -124,17 +114,17 @@ class Prepared:
         return drawn / jnp.linalg.norm(drawn)
 
     def _readings(self, numbers: Numbers) -> Readings:
-        rows = Rows(self.names, numbers)
+        rows = Rows(self.layout, numbers)
         cotangent: Literal["loss", "random"] = "loss" if self.model.has_loss else "random"
         gradients = {
             name: numbers.log_cotangent(variable)
-            for name, variable in zip(self.names, self.parameters, strict=True)
+            for name, variable in zip(self.layout.names, self.layout.parameters, strict=True)
             if variable.differentiable
         }
-        zeros = [n for n, v in zip(self.names, self.parameters, strict=True) if numbers.is_zero(v)]
+        zeros = [n for n, v in zip(self.layout.names, self.layout.parameters, strict=True) if numbers.is_zero(v)]
         return Readings(
-            paths=tuple(path for way in self.ways for path in self._paths(way, rows)),
-            sites=tuple(rows.of_site(site) for site in self.sites.all),
+            paths=tuple(path for way in self.layout.ways for path in self._paths(way, rows)),
+            sites=tuple(rows.of_site(site) for site in self.layout.sites.all),
             parameter_gradients=gradients,
             zero_parameters=tuple(zeros),
             opaque=self._opaque(),
@@ -142,7 +132,7 @@ class Prepared:
             frontier=tuple(map(rows.of_front, reversed(numbers.fronts))),
             loss=numbers.loss() if self.model.has_loss else NAN,
             cotangent=cotangent,
-            first_inexact=rows.name_of(numbers.inexact[0], self.ways, self.sites.all) if numbers.inexact else "",
+            first_inexact=rows.name_of(numbers.inexact[0]) if numbers.inexact else "",
         )
 
     def _paths(self, way: Way, rows: Rows) -> list[Path]:
@@ -159,22 +149,9 @@ class Prepared:
         ]
 
     def _opaque(self) -> tuple[tuple[str, str], ...]:
-        nodes = [node for node in self.graph.all_nodes() if node.name in OPAQUE]
+        nodes = [node for node in self.layout.graph.all_nodes() if node.name in OPAQUE]
         return tuple((node.name, node.where) for node in nodes if any(v.differentiable for v in node.inputs))
 
     def _constants(self) -> tuple[tuple[tuple[int, ...], str], ...]:
-        large = [v for v in self.graph.constants if v.size >= LARGE]
+        large = [v for v in self.layout.graph.constants if v.size >= LARGE]
         return tuple((v.shape, v.users[0].where if v.users else "") for v in large)
-
-
-def parameter_names(parameters: Any) -> list[str]:
-    """The path of every leaf, as ``encoder/layers/7/kernel``."""
-    return ["/".join(filter(None, map(_key_name, path))) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            name = str(getattr(key, attribute))
-            return "" if name in ("value", "raw_value") else name
-    return str(key)

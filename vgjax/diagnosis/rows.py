@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from vgjax.diagnosis.graphs import Node
+from vgjax.diagnosis.layout import Layout
 from vgjax.diagnosis.numbers import Index, Numbers, joined
 from vgjax.diagnosis.paths import State, Way
 from vgjax.diagnosis.pieces import Part, Piece
@@ -18,12 +19,12 @@ class Rows:
     """Makes rows.
 
     Args:
-        names: paths of the parameters.
+        layout: of the function.
         numbers: what was read.
     """
 
-    def __init__(self, names: list[str], numbers: Numbers) -> None:
-        self._names = names
+    def __init__(self, layout: Layout, numbers: Numbers) -> None:
+        self._layout = layout
         self._numbers = numbers
 
     def of_way(self, way: Way, index: Index) -> Iterator[Row]:
@@ -38,13 +39,13 @@ class Rows:
             if rows and position:  # what a loop begins with is the state before it, once more
                 rows[0] = replace(rows[0], is_layer=False)
             yield from rows
-            result = replace(self.of_state(item.result, index, None), name=self._state_name(item.states[0]))
+            result = replace(self.of_state(item.result, index, None), name=self._layout.state_name(item.states[0]))
             if result.log_cotangent > -math.inf or any(variable.users for variable in item.result.variables):
                 yield result
 
     def name_of_way(self, way: Way) -> str:
         """The name of its first state."""
-        return self._state_name(next(way.states()))
+        return self._layout.state_name(next(way.states()))
 
     def of_state(self, state: State, index: Index, step: int | None) -> Row:
         """A state at one step of the loops it stands in."""
@@ -52,7 +53,7 @@ class Rows:
         own = state.sites[0] if state.sites and state.sites[0].variable in state.variables else None
         zeros, saturated = self._numbers.shares(variable, index) if len(state.variables) == 1 else (NAN, NAN)
         return Row(
-            name=self._state_name(state),
+            name=self._layout.state_name(state),
             where=state.maker.where if state.maker else "",
             operation=state.maker.name if state.maker else "input",
             shape=variable.shape,
@@ -71,7 +72,7 @@ class Rows:
         variable = site.variable
         zeros, saturated = self._numbers.shares(variable, index)
         return Row(
-            name=self._site_name(site),
+            name=self._layout.site_name(site),
             where=site.node.where,
             operation=site.node.name,
             shape=variable.shape,
@@ -90,35 +91,17 @@ class Rows:
         every = np.concatenate(logs) if logs else np.array([-np.inf])
         return Frontier(_last_node(part).where, joined(logs), float(np.min(every)))
 
-    def name_of(self, part: Part, ways: list[Way], sites: list[Site]) -> str:
+    def name_of(self, part: Part) -> str:
         """The name of the first state or site that a part makes; its operation if it makes none."""
         made = {*part.read, *part.outputs}
-        for state in (state for way in ways for state in way.states()):
+        for state in self._layout.states():
             if not made.isdisjoint(state.variables):
-                return self._state_name(state)
-        names = [self._site_name(site) for site in sites if site.variable in made]
+                return self._layout.state_name(state)
+        names = [self._layout.site_name(site) for site in self._layout.sites.all if site.variable in made]
         return names[0] if names else f"{_last_node(part).name} at {_last_node(part).where}"
 
     def _parameter_gradient(self, site: Site, index: Index) -> float:
         return NAN if site.weight is None else self._numbers.log_cotangent(site.weight, index)
-
-    def _site_name(self, site: Site) -> str:
-        return site.node.scope or site.node.name if site.parameter is None else self._names[site.parameter]
-
-    def _state_name(self, state: State) -> str:
-        """The parameter's path of its one site; of several what their paths have in common, or else the first's."""
-        names = [self._site_name(site) for site in state.sites]
-        if names and (len(set(names)) == 1 or state.sites[0].variable in state.variables):
-            return names[0]
-        if names:
-            return "/".join(_common(names)) or names[0]
-        return (state.maker.scope or state.maker.name) if state.maker else "input"
-
-
-def _common(names: list[str]) -> list[str]:
-    parts = list(zip(*(name.split("/") for name in names), strict=False))
-    length = next((i for i, part in enumerate(parts) if len(set(part)) > 1), len(parts))
-    return names[0].split("/")[:length]
 
 
 def _last_node(part: Part) -> Node:
