@@ -33,7 +33,6 @@ from vgjax.networks.builders import (
     stack,
     transformer,
 )
-from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.layers import forward
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import init
@@ -51,7 +50,7 @@ __all__ = [
     # networks: descriptions, draws, scales
     "mlp", "cnn", "resnet", "rnn", "lstm", "gru", "transformer",
     "stack", "sequential", "dense", "residual", "norm",
-    "Network", "Activation", "Scales", "init", "forward", "absorb_scales", "lsuv", "calibrate",
+    "Network", "Activation", "Scales", "init", "forward", "absorb_scales",
     # measurements of one network
     "gradient_flow", "naive_reading", "push_forward", "pull_back", "gain_matrix", "states", "correlation",
     "log_singular_values", "lyapunov_exponents", "log_frobenius", "log_determinant",
