@@ -156,7 +156,8 @@ def _not_finite(rows: Sequence[Row], of: _Of, readings: Readings) -> Verdict | N
     for i, row in enumerate(rows):
         if not row.log_rms <= largest(row.dtype):
             growth = theil_sen([each.log_rms for each in rows[:i]])
-            word = Word.EXPLODING if growth > GROWS else Word.NON_FINITE
+            led_there = growth > GROWS and rows[i - 1].log_rms + growth + BREAK > largest(row.dtype)
+            word = Word.EXPLODING if led_there else Word.NON_FINITE
             return Verdict(word, *of, forward_slope=growth, at=place(row), cause=f"there it leaves {row.dtype}")
     there = [row for i, row in enumerate(rows) if i or not math.isnan(row.log_cotangent)]  # integers have no gradient
     for row in reversed(there):
@@ -246,13 +247,14 @@ def _inner(path: Path) -> list[Row]:
 
 
 def _judge_sites(readings: Readings) -> Iterator[Verdict]:
-    """Maps with weights that no gradient reaches, though the path beside them is alive."""
-    hidden = zero_factors(readings)
+    """Maps with weights that no gradient reaches, though the path beside them is alive; of detached ones the last."""
     for site in readings.sites:
         if site.zeros == 1:
             yield Verdict(Word.DEAD, at=place(site), cause="its activation is 0 everywhere")
-        elif site.log_cotangent == -math.inf and not hidden:
-            yield Verdict(Word.DEAD, at=place(site), cause="its output is detached from the loss")
+    detached = [site for site in readings.sites if site.log_cotangent == -math.inf]
+    if detached and not zero_factors(readings):
+        others = f", and those of {len(detached) - 1} maps before it" if len(detached) > 1 else ""
+        yield Verdict(Word.DEAD, at=place(detached[-1]), cause=f"its output is detached from the loss{others}")
 
 
 def blocking(readings: Readings) -> list[str]:
