@@ -1,0 +1,94 @@
+"""What two passes have read, on the host: logarithms in float64, joined over steps and parts."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from vgjax.diagnosis.graphs import Variable
+from vgjax.diagnosis.passes import NOT_TAKEN, Signal, Squares
+from vgjax.diagnosis.readings import NAN
+
+LN2 = math.log(2.0)
+
+Index = tuple[int, ...]
+"""Steps of the loops that a variable stands in, outermost first; over those that are not named it is joined."""
+
+
+class Numbers:
+    """Readings by variable.
+
+    Args:
+        signals: of the forward pass.
+        squares: of the cotangents.
+        outputs: values of the graph's outputs.
+    """
+
+    def __init__(self, signals: dict[Variable, Signal], squares: dict[Variable, Squares], outputs: list[Any]) -> None:
+        variables = list(signals), list(squares)
+        read = jax.device_get((list(signals.values()), list(squares.values())))
+        self.outputs = outputs
+        self._signals: dict[Variable, Signal] = dict(zip(variables[0], read[0], strict=True))
+        self._squares: dict[Variable, Squares] = dict(zip(variables[1], read[1], strict=True))
+
+    def are_doubtful(self) -> bool:
+        """Whether a plain sum of squares may have left the float range, so that the careful one is needed."""
+        forward = [np.asarray(s.squares.total) for s in self._signals.values()]
+        backward = [np.asarray(s.total) for s in self._squares.values()]
+        outside = any(np.any(((t > 0) & (t < 1e-30)) | (t > 1e30)) for t in (*forward, *backward))
+        return outside or any(np.any(t == 0) for t in backward)
+
+    def is_zero(self, variable: Variable) -> bool:
+        """Whether all entries of what is read once are exactly 0."""
+        signal = self._signals.get(variable)
+        return signal is not None and bool(np.all(np.asarray(signal.squares.total) == 0))
+
+    def log_rms(self, variables: list[Variable], index: Index = ()) -> float:
+        """ln of the root mean square of all entries of all of them."""
+        found = [(v, self._signals[v].squares) for v in variables if v in self._signals]
+        if not found:
+            return NAN
+        logs = [_log_norms(squares, index) for _, squares in found]
+        entries = sum(v.size * log.size for (v, _), log in zip(found, logs, strict=True))
+        return _joined(logs) - math.log(entries) / 2 if entries else NAN
+
+    def log_cotangent(self, variable: Variable, index: Index = ()) -> float:
+        """ln of the norm of one variable's cotangent."""
+        return self.log_cotangents([variable], index)
+
+    def log_cotangents(self, variables: list[Variable], index: Index = ()) -> float:
+        """ln of the norm of the cotangents of all of them; -inf where no gradient comes; NaN in a branch not taken."""
+        computed = [v for v in variables if v in self._signals]
+        if not computed:
+            return NAN
+        return _joined([_log_norms(self._squares[v], index) for v in computed if v in self._squares])
+
+    def shares(self, variable: Variable, index: Index = ()) -> tuple[float, float]:
+        """(zeros, saturated) in the activation that follows; NaN where none does."""
+        signal = self._signals.get(variable)
+        if signal is None or signal.zeros is None or signal.saturated is None:
+            return NAN, NAN
+        zeros, saturated = (_at(share, index) for share in (signal.zeros, signal.saturated))
+        return (float(np.mean(zeros)), float(np.mean(saturated))) if zeros.size else (NAN, NAN)
+
+
+def _at(array: Any, index: Index, where: Any = None) -> np.ndarray:
+    """The entries at these steps that were computed, shape ``(entries,)``: others stand at `NOT_TAKEN`."""
+    values = np.asarray(array, np.float64)
+    decides = values if where is None else np.asarray(where)
+    index = index[: values.ndim]
+    return values[index][decides[index] != NOT_TAKEN].reshape(-1)
+
+
+def _log_norms(squares: Squares, index: Index) -> np.ndarray:
+    total, exponent = _at(squares.total, index), _at(squares.exponent, index, squares.total)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(total) / 2 + np.where(total == 0, 0.0, exponent) * LN2)
+
+
+def _joined(logs: list[np.ndarray]) -> float:
+    """ln of the norm of several, from ln of each; NaN of nothing that was computed."""
+    every = np.concatenate([2 * log for log in logs]) if logs else np.array([-np.inf])
+    with np.errstate(invalid="ignore"):
+        return float(np.logaddexp.reduce(every)) / 2 if every.size else NAN

@@ -1,0 +1,202 @@
+"""The states that gradient passes: along the layers, along the steps of a recurrence, or the longest of several ways.
+
+A state is a run of cuts (`dominators`) with no weights between them. It stands for its preactivation: the first one,
+with the bias.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vgjax.diagnosis.dataflow import dominators, is_opened, reaching, sources, weighted_nodes
+from vgjax.diagnosis.graphs import Graph, Node, Variable
+from vgjax.diagnosis.sites import Site, Sites
+
+
+@dataclass(eq=False)
+class State:
+    """A place that gradient passes.
+
+    Attributes:
+        variables: one, or the parts of a carry.
+        sites: maps with weights on the way to it from the state before; its own, whose result it is, comes first.
+        is_layer: whether there are any.
+        loops: those it stands in, outermost first.
+    """
+
+    variables: list[Variable]
+    sites: list[Site] = field(default_factory=list)
+    is_layer: bool = True
+    loops: tuple[Node, ...] = ()
+
+
+@dataclass(eq=False)
+class Steps:
+    """The states of a loop's body, each once a step, and then the carry that comes out."""
+
+    node: Node
+    states: list[State]
+    result: State
+
+
+@dataclass(eq=False)
+class Way:
+    """States and loops in the order of the computation; like `vgjax.diagnosis.readings.Path`, before any number."""
+
+    name: str
+    kind: Literal["depth", "time"]
+    items: list[State | Steps]
+    all_gradient: bool = True
+    outer: tuple[Node, ...] = ()
+
+    def length(self) -> int:
+        """Number of layers."""
+        counts = [
+            item.node.steps * len(item.states) if isinstance(item, Steps) else item.is_layer for item in self.items
+        ]
+        return sum(counts)
+
+    def states(self) -> Iterator[State]:
+        """All of them, those of loops once."""
+        for item in self.items:
+            if isinstance(item, Steps):
+                yield from (*item.states, item.result)
+            else:
+                yield item
+
+
+class Ways:
+    """Lays out a graph: the main way first, then recurrences."""
+
+    def __init__(self, graph: Graph, sites: Sites, sinks: list[Variable]) -> None:
+        self.sites = sites
+        self.recurrences: dict[Node, Way] = {}
+        self.all = [self._main(graph, sinks), *self.recurrences.values()]
+
+    def _main(self, graph: Graph, sinks: list[Variable]) -> Way:
+        begins = sources(graph, sinks)
+        best = Way("depth", "depth", self._chain(graph, begins, sinks, ()))
+        for start in begins if len(begins) > 1 else []:
+            from_one = Way("depth", "depth", self._chain(graph, [start], sinks, ()))
+            best = max(best, from_one, key=Way.length)
+        longest = Way("depth", "depth", self._longest(graph, begins, sinks), all_gradient=False)
+        inside = [len(state.sites) for state in best.states()]
+        # Cuts say little where most of the weights lie between two of them.
+        few = not inside or max(inside) > max(1, sum(max(1, count) for count in inside) / 2)
+        return longest if few and longest.length() > best.length() else best
+
+    def _chain(
+        self, graph: Graph, begins: list[Variable], sinks: list[Variable], loops: tuple[Node, ...]
+    ) -> list[State | Steps]:
+        """States and loops along the cuts from the beginnings to the sinks."""
+        cuts = dominators(graph, begins, sinks)
+        items: list[State | Steps] = []
+        run: list[Variable] = []
+        pending: list[Site] = []
+
+        def close() -> None:
+            nonlocal run, pending
+            if run:
+                items.append(_state(run, pending, loops, is_first=not items))
+                run, pending = [], []
+
+        between = _between(graph, begins, sinks, cuts)
+        for i, cut in enumerate([None, *cuts]):
+            if isinstance(cut, Variable):
+                run.append(cut)
+            elif cut is not None and (steps := self._enter(cut, loops)) is not None:
+                close()
+                items.append(steps)
+            elif cut is not None and (found := self.sites.of(cut)):
+                close()
+                pending += found
+            found = [site for node in between.get(i - 1, []) for site in self.sites.of(node)]
+            if found:
+                close()
+                pending += found
+        close()
+        return items
+
+    def _enter(self, node: Node, loops: tuple[Node, ...]) -> Steps | None:
+        """A loop on the way as layers; None if it is a recurrence, which gets a way of its own, or no loop."""
+        if node.kind != "loop":
+            return None
+        body = node.graphs[0]
+        constants, carried, _ = node.counts
+        positions = [i for i in range(carried) if body.inputs[constants + i].is_state]
+        if not positions:
+            return None
+        before = [body.inputs[constants + i] for i in positions]
+        after = [body.outputs[i] for i in positions]
+        inner = (*loops, node)
+        sites = self.sites.of(node)
+        result = State([node.outputs[i] for i in positions], loops=loops)
+        over_time = any(v.is_state for v in node.inputs[constants + carried :])
+        if over_time or len(before) > 1:
+            steps = Steps(node, [State(before, sites, loops=inner)], result)
+        else:
+            chain = [item for item in self._chain(body, before, after, inner) if isinstance(item, State)]
+            steps = Steps(node, _around(chain, before[0], inner), result)
+        if over_time:
+            self.recurrences[node] = Way(node.where, "time", [steps], outer=loops)
+            return None
+        return steps
+
+    def _longest(self, graph: Graph, begins: list[Variable], sinks: list[Variable]) -> list[State | Steps]:
+        """The way with most weights."""
+        alive = reaching(graph, sinks)
+        best: dict[Variable, tuple[int, Variable | None]] = {v: (0, None) for v in begins}
+        for node in graph.nodes:
+            known = [v for v in node.inputs if v.is_state and v in best]
+            if not known or not any(v in alive for v in node.outputs):
+                continue
+            before = max(known, key=lambda v: best[v][0])
+            count = len(list(weighted_nodes(node))) * (node.steps if node.kind == "loop" else 1)
+            best.update((v, (best[before][0] + count, before)) for v in node.outputs if v.is_state and v not in best)
+        here = max((v for v in sinks if v in best), key=lambda v: best[v][0], default=None)
+        items: list[State | Steps] = []
+        while here is not None:
+            node = here.source
+            found = self.sites.of(node) if node else []
+            steps = self._enter(node, ()) if node is not None and is_opened(node) else None
+            if steps is not None:
+                items.append(steps)
+            elif node is not None and found:
+                single = node.kind == "equation"
+                items.append(State([found[0].variable] if single else [here], found))
+            here = best[here][1]
+        return items[::-1]
+
+
+def _between(
+    graph: Graph, begins: list[Variable], sinks: list[Variable], cuts: list[Variable | Node]
+) -> dict[int, list[Node]]:
+    """The nodes that gradient passes behind each cut and before the next; -1: before the first."""
+    number: dict[Variable | Node, int] = {cut: i for i, cut in enumerate(cuts)}
+    behind = {v: number.get(v, -1) for v in begins}
+    alive = reaching(graph, sinks)
+    nodes: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        known = [behind[v] for v in node.inputs if v in behind]
+        if not any(v in alive for v in node.outputs) or not (known or any(v in behind for v in node.outputs)):
+            continue
+        last = max(known, default=-1)
+        if node not in number:
+            nodes.setdefault(last, []).append(node)
+        behind.update((v, number.get(v, number.get(node, last))) for v in node.outputs if v.is_state)
+    return nodes
+
+
+def _state(run: list[Variable], sites: list[Site], loops: tuple[Node, ...], *, is_first: bool) -> State:
+    """A run of cuts as one state: the result of the site before it, bias included, else its first variable."""
+    own = [site for site in sites if site.variable in run]
+    variable = own[-1].variable if own else run[0]
+    ordered = [site for site in sites if site in own[-1:]] + [site for site in sites if site not in own[-1:]]
+    return State([variable], ordered, is_layer=bool(sites) or is_first, loops=loops)
+
+
+def _around(chain: list[State], before: Variable, loops: tuple[Node, ...]) -> list[State]:
+    """The states of one step: the carry before it, which the last state, with the next carry in it, is one more of;
+    then those on the way."""
+    on_the_way = chain[1:-1] if len(chain) > 1 else []
+    return [State([before], chain[-1].sites if chain else [], loops=loops), *on_the_way]

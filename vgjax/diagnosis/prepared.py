@@ -1,0 +1,160 @@
+"""A model traced, laid out and ready to be read: again and again with other parameters of the same shapes."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from vgjax.diagnosis.dataflow import OPAQUE, mark
+from vgjax.diagnosis.graphs import Variable, is_inexact, trace
+from vgjax.diagnosis.models import Model
+from vgjax.diagnosis.numbers import Numbers
+from vgjax.diagnosis.passes import backward, forward
+from vgjax.diagnosis.paths import Way, Ways
+from vgjax.diagnosis.pieces import Compiled, divide
+from vgjax.diagnosis.readings import NAN, Path, Readings
+from vgjax.diagnosis.rows import Rows
+from vgjax.diagnosis.sites import Sites, find_nonlinearity
+from vgjax.floatexp import FloatExp, from_float
+
+LARGE = 2**14
+"""Entries from which on an array that a function closes over is listed."""
+
+
+def prepare(model: Model, *, key: Array | None = None) -> "Prepared":
+    """Trace a model and lay it out; nothing is computed yet.
+
+    Args:
+        model: what to read.
+        key: draws what is pulled back from the outputs of a model without a loss; a fixed one by default.
+
+    Raises:
+        ValueError: if it writes to mutable references.
+    """
+    return Prepared(model, jax.random.key(0) if key is None else key)
+
+
+class Prepared:
+    """A model laid out (`prepare`)."""
+
+    def __init__(self, model: Model, key: Array) -> None:
+        self.model = model
+        self._key = key
+        self.names = parameter_names(model.parameters)
+        self.graph = trace(model.function, model.parameters, model.inputs, model.rest)
+        leaves, inputs = jax.tree.leaves(model.parameters), jax.tree.leaves(model.inputs)
+        self.parameters = self.graph.inputs[: len(leaves)]
+        for i, variable in enumerate(self.parameters):
+            variable.differentiable = variable.read = is_inexact(variable)
+            variable.parameters = frozenset([i])
+        for variable in self.graph.inputs[len(leaves) : len(leaves) + len(inputs)]:
+            variable.batch, variable.differentiable = True, is_inexact(variable)
+        mark(self.graph)
+        outputs = self.graph.outputs[:1] if model.has_loss else self.graph.outputs
+        self.sinks = [variable for variable in outputs if variable.is_state]
+        self.sites = Sites(self.graph, [int(np.size(leaf)) for leaf in leaves])
+        self.ways: list[Way] = Ways(self.graph, self.sites, self.sinks).all
+        self.compiled = Compiled()
+        self.program = divide(self.graph, self._mark_read())
+
+    def _mark_read(self) -> set[Variable]:
+        """Mark what is read; the cuts."""
+        read = [site.variable for site in self.sites.all]
+        cuts: set[Variable] = set()
+        for state in (state for way in self.ways for state in way.states()):
+            read += state.variables
+            cuts.update(state.variables if state.is_layer else [])
+        for variable in dict.fromkeys(read):
+            variable.read = variable.differentiable
+            variable.nonlinearity = find_nonlinearity(variable, self.compiled) if variable.read else None
+        return cuts
+
+    def read(self, parameters: Any = None) -> Readings:
+        """One forward and one backward pass.
+
+        Args:
+            parameters: others of the same tree and shapes; the model's own by default. Nothing is compiled anew.
+        """
+        return self._readings(self.numbers(parameters))
+
+    def numbers(self, parameters: Any = None) -> Numbers:
+        """What `read` reads, by variable of the graph."""
+        given = self.model.parameters if parameters is None else parameters
+        values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
+        numbers = self._passes(values, careful=False)
+        return self._passes(values, careful=True) if numbers.are_doubtful() else numbers
+
+    def _passes(self, values: list[Any], *, careful: bool) -> Numbers:
+        done = forward(self.program, values, self.compiled, careful)
+        outputs = done.outputs(self.program)
+        back = backward(self.program, done, self._cotangents(outputs), self.compiled, careful)
+        return Numbers(done.signals, back.squares, outputs)
+
+    def _cotangents(self, outputs: list[Any]) -> list[FloatExp | None]:
+        """What is pulled back from every output."""
+        return [
+            from_float(self._cotangent(i, value)) if variable in self.sinks else None
+            for i, (variable, value) in enumerate(zip(self.graph.outputs, outputs, strict=True))
+        ]
+
+    def _cotangent(self, position: int, value: Any) -> Any:
+        if self.model.has_loss:
+            return jnp.ones(value.shape, value.dtype)
+        drawn = jax.random.normal(jax.random.fold_in(self._key, position), value.shape, value.dtype)
+        return drawn / jnp.linalg.norm(drawn)
+
+    def _readings(self, numbers: Numbers) -> Readings:
+        rows = Rows(self.names, numbers)
+        cotangent: Literal["loss", "random"] = "loss" if self.model.has_loss else "random"
+        gradients = {
+            name: numbers.log_cotangent(variable)
+            for name, variable in zip(self.names, self.parameters, strict=True)
+            if variable.differentiable
+        }
+        zeros = [n for n, v in zip(self.names, self.parameters, strict=True) if numbers.is_zero(v)]
+        return Readings(
+            paths=tuple(path for way in self.ways for path in self._paths(way, rows)),
+            sites=tuple(rows.of_site(site) for site in self.sites.all),
+            parameter_gradients=gradients,
+            zero_parameters=tuple(zeros),
+            opaque=self._opaque(),
+            constants=self._constants(),
+            loss=float(numbers.outputs[0]) if self.model.has_loss else NAN,
+            cotangent=cotangent,
+        )
+
+    def _paths(self, way: Way, rows: Rows) -> list[Path]:
+        """A way's path; of a recurrence inside other loops one for each of their steps."""
+        indices = list(np.ndindex(*(node.steps for node in way.outer)))
+        return [
+            Path(
+                way.name if way.kind == "depth" else " ".join([way.name, *map(str, index)]),
+                way.kind,
+                tuple(rows.of_way(way, index)),
+                way.all_gradient,
+            )
+            for index in indices
+        ]
+
+    def _opaque(self) -> tuple[tuple[str, str], ...]:
+        nodes = [node for node in self.graph.all_nodes() if node.name in OPAQUE]
+        return tuple((node.name, node.where) for node in nodes if any(v.differentiable for v in node.inputs))
+
+    def _constants(self) -> tuple[tuple[tuple[int, ...], str], ...]:
+        large = [v for v in self.graph.constants if v.size >= LARGE]
+        return tuple((v.shape, v.users[0].where if v.users else "") for v in large)
+
+
+def parameter_names(parameters: Any) -> list[str]:
+    """The path of every leaf, as ``encoder/layers/7/kernel``."""
+    return ["/".join(filter(None, map(_key_name, path))) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            name = str(getattr(key, attribute))
+            return "" if name in ("value", "raw_value") else name
+    return str(key)

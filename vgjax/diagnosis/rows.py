@@ -1,0 +1,109 @@
+"""Rows of a reading: names, places and numbers of states and sites."""
+
+from collections.abc import Iterator
+
+from vgjax.diagnosis.graphs import Variable
+from vgjax.diagnosis.numbers import Index, Numbers
+from vgjax.diagnosis.paths import State, Steps, Way
+from vgjax.diagnosis.readings import NAN, Row
+from vgjax.diagnosis.sites import Site
+
+
+class Rows:
+    """Makes rows.
+
+    Args:
+        names: paths of the parameters.
+        numbers: what was read.
+    """
+
+    def __init__(self, names: list[str], numbers: Numbers) -> None:
+        self._names = names
+        self._numbers = numbers
+
+    def of_way(self, way: Way, index: Index) -> Iterator[Row]:
+        """All rows of a way, steps of its loops one by one."""
+        for item in way.items:
+            if isinstance(item, State):
+                yield self.of_state(item, index, None)
+                continue
+            steps = range(item.node.steps)
+            backwards = item.node.equation.params["reverse"]
+            for step in reversed(steps) if backwards else steps:
+                yield from (self.of_state(state, (*index, step), step) for state in item.states)
+            if _is_used(item):
+                yield self.of_state(item.result, index, None)
+
+    def of_state(self, state: State, index: Index, step: int | None) -> Row:
+        """A state at one step of the loops it stands in."""
+        variable = state.variables[0]
+        own = state.sites[0] if state.sites and state.sites[0].variable in state.variables else None
+        zeros, saturated = self._numbers.shares(variable, index) if len(state.variables) == 1 else (NAN, NAN)
+        return Row(
+            name=self._state_name(state),
+            where=own.node.where if own else _where(variable),
+            operation=own.node.name if own else _operation(variable),
+            shape=variable.shape,
+            dtype=str(variable.aval.dtype),
+            step=step,
+            is_layer=state.is_layer,
+            log_rms=self._numbers.log_rms(state.variables, index),
+            log_cotangent=self._numbers.log_cotangents(state.variables, index),
+            log_parameter_gradient=self._parameter_gradient(state.sites[0], index) if state.sites else NAN,
+            zeros=zeros,
+            saturated=saturated,
+            sites=tuple(self.of_site(site, index, step) for site in state.sites if site is not own),
+        )
+
+    def of_site(self, site: Site, index: Index = (), step: int | None = None) -> Row:
+        """A map with weights, joined over the steps of loops that the index does not name."""
+        variable = site.variable
+        zeros, saturated = self._numbers.shares(variable, index)
+        return Row(
+            name=self._site_name(site),
+            where=site.node.where,
+            operation=site.node.name,
+            shape=variable.shape,
+            dtype=str(variable.aval.dtype),
+            step=step,
+            log_rms=self._numbers.log_rms([variable], index),
+            log_cotangent=self._numbers.log_cotangent(variable, index),
+            log_parameter_gradient=self._parameter_gradient(site, index),
+            zeros=zeros,
+            saturated=saturated,
+        )
+
+    def _parameter_gradient(self, site: Site, index: Index) -> float:
+        return NAN if site.weight is None else self._numbers.log_cotangent(site.weight, index)
+
+    def _site_name(self, site: Site) -> str:
+        return site.node.scope or site.node.name if site.parameter is None else self._names[site.parameter]
+
+    def _state_name(self, state: State) -> str:
+        """The parameter's path of its one site; of several what their paths have in common, or else the first's."""
+        names = [self._site_name(site) for site in state.sites]
+        if names and (len(set(names)) == 1 or state.sites[0].variable in state.variables):
+            return names[0]
+        if names:
+            return "/".join(_common(names)) or names[0]
+        source = state.variables[0].source
+        return (source.scope or source.name) if source else "input"
+
+
+def _common(names: list[str]) -> list[str]:
+    parts = list(zip(*(name.split("/") for name in names), strict=False))
+    length = next((i for i, part in enumerate(parts) if len(set(part)) > 1), len(parts))
+    return names[0].split("/")[:length]
+
+
+def _is_used(steps: Steps) -> bool:
+    """Whether the carry that comes out is used at all."""
+    return any(variable.users or variable.read for variable in steps.result.variables)
+
+
+def _where(variable: Variable) -> str:
+    return variable.source.where if variable.source else ""
+
+
+def _operation(variable: Variable) -> str:
+    return variable.source.name if variable.source else "input"

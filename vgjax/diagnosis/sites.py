@@ -1,0 +1,197 @@
+"""Maps with weights, the parameters they read, and the activations that follow them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.extend.core.primitives as primitives
+import jax.numpy as jnp
+from jax import Array
+
+from vgjax.diagnosis.dataflow import SHAPES, is_weighted
+from vgjax.diagnosis.graphs import Graph, Node, Nonlinearity, Variable, evaluate_all, is_inexact
+from vgjax.diagnosis.pieces import Compiled
+
+_SLICES = {primitives.slice_p, primitives.dynamic_slice_p}
+
+_AFFINE = SHAPES | {primitives.add_p, primitives.sub_p, primitives.rev_p}
+"""What a bias is added by, and what may stand between it and the product."""
+
+_LINEAR = _AFFINE | {primitives.neg_p, primitives.mul_p, primitives.div_p}
+"""Elementwise, and no activation on its own."""
+
+_ELEMENTWISE = frozenset(
+    """abs add add_any and clamp convert_element_type copy cos custom_jvp_call div eq erf exp exp2 expm1 ge gt integer_pow
+    is_finite le log log1p logistic lt max min mul ne neg not one_minus_square or pow rsqrt select_n sign sin sqrt square
+    stop_gradient sub tan tanh""".split()
+)
+
+
+@dataclass(eq=False)
+class Site:
+    """A map with weights.
+
+    Attributes:
+        node: the product, convolution or embedding.
+        variable: its result, with the bias.
+        loops: those it stands in, outermost first.
+        parameter: position of the largest parameter in its weight.
+        weight: the parameter itself, or the slice of it that is read here; None where the weight is made of
+            parameters in any other way.
+    """
+
+    node: Node
+    variable: Variable
+    loops: tuple[Node, ...]
+    parameter: int | None
+    weight: Variable | None
+
+
+Parents = tuple[tuple[Node, Graph], ...]
+"""The nodes that a graph stands in, with the graph of each that leads to it, outermost first."""
+
+
+class Sites:
+    """All sites of a graph, nested ones too; every variable of theirs is marked as read."""
+
+    def __init__(self, graph: Graph, sizes: list[int]) -> None:
+        self.all: list[Site] = []
+        self._of_node: dict[Node, Site] = {}
+        self._sizes = sizes
+        self._gather(graph, ())
+
+    def of(self, node: Node) -> list[Site]:
+        """Those of a node, itself or nested."""
+        found = [self._of_node[node]] if node in self._of_node else []
+        return found + [site for graph in node.graphs for inner in graph.nodes for site in self.of(inner)]
+
+    def _gather(self, graph: Graph, parents: Parents) -> None:
+        for node in graph.nodes:
+            if node.kind == "equation" and is_weighted(node) and node.outputs[0].differentiable:
+                self.all.append(self._site(node, graph, parents))
+                self._of_node[node] = self.all[-1]
+            for inner in node.graphs:
+                self._gather(inner, (*parents, (node, inner)))
+
+    def _site(self, node: Node, graph: Graph, parents: Parents) -> Site:
+        weights = [v for v in node.inputs if v.is_weight]
+        reads = [position for v in weights for position in v.parameters]
+        variable = _with_bias(node.outputs[0], graph)
+        variable.read = True
+        weight = parameter_slice(max(weights, key=lambda v: v.size), parents)
+        if weight is not None:
+            weight.read = True
+        loops = tuple(parent for parent, _ in parents if parent.kind == "loop")
+        return Site(node, variable, loops, max(reads, key=self._sizes.__getitem__, default=None), weight)
+
+
+def _with_bias(result: Variable, graph: Graph) -> Variable:
+    """A map's result after all that only weights are added to."""
+    while len(result.users) == 1 and result not in graph.outputs:
+        (user,) = result.users
+        if user.primitive not in _AFFINE or any(v.batch for v in user.inputs if v is not result):
+            break
+        if not is_inexact(user.outputs[0]):
+            break
+        result = user.outputs[0]
+    return result
+
+
+def parameter_slice(weight: Variable, parents: Parents) -> Variable | None:
+    """The parameter that a weight is, or the slice of one, seen through reshapes, transposes, casts, slices and loops.
+
+    A loop's slice is the body's own variable: its cotangent is read at every step.
+    """
+    selected: Variable | None = None
+    while True:
+        source = weight.source
+        if source is not None:
+            inputs = [v for v in source.inputs if v.is_weight]
+            moves = source.primitive in SHAPES and inputs and inputs[0].size == weight.size
+            if len(inputs) != 1 or not (moves or source.primitive in _SLICES):
+                return None
+            selected = selected if moves else selected or weight
+            weight = inputs[0]
+            continue
+        if not parents:
+            return selected or weight
+        (node, graph), parents = parents[-1], parents[:-1]
+        position = graph.inputs.index(weight)
+        constants, carried, _ = node.counts
+        if node.kind == "loop" and constants <= position < constants + carried:
+            return None
+        if node.kind == "loop" and position >= constants:
+            selected = selected or weight
+        weight = node.inputs[position + (node.kind == "switch")]
+
+
+# --- activations ----------------------------------------------------------------------------------------------------
+
+
+def find_nonlinearity(argument: Variable, compiled: Compiled) -> Nonlinearity | None:
+    """The activation that a variable goes through: the first elementwise, not affine function of it alone that all its
+    elementwise uses lead to."""
+    inside: dict[Variable, Node] = {}
+    candidates = list(dict.fromkeys(argument.users))
+    while candidates:
+        node = candidates.pop(0)
+        output = node.outputs[0] if len(node.outputs) == 1 else None
+        known = all(v is argument or v in inside or v.literal is not None for v in node.inputs)
+        if output is None or not known or node.name not in _ELEMENTWISE or output.shape != argument.shape:
+            continue
+        if output not in inside:
+            inside[output] = node
+            candidates += [user for user in output.users if user not in candidates]
+    for value in inside:
+        nodes = _between(argument, value, inside)
+        behind = {v for v in inside if value in _ancestors(v, inside)} | {value}
+        if all(v in behind or inside[v] in nodes for v in inside) and any(n.primitive not in _LINEAR for n in nodes):
+            found = Nonlinearity(nodes, argument, value)
+            return _with_steepest(found, compiled) if is_inexact(value) and value.differentiable else None
+    return None
+
+
+def _between(argument: Variable, value: Variable, inside: dict[Variable, Node]) -> list[Node]:
+    """The nodes that a value is computed by, in order."""
+    needed = _ancestors(value, inside) | {value}
+    return [node for v, node in inside.items() if v in needed]
+
+
+def _ancestors(value: Variable, inside: dict[Variable, Node]) -> set[Variable]:
+    found: set[Variable] = set()
+    remaining = [v for v in inside[value].inputs if v in inside]
+    while remaining:
+        v = remaining.pop()
+        if v not in found:
+            found.add(v)
+            remaining += [w for w in inside[v].inputs if w in inside]
+    return found
+
+
+def _with_steepest(f: Nonlinearity, compiled: Compiled) -> Nonlinearity:
+    """With the largest slope on -8 .. 8, computed once for every function."""
+    key = "steepest", compiled.nonlinearity(f)
+    if key not in compiled.functions:
+        largest = float(jax.jit(_steepest(f))())
+        compiled.functions[key] = lambda: largest
+    f.steepest = compiled.functions[key]()
+    return f
+
+
+def _steepest(f: Nonlinearity) -> Callable[[], Array]:
+    shape, dtype = f.argument.shape, f.argument.aval.dtype
+    rows = -(-161 // max(1, f.argument.size))
+
+    def activation(x: Array) -> Array:
+        values = {f.argument: x}
+        evaluate_all(f.nodes, values)
+        return values[f.value]
+
+    def largest() -> Array:
+        # Arrays of the variable's own shape, for a function inside (a `custom_jvp`) may be traced for that alone.
+        points = jnp.arange(rows * f.argument.size) % 161
+        x = (points.reshape(rows, *shape) / 10 - 8).astype(dtype)
+        slopes = jax.lax.map(lambda x: jax.jvp(activation, (x,), (jnp.ones_like(x),))[1], x)
+        return jnp.max(jnp.abs(slopes)).astype(jnp.float32)
+
+    return largest
