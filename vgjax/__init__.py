@@ -3,9 +3,10 @@
 from vgjax import interrupts  # noqa: F401 - before all that takes time
 
 # isort: split
-from vgjax import activations, blocks, data, ensembles, measure, networks, plots, theory, training
+from vgjax import activations, blocks, data, diagnosis, ensembles, measure, networks, plots, theory, training
 from vgjax.activations import Activation
 from vgjax.comparison import compare
+from vgjax.diagnosis.calls import assert_trainable, diagnose
 from vgjax.ensembles.measurement import measurement
 from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
 from vgjax.ensembles.remedies import first_steps, remedies
@@ -57,12 +58,14 @@ __all__ = [
     # the sweep, what it measures, what it gives
     "sweep", "gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius",
     "trainings", "first_steps", "measurement", "Result", "load", "remedies",
+    # any other model
+    "diagnose", "assert_trainable",
     # training
     "train", "train_continuously", "trainable_depth", "teacher",
     # theory beside measurement
     "compare", "theory",
     # wings
-    "activations", "blocks", "data", "ensembles", "measure", "networks", "plots", "training",
+    "activations", "blocks", "data", "diagnosis", "ensembles", "measure", "networks", "plots", "training",
 ]  # fmt: skip
 
 

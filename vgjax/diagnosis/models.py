@@ -36,12 +36,6 @@ class Model:
     rebuild: Callable[[Any], Any]
 
 
-def parameter_names(parameters: Any) -> list[str]:
-    """``encoder/layers/7/kernel``: where each of them is in the model, in the order of `jax.tree.leaves`."""
-    paths = jax.tree_util.tree_flatten_with_path(parameters)[0]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-
-
 def read_model(model: Any, batch: Any, loss: Callable[..., Any] | None, key: jax.Array) -> Model:
     """The model as one pure function, traced once without being run; what `vgjax.diagnose` says of its arguments.
 
@@ -262,8 +256,9 @@ def _arrays_of(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
 
 def _is_array(value: Any) -> bool:
-    known = isinstance(value, (jax.Array, np.ndarray, np.generic))
-    return known and (value.dtype.kind in "biufcV" or jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
+    kinds = (np.number, np.bool_, jax.dtypes.prng_key)
+    is_array = isinstance(value, (jax.Array, np.ndarray, np.generic))
+    return is_array and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
 
 
 def _first(output: Any) -> Any:

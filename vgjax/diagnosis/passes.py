@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vgjax.diagnosis.graphs import Variable, evaluate_all, value_of
-from vgjax.diagnosis.pieces import Loop, Part, Piece, Program, Switch
+from vgjax.diagnosis.pieces import Loop, Part, Piece, Program, Switch, results_read
 from vgjax.floatexp import (
     ZERO,
     FloatExp,
@@ -128,6 +128,7 @@ def forward(program: Program, inputs: Sequence[Any], run: Run, careful: bool) ->
             read = []
         values.update(zip(part.outputs, outputs, strict=True))
         signals.update(zip(part.read, read, strict=False))
+        signals.update({v: signal(v, from_float(values[v]), careful) for v in results_read(part)})
     return Forward(values, signals)
 
 
@@ -220,6 +221,7 @@ def backward(program: Program, done: Forward, given: Sequence[FloatExp | None], 
         have = tuple(output in cotangents for output in part.outputs)
         if not any(have):
             continue
+        squares.update({v: _squares(cotangents[v], careful) for v in results_read(part) if v in cotangents})
         arguments = [value_of(v, done.values) for v in part.inputs]
         pulled = [cotangents[output] for output in part.outputs if output in cotangents]
         if isinstance(part, Piece):

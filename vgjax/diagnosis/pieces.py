@@ -94,7 +94,12 @@ class Program:
     @property
     def read(self) -> list[Variable]:
         """All that is read, nested parts too, in an order that equal programs share."""
-        return self.read_inputs + [variable for part in self.parts for variable in part.read]
+        return self.read_inputs + [v for part in self.parts for v in (*part.read, *results_read(part))]
+
+
+def results_read(part: "Part") -> list[Variable]:
+    """What is read of what comes out of a loop, once, behind its last step."""
+    return [v for v in part.outputs if v.read] if isinstance(part, Loop) else []
 
 
 def divide(graph: Graph, cuts: set[Variable]) -> Program:

@@ -23,25 +23,24 @@ LARGE = 2**14
 """Entries from which on an array that a function closes over is listed."""
 
 
-def prepare(model: Model, *, key: Array | None = None) -> "Prepared":
+def prepare(model: Model, *, parameters: bool = True) -> "Prepared":
     """Trace a model and lay it out; nothing is computed yet.
 
     Args:
         model: what to read.
-        key: draws what is pulled back from the outputs of a model without a loss; a fixed one by default.
+        parameters: read gradients of parameters too.
 
     Raises:
         ValueError: if it writes to mutable references.
     """
-    return Prepared(model, jax.random.key(0) if key is None else key)
+    return Prepared(model, parameters)
 
 
 class Prepared:
     """A model laid out (`prepare`)."""
 
-    def __init__(self, model: Model, key: Array) -> None:
+    def __init__(self, model: Model, parameters: bool = True) -> None:
         self.model = model
-        self._key = key
         self.names = parameter_names(model.parameters)
         self.graph = trace(model.function, model.parameters, model.inputs, model.rest)
         leaves, inputs = jax.tree.leaves(model.parameters), jax.tree.leaves(model.inputs)
@@ -56,8 +55,18 @@ class Prepared:
         self.sinks = [variable for variable in outputs if variable.is_state]
         self.sites = Sites(self.graph, [int(np.size(leaf)) for leaf in leaves])
         self.ways: list[Way] = Ways(self.graph, self.sites, self.sinks).all
+        if not parameters:
+            self._leave_out_weights()
         self.compiled = Compiled()
         self.program = divide(self.graph, self._mark_read())
+
+    def _leave_out_weights(self) -> None:
+        """Pull nothing back to what states are multiplied by; where they are is known by now."""
+        nodes = self.graph.all_nodes()
+        graphs = [self.graph, *(graph for node in self.graph.all_nodes() for graph in node.graphs)]
+        variables = [v for node in nodes for v in (*node.inputs, *node.outputs)]
+        for variable in [*variables, *(v for graph in graphs for v in graph.inputs)]:
+            variable.differentiable &= not variable.is_weight
 
     def _mark_read(self) -> set[Variable]:
         """Mark what is read; the cuts."""
@@ -71,39 +80,41 @@ class Prepared:
             variable.nonlinearity = find_nonlinearity(variable, self.compiled) if variable.read else None
         return cuts
 
-    def read(self, parameters: Any = None) -> Readings:
+    def read(self, parameters: Any = None, *, key: Array | None = None) -> Readings:
         """One forward and one backward pass.
 
         Args:
             parameters: others of the same tree and shapes; the model's own by default. Nothing is compiled anew.
+            key: draws what is pulled back from the outputs of a model without a loss; a fixed one by default.
         """
-        return self._readings(self.numbers(parameters))
+        return self._readings(self.numbers(parameters, key=key))
 
-    def numbers(self, parameters: Any = None) -> Numbers:
+    def numbers(self, parameters: Any = None, *, key: Array | None = None) -> Numbers:
         """What `read` reads, by variable of the graph."""
+        key = jax.random.key(0) if key is None else key
         given = self.model.parameters if parameters is None else parameters
         values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
-        numbers = self._passes(values, careful=False)
-        return self._passes(values, careful=True) if numbers.are_doubtful() else numbers
+        numbers = self._passes(values, key, careful=False)
+        return self._passes(values, key, careful=True) if numbers.are_doubtful() else numbers
 
-    def _passes(self, values: list[Any], *, careful: bool) -> Numbers:
+    def _passes(self, values: list[Any], key: Array, *, careful: bool) -> Numbers:
         done = forward(self.program, values, self.compiled, careful)
         outputs = done.outputs(self.program)
-        back = backward(self.program, done, self._cotangents(outputs), self.compiled, careful)
+        back = backward(self.program, done, self._cotangents(outputs, key), self.compiled, careful)
         return Numbers(done.signals, back.squares, outputs)
 
-    def _cotangents(self, outputs: list[Any]) -> list[FloatExp | None]:
+    def _cotangents(self, outputs: list[Any], key: Array) -> list[FloatExp | None]:
         """What is pulled back from every output."""
         return [
-            from_float(self._cotangent(i, value)) if variable in self.sinks else None
+            from_float(self._cotangent(jax.random.fold_in(key, i), value)) if variable in self.sinks else None
             for i, (variable, value) in enumerate(zip(self.graph.outputs, outputs, strict=True))
         ]
 
-    def _cotangent(self, position: int, value: Any) -> Any:
+    def _cotangent(self, key: Array, value: Any) -> Any:
+        """Without a loss a standard Gaussian vector v: E ||J^T v||^2 = ||J||_F^2 (Hutchinson)."""
         if self.model.has_loss:
             return jnp.ones(value.shape, value.dtype)
-        drawn = jax.random.normal(jax.random.fold_in(self._key, position), value.shape, value.dtype)
-        return drawn / jnp.linalg.norm(drawn)
+        return jax.random.normal(key, value.shape, value.dtype)
 
     def _readings(self, numbers: Numbers) -> Readings:
         rows = Rows(self.names, numbers)

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import plots
-from vgjax.checks import kinds
+from vgjax.checks import kinds, positive_integer
 from vgjax.diagnosis.readings import NAN, Path, Readings
 from vgjax.diagnosis.serialization import plain, readings_from_json, readings_to_json
-from vgjax.diagnosis.table import as_html, as_text, lines, log_gains, named
-from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest, number, rate, remarks
+from vgjax.diagnosis.table import as_html, as_text, lines, log_gains
+from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest, named, number, rate, remarks
 from vgjax.ensembles.result import NATURAL, import_xarray
 from vgjax.files import read_arrays, whole_file, write_arrays
 from vgjax.values import by_content
@@ -96,8 +96,8 @@ class Diagnosis:
             ln of the factor, by name, input first; negative takes from the gradient. -inf where it ends; what lies
             before has 0, for nothing is left to lose.
         """
-        if parts is not None and parts < 1:
-            raise ValueError(f"parts must be at least 1, got {parts}")
+        if parts is not None:
+            positive_integer("parts", parts)
         rows = self._path(path).rows
         budget: dict[str, float] = {}
         for row, gain in list(zip(rows, log_gains(rows), strict=True))[1:]:
@@ -186,6 +186,7 @@ class Diagnosis:
         said = {"path": self._path(path).name, "word": str(self.verdict.word), "verdict": self.verdict.sentence}
         return xr.Dataset(variables, coords=coordinates, attrs=said)
 
+    @kinds
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values, the verdict in words; what JSON has no number for is a text."""
         verdict = {"word": str(self.verdict.word), "sentence": self.verdict.sentence, "remarks": self.remarks}
@@ -253,11 +254,13 @@ class Change:
         ]
         return told + [(name, rate(was), rate(now)) for name, (was, now) in self.layers().items()]
 
+    @kinds
     def layers(self, most: int = 10) -> dict[str, tuple[float, float]]:
         """The layers whose ln gain changed most, largest change first: by name, before and after.
 
         States are the same if they have the same name.
         """
+        positive_integer("most", most)
         before, after = self.before.blame(), self.after.blame()
         both = {name: (before[name], after[name]) for name in before if name in after}
         moved = {name: abs(new - old) for name, (old, new) in both.items() if new != old}

@@ -98,7 +98,7 @@ def _common(names: list[str]) -> list[str]:
 
 def _is_used(steps: Steps) -> bool:
     """Whether the carry that comes out is used at all."""
-    return any(variable.users or variable.read for variable in steps.result.variables)
+    return any(variable.users for variable in steps.result.variables)
 
 
 def _where(variable: Variable) -> str:

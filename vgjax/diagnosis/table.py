@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vgjax.diagnosis.readings import Path, Row
-from vgjax.diagnosis.verdict import BREAK, largest, number, rate
+from vgjax.diagnosis.verdict import BREAK, largest, line_of, named, number, rate
 
 HEAD = ("state", "where", "shape", "rms", "|dL/dh|", "back", "|dL/dW|", "zeros", "saturated", "")
 """``back`` is the factor by which the gradient changes on its way back through the layer that makes the state."""
@@ -58,11 +58,6 @@ def log_gains(rows: Sequence[Row]) -> list[float]:
     return gains
 
 
-def named(row: Row) -> str:
-    """Its name, with the step of the loop."""
-    return row.name if row.step is None else f"{row.name}[{row.step}]"
-
-
 def as_text(path: Path) -> str:
     """Aligned columns."""
     shown = lines(path)
@@ -102,7 +97,7 @@ def _line(row: Row, gain: float | None, mark: str, *, inside: bool) -> Line:
     shares = (row.zeros, row.saturated)
     cells = (
         named(row),
-        row.where.partition(" ")[0],
+        line_of(row),
         f"{row.dtype}[{','.join(map(str, row.shape))}]",
         _number(row.log_rms),
         _number(row.log_cotangent),

@@ -9,6 +9,7 @@ from enum import StrEnum
 import jax.numpy as jnp
 import numpy as np
 
+from vgjax.checks import kinds
 from vgjax.diagnosis.readings import NAN, Path, Readings, Row
 from vgjax.values import by_content
 
@@ -101,7 +102,7 @@ class Verdict:
                 said = f"the numbers end{where}{cause}"
             case _:
                 said = f"the gradient is exactly 0{where}{cause}"
-        along = f" along the steps of {self.path}" if self.kind == "time" else ""
+        along = f" along the steps of {self.path.partition(' (')[0]}" if self.kind == "time" else ""
         return f"{self.word}{along}: {said}"
 
     def _flow(self) -> str:
@@ -118,6 +119,7 @@ class Verdict:
         return f"the gradient shrinks by {factor} a {unit} and survives {survives} of your {self.layers} {unit}s"
 
 
+@kinds
 def judge(readings: Readings) -> Verdict:
     """The verdict on the worst path, and on what lies beside the paths."""
     found = [_judge_path(path, readings) for path in readings.paths]
@@ -239,7 +241,7 @@ def _inner(path: Path) -> list[Row]:
     rows = [row for row in path.rows if row.is_layer]
     if path.kind == "time":
         return rows
-    rows = rows[1:] if rows and not rows[0].operation else rows
+    rows = rows[1:] if rows and rows[0].operation == "input" else rows
     return rows[:-1] if len(rows) > 2 else rows
 
 
@@ -363,9 +365,18 @@ def largest(dtype: str) -> float:
 
 def place(row: Row) -> str:
     """Where a row is in the model and in the code."""
-    step = "" if row.step is None else f"[{row.step}]"
-    where = f" ({row.where.partition(' ')[0]})" if row.where else ""
-    return f"{row.name}{step}{where}"
+    where = line_of(row)
+    return f"{named(row)} ({where})" if where else named(row)
+
+
+def named(row: Row) -> str:
+    """Its name, with the step of the loop."""
+    return row.name if row.step is None else f"{row.name}[{row.step}]"
+
+
+def line_of(row: Row) -> str:
+    """``model.py:212``: without folders and function."""
+    return row.where.partition(" ")[0].rpartition("/")[2]
 
 
 def _names(row: Row) -> set[str]:

@@ -1,5 +1,6 @@
 """A model's path as it is: the signal on its way forward and the gradient on its way back, state by state."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ def gradient_path(
         raise ValueError(f"log_rms, log_cotangent and names must have one entry a state, got {lengths}")
     if any(not 0 <= i < states for i in breaks):
         raise ValueError(f"breaks must be states, from 0 to {states - 1}, got {list(breaks)}")
-    height = 1.1 + 0.13 * min(states, MOST_NAMES)
+    said = textwrap.fill(title or "", 100)
+    height = 1.6 + 0.13 * min(states, MOST_NAMES) + 0.15 * said.count("\n")
     figure = Figure(figsize=(7.2, height), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     colour = _colour(np.asarray(log_cotangent))
@@ -59,8 +61,8 @@ def gradient_path(
     every = -(-states // MOST_NAMES)
     left.set_yticks(range(0, states, every), [_shortened(name) for name in names[::every]], fontsize=6)
     left.set_ylim(states - 0.5, -0.5)
-    if title:
-        figure.suptitle(title, fontsize=8.5, wrap=True)
+    if said:
+        figure.suptitle(said, fontsize=8.5)
     return figure
 
 
@@ -98,14 +100,15 @@ def draw_states(
     known = shown[np.isfinite(shown)]
     low, high = (float(known.min()), float(known.max())) if len(known) else (-1.0, 1.0)
     room = 0.05 * (high - low) + 2.5  # a power of ten: an even path is drawn as one
-    ax.set_xlim(low - room, high + room)
-    if limits is not None:
-        for ends in ((min(low - room, limits[0]), limits[0]), (limits[1], max(high + room, limits[1]))):
-            ax.axvspan(*ends, color="0.9", zorder=-2, linewidth=0)
-        ax.set_xlim(low - room, high + room)
+    low, high = low - room, high + room
+    ax.set_xlim(low, high)
+    for start, end in () if limits is None else ((low, limits[0]), (limits[1], high)):
+        if start < end:
+            ax.axvspan(start, end, color="0.9", zorder=-2, linewidth=0)
     zeros = np.flatnonzero(np.isneginf(values))
-    ax.plot(np.full(len(zeros), low - room), zeros, "o", color=colour, mfc="white", markersize=4, clip_on=False)
-    ax.set_xticks(powers_of_ten(low - room, high + room))
+    (rings,) = ax.plot(np.full(len(zeros), low), zeros, "o", color=colour, mfc="white", markersize=4, clip_on=False)
+    rings.set_in_layout(False)
+    ax.set_xticks(powers_of_ten(low, high))
     ax.xaxis.set_major_formatter(power_of_ten)
 
 
