@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import vgjax as vg
 from vgjax.diagnosis.graphs import Graph, Node, Variable, evaluate, value_of
 from vgjax.diagnosis.models import Model
 from vgjax.diagnosis.prepared import Prepared, parameter_names, prepare
@@ -226,7 +227,9 @@ def interpret(graph: Graph, inputs: list[Any], offsets: Offsets, index: tuple[in
     values: dict[Variable, Any] = dict(graph.constants)
 
     def put(variables: list[Variable], given: list[Any]) -> None:
-        values.update((v, a + offsets[v, index]) if (v, index) in offsets else (v, a) for v, a in zip(variables, given))
+        for variable, value in zip(variables, given, strict=True):
+            offset = offsets.get((variable, index))
+            values[variable] = value if offset is None else value + offset
 
     put(graph.inputs, inputs)
     for node in graph.nodes:
@@ -268,7 +271,10 @@ def test_every_cotangent_is_that_of_a_perturbation(prepared):
     fixed = {v for node in graph.all_nodes() if node.kind == "loop" for v in node.graphs[0].inputs[: node.counts[0]]}
     all_places = [place for place in places(graph) if place[0] not in fixed]
     offsets = [jnp.zeros(variable.shape, variable.aval.dtype) for variable, _ in all_places]
-    loss = lambda offsets: interpret(graph, leaves, dict(zip(all_places, offsets, strict=True)))[0].sum()
+
+    def loss(offsets):
+        return interpret(graph, leaves, dict(zip(all_places, offsets, strict=True)))[0].sum()
+
     norms = [float(np.linalg.norm(np.asarray(gradient, np.float64))) for gradient in jax.grad(loss)(offsets)]
     compared, largest = 0, max(norms)
     for (variable, index), norm in zip(all_places, norms, strict=True):
@@ -278,3 +284,77 @@ def test_every_cotangent_is_that_of_a_perturbation(prepared):
             assert log == pytest.approx(math.log(norm), abs=tolerance), (variable, index)
             compared += 1
     assert compared >= 5
+
+
+# --- past the float range -------------------------------------------------------------------------------------------
+
+
+def unrolled(stack: dict[str, jax.Array]) -> list[dict[str, jax.Array]]:
+    """Parameters stacked by layer as one dictionary a layer."""
+    return [{name: leaf[i] for name, leaf in stack.items()} for i in range(len(stack["kernel"]))]
+
+
+COTANGENT = np.array([0.3, -1.0, 0.5], np.float32)
+
+
+def mlp_function(activation: Callable[[jax.Array], jax.Array], scanned: bool) -> Callable[..., Any]:
+    """vgjax's MLP as a plain function; its loss is a product with a fixed vector."""
+
+    def layer(h, p):
+        return activation(h) @ p["kernel"] + p["bias"], None
+
+    def function(p, inputs, rest):
+        h = inputs @ p["stem"]["kernel"] + p["stem"]["bias"]
+        if scanned:
+            h, _ = lax.scan(layer, h, p["stack"])
+        else:
+            for one in p["stack"]:
+                h, _ = layer(h, one)
+        return COTANGENT @ (activation(h) @ p["head"]["kernel"] + p["head"]["bias"])
+
+    return function
+
+
+@pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize(
+    ("name", "depth", "sigma_w", "sigma_b"),
+    [("sigmoid", 60, 1.0, 0.1), ("relu", 300, 3.0, 0.0), ("relu", 300, 0.5, 0.0), ("tanh", 300, 0.5, 0.0)],
+)
+def test_depth_past_the_range_is_the_gradient_flow(name, depth, sigma_w, sigma_b, scanned):
+    net = vg.mlp(width=16, depth=depth, activation=name, inputs=5, outputs=3)
+    parameters, scales = vg.init(jax.random.key(0), net), vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    x = jax.random.normal(jax.random.key(1), (5,))
+    flow = vg.gradient_flow(parameters, scales, x, COTANGENT, loss="cotangent")
+    ordinary, _ = vg.absorb_scales(parameters, scales)
+    stack = ordinary.stages[0] if scanned else unrolled(ordinary.stages[0])
+    plain_parameters = {"stem": ordinary.stem, "stack": stack, "head": ordinary.head}
+    activation = {"sigmoid": jax.nn.sigmoid, "relu": jax.nn.relu, "tanh": jnp.tanh}[name]
+    readings = prepare(model(mlp_function(activation, scanned), plain_parameters, x)).read()
+    rows = [row for row in readings.paths[0].rows if row.shape == (16,) and row.is_layer]
+    np.testing.assert_allclose([row.log_cotangent for row in rows], flow.log_gradient, rtol=0, atol=1e-4)
+    np.testing.assert_allclose([2 * row.log_rms for row in rows], flow.log_mean_square, rtol=0, atol=1e-4)
+    assert readings.first_inexact == ""
+
+
+def test_time_past_the_range_is_the_gradient_flow():
+    steps = 200
+    net = vg.rnn(width=12, depth=steps, inputs=4, outputs=3)
+    parameters, scales = vg.init(jax.random.key(0), net), vg.Scales(sigma_w=0.6, sigma_b=0.1)
+    x = jax.random.normal(jax.random.key(1), (steps, 4))
+    flow = vg.gradient_flow(parameters, scales, x, COTANGENT, loss="cotangent")
+    ordinary, _ = vg.absorb_scales(parameters, scales)
+
+    def function(p, inputs, rest):
+        cell, head = p
+
+        def step(h, now):
+            return jnp.tanh(h @ cell["kernel"] + now @ cell["input_kernel"] + cell["bias"]), None
+
+        h, _ = lax.scan(step, jnp.zeros(12), inputs)
+        return COTANGENT @ (h @ head["kernel"] + head["bias"])
+
+    readings = prepare(model(function, (ordinary.stages[0], ordinary.head), x)).read()
+    (path,) = (path for path in readings.paths if path.kind == "time")
+    assert [row.step for row in path.rows] == [*range(steps), None]
+    np.testing.assert_allclose([row.log_cotangent for row in path.rows], flow.log_gradient, rtol=0, atol=1e-4)
+    assert readings.parameter_gradients["0/kernel"] == pytest.approx(float(flow.log_tied_gradient["kernel"]), abs=1e-4)

@@ -272,6 +272,64 @@ def normalize_together(values: Sequence[Array], exponent: Int[Array, ""]) -> tup
     return [multiplied(value, exponent - kept) for value in values], jnp.where(largest == 0, ZERO, kept)
 
 
+class Extended(NamedTuple):
+    """A map of several numbers, past the float range too.
+
+    Attributes:
+        results: one scaled number an output.
+        arguments: where the map was computed: the numbers themselves, or moved in to the edge of the range.
+        exact: whether all results are right, bool, shape ``()``.
+    """
+
+    results: list[FloatExp]
+    arguments: list[Array]
+    exact: Array
+
+
+def extended_together(f: Callable[[list[Array]], list[Array]], numbers: Sequence[FloatExp]) -> Extended:
+    """f at numbers of any size, scaled together, for an f whose degrees need not be known beforehand.
+
+    Of every output its degree d is read off where f is computed: J x = d f there (Euler's theorem), with 1, 0 and -1
+    for d; below the range J x = f - f(0) for an f that is affine there. Then f goes on as ``2^(d e)``.
+
+    Args:
+        f: arrays -> arrays, of any shapes.
+        numbers: what it takes; at least one.
+    """
+    values, exponent = normalize_together(*aligned(numbers))
+    w = min(window_exponent(value.dtype) for value in values)
+    edge = jnp.clip(jnp.where(exponent == ZERO, 0, exponent), -w, w)
+    x = [value * power_of_two(edge, value.dtype) for value in values]
+    y, tangent = jax.jvp(lambda *x: f(list(x)), tuple(x), tuple(x))
+    origin = f([jnp.zeros_like(value) for value in values])
+    beyond = jnp.where(exponent == ZERO, 0, exponent - edge)
+    found = [_extended_one(*parts, beyond) for parts in zip(y, tangent, origin, strict=True)]
+    # What is nothing beside the others is nothing in a sum; in a product with them it would have had a say.
+    lost = [(largest_entry([n.value]) > 0) & (largest_entry([v]) == 0) for n, v in zip(numbers, values, strict=True)]
+    vanished = jnp.any(jnp.stack(lost)) & jnp.any(jnp.stack([largest_entry([value]) == 0 for value in y]))
+    exact = jnp.all(jnp.stack([exact for _, exact in found])) & ((beyond == 0) | ~vanished)
+    return Extended([number for number, _ in found], x, exact)
+
+
+def _extended_one(y: Array, tangent: Array, origin: Array, beyond: Int[Array, ""]) -> tuple[FloatExp, Array]:
+    """One output's number, from f(x), J x and f(0) at the edge of the range, and how far past that it is asked for."""
+    if not jnp.issubdtype(y.dtype, jnp.inexact):  # a mask or a choice: of the direction alone
+        return from_float(y), jnp.asarray(True)
+    size = largest_entry([y])
+    offset = jnp.where(beyond < 0, origin, 0).astype(y.dtype)
+
+    def holds(difference: Array, tolerance: float) -> Array:
+        return largest_entry([difference]) <= tolerance * size
+
+    linear, constant, inverse = holds(y - offset - tangent, 1e-3), holds(tangent, 1e-6), holds(y + tangent, 1e-3)
+    affine = add(with_zero_exponent(FloatExp(tangent, beyond)), with_zero_exponent(from_float(offset)))
+    number = FloatExp(y, jnp.where(constant, 0, -beyond))
+    number = jax.tree.map(lambda a, b: jnp.where(linear, a, b), affine, number)
+    inside = beyond == 0
+    number = jax.tree.map(lambda a, b: jnp.where(inside, a, b), from_float(y), number)
+    return number, inside | linear | constant | inverse
+
+
 def largest_entry(values: Sequence[Array]) -> Array:
     """The largest absolute value, float32 or wider, shape ``()``; 0 of nothing."""
     entries = [jnp.max(jnp.abs(value)) for value in values if value.size]

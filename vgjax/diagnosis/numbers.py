@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vgjax.diagnosis.graphs import Variable
 from vgjax.diagnosis.passes import NOT_TAKEN, Signal, Squares
+from vgjax.diagnosis.pieces import Part
 from vgjax.diagnosis.readings import NAN
 
 LN2 = math.log(2.0)
@@ -23,12 +25,20 @@ class Numbers:
         signals: of the forward pass.
         squares: of the cotangents.
         outputs: values of the graph's outputs.
+        exact: whether the results of each part are right, where states left the float range.
     """
 
-    def __init__(self, signals: dict[Variable, Signal], squares: dict[Variable, Squares], outputs: list[Any]) -> None:
+    def __init__(
+        self,
+        signals: dict[Variable, Signal],
+        squares: dict[Variable, Squares],
+        outputs: list[Any],
+        exact: dict[Part, Any],
+    ) -> None:
         variables = list(signals), list(squares)
         read = jax.device_get((list(signals.values()), list(squares.values())))
         self.outputs = outputs
+        self.inexact = [part for part, is_exact in exact.items() if not bool(is_exact)]
         self._signals: dict[Variable, Signal] = dict(zip(variables[0], read[0], strict=True))
         self._squares: dict[Variable, Squares] = dict(zip(variables[1], read[1], strict=True))
 
@@ -72,6 +82,18 @@ class Numbers:
             return NAN, NAN
         zeros, saturated = (_at(share, index) for share in (signal.zeros, signal.saturated))
         return (float(np.mean(zeros)), float(np.mean(saturated))) if zeros.size else (NAN, NAN)
+
+
+def left_range(signals: dict[Variable, Signal]) -> bool:
+    """Whether a state is not finite, or so near the ends of its dtype's range that the next may leave it."""
+    for variable, read in signals.items():
+        total, exponent = (np.asarray(a, np.float64) for a in jax.device_get(read.squares))
+        end = 0.875 * float(jnp.finfo(variable.aval.dtype).maxexp)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            octaves = (np.log2(total / max(variable.size, 1)) / 2 + exponent)[total > 0]
+        if not np.all(np.isfinite(total)) or np.any(np.abs(octaves) > end):
+            return True
+    return False
 
 
 def _at(array: Any, index: Index, where: Any = None) -> np.ndarray:

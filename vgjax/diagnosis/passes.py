@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vgjax.diagnosis.graphs import Variable, evaluate_all, value_of
-from vgjax.diagnosis.pieces import Loop, Part, Piece, Program, Switch, results_read
+from vgjax.diagnosis.pieces import Loop, Part, Piece, Program, Switch, read_outputs
 from vgjax.floatexp import (
     ZERO,
     FloatExp,
@@ -25,7 +25,6 @@ from vgjax.floatexp import (
     power_of_two,
     sum_of_squares,
 )
-
 
 NOT_TAKEN = -1.0
 """Stands for what is read in a branch that was not taken; no sum of squares and no share is negative."""
@@ -98,10 +97,12 @@ class Forward(NamedTuple):
         values: of every variable between parts; under a loop the carry before each step, under a branching the
             `Forward` of the branch taken.
         signals: what was read.
+        arguments: by part, where it was computed, if not at the values of its inputs.
     """
 
     values: dict[Any, Any]
     signals: dict[Variable, Signal]
+    arguments: dict[Part, list[Any]]
 
     def outputs(self, program: Program) -> list[Any]:
         """Values of the program's outputs."""
@@ -128,8 +129,8 @@ def forward(program: Program, inputs: Sequence[Any], run: Run, careful: bool) ->
             read = []
         values.update(zip(part.outputs, outputs, strict=True))
         signals.update(zip(part.read, read, strict=False))
-        signals.update({v: signal(v, from_float(values[v]), careful) for v in results_read(part)})
-    return Forward(values, signals)
+        signals.update((v, signal(v, from_float(values[v]), careful)) for v in read_outputs(part))
+    return Forward(values, signals, {})
 
 
 def taken(switch: Switch, index: Array) -> int:
@@ -185,7 +186,7 @@ def switch_forward(switch: Switch, careful: bool, arguments: list[Any]) -> tuple
 
 
 def _switch(index: Array, branches: list[Callable[..., Any]], operands: Sequence[Any]) -> tuple[Any, dict[int, Any]]:
-    """`lax.switch` over functions that return the same outputs and each what is read in itself: `NOT_TAKEN` for the others."""
+    """`lax.switch` over functions that return the same outputs, and each what is read in itself."""
     read: dict[int, Any] = {}
     for branch in branches:
         read.update(jax.eval_shape(branch, *operands)[1])
@@ -221,8 +222,8 @@ def backward(program: Program, done: Forward, given: Sequence[FloatExp | None], 
         have = tuple(output in cotangents for output in part.outputs)
         if not any(have):
             continue
-        squares.update({v: _squares(cotangents[v], careful) for v in results_read(part) if v in cotangents})
-        arguments = [value_of(v, done.values) for v in part.inputs]
+        squares.update((v, _squares(cotangents[v], careful)) for v in read_outputs(part) if v in cotangents)
+        arguments = done.arguments.get(part) or [value_of(v, done.values) for v in part.inputs]
         pulled = [cotangents[output] for output in part.outputs if output in cotangents]
         if isinstance(part, Piece):
             results, read = run(piece_backward, part, have, careful)(arguments, pulled)
@@ -340,7 +341,7 @@ def loop_backward(
     state = _under_one_exponent(first), [_zero(v) for v in fixed]
     rows = {i: number.value for i, number in stacked.items()}
     (carry, sums), (by_step, read) = lax.scan(step, state, (before, slices, rows), **scanned(loop, backward=True))
-    return [*sums, *carry, *(_one_exponent(number) for number in by_step)], read
+    return [*sums, *carry, *(one_exponent(number) for number in by_step)], read
 
 
 def _carried_positions(loop: Loop) -> list[int]:
@@ -362,7 +363,7 @@ def _under_one_exponent(numbers: list[FloatExp]) -> list[FloatExp]:
     return [FloatExp(value, exponent) for value in values]
 
 
-def _one_exponent(number: FloatExp) -> FloatExp:
+def one_exponent(number: FloatExp) -> FloatExp:
     """Rows with exponents of their own, at the largest of them."""
     value, exponent = number
     largest = jnp.max(exponent)

@@ -156,13 +156,13 @@ class Ways:
         here = max((v for v in sinks if v in best), key=lambda v: best[v][0], default=None)
         items: list[State | Steps] = []
         while here is not None:
-            node = here.source
-            found = self.sites.of(node) if node else []
-            steps = self._enter(node, ()) if node is not None and is_opened(node) else None
+            maker = here.source
+            found = self.sites.of(maker) if maker else []
+            steps = self._enter(maker, ()) if maker is not None and is_opened(maker) else None
             if steps is not None:
                 items.append(steps)
-            elif node is not None and found:
-                single = node.kind == "equation"
+            elif maker is not None and found:
+                single = maker.kind == "equation"
                 items.append(State([found[0].variable] if single else [here], found))
             here = best[here][1]
         return items[::-1]

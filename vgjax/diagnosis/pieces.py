@@ -79,6 +79,11 @@ class Switch:
 Part = Piece | Loop | Switch
 
 
+def read_outputs(part: Part) -> list[Variable]:
+    """The outputs of a loop or a branching that are read: a piece reads its own with all others."""
+    return [] if isinstance(part, Piece) else [variable for variable in part.outputs if variable.read]
+
+
 @dataclass(eq=False)
 class Program:
     """A graph and its parts in the order of the computation."""
@@ -94,12 +99,7 @@ class Program:
     @property
     def read(self) -> list[Variable]:
         """All that is read, nested parts too, in an order that equal programs share."""
-        return self.read_inputs + [v for part in self.parts for v in (*part.read, *results_read(part))]
-
-
-def results_read(part: "Part") -> list[Variable]:
-    """What is read of what comes out of a loop, once, behind its last step."""
-    return [v for v in part.outputs if v.read] if isinstance(part, Loop) else []
+        return self.read_inputs + [v for part in self.parts for v in (*part.read, *read_outputs(part))]
 
 
 def divide(graph: Graph, cuts: set[Variable]) -> Program:

@@ -8,12 +8,13 @@ import numpy as np
 from jax import Array
 
 from vgjax.diagnosis.dataflow import OPAQUE, mark
+from vgjax.diagnosis.exact import exact_forward
 from vgjax.diagnosis.graphs import Variable, is_inexact, trace
 from vgjax.diagnosis.models import Model
-from vgjax.diagnosis.numbers import Numbers
-from vgjax.diagnosis.passes import backward, forward
+from vgjax.diagnosis.numbers import Numbers, left_range
+from vgjax.diagnosis.passes import Forward, backward, forward
 from vgjax.diagnosis.paths import Way, Ways
-from vgjax.diagnosis.pieces import Compiled, divide
+from vgjax.diagnosis.pieces import Compiled, Part, divide
 from vgjax.diagnosis.readings import NAN, Path, Readings
 from vgjax.diagnosis.rows import Rows
 from vgjax.diagnosis.sites import Sites, find_nonlinearity
@@ -94,14 +95,20 @@ class Prepared:
         key = jax.random.key(0) if key is None else key
         given = self.model.parameters if parameters is None else parameters
         values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
-        numbers = self._passes(values, key, careful=False)
-        return self._passes(values, key, careful=True) if numbers.are_doubtful() else numbers
+        numbers = self._passes(forward(self.program, values, self.compiled, False), key, careful=False)
+        if not numbers.are_doubtful():
+            return numbers
+        done = forward(self.program, values, self.compiled, True)
+        if left_range(done.signals):
+            exact = exact_forward(self.program, values, self.compiled)
+            return self._passes(exact.forward, key, careful=True, exact=exact.exact)
+        return self._passes(done, key, careful=True)
 
-    def _passes(self, values: list[Any], key: Array, *, careful: bool) -> Numbers:
-        done = forward(self.program, values, self.compiled, careful)
-        outputs = done.outputs(self.program)
+    def _passes(self, done: Forward, key: Array, *, careful: bool, exact: dict[Part, Any] | None = None) -> Numbers:
+        """The backward pass after a forward one, and what both have read."""
+        outputs = [v.value if isinstance(v, FloatExp) else v for v in done.outputs(self.program)]
         back = backward(self.program, done, self._cotangents(outputs, key), self.compiled, careful)
-        return Numbers(done.signals, back.squares, outputs)
+        return Numbers(done.signals, back.squares, outputs, exact or {})
 
     def _cotangents(self, outputs: list[Any], key: Array) -> list[FloatExp | None]:
         """What is pulled back from every output."""

@@ -1,6 +1,7 @@
 """Rows of a reading: names, places and numbers of states and sites."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vgjax.diagnosis.graphs import Variable
 from vgjax.diagnosis.numbers import Index, Numbers
@@ -23,14 +24,16 @@ class Rows:
 
     def of_way(self, way: Way, index: Index) -> Iterator[Row]:
         """All rows of a way, steps of its loops one by one."""
-        for item in way.items:
+        for position, item in enumerate(way.items):
             if isinstance(item, State):
                 yield self.of_state(item, index, None)
                 continue
             steps = range(item.node.steps)
-            backwards = item.node.equation.params["reverse"]
-            for step in reversed(steps) if backwards else steps:
-                yield from (self.of_state(state, (*index, step), step) for state in item.states)
+            order = steps[::-1] if item.node.equation.params["reverse"] else steps
+            rows = [self.of_state(state, (*index, step), step) for step in order for state in item.states]
+            if rows and position:  # what a loop begins with is the state before it, once more
+                rows[0] = replace(rows[0], is_layer=False)
+            yield from rows
             if _is_used(item):
                 yield self.of_state(item.result, index, None)
 

@@ -20,11 +20,12 @@ _AFFINE = SHAPES | {primitives.add_p, primitives.sub_p, primitives.rev_p}
 _LINEAR = _AFFINE | {primitives.neg_p, primitives.mul_p, primitives.div_p}
 """Elementwise, and no activation on its own."""
 
-_ELEMENTWISE = frozenset(
-    """abs add add_any and clamp convert_element_type copy cos custom_jvp_call div eq erf exp exp2 expm1 ge gt integer_pow
-    is_finite le log log1p logistic lt max min mul ne neg not one_minus_square or pow rsqrt select_n sign sin sqrt square
-    stop_gradient sub tan tanh""".split()
-)
+_ELEMENTWISE = {
+    "abs", "add", "add_any", "and", "clamp", "convert_element_type", "copy", "cos", "custom_jvp_call", "div", "eq",
+    "erf", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt",
+    "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "pow", "rsqrt", "select_n", "sign", "sin",
+    "sqrt", "square", "stop_gradient", "sub", "tan", "tanh"
+}  # fmt: skip
 
 
 @dataclass(eq=False)
