@@ -110,13 +110,14 @@ def _named(spec: str) -> Callable[[], Any]:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(name), attribute)
+        function = getattr(importlib.import_module(name), attribute, None)
     except ModuleNotFoundError as error:
         if error.name is None or not (name + ".").startswith(f"{error.name}."):
             raise  # a module that the user's own imports
         raise ValueError(f"function must be in a module that can be imported, got {spec!r} ({error})") from None
-    except AttributeError:
-        raise ValueError(f"function must be one of module {name}, got {attribute!r}") from None
+    if not callable(function):
+        raise ValueError(f"function must be one of module {name}, got {attribute!r}")
+    return function
 
 
 def _map(arguments: argparse.Namespace) -> int:

@@ -162,4 +162,5 @@ def _mean_frontier(*draws: Frontier) -> Frontier:
 
 
 def _root_mean(logs: Sequence[float]) -> float:
-    return float(np.logaddexp.reduce(2 * np.array(logs)) - math.log(len(logs))) / 2
+    with np.errstate(invalid="ignore"):
+        return float(np.logaddexp.reduce(2 * np.array(logs)) - math.log(len(logs))) / 2

@@ -57,9 +57,9 @@ class Verdict:
         path: its name.
         kind: along layers or along the steps of a recurrence.
         layers: L, maps between the states that are judged: those behind the input and before the head.
-        slope: median slope of ln ||dL/dh|| a layer, towards the output; positive where the gradient vanishes.
+        slope: median slope of ln ||dL/dh|| a layer, towards the output, breaks left out; positive where it vanishes.
         forward_slope: the same of ln rms of the states.
-        lost: ln of what all layers take from the gradient, L / xi; negative where they add to it.
+        lost: ln of what all layers take from the gradient, L / xi and breaks; negative where they add to it.
         limit: of ``lost``, with room for what chance does at this width.
         at: where the fault sits, ``name (file:line)``; empty if it is everywhere or nowhere.
         cause: of what happens there.
@@ -111,10 +111,11 @@ class Verdict:
         factor, whole = rate(-self.slope), number(-self.lost)
         if self.word is Word.HEALTHY:
             return f"the gradient changes by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
+        change = "grows" if self.word is Word.EXPLODING else "shrinks"
+        if abs(self.slope * self.layers) < self.limit:  # single layers do it
+            return f"the gradient {change} by {whole} over your {self.layers} {unit}s"
         if self.word is Word.EXPLODING:
             return f"the gradient grows by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
-        if self.slope * self.layers < self.limit:  # one layer alone takes it
-            return f"the gradient shrinks by {whole} over your {self.layers} {unit}s"
         survives = min(self.layers, round(SURVIVES / self.slope))
         return f"the gradient shrinks by {factor} a {unit} and survives {survives} of your {self.layers} {unit}s"
 
@@ -198,33 +199,40 @@ def _flow(path: Path, of: _Of) -> Verdict:
     if len(inner) < 3:
         return Verdict(Word.UNCLEAR, *of)
     b = np.array([row.log_cotangent for row in inner])
-    slope, forward, layers = theil_sen(b), theil_sen([row.log_rms for row in inner]), len(inner) - 1
+    off = _breaks(b) if path.all_gradient else np.zeros(len(b) - 1)
+    typical, layers = b - np.concatenate([[0.0], np.cumsum(off)]), len(inner) - 1
+    slope, forward = theil_sen(typical), theil_sen([row.log_rms for row in inner])
     ends = float(b[-1] - b[0]) if path.all_gradient else 0.0
-    lost = max(slope * layers, ends, key=abs)
+    lost = max(slope * layers + float(off.sum()), ends, key=abs)
     width = float(np.median([row.shape[-1] if row.shape else 1 for row in inner]))
     # ln of a product of L random layers of n units has a standard deviation of sqrt(5 L / (4 n)) for ReLU (Hanin &
     # Nica 2019, arXiv:1812.05994), less for others: twice that is no fault.
     limit = LIMIT + 2 * math.sqrt(5 * layers / (4 * width))
     word = Word.HEALTHY if abs(lost) < limit else Word.VANISHING if lost > 0 else Word.EXPLODING
-    at, cause = _break(inner, b) if path.all_gradient else ("", "")
+    at, cause = _at_break(inner, off)
     if word is Word.VANISHING and not at:
         cause = _everywhere(inner)
     return Verdict(word, *of, slope, forward, lost, limit, at, cause)
 
 
-def _break(rows: Sequence[Row], b: np.ndarray) -> tuple[str, str]:
-    """The layer that changes the gradient most unlike the median layer, and why; empty if none stands out."""
+def _breaks(b: np.ndarray) -> np.ndarray:
+    """By how much each layer lies off the median one, where that is more than `BREAK`; else 0."""
     steps = np.diff(b)
-    off = np.abs(steps - np.median(steps))
-    i = int(off.argmax())
-    if off[i] <= BREAK:
+    off = steps - np.median(steps)
+    return np.where(np.abs(off) > BREAK, off, 0.0)
+
+
+def _at_break(rows: Sequence[Row], off: np.ndarray) -> tuple[str, str]:
+    """The layer that is most unlike the median one, and why; empty if none stands out."""
+    i = int(np.abs(off).argmax())
+    if not off[i]:
         return "", ""
     before, after = rows[i], rows[i + 1]
-    if steps[i] > 0 and before.saturated > MOST:
+    if off[i] > 0 and before.saturated > MOST:
         return place(before), f"{before.saturated:.0%} of its units are saturated"
-    if steps[i] > 0 and before.zeros > MOST:
+    if off[i] > 0 and before.zeros > MOST:
         return place(before), f"{before.zeros:.0%} of its activations are 0"
-    return place(after), f"it alone changes the gradient by {number(-steps[i])}"
+    return place(after), f"it alone changes the gradient by {number(before.log_cotangent - after.log_cotangent)}"
 
 
 def _everywhere(rows: Sequence[Row]) -> str:
