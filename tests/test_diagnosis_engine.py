@@ -333,6 +333,10 @@ def test_depth_past_the_range_is_the_gradient_flow(name, depth, sigma_w, sigma_b
     rows = [row for row in readings.paths[0].rows if row.shape == (16,) and row.is_layer]
     np.testing.assert_allclose([row.log_cotangent for row in rows], flow.log_gradient, rtol=0, atol=1e-4)
     np.testing.assert_allclose([2 * row.log_rms for row in rows], flow.log_mean_square, rtol=0, atol=1e-4)
+    kernels = [readings.parameter_gradients[f"stack/{l}/kernel"] for l in range(0 if scanned else depth)]
+    if scanned:
+        kernels = [row.log_parameter_gradient for row in readings.paths[0].rows if row.step is not None]
+    np.testing.assert_allclose(kernels, flow.log_parameter_gradient["kernel"], rtol=0, atol=1e-4)
     assert readings.first_inexact == ""
 
 

@@ -323,7 +323,7 @@ def _extended_one(y: Array, tangent: Array, origin: Array, beyond: Int[Array, ""
 
     linear, constant, inverse = holds(y - offset - tangent, 1e-3), holds(tangent, 1e-6), holds(y + tangent, 1e-3)
     affine = add(with_zero_exponent(FloatExp(tangent, beyond)), with_zero_exponent(from_float(offset)))
-    number = FloatExp(y, jnp.where(constant, 0, -beyond))
+    number = FloatExp(y, jnp.where(inverse & ~constant, -beyond, 0))
     number = jax.tree.map(lambda a, b: jnp.where(linear, a, b), affine, number)
     inside = beyond == 0
     number = jax.tree.map(lambda a, b: jnp.where(inside, a, b), from_float(y), number)

@@ -1,7 +1,7 @@
-"""The forward pass where states leave the float range: every part goes on by its degree (`extended_together`).
+"""Both passes where states leave the float range: every part goes on by its degree (`extended_together`).
 
-The parts are those of the ordinary pass; the backward pass is then taken where each of them was computed, at its
-arguments moved in to the edge of the range: maps of degree 1 and 0 have the same Jacobian there, up to a power of two.
+The parts are those of the ordinary passes. Forward, each is a map of the states that come in; backward, so is the
+cotangent that it gives: that of a kernel grows with the state, that of a state does not.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,29 +10,32 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vgjax.diagnosis.graphs import Variable, evaluate_all, value_of
-from vgjax.diagnosis.passes import (
+from vgjax.diagnosis.backward import Pulled, body_wanted, loop_backward, one_exponent, pull, step_backward, wanted
+from vgjax.diagnosis.forward import (
     Forward,
     Run,
     Signal,
-    Squares,
     forward,
     inline,
     loop_forward,
-    one_exponent,
     scanned,
     signal,
     split,
+    squares_of,
     switch_forward,
     taken,
 )
+from vgjax.diagnosis.graphs import Variable, evaluate_all, value_of
 from vgjax.diagnosis.pieces import Loop, Part, Piece, Program, Switch, read_outputs
 from vgjax.floatexp import (
+    Extended,
     FloatExp,
+    aligned,
     extended_together,
     from_float,
+    moved,
     normalize_together,
-    sum_of_squares,
+    power_of_two,
     to_float_clipped,
 )
 
@@ -41,7 +44,7 @@ class ExactForward(NamedTuple):
     """A forward pass with states of any size.
 
     Attributes:
-        forward: where every part was computed, and what was read.
+        forward: values, of states as scaled numbers, and what was read.
         exact: by part, whether its results are right, bool, shape ``()``.
     """
 
@@ -54,7 +57,6 @@ def exact_forward(program: Program, inputs: Sequence[Any], run: Run) -> ExactFor
     given = map(_as_number, program.graph.inputs, inputs)
     values: dict[Any, Any] = {**program.graph.constants, **dict(zip(program.graph.inputs, given, strict=True))}
     signals = {v: scaled_signal(v, values[v]) for v in program.read_inputs}
-    arguments: dict[Part, list[Any]] = {}
     exact: dict[Part, Array] = {}
     for part in program.parts:
         taking = [value_of(v, values) for v in part.inputs]
@@ -62,39 +64,38 @@ def exact_forward(program: Program, inputs: Sequence[Any], run: Run) -> ExactFor
             branch = part.branches[taken(part, taking[0])]
             inner = exact_forward(branch, taking[1:], run)
             values[part], outputs = inner.forward, inner.forward.outputs(branch)
-            arguments[part] = [_as_float(value) for value in taking]
             signals.update(inner.forward.signals)
             exact.update(inner.exact)
         elif isinstance(part, Loop):
-            outputs, arguments[part], values[part], read, exact[part] = run(exact_loop, part)(taking)
+            outputs, values[part], read, exact[part] = run(exact_loop, part)(taking)
             signals.update(zip(part.read, read, strict=True))
         else:
-            outputs, arguments[part], read, exact[part] = run(exact_piece, part)(taking)
+            outputs, read, exact[part] = run(exact_piece, part)(taking)
             signals.update(zip(part.read, read, strict=True))
         values.update(zip(part.outputs, map(_as_number, part.outputs, outputs), strict=True))
         signals.update((v, scaled_signal(v, values[v])) for v in read_outputs(part))
-    return ExactForward(Forward(values, signals, arguments), exact)
+    return ExactForward(Forward(values, signals), exact)
 
 
 def _as_number(variable: Variable, value: Any) -> Any:
     """States as scaled numbers, everything else as it is."""
     if not variable.is_state:
-        return _as_float(value)
+        return as_float(value)
     return value if isinstance(value, FloatExp) else from_float(value)
 
 
-def _as_float(value: Any) -> Any:
+def as_float(value: Any) -> Any:
     """A plain array: a scaled number is moved in to the edge of the range."""
     return to_float_clipped(value) if isinstance(value, FloatExp) else value
 
 
 def scaled_signal(variable: Variable, value: Any) -> Signal:
     """What is read of a value of any size; shares of its activation at the edge of the range."""
-    squares = sum_of_squares(value if isinstance(value, FloatExp) else from_float(value), careful=True)
-    return signal(variable, from_float(_as_float(value)), True)._replace(squares=Squares(*squares))
+    squares = squares_of(value if isinstance(value, FloatExp) else from_float(value), True)
+    return signal(variable, from_float(as_float(value)), True)._replace(squares=squares)
 
 
-def _normalized(variable: Variable, number: FloatExp) -> Any:
+def _result(variable: Variable, number: FloatExp) -> Any:
     """A result as the next part takes it."""
     if not variable.is_state:
         return number.value
@@ -102,90 +103,134 @@ def _normalized(variable: Variable, number: FloatExp) -> Any:
     return FloatExp(value, exponent)
 
 
-class _Result(NamedTuple):
-    """Of a function of states of any size: `results` by variable, `arguments` where it was computed."""
-
-    results: list[Any]
-    arguments: list[Any]
-    exact: Array
-
-
-def _extended(
-    f: Callable[[list[Any]], list[Any]], inputs: list[Variable], results: list[Variable], arguments: list[Any]
-) -> _Result:
-    """``f(arguments)``, scaled together in those that are states."""
+def _extended(f: Callable[[list[Any]], list[Any]], inputs: list[Variable], arguments: list[Any]) -> Extended:
+    """``f(arguments)``, scaled together in those that are states; where it was computed, all of its arguments."""
     numbers = [_as_number(v, value) for v, value in zip(inputs, arguments, strict=True)]
     states = [i for i, number in enumerate(numbers) if isinstance(number, FloatExp)]
     if not states:
-        return _Result(f(numbers), numbers, jnp.asarray(True))
+        return Extended([from_float(value) for value in f(numbers)], numbers, jnp.asarray(True))
 
     def full(values: list[Array]) -> list[Any]:
         replaced = dict(zip(states, values, strict=True))
         return [replaced.get(i, number) for i, number in enumerate(numbers)]
 
     found = extended_together(lambda values: f(full(values)), [numbers[i] for i in states])
-    by_variable = [_normalized(v, number) for v, number in zip(results, found.results, strict=True)]
-    return _Result(by_variable, full(found.arguments), found.exact)
+    return found._replace(arguments=full(found.arguments))
 
 
-def exact_piece(piece: Piece, arguments: list[Any]) -> tuple[list[Any], list[Any], list[Signal], Array]:
-    """Outputs, where it was computed, what is read, whether it is right."""
+def exact_piece(piece: Piece, arguments: list[Any]) -> tuple[list[Any], list[Signal], Array]:
+    """Outputs, what is read, whether they are right."""
 
     def run(values: list[Any]) -> list[Any]:
         local = dict(zip(piece.inputs, values, strict=True))
         evaluate_all(piece.nodes, local)
         return [local[v] for v in (*piece.outputs, *piece.read)]
 
-    found = _extended(run, piece.inputs, [*piece.outputs, *piece.read], arguments)
+    found = _extended(run, piece.inputs, arguments)
+    results = [_result(v, n) for v, n in zip((*piece.outputs, *piece.read), found.results, strict=True)]
     count = len(piece.outputs)
-    read = [scaled_signal(v, value) for v, value in zip(piece.read, found.results[count:], strict=True)]
-    return found.results[:count], found.arguments, read, found.exact
+    return results[:count], [*map(scaled_signal, piece.read, results[count:])], found.exact
 
 
-def exact_loop(loop: Loop, arguments: list[Any]) -> tuple[list[Any], list[Any], list[Any], list[Signal], Array]:
-    """Outputs, where it was computed, the carry before every step, what is read in every step, whether it is right.
+def exact_piece_backward(
+    piece: Piece, have: tuple[bool, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
+) -> Pulled:
+    """As `piece_backward`, at states of any size."""
+    cotangents, exponent = aligned(given)
+    inputs = wanted(piece)
+
+    def run(values: list[Any]) -> list[Any]:
+        pulled, read = pull(piece, have, values, cotangents)
+        return [*pulled, *read]
+
+    found = [moved(number, exponent) for number in _extended(run, piece.inputs, arguments).results]
+    return [_normalized(number) for number in found[: len(inputs)]], [
+        squares_of(n, careful) for n in found[len(inputs) :]
+    ]
+
+
+def _normalized(number: FloatExp) -> FloatExp:
+    (value,), exponent = normalize_together([number.value], number.exponent)
+    return FloatExp(value, exponent)
+
+
+# --- loops ----------------------------------------------------------------------------------------------------------
+
+
+def exact_loop(loop: Loop, arguments: list[Any]) -> tuple[list[Any], list[Any], list[Signal], Array]:
+    """Outputs, the carry before every step, what is read in every step, whether they are right.
 
     Every step is one map of its carry, its slices and all that is constant. What is read in loops and branches inside
     it is read where that map was computed.
     """
     graph = loop.body.graph
-    numbers = [_as_number(v, value) for v, value in zip(graph.inputs, arguments, strict=True)]
-    constants, carry, slices = split(loop, numbers)
-    pieces = [part for part in loop.body.parts if isinstance(part, Piece)]
-    seen = [v for piece in pieces for v in piece.read]
+    constants, carry, slices = split(loop, _by_step(loop, arguments))
+    seen = [v for part in loop.body.parts if isinstance(part, Piece) for v in part.read]
+
+    def step(carry: list[Any], slices: list[Any]) -> tuple[list[Any], Any]:
+        values = [*constants, *carry, *slices]
+        found = _extended(lambda values: _step(loop, values, seen), graph.inputs, values)
+        results = [_result(v, n) for v, n in zip((*graph.outputs, *seen), found.results, strict=True)]
+        signals = forward(loop.body, found.arguments, inline, True).signals
+        read = zip((*graph.inputs, *seen), (*values, *results[len(graph.outputs) :]), strict=True)
+        signals |= {v: scaled_signal(v, value) for v, value in read if v.read}
+        following = map(_as_number, split(loop, graph.inputs)[1], results[: len(carry)])
+        stacked = results[len(carry) : len(graph.outputs)]
+        return list(following), (stacked, carry, [signals[v] for v in loop.read], found.exact)
+
+    carry, (stacked, before, read, exact) = lax.scan(step, carry, slices, **scanned(loop))
+    rows = [one_exponent(row) if isinstance(row, FloatExp) else row for row in stacked]
+    return [*carry, *rows], before, read, jnp.all(exact)
+
+
+def _by_step(loop: Loop, arguments: list[Any]) -> list[Any]:
+    """A loop's arguments as numbers; what is sliced has its exponent at every step."""
+    constants, carry, slices = split(loop, [*map(_as_number, loop.body.graph.inputs, arguments)])
+    repeated = [
+        s._replace(exponent=jnp.broadcast_to(s.exponent, (loop.node.steps,))) if isinstance(s, FloatExp) else s
+        for s in slices
+    ]
+    return [*constants, *carry, *repeated]
+
+
+def _step(loop: Loop, values: list[Any], seen: list[Variable]) -> list[Any]:
+    """The outputs of a loop's body, and the variables seen on the way, in plain floats."""
+    graph = loop.body.graph
+    local: dict[Any, Any] = {**graph.constants, **dict(zip(graph.inputs, values, strict=True))}
+    for part in loop.body.parts:
+        if isinstance(part, Piece):
+            evaluate_all(part.nodes, local)
+            continue
+        arguments = [value_of(v, local) for v in part.inputs]
+        nested = (
+            loop_forward(part, True, arguments) if isinstance(part, Loop) else switch_forward(part, True, arguments)
+        )
+        local.update(zip(part.outputs, nested[0], strict=True))
+    return [value_of(v, local) for v in (*graph.outputs, *seen)]
+
+
+def exact_loop_backward(
+    loop: Loop,
+    have: tuple[bool, ...],
+    careful: bool,
+    arguments: list[Any],
+    before: list[Any],
+    given: list[FloatExp],
+) -> Pulled:
+    """As `loop_backward`, at states of any size."""
+    return loop_backward(loop, have, careful, _by_step(loop, arguments), before, given, _exact_step_backward)
+
+
+def _exact_step_backward(loop: Loop, careful: bool, inputs: list[Any], given: list[FloatExp | None]) -> Pulled:
+    """As `step_backward`, at states of any size; what is read inside the body is read where it was computed."""
 
     def run(values: list[Any]) -> list[Any]:
-        local: dict[Any, Any] = {**graph.constants, **dict(zip(graph.inputs, values, strict=True))}
-        for part in loop.body.parts:
-            if isinstance(part, Piece):
-                evaluate_all(part.nodes, local)
-                continue
-            outputs = run_part(part, [value_of(v, local) for v in part.inputs])
-            local.update(zip(part.outputs, outputs, strict=True))
-        return [value_of(v, local) for v in (*graph.outputs, *seen)]
+        return [n.value * power_of_two(n.exponent, n.value.dtype) for n in step_backward(loop, True, values, given)[0]]
 
-    def step(carry: list[Any], now: Any) -> tuple[list[Any], Any]:
-        slices, exponents = now
-        rows = [FloatExp(s, e) if e is not None else s for s, e in zip(slices, exponents, strict=True)]
-        values = [*constants, *carry, *rows]
-        found = _extended(run, graph.inputs, [*graph.outputs, *seen], values)
-        signals = forward(loop.body, found.arguments, inline, True).signals
-        read = zip([*graph.inputs, *seen], [*values, *found.results[len(graph.outputs) :]], strict=True)
-        signals |= {v: scaled_signal(v, value) for v, value in read if v.read}
-        following = zip(split(loop, graph.inputs)[1], found.results[: len(carry)], strict=True)
-        before = split(loop, found.arguments)[1]
-        stacked = found.results[len(carry) : len(graph.outputs)]
-        return [_as_number(*one) for one in following], (stacked, before, [signals[v] for v in loop.read], found.exact)
-
-    values = [s.value if isinstance(s, FloatExp) else s for s in slices]
-    exponents = [jnp.broadcast_to(s.exponent, (loop.node.steps,)) if isinstance(s, FloatExp) else None for s in slices]
-    carry, (stacked, before, read, exact) = lax.scan(step, carry, (values, exponents), **scanned(loop))
-    stacked = [one_exponent(row) if isinstance(row, FloatExp) else row for row in stacked]
-    return [*carry, *stacked], [_as_float(n) for n in numbers], before, read, jnp.all(exact)
-
-
-def run_part(part: Loop | Switch, arguments: list[Any]) -> list[Any]:
-    """A loop's or branching's outputs in plain floats."""
-    if isinstance(part, Loop):
-        return loop_forward(part, True, arguments)[0]
-    return switch_forward(part, True, arguments)[0]
+    found = _extended(run, loop.body.graph.inputs, inputs)
+    pulled = dict(zip(body_wanted(loop), map(_normalized, found.results), strict=True))
+    _, read = step_backward(loop, careful, found.arguments, given)
+    read = [
+        squares_of(pulled[v], careful) if v in pulled else squares for v, squares in zip(loop.read, read, strict=True)
+    ]
+    return list(pulled.values()), read

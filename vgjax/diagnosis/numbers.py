@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgjax.diagnosis.backward import Front
+from vgjax.diagnosis.forward import NOT_TAKEN, Signal, Squares
 from vgjax.diagnosis.graphs import Variable
-from vgjax.diagnosis.passes import NOT_TAKEN, Signal, Squares
 from vgjax.diagnosis.pieces import Part
 from vgjax.diagnosis.readings import NAN
 
@@ -26,6 +27,7 @@ class Numbers:
         squares: of the cotangents.
         outputs: values of the graph's outputs.
         exact: whether the results of each part are right, where states left the float range.
+        fronts: gradients that are alive after each part.
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class Numbers:
         squares: dict[Variable, Squares],
         outputs: list[Any],
         exact: dict[Part, Any],
+        fronts: list[Front],
     ) -> None:
         variables = list(signals), list(squares)
         read = jax.device_get((list(signals.values()), list(squares.values())))
         self.outputs = outputs
+        self.fronts = [(part, [_log_norms(jax.device_get(s), ()) for s in squares]) for part, squares in fronts]
         self.inexact = [part for part, is_exact in exact.items() if not bool(is_exact)]
         self._signals: dict[Variable, Signal] = dict(zip(variables[0], read[0], strict=True))
         self._squares: dict[Variable, Squares] = dict(zip(variables[1], read[1], strict=True))
@@ -61,7 +65,7 @@ class Numbers:
             return NAN
         logs = [_log_norms(squares, index) for _, squares in found]
         entries = sum(v.size * log.size for (v, _), log in zip(found, logs, strict=True))
-        return _joined(logs) - math.log(entries) / 2 if entries else NAN
+        return joined(logs) - math.log(entries) / 2 if entries else NAN
 
     def log_cotangent(self, variable: Variable, index: Index = ()) -> float:
         """ln of the norm of one variable's cotangent."""
@@ -73,7 +77,7 @@ class Numbers:
         computed = [v for v in variables if v in self._signals and v.differentiable]
         if not computed:
             return NAN
-        return _joined([_log_norms(self._squares[v], index) for v in computed if v in self._squares])
+        return joined([_log_norms(self._squares[v], index) for v in computed if v in self._squares])
 
     def shares(self, variable: Variable, index: Index = ()) -> tuple[float, float]:
         """(zeros, saturated) in the activation that follows; NaN where none does."""
@@ -110,7 +114,7 @@ def _log_norms(squares: Squares, index: Index) -> np.ndarray:
         return np.asarray(np.log(total) / 2 + np.where(total == 0, 0.0, exponent) * LN2)
 
 
-def _joined(logs: list[np.ndarray]) -> float:
+def joined(logs: list[np.ndarray]) -> float:
     """ln of the norm of several, from ln of each; NaN of nothing that was computed."""
     every = np.concatenate([2 * log for log in logs]) if logs else np.array([-np.inf])
     with np.errstate(invalid="ignore"):

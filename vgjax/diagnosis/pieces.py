@@ -147,7 +147,7 @@ def _split_off_weights(graph: Graph) -> tuple[list[list[Node]], list[Node]]:
     needed: set[Variable] = set()
     chosen: set[Node] = set()
     for node in reversed(graph.nodes):
-        if any(v.batch for v in node.outputs) or is_opened(node):
+        if not node.outputs or any(v.batch for v in node.outputs) or is_opened(node):
             continue
         if any(v.differentiable for v in node.outputs):
             begins = node.primitive not in SHAPES

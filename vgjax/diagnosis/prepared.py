@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vgjax.diagnosis.backward import Front, backward
 from vgjax.diagnosis.dataflow import OPAQUE, mark
-from vgjax.diagnosis.exact import exact_forward
+from vgjax.diagnosis.exact import as_float, exact_forward, exact_loop_backward, exact_piece_backward
+from vgjax.diagnosis.forward import Forward, forward
 from vgjax.diagnosis.graphs import Variable, is_inexact, trace
 from vgjax.diagnosis.models import Model
 from vgjax.diagnosis.numbers import Numbers, left_range
-from vgjax.diagnosis.passes import Forward, backward, forward
 from vgjax.diagnosis.paths import Way, Ways
 from vgjax.diagnosis.pieces import Compiled, Part, divide
 from vgjax.diagnosis.readings import NAN, Path, Readings
@@ -106,9 +107,12 @@ class Prepared:
 
     def _passes(self, done: Forward, key: Array, *, careful: bool, exact: dict[Part, Any] | None = None) -> Numbers:
         """The backward pass after a forward one, and what both have read."""
-        outputs = [v.value if isinstance(v, FloatExp) else v for v in done.outputs(self.program)]
-        back = backward(self.program, done, self._cotangents(outputs, key), self.compiled, careful)
-        return Numbers(done.signals, back.squares, outputs, exact or {})
+        outputs = [as_float(value) for value in done.outputs(self.program)]
+        pulls = (exact_piece_backward, exact_loop_backward) if exact is not None else None
+        fronts: list[Front] | None = None if self.ways[0].all_gradient else []
+        given = self._cotangents(outputs, key)
+        back = backward(self.program, done, given, self.compiled, careful, fronts, pulls)
+        return Numbers(done.signals, back.squares, outputs, exact or {}, fronts or [])
 
     def _cotangents(self, outputs: list[Any], key: Array) -> list[FloatExp | None]:
         """What is pulled back from every output."""
@@ -139,8 +143,10 @@ class Prepared:
             zero_parameters=tuple(zeros),
             opaque=self._opaque(),
             constants=self._constants(),
+            frontier=tuple(map(rows.of_front, reversed(numbers.fronts))),
             loss=float(numbers.outputs[0]) if self.model.has_loss else NAN,
             cotangent=cotangent,
+            first_inexact=rows.name_of(numbers.inexact[0], self.ways, self.sites.all) if numbers.inexact else "",
         )
 
     def _paths(self, way: Way, rows: Rows) -> list[Path]:

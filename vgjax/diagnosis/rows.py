@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vgjax.diagnosis.graphs import Variable
-from vgjax.diagnosis.numbers import Index, Numbers
+import numpy as np
+
+from vgjax.diagnosis.graphs import Node, Variable
+from vgjax.diagnosis.numbers import Index, Numbers, joined
 from vgjax.diagnosis.paths import State, Steps, Way
-from vgjax.diagnosis.readings import NAN, Row
+from vgjax.diagnosis.pieces import Part, Piece
+from vgjax.diagnosis.readings import NAN, Frontier, Row
 from vgjax.diagnosis.sites import Site
 
 
@@ -76,6 +79,21 @@ class Rows:
             saturated=saturated,
         )
 
+    def of_front(self, front: tuple[Part, list[np.ndarray]]) -> Frontier:
+        """The gradient that is alive after a part."""
+        part, logs = front
+        every = np.concatenate(logs) if logs else np.array([-np.inf])
+        return Frontier(_last_node(part).where, joined(logs), float(np.min(every)))
+
+    def name_of(self, part: Part, ways: list[Way], sites: list[Site]) -> str:
+        """The name of the first state or site that a part makes; its operation if it makes none."""
+        made = {*part.read, *part.outputs}
+        for state in (state for way in ways for state in way.states()):
+            if not made.isdisjoint(state.variables):
+                return self._state_name(state)
+        names = [self._site_name(site) for site in sites if site.variable in made]
+        return names[0] if names else _last_node(part).name
+
     def _parameter_gradient(self, site: Site, index: Index) -> float:
         return NAN if site.weight is None else self._numbers.log_cotangent(site.weight, index)
 
@@ -97,6 +115,10 @@ def _common(names: list[str]) -> list[str]:
     parts = list(zip(*(name.split("/") for name in names), strict=False))
     length = next((i for i, part in enumerate(parts) if len(set(part)) > 1), len(parts))
     return names[0].split("/")[:length]
+
+
+def _last_node(part: Part) -> Node:
+    return part.nodes[-1] if isinstance(part, Piece) else part.node
 
 
 def _is_used(steps: Steps) -> bool:
