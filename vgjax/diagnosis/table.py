@@ -36,12 +36,14 @@ class Line:
 
 
 def lines(path: Path) -> list[Line]:
-    """The rows of a path, each state behind the maps with weights on the way to it, if there are several."""
+    """The rows of a path, each state behind the maps with weights on the way to it, if there are several; of a
+    recurrence, whose steps share them, behind those of the first."""
     found: list[Line] = []
     gains = log_gains(path.rows)
     typical = float(np.median([gain for gain in gains if math.isfinite(gain)] or [0.0]))
     for row, gain in zip(path.rows, gains, strict=True):
-        found += [_line(site, None, "", inside=True) for site in row.sites if len(row.sites) > 1]
+        if len(row.sites) > 1 and not (path.kind == "time" and found):
+            found += [_line(site, None, "", inside=True) for site in row.sites]
         found.append(_line(row, gain, _mark(row, gain - typical if path.all_gradient else 0.0), inside=False))
     return found
 

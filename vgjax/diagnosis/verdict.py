@@ -19,8 +19,8 @@ BREAK = 3.0
 """ln of how far one layer may lie from the median one: a factor of 20."""
 SURVIVES = math.log(10)
 """What is below a tenth has not survived."""
-MOST = 0.5
-"""Share of units from which their saturation, or their zeros, is the cause of a break."""
+MOST = 0.8
+"""Share of units from which their saturation, or their zeros, is a cause; half of them are off in any ReLU layer."""
 GROWS = 0.05
 """Growth of the signal a layer, in nats, from which leaving the float range is an explosion and no accident."""
 
@@ -228,18 +228,18 @@ def _at_break(rows: Sequence[Row], off: np.ndarray) -> tuple[str, str]:
     if not off[i]:
         return "", ""
     before, after = rows[i], rows[i + 1]
-    if off[i] > 0 and before.saturated > MOST:
-        return place(before), f"{before.saturated:.0%} of its units are saturated"
     if off[i] > 0 and before.zeros > MOST:
         return place(before), f"{before.zeros:.0%} of its activations are 0"
+    if off[i] > 0 and before.saturated > MOST:
+        return place(before), f"{before.saturated:.0%} of its units are saturated"
     return place(after), f"it alone changes the gradient by {number(before.log_cotangent - after.log_cotangent)}"
 
 
 def _everywhere(rows: Sequence[Row]) -> str:
     """What the median layer has too much of."""
-    for what, shares in (("units are saturated", "saturated"), ("activations are 0", "zeros")):
+    for what, shares in (("activations are 0", "zeros"), ("units are saturated", "saturated")):
         known = [share for row in rows if not math.isnan(share := getattr(row, shares))]
-        if known and np.median(known) > (MOST if shares == "saturated" else 0.9):
+        if known and np.median(known) > MOST:
             return f"{np.median(known):.0%} of the {what} in the median layer"
     return ""
 
