@@ -362,3 +362,210 @@ def test_time_past_the_range_is_the_gradient_flow():
     assert [row.step for row in path.rows] == [*range(steps), None]
     np.testing.assert_allclose([row.log_cotangent for row in path.rows], flow.log_gradient, rtol=0, atol=1e-4)
     assert readings.parameter_gradients["0/kernel"] == pytest.approx(float(flow.log_tied_gradient["kernel"]), abs=1e-4)
+
+
+def exploding(loss: Callable[[jax.Array], jax.Array]) -> Model:
+    """60 layers that each multiply their state by about 20."""
+    parameters = {"stack": [{"kernel": draw(WIDTH, WIDTH, gain=30.0)} for _ in range(60)]}
+
+    def function(p, x, rest):
+        for layer in p["stack"]:
+            x = jax.nn.relu(x @ layer["kernel"])
+        return loss(x)
+
+    return model(function, parameters)
+
+
+def test_a_squared_loss_past_the_range():
+    """Against float64, which holds these states and their squares: 1e78 and 1e156."""
+    sick = exploding(mean_square)
+    states = [np.asarray(X, np.float64)]
+    for layer in sick.parameters["stack"]:
+        before = states[-1] if len(states) == 1 else np.maximum(states[-1], 0)
+        states.append(before @ np.asarray(layer["kernel"], np.float64))
+    readings = prepare(sick).read()
+    cotangent = 2 * np.maximum(states[-1], 0) / states[-1].size
+    assert readings.loss == pytest.approx(np.mean(np.maximum(states[-1], 0) ** 2), rel=1e-4)
+    assert readings.paths[0].rows[-1].log_cotangent == pytest.approx(math.log(np.linalg.norm(cotangent)), abs=1e-4)
+    assert readings.first_inexact == ""
+
+
+def test_a_loss_that_is_no_power_of_its_state_is_named():
+    readings = prepare(exploding(lambda x: jnp.sum(x) * jnp.log(jnp.sum(x)))).read()
+    assert readings.first_inexact.startswith("mul at test_diagnosis_engine.py:")
+
+
+# --- what is compiled -----------------------------------------------------------------------------------------------
+
+
+def blocks(depth: int) -> Model:
+    """Residual blocks with a norm, an activation of several equations, remat and a switch, each with weights of its
+    own."""
+    parameters = [{"norm": jnp.ones(WIDTH), "up": draw(WIDTH, 9), "down": draw(9, WIDTH)} for _ in range(depth)]
+
+    @jax.checkpoint
+    def block(x, p):
+        normalized = p["norm"] * (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        h = jax.nn.gelu(normalized @ p["up"])
+        return x + lax.cond(jnp.sum(h) > 1e9, lambda h: h @ p["down"], lambda h: jnp.tanh(h) @ p["down"], h)
+
+    def function(p, x, rest):
+        for one in p:
+            x = block(x, one)
+        return mean_square(x)
+
+    return model(function, parameters)
+
+
+def test_what_is_compiled_does_not_grow_with_depth():
+    counts = []
+    for depth in (4, 16):
+        prepared = prepare(blocks(depth))
+        prepared.read()
+        counts.append(len(prepared.compiled.functions))
+    assert counts[0] == counts[1] < 16
+
+
+def test_a_second_reading_compiles_nothing(caplog):
+    prepared = prepare(blocks(4))
+    first = prepared.read()
+    others = jax.tree.map(lambda leaf: 1.5 * leaf, prepared.model.parameters)
+    with jax.log_compiles():
+        second = prepared.read(others)
+    assert "compil" not in caplog.text.lower()
+    assert second != first
+    assert second == prepare(Model(prepared.model.function, others, X, (), True, lambda p: p)).read()
+
+
+# --- what else a reading says ---------------------------------------------------------------------------------------
+
+
+def test_rows_name_the_parameters_and_the_lines_they_are_read_in():
+    readings = prepare(FUNCTIONS["plain"]).read()
+    (path,) = readings.paths
+    assert (path.name, path.kind, path.all_gradient) == ("depth", "depth", True)
+    assert [row.name for row in path.rows] == ["input", "w/0", "w/1", "w/2"]
+    assert [row.operation for row in path.rows] == ["input", "dot_general", "dot_general", "dot_general"]
+    assert all(row.where.startswith("test_diagnosis_engine.py:") and "plain" in row.where for row in path.rows[1:])
+    assert [row.log_parameter_gradient for row in path.rows[1:]] == [
+        readings.parameter_gradients[f"w/{i}"] for i in range(3)
+    ]
+    assert [site.name for site in readings.sites] == ["w/0", "w/1", "w/2"]
+
+
+def test_branches_stand_under_the_state_that_they_lead_to():
+    (path,) = prepare(FUNCTIONS["attention"]).read().paths
+    assert [row.name for row in path.rows[:-1]] == ["input", "w/0", "w/1", "w/2"] or len(path.rows) == 5
+    assert [len(row.sites) for row in path.rows] == [0, 3, 3, 3, 0]
+
+
+def test_a_recurrence_is_a_path_of_its_own_and_a_loop_over_layers_is_not():
+    depth, time = prepare(FUNCTIONS["over_time"]).read().paths
+    assert (depth.kind, time.kind) == ("depth", "time")
+    assert [row.step for row in time.rows] == [0, 1, 2, None]
+    (layers,) = prepare(FUNCTIONS["scanned_layers"]).read().paths
+    assert [(row.step, row.is_layer) for row in layers.rows] == [
+        (None, True),
+        (0, False),
+        (1, True),
+        (2, True),
+        (None, True),
+    ]
+
+
+def test_a_recurrence_inside_layers_has_a_path_for_each_of_them():
+    paths = prepare(FUNCTIONS["nested"]).read().paths
+    assert [path.kind for path in paths] == ["depth", "time", "time", "time"]
+    assert [row.step for row in paths[1].rows[:3]] == [2, 1, 0]
+
+
+def test_shares_of_zeros_and_of_saturated_units():
+    x = jnp.linspace(-6, 6, 25)[:, None]
+
+    def read(activation):
+        readings = prepare(
+            model(lambda p, x, rest: jnp.sum(activation(x @ p["w"]) @ p["v"]), {"w": jnp.eye(1), "v": jnp.eye(1)}, x)
+        )
+        return readings.read().paths[0].rows[1]
+
+    relu, sigmoid, gelu = read(jax.nn.relu), read(jax.nn.sigmoid), read(jax.nn.gelu)
+    assert relu.zeros == relu.saturated == pytest.approx(13 / 25)  # the slope at 0 is 0 in JAX
+    slope = jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x))
+    assert (sigmoid.zeros, sigmoid.saturated) == (0, pytest.approx(float(jnp.mean(slope < 0.0125))))
+    slope = jax.vmap(jax.grad(jax.nn.gelu))(x[:, 0])
+    assert gelu.saturated == pytest.approx(float(jnp.mean(jnp.abs(slope) < float(jnp.max(slope)) / 20)))
+
+
+def test_a_dead_layer_reads_zero_and_not_nothing():
+    parameters = PARAMETERS | {"b": [PARAMETERS["b"][0], jnp.full(WIDTH, -1e3), PARAMETERS["b"][2]]}
+    rows = prepare(model(plain, parameters)).read().paths[0].rows
+    assert rows[2].zeros == 1
+    assert [row.log_cotangent for row in rows[:3]] == [-math.inf] * 3
+
+
+def test_ways_around_each_other_have_a_frontier():
+    parameters = {"down": [draw(*SQUARE) for _ in range(3)], "up": [draw(2 * WIDTH, WIDTH) for _ in range(3)]}
+
+    def function(p, x, rest):
+        skips = []
+        for w in p["down"]:
+            x = jnp.tanh(x @ w)
+            skips.append(x)
+        for w in p["up"]:
+            x = jnp.tanh(jnp.concatenate([x, skips.pop()], -1) @ w)
+        return mean_square(x)
+
+    readings = prepare(model(function, parameters)).read()
+    (path,) = readings.paths
+    assert not path.all_gradient
+    assert [row.name for row in path.rows] == ["down/0", "down/1", "down/2", "up/0", "up/1", "up/2"]
+    assert all(front.log_smallest <= front.log_cotangent + 1e-6 for front in readings.frontier)
+    assert readings.frontier[0].log_cotangent == pytest.approx(path.rows[0].log_cotangent)
+
+
+def test_what_is_not_looked_into_is_listed():
+    readings = prepare(FUNCTIONS["own_rule"]).read()
+    assert [what for what, _ in readings.opaque] == ["custom_vjp_call"] * 3
+    assert all("own_rule" in where for _, where in readings.opaque)
+
+    def endless(p, x, rest):
+        _, h = lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ p["in"]), (0, x))
+        return mean_square(h + x @ p["out"])
+
+    readings = prepare(model(endless, PARAMETERS)).read()
+    assert [what for what, _ in readings.opaque] == ["while"]
+    assert readings.parameter_gradients["in"] == -math.inf
+
+
+def test_large_constants_and_zero_parameters_are_listed():
+    table = jnp.ones((200, 100))
+    parameters = {"w": draw(100, 3), "b": jnp.zeros(3)}
+    readings = prepare(model(lambda p, x, rest: mean_square(table[x] @ p["w"] + p["b"]), parameters, TOKENS)).read()
+    ((shape, where),) = readings.constants
+    assert shape == (200, 100)
+    assert where.startswith("test_diagnosis_engine.py:")
+    assert readings.zero_parameters == ("b",)
+
+
+def test_without_a_loss_random_vectors_are_pulled_back():
+    def function(p, x, rest):
+        return {"a": x @ p["in"], "b": jnp.tanh(x) @ p["out"]}
+
+    prepared = prepare(model(function, PARAMETERS, has_loss=False))
+    first, same, other = (prepared.read(key=jax.random.key(seed)) for seed in (0, 0, 1))
+    assert (first.cotangent, math.isnan(first.loss)) == ("random", True)
+    assert first == same
+    assert first.parameter_gradients["in"] != other.parameter_gradients["in"]
+    drawn = [jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (BATCH, WIDTH)) for i in range(2)]
+    norms = [float(jnp.log(jnp.linalg.norm(vector))) for vector in drawn]
+    np.testing.assert_allclose([site.log_cotangent for site in first.sites], norms, atol=1e-6)
+
+
+def test_a_mutable_reference_is_refused_in_one_sentence():
+    def function(p, x, rest):
+        reference = jax.new_ref(jnp.zeros(()))
+        reference[...] = jnp.sum(x @ p["in"])
+        return reference[...]
+
+    with pytest.raises(ValueError, match=r"function\) reads or writes a mutable reference"):
+        prepare(model(function, PARAMETERS))

@@ -289,8 +289,8 @@ class Extended(NamedTuple):
 def extended_together(f: Callable[[list[Array]], list[Array]], numbers: Sequence[FloatExp]) -> Extended:
     """f at numbers of any size, scaled together, for an f whose degrees need not be known beforehand.
 
-    Of every output its degree d is read off where f is computed: J x = d f there (Euler's theorem), with 1, 0 and -1
-    for d; below the range J x = f - f(0) for an f that is affine there. Then f goes on as ``2^(d e)``.
+    Of every output its degree d is read off where f is computed: J x = d f there (Euler's theorem), with 2, 1, 0, -1
+    or -2 for d; below the range J x = f - f(0) for an f that is affine there. Then f goes on as ``2^(d e)``.
 
     Args:
         f: arrays -> arrays, of any shapes.
@@ -321,13 +321,14 @@ def _extended_one(y: Array, tangent: Array, origin: Array, beyond: Int[Array, ""
     def holds(difference: Array, tolerance: float) -> Array:
         return largest_entry([difference]) <= tolerance * size
 
-    linear, constant, inverse = holds(y - offset - tangent, 1e-3), holds(tangent, 1e-6), holds(y + tangent, 1e-3)
     affine = add(with_zero_exponent(FloatExp(tangent, beyond)), with_zero_exponent(from_float(offset)))
-    number = FloatExp(y, jnp.where(inverse & ~constant, -beyond, 0))
-    number = jax.tree.map(lambda a, b: jnp.where(linear, a, b), affine, number)
-    inside = beyond == 0
-    number = jax.tree.map(lambda a, b: jnp.where(inside, a, b), from_float(y), number)
-    return number, inside | linear | constant | inverse
+    number, known = from_float(y), beyond == 0
+    candidates = [(holds(y - offset - tangent, 1e-3), affine), (holds(tangent, 1e-6), from_float(y))]
+    candidates += [(holds(d * y - tangent, 1e-3), FloatExp(y, d * beyond)) for d in (2, -1, -2)]
+    for holding, candidate in candidates:
+        number = jax.tree.map(lambda a, b, use=holding & ~known: jnp.where(use, a, b), candidate, number)
+        known |= holding
+    return number, known
 
 
 def largest_entry(values: Sequence[Array]) -> Array:

@@ -102,6 +102,7 @@ class Node:
         equation: JAX's own.
         inputs, outputs: its variables, one for each of the equation's.
         scope: the names that the equation stands under.
+        caller: the equation of the call, loop or branching that it stands in, if any.
         graphs: the body of a loop, the branches of a branching.
         counts: of a loop: how many inputs are constant, how many are carried, how many are sliced by step.
     """
@@ -111,6 +112,7 @@ class Node:
     inputs: list[Variable]
     outputs: list[Variable]
     scope: str
+    caller: Any = None
     graphs: "list[Graph]" = field(default_factory=list)
     counts: tuple[int, int, int] = (0, 0, 0)
 
@@ -126,8 +128,9 @@ class Node:
 
     @property
     def where(self) -> str:
-        """``file.py:line (function)`` of the user's code."""
-        return where(self.equation.source_info)
+        """``file.py:line (function)`` of the user's code; of the call that it stands in, where JAX knows no more."""
+        own, outer = (equation and users_line(equation.source_info) for equation in (self.equation, self.caller))
+        return own or outer or str(source_info_util.summarize(self.equation.source_info))
 
     @property
     def steps(self) -> int:
@@ -174,7 +177,7 @@ def trace(function: Callable[..., Any], *arguments: Any) -> Graph:
     return graph
 
 
-def from_jaxpr(jaxpr: Any, scope: str = "") -> Graph:
+def from_jaxpr(jaxpr: Any, scope: str = "", caller: Any = None) -> Graph:
     """A jaxpr's graph.
 
     Every call gets variables of its own: JAX keeps the jaxpr of a function that is called twice, so that both calls
@@ -182,7 +185,7 @@ def from_jaxpr(jaxpr: Any, scope: str = "") -> Graph:
     """
     opened, constants = opened_jaxpr(jaxpr)
     graph = Graph([Variable(v.aval) for v in opened.invars])
-    graph.outputs = _write_out(graph, opened, constants, graph.inputs, scope)
+    graph.outputs = _write_out(graph, opened, constants, graph.inputs, (scope, caller))
     for node in graph.nodes:
         for variable in node.inputs:
             variable.users.append(node)
@@ -196,8 +199,11 @@ def opened_jaxpr(jaxpr: Any) -> tuple[Any, list[Any]]:
     return (jaxpr.jaxpr, list(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, [])
 
 
-def _write_out(graph: Graph, jaxpr: Any, constants: list[Any], inputs: list[Variable], scope: str) -> list[Variable]:
-    """Add a jaxpr's equations to the graph; its outputs."""
+def _write_out(
+    graph: Graph, jaxpr: Any, constants: list[Any], inputs: list[Variable], place: tuple[str, Any]
+) -> list[Variable]:
+    """Add a jaxpr's equations to the graph; its outputs. Its place: the scope and the caller of `Node`."""
+    scope, caller = place
     variables = dict(zip(jaxpr.invars, inputs, strict=True))
 
     def constant(aval: Any, value: Any) -> Variable:
@@ -217,27 +223,29 @@ def _write_out(graph: Graph, jaxpr: Any, constants: list[Any], inputs: list[Vari
         arguments = [read(atom) for atom in equation.invars]
         if equation.primitive in CALLS:
             inner, held = opened_jaxpr(equation.params.get("jaxpr", equation.params.get("call_jaxpr")))
-            outputs = _write_out(graph, inner, held, arguments, here)
+            known = bool(users_line(equation.source_info))
+            outputs = _write_out(graph, inner, held, arguments, (here, equation if known else caller))
         else:
             outputs = [Variable(variable.aval) for variable in equation.outvars]
-            graph.nodes.append(_node(equation, arguments, outputs, here))
+            graph.nodes.append(_node(equation, arguments, outputs, here, caller))
         variables.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _node(equation: Any, inputs: list[Variable], outputs: list[Variable], scope: str) -> Node:
+def _node(equation: Any, inputs: list[Variable], outputs: list[Variable], scope: str, caller: Any) -> Node:
+    nearest = equation if users_line(equation.source_info) else caller
     if equation.primitive is primitives.scan_p:
-        body = from_jaxpr(equation.params["jaxpr"], scope)
+        body = from_jaxpr(equation.params["jaxpr"], scope, nearest)
         # Counted by their axes, for the names of these counts differ between versions of JAX: what is sliced by step
         # has one axis more outside than inside, what is carried comes out with as many.
         sliced = sum(len(v.shape) == len(b.shape) + 1 for v, b in zip(inputs, body.inputs, strict=True))
         carried = sum(len(v.shape) == len(b.shape) for v, b in zip(outputs, body.outputs, strict=True))
         counts = (len(inputs) - carried - sliced, carried, sliced)
-        return Node("loop", equation, inputs, outputs, scope, [body], counts)
+        return Node("loop", equation, inputs, outputs, scope, caller, [body], counts)
     if equation.primitive is primitives.cond_p:
-        graphs = [from_jaxpr(branch, scope) for branch in equation.params["branches"]]
-        return Node("switch", equation, inputs, outputs, scope, graphs)
-    return Node("equation", equation, inputs, outputs, scope)
+        graphs = [from_jaxpr(branch, scope, nearest) for branch in equation.params["branches"]]
+        return Node("switch", equation, inputs, outputs, scope, caller, graphs)
+    return Node("equation", equation, inputs, outputs, scope, caller)
 
 
 def evaluate(node: Node, values: list[Any]) -> list[Any]:
@@ -280,8 +288,8 @@ def is_inexact(variable: Variable) -> bool:
 # --- places in the code ---------------------------------------------------------------------------------------------
 
 
-def where(source_info: Any) -> str:
-    """``file.py:line (function)``: the innermost line that is in no library; what JAX says where there is none."""
+def users_line(source_info: Any) -> str:
+    """``file.py:line (function)``: the innermost line that is in no library; empty where JAX knows none."""
     try:
         frames = source_info.traceback.frames
     except AttributeError:  # nowhere documented
@@ -290,7 +298,7 @@ def where(source_info: Any) -> str:
         name = frame.file_name
         if name and not name.startswith("<") and not name.startswith(_library_roots(len(sys.modules))):
             return f"{os.path.basename(name)}:{frame.line_num} ({frame.function_name})"
-    return str(source_info_util.summarize(source_info))
+    return ""
 
 
 @functools.lru_cache(maxsize=1)

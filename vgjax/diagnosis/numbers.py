@@ -12,6 +12,7 @@ from vgjax.diagnosis.forward import NOT_TAKEN, Signal, Squares
 from vgjax.diagnosis.graphs import Variable
 from vgjax.diagnosis.pieces import Part
 from vgjax.diagnosis.readings import NAN
+from vgjax.floatexp import FloatExp
 
 LN2 = math.log(2.0)
 
@@ -25,7 +26,7 @@ class Numbers:
     Args:
         signals: of the forward pass.
         squares: of the cotangents.
-        outputs: values of the graph's outputs.
+        outputs: values of the graph's outputs, scaled numbers where states left the float range.
         exact: whether the results of each part are right, where states left the float range.
         fronts: gradients that are alive after each part.
     """
@@ -45,6 +46,14 @@ class Numbers:
         self.inexact = [part for part, is_exact in exact.items() if not bool(is_exact)]
         self._signals: dict[Variable, Signal] = dict(zip(variables[0], read[0], strict=True))
         self._squares: dict[Variable, Squares] = dict(zip(variables[1], read[1], strict=True))
+
+    def loss(self) -> float:
+        """The first output, infinite where float64 ends too."""
+        value, exponent = self.outputs[0] if isinstance(self.outputs[0], FloatExp) else (self.outputs[0], 0)
+        try:
+            return math.ldexp(float(value), int(exponent))
+        except OverflowError:
+            return math.copysign(math.inf, float(value))
 
     def are_doubtful(self) -> bool:
         """Whether a plain sum of squares may have left the float range, so that the careful one is needed."""

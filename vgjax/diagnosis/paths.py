@@ -20,14 +20,14 @@ class State:
     Attributes:
         variables: one, or the parts of a carry.
         sites: maps with weights on the way to it from the state before; its own, whose result it is, comes first.
-        is_layer: whether there are any.
         loops: those it stands in, outermost first.
+        maker: the node that makes it; of a carry, the one that makes the next.
     """
 
     variables: list[Variable]
     sites: list[Site] = field(default_factory=list)
-    is_layer: bool = True
     loops: tuple[Node, ...] = ()
+    maker: Node | None = None
 
 
 @dataclass(eq=False)
@@ -51,9 +51,7 @@ class Way:
 
     def length(self) -> int:
         """Number of layers."""
-        counts = [
-            item.node.steps * len(item.states) if isinstance(item, Steps) else item.is_layer for item in self.items
-        ]
+        counts = [item.node.steps * len(item.states) if isinstance(item, Steps) else 1 for item in self.items]
         return sum(counts)
 
     def states(self) -> Iterator[State]:
@@ -96,9 +94,10 @@ class Ways:
 
         def close() -> None:
             nonlocal run, pending
-            if run:
-                items.append(_state(run, pending, loops, is_first=not items))
-                run, pending = [], []
+            if run and (pending or not items):  # else there are no weights between it and what a loop gave
+                items.append(_state(run, pending, loops))
+                pending = []
+            run = []
 
         between = _between(graph, begins, sinks, cuts)
         for i, cut in enumerate([None, *cuts]):
@@ -130,13 +129,13 @@ class Ways:
         after = [body.outputs[i] for i in positions]
         inner = (*loops, node)
         sites = self.sites.of(node)
-        result = State([node.outputs[i] for i in positions], loops=loops)
+        result = State([node.outputs[i] for i in positions], loops=loops, maker=after[0].source)
         over_time = any(v.is_state for v in node.inputs[constants + carried :])
         if over_time or len(before) > 1:
-            steps = Steps(node, [State(before, sites, loops=inner)], result)
+            steps = Steps(node, [State(before, sites, inner, after[0].source)], result)
         else:
             chain = [item for item in self._chain(body, before, after, inner) if isinstance(item, State)]
-            steps = Steps(node, _around(chain, before[0], inner), result)
+            steps = Steps(node, _around(chain, before[0], inner, after[0].source), result)
         if over_time:
             self.recurrences[node] = Way(node.where, "time", [steps], outer=loops)
             return None
@@ -163,7 +162,7 @@ class Ways:
                 items.append(steps)
             elif maker is not None and found:
                 single = maker.kind == "equation"
-                items.append(State([found[0].variable] if single else [here], found))
+                items.append(State([found[0].variable] if single else [here], found, maker=maker))
             here = best[here][1]
         return items[::-1]
 
@@ -187,16 +186,16 @@ def _between(
     return nodes
 
 
-def _state(run: list[Variable], sites: list[Site], loops: tuple[Node, ...], *, is_first: bool) -> State:
+def _state(run: list[Variable], sites: list[Site], loops: tuple[Node, ...]) -> State:
     """A run of cuts as one state: the result of the site before it, bias included, else its first variable."""
     own = [site for site in sites if site.variable in run]
     variable = own[-1].variable if own else run[0]
     ordered = [site for site in sites if site in own[-1:]] + [site for site in sites if site not in own[-1:]]
-    return State([variable], ordered, is_layer=bool(sites) or is_first, loops=loops)
+    return State([variable], ordered, loops, own[-1].node if own else variable.source)
 
 
-def _around(chain: list[State], before: Variable, loops: tuple[Node, ...]) -> list[State]:
+def _around(chain: list[State], before: Variable, loops: tuple[Node, ...], maker: Node | None) -> list[State]:
     """The states of one step: the carry before it, which the last state, with the next carry in it, is one more of;
     then those on the way."""
     on_the_way = chain[1:-1] if len(chain) > 1 else []
-    return [State([before], chain[-1].sites if chain else [], loops=loops), *on_the_way]
+    return [State([before], chain[-1].sites if chain else [], loops, maker), *on_the_way]

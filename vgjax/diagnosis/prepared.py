@@ -76,7 +76,7 @@ class Prepared:
         cuts: set[Variable] = set()
         for state in (state for way in self.ways for state in way.states()):
             read += state.variables
-            cuts.update(state.variables if state.is_layer else [])
+            cuts.update(state.variables)
         for variable in dict.fromkeys(read):
             variable.read = variable.differentiable
             variable.nonlinearity = find_nonlinearity(variable, self.compiled) if variable.read else None
@@ -107,10 +107,10 @@ class Prepared:
 
     def _passes(self, done: Forward, key: Array, *, careful: bool, exact: dict[Part, Any] | None = None) -> Numbers:
         """The backward pass after a forward one, and what both have read."""
-        outputs = [as_float(value) for value in done.outputs(self.program)]
+        outputs = done.outputs(self.program)
         pulls = (exact_piece_backward, exact_loop_backward) if exact is not None else None
         fronts: list[Front] | None = None if self.ways[0].all_gradient else []
-        given = self._cotangents(outputs, key)
+        given = self._cotangents([as_float(value) for value in outputs], key)
         back = backward(self.program, done, given, self.compiled, careful, fronts, pulls)
         return Numbers(done.signals, back.squares, outputs, exact or {}, fronts or [])
 
@@ -144,7 +144,7 @@ class Prepared:
             opaque=self._opaque(),
             constants=self._constants(),
             frontier=tuple(map(rows.of_front, reversed(numbers.fronts))),
-            loss=float(numbers.outputs[0]) if self.model.has_loss else NAN,
+            loss=numbers.loss() if self.model.has_loss else NAN,
             cotangent=cotangent,
             first_inexact=rows.name_of(numbers.inexact[0], self.ways, self.sites.all) if numbers.inexact else "",
         )
@@ -154,7 +154,7 @@ class Prepared:
         indices = list(np.ndindex(*(node.steps for node in way.outer)))
         return [
             Path(
-                way.name if way.kind == "depth" else " ".join([way.name, *map(str, index)]),
+                way.name if way.kind == "depth" else ", ".join([rows.name_of_way(way), way.name, *map(str, index)]),
                 way.kind,
                 tuple(rows.of_way(way, index)),
                 way.all_gradient,

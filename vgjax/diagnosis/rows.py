@@ -1,13 +1,14 @@
 """Rows of a reading: names, places and numbers of states and sites."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from vgjax.diagnosis.graphs import Node, Variable
+from vgjax.diagnosis.graphs import Node
 from vgjax.diagnosis.numbers import Index, Numbers, joined
-from vgjax.diagnosis.paths import State, Steps, Way
+from vgjax.diagnosis.paths import State, Way
 from vgjax.diagnosis.pieces import Part, Piece
 from vgjax.diagnosis.readings import NAN, Frontier, Row
 from vgjax.diagnosis.sites import Site
@@ -37,8 +38,13 @@ class Rows:
             if rows and position:  # what a loop begins with is the state before it, once more
                 rows[0] = replace(rows[0], is_layer=False)
             yield from rows
-            if _is_used(item):
-                yield self.of_state(item.result, index, None)
+            result = replace(self.of_state(item.result, index, None), name=self._state_name(item.states[0]))
+            if result.log_cotangent > -math.inf or any(variable.users for variable in item.result.variables):
+                yield result
+
+    def name_of_way(self, way: Way) -> str:
+        """The name of its first state."""
+        return self._state_name(next(way.states()))
 
     def of_state(self, state: State, index: Index, step: int | None) -> Row:
         """A state at one step of the loops it stands in."""
@@ -47,12 +53,11 @@ class Rows:
         zeros, saturated = self._numbers.shares(variable, index) if len(state.variables) == 1 else (NAN, NAN)
         return Row(
             name=self._state_name(state),
-            where=own.node.where if own else _where(variable),
-            operation=own.node.name if own else _operation(variable),
+            where=state.maker.where if state.maker else "",
+            operation=state.maker.name if state.maker else "input",
             shape=variable.shape,
             dtype=str(variable.aval.dtype),
             step=step,
-            is_layer=state.is_layer,
             log_rms=self._numbers.log_rms(state.variables, index),
             log_cotangent=self._numbers.log_cotangents(state.variables, index),
             log_parameter_gradient=self._parameter_gradient(state.sites[0], index) if state.sites else NAN,
@@ -92,7 +97,7 @@ class Rows:
             if not made.isdisjoint(state.variables):
                 return self._state_name(state)
         names = [self._site_name(site) for site in sites if site.variable in made]
-        return names[0] if names else _last_node(part).name
+        return names[0] if names else f"{_last_node(part).name} at {_last_node(part).where}"
 
     def _parameter_gradient(self, site: Site, index: Index) -> float:
         return NAN if site.weight is None else self._numbers.log_cotangent(site.weight, index)
@@ -107,8 +112,7 @@ class Rows:
             return names[0]
         if names:
             return "/".join(_common(names)) or names[0]
-        source = state.variables[0].source
-        return (source.scope or source.name) if source else "input"
+        return (state.maker.scope or state.maker.name) if state.maker else "input"
 
 
 def _common(names: list[str]) -> list[str]:
@@ -119,16 +123,3 @@ def _common(names: list[str]) -> list[str]:
 
 def _last_node(part: Part) -> Node:
     return part.nodes[-1] if isinstance(part, Piece) else part.node
-
-
-def _is_used(steps: Steps) -> bool:
-    """Whether the carry that comes out is used at all."""
-    return any(variable.users for variable in steps.result.variables)
-
-
-def _where(variable: Variable) -> str:
-    return variable.source.where if variable.source else ""
-
-
-def _operation(variable: Variable) -> str:
-    return variable.source.name if variable.source else "input"

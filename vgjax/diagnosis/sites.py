@@ -14,7 +14,7 @@ from vgjax.diagnosis.pieces import Compiled
 
 _SLICES = {primitives.slice_p, primitives.dynamic_slice_p}
 
-_AFFINE = SHAPES | {primitives.add_p, primitives.sub_p, primitives.rev_p}
+_AFFINE = SHAPES | {primitives.add_p, primitives.sub_p}
 """What a bias is added by, and what may stand between it and the product."""
 
 _LINEAR = _AFFINE | {primitives.neg_p, primitives.mul_p, primitives.div_p}
@@ -87,14 +87,14 @@ class Sites:
 
 
 def _with_bias(result: Variable, graph: Graph) -> Variable:
-    """A map's result after all that only weights are added to."""
-    while len(result.users) == 1 and result not in graph.outputs:
-        (user,) = result.users
-        if user.primitive not in _AFFINE or any(v.batch for v in user.inputs if v is not result):
+    """A map's result after the last bias that is added to it."""
+    here = result
+    while len(here.users) == 1 and here not in graph.outputs:
+        (user,) = here.users
+        if user.primitive not in _AFFINE or any(v.batch for v in user.inputs if v is not here):
             break
-        if not is_inexact(user.outputs[0]):
-            break
-        result = user.outputs[0]
+        (here,) = user.outputs
+        result = here if user.primitive not in SHAPES else result
     return result
 
 
@@ -145,8 +145,10 @@ def find_nonlinearity(argument: Variable, compiled: Compiled) -> Nonlinearity | 
             candidates += [user for user in output.users if user not in candidates]
     for value in inside:
         nodes = _between(argument, value, inside)
-        behind = {v for v in inside if value in _ancestors(v, inside)} | {value}
-        if all(v in behind or inside[v] in nodes for v in inside) and any(n.primitive not in _LINEAR for n in nodes):
+        hidden = {argument, *(v for node in nodes for v in node.outputs)} - {value}
+        behind = (node for node in inside.values() if node not in nodes)
+        alone = not any(v in hidden for node in behind for v in node.inputs)
+        if alone and any(node.primitive not in _LINEAR for node in nodes):
             found = Nonlinearity(nodes, argument, value)
             return _with_steepest(found, compiled) if is_inexact(value) and value.differentiable else None
     return None
