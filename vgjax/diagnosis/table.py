@@ -18,7 +18,7 @@ MOST = 60
 
 
 @dataclass(frozen=True)
-class Line:
+class TableLine:
     """One row of the table.
 
     Attributes:
@@ -35,10 +35,10 @@ class Line:
         return self.cells[-1]
 
 
-def lines(path: Path) -> list[Line]:
+def lines(path: Path) -> list[TableLine]:
     """The rows of a path, each state behind the maps with weights on the way to it, if there are several; of a
     recurrence, whose steps share them, behind those of the first."""
-    found: list[Line] = []
+    found: list[TableLine] = []
     gains = log_gains(path.rows)
     typical = float(np.median([gain for gain in gains if math.isfinite(gain)] or [0.0]))
     for row, gain in zip(path.rows, gains, strict=True):
@@ -66,7 +66,7 @@ def as_text(path: Path) -> str:
     half = MOST // 2
     cut = len(shown) - 2 * half
     head, tail = (shown[:half], shown[-half:]) if cut > 0 else (shown, [])
-    left_out = [Line((f"... {cut} more", *[""] * (len(HEAD) - 1)), False)] if cut > 0 else []
+    left_out = [TableLine((f"... {cut} more", *[""] * (len(HEAD) - 1)), False)] if cut > 0 else []
     cells = [HEAD, *(_indented(line) for line in [*head, *left_out, *tail])]
     widths = [max(len(row[i]) for row in cells) for i in range(len(HEAD))]
     left = (0, 1, 2, len(HEAD) - 1)
@@ -84,18 +84,18 @@ def as_html(path: Path) -> str:
     return f"<table>{''.join(_html_rows(lines(path)))}</table>"
 
 
-def _html_rows(shown: Iterable[Line]) -> Iterator[str]:
+def _html_rows(shown: Iterable[TableLine]) -> Iterator[str]:
     yield f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in HEAD)}</tr>"
     for line in shown:
         style = ' style="font-weight: bold"' if line.mark else ' style="opacity: 0.6"' if line.inside else ""
         yield f"<tr{style}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _indented(line))}</tr>"
 
 
-def _indented(line: Line) -> tuple[str, ...]:
+def _indented(line: TableLine) -> tuple[str, ...]:
     return (f"  {line.cells[0]}", *line.cells[1:]) if line.inside else line.cells
 
 
-def _line(row: Row, gain: float | None, mark: str, *, inside: bool) -> Line:
+def _line(row: Row, gain: float | None, mark: str, *, inside: bool) -> TableLine:
     shares = (row.zeros, row.saturated)
     cells = (
         named(row),
@@ -108,7 +108,7 @@ def _line(row: Row, gain: float | None, mark: str, *, inside: bool) -> Line:
         *("" if math.isnan(share) else f"{share:.0%}" for share in shares),
         mark,
     )
-    return Line(cells, inside)
+    return TableLine(cells, inside)
 
 
 def _mark(row: Row, off: float) -> str:
