@@ -1,6 +1,7 @@
 """The engine of a diagnosis against what it shares nothing with: `jax.grad`, perturbations of the written-out program,
 `vg.gradient_flow` past the float range."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -362,6 +363,27 @@ def test_time_past_the_range_is_the_gradient_flow():
     assert [row.step for row in path.rows] == [*range(steps), None]
     np.testing.assert_allclose([row.log_cotangent for row in path.rows], flow.log_gradient, rtol=0, atol=1e-4)
     assert readings.parameter_gradients["0/kernel"] == pytest.approx(float(flow.log_tied_gradient["kernel"]), abs=1e-4)
+
+
+def test_a_way_whose_gradient_is_nothing_beside_another_is_right():
+    """What comes out of the first piece has cotangents of 1 and of e^-115."""
+    parameters = {"first": draw(*SQUARE), "stack": [{"kernel": draw(*SQUARE)} for _ in range(80)]}
+
+    def function(p, x, rest, beside):
+        h = jnp.tanh(x @ p["first"])
+        other, h = 2 * h, 1.5 * h
+        for layer in p["stack"]:
+            h = jax.nn.sigmoid(h @ layer["kernel"])
+        return jnp.sum(h) + beside * jnp.sum(other)
+
+    alone, both = (
+        prepare(model(functools.partial(function, beside=beside), parameters)).read().sites for beside in (0.0, 1.0)
+    )
+    assert [site.name for site in both] == ["first", *(f"stack/{l}/kernel" for l in range(80))]
+    assert both[1].log_cotangent < -100 < both[0].log_cotangent
+    np.testing.assert_allclose(
+        [site.log_cotangent for site in both[1:]], [site.log_cotangent for site in alone[1:]], rtol=0, atol=1e-4
+    )
 
 
 def exploding(loss: Callable[[jax.Array], jax.Array]) -> Model:
