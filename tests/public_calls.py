@@ -44,7 +44,10 @@ def public_objects() -> dict[str, Any]:
     return found
 
 
-RESULTS = ("Critical", "MeanField", "Shaped", "Facts", "Spectrum")
+RESULTS = (
+    "Critical", "MeanField", "Shaped", "Facts", "Spectrum",
+    "Change", "Diagnosis", "Frontier", "Path", "Readings", "Row", "Verdict",
+)  # fmt: skip
 """Dataclasses that the library makes and users read."""
 
 
@@ -186,6 +189,23 @@ class World:
         return self.spec.build(nnx.Rngs(0))
 
     @functools.cached_property
+    def readings(self) -> vg.diagnosis.Readings:
+        """Of a path of four states."""
+        rows = tuple(
+            vg.diagnosis.Row(f"layers/{i}", shape=(5, 4), log_rms=0.0, log_cotangent=-3.0 * i) for i in range(4)
+        )
+        return vg.diagnosis.Readings((vg.diagnosis.Path("depth", "depth", rows),), rows, {"layers/0": 0.0})
+
+    @functools.cached_property
+    def diagnosis(self) -> vg.diagnosis.Diagnosis:
+        return vg.diagnosis.Diagnosis(self.readings)
+
+    @functools.cached_property
+    def any_model(self) -> Any:
+        """A function and its parameters, for inputs of any kind."""
+        return scaled, {"scale": np.ones((), np.float32)}
+
+    @functools.cached_property
     def folder(self) -> Path:
         """With a pair of files of MNIST, and a saved result."""
         folder = Path(tempfile.mkdtemp())
@@ -195,6 +215,7 @@ class World:
             labels = struct.pack(">HBBI", 0, 8, 1, 2) + bytes([0, 1])
             (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
         self.sweep.save(folder / "result.npz")
+        self.diagnosis.save(folder / "diagnosis.npz")
         return folder
 
     @property
@@ -205,6 +226,12 @@ class World:
 def phi(h: Any) -> Any:
     """An activation of a user's own."""
     return h
+
+
+def scaled(params: Any, *arguments: Any) -> Any:
+    """A model of a user's own, of whatever it is given."""
+    arrays = [a for a in jax.tree.leaves(arguments) if isinstance(a, jax.Array) and a.dtype in (np.float32, np.int32)]
+    return params["scale"] * sum(map(jax.numpy.sum, arrays))
 
 
 def measured(parameters: Any, scales: Any, x: Any) -> dict[str, Any]:
@@ -266,8 +293,8 @@ def arguments(name: str) -> dict[str, Any]:
         "init": lambda: {"key": w.key, "network": w.network},
         "forward": lambda: pass_,
         "absorb_scales": lambda: {"parameters": w.parameters, "scales": w.scales},
-        "lsuv": lambda: {"parameters": w.parameters, "scales": w.scales, "xs": w.xs},
-        "calibrate": lambda: {"parameters": w.parameters, "scales": w.scales, "xs": w.xs},
+        "networks.lsuv": lambda: {"parameters": w.parameters, "scales": w.scales, "xs": w.xs},
+        "networks.calibrate": lambda: {"parameters": w.parameters, "scales": w.scales, "xs": w.xs},
         "activations.leaky_relu": lambda: {"slope": 0.1},
         "activations.registered": lambda: {"activation": vg.activations.get("tanh")},
         "activations.get": lambda: {"activation": "tanh"},
@@ -336,6 +363,18 @@ def arguments(name: str) -> dict[str, Any]:
         "Result.naive_lost": lambda: {"self": w.sweep},
         "Result.to_xarray": lambda: {"self": w.sweep},
         "Result.save": lambda: {"self": w.sweep, "path": w.folder / "saved.npz"},
+        # any other model
+        "diagnose": lambda: {"model": w.any_model, "batch": w.xs},
+        "assert_trainable": lambda: {"model": w.any_model, "batch": w.xs},
+        "diagnosis.Change.layers": lambda: {"self": w.diagnosis.since(w.diagnosis)},
+        "diagnosis.Diagnosis.blame": lambda: {"self": w.diagnosis},
+        "diagnosis.Diagnosis.plot": lambda: {"self": w.diagnosis},
+        "diagnosis.Diagnosis.save": lambda: {"self": w.diagnosis, "path": w.folder / "saved_diagnosis.npz"},
+        "diagnosis.Diagnosis.since": lambda: {"self": w.diagnosis, "before": w.diagnosis},
+        "diagnosis.Diagnosis.to_html": lambda: {"self": w.diagnosis, "path": w.folder / "report.html"},
+        "diagnosis.Diagnosis.to_json": lambda: {"self": w.diagnosis},
+        "diagnosis.Diagnosis.to_xarray": lambda: {"self": w.diagnosis},
+        "diagnosis.judge": lambda: {"readings": w.readings},
         # training
         "train": lambda: {
             **w.student, "num_steps": 2, "batch_size": 2,
@@ -428,6 +467,8 @@ def arguments(name: str) -> dict[str, Any]:
         "plots.draw_trainability": lambda: {
             "ax": w.ax, "variance": w.grid, "depths": np.array([10, 20]), "accuracy": np.ones((2, 3)) / 2,
         },
+        "plots.draw_states": lambda: {"ax": w.ax, "values": w.x, "colour": "k"},
+        "plots.gradient_path": lambda: {"log_rms": w.x, "log_cotangent": w.x, "names": list("abcd")},
         "plots.factor": lambda: {"log": 1.0},
         "plots.factor_ticks": lambda: {"reach": 1.0},
         "plots.label": lambda: {"name": "sigma_w"},
@@ -483,6 +524,13 @@ def instances() -> dict[str, Any]:
         "blocks.Scale": vg.blocks.Scale(1.0),
         "blocks.Spec": w.spec,
         "data.Examples": w.examples,
+        "diagnosis.Change": w.diagnosis.since(w.diagnosis),
+        "diagnosis.Diagnosis": w.diagnosis,
+        "diagnosis.Frontier": vg.diagnosis.Frontier("head", 0.0, -1.0),
+        "diagnosis.Path": w.readings.paths[0],
+        "diagnosis.Readings": w.readings,
+        "diagnosis.Row": w.readings.sites[0],
+        "diagnosis.Verdict": w.diagnosis.verdict,
         "ensembles.Case": vg.ensembles.Case(w.network, {"sigma_w": 1.0}),
         "ensembles.Remedy": vg.ensembles.Remedy(w.network),
         "measure.Correlation": vg.correlation(*pass_, -w.x),

@@ -1,6 +1,7 @@
 """The engine of a diagnosis against what it shares nothing with: `jax.grad`, perturbations of the written-out program,
 `vg.gradient_flow` past the float range."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -365,6 +366,27 @@ def test_time_past_the_range_is_the_gradient_flow():
     assert readings.parameter_gradients["0/kernel"] == pytest.approx(float(flow.log_tied_gradient["kernel"]), abs=1e-4)
 
 
+def test_a_way_whose_gradient_is_nothing_beside_another_is_right():
+    """What comes out of the first piece has cotangents of 1 and of e^-115."""
+    parameters = {"first": draw(*SQUARE), "stack": [{"kernel": draw(*SQUARE)} for _ in range(80)]}
+
+    def function(p, x, rest, beside):
+        h = jnp.tanh(x @ p["first"])
+        other, h = 2 * h, 1.5 * h
+        for layer in p["stack"]:
+            h = jax.nn.sigmoid(h @ layer["kernel"])
+        return jnp.sum(h) + beside * jnp.sum(other)
+
+    alone, both = (
+        prepare(model(functools.partial(function, beside=beside), parameters)).read().sites for beside in (0.0, 1.0)
+    )
+    assert [site.name for site in both] == ["first", *(f"stack/{l}/kernel" for l in range(80))]
+    assert both[1].log_cotangent < -100 < both[0].log_cotangent
+    np.testing.assert_allclose(
+        [site.log_cotangent for site in both[1:]], [site.log_cotangent for site in alone[1:]], rtol=0, atol=1e-4
+    )
+
+
 def exploding(loss: Callable[[jax.Array], jax.Array]) -> Model:
     """60 layers that each multiply their state by about 20."""
     parameters = {"stack": [{"kernel": draw(WIDTH, WIDTH, gain=30.0)} for _ in range(60)]}
@@ -552,12 +574,14 @@ def test_without_a_loss_random_vectors_are_pulled_back():
     def function(p, x, rest):
         return {"a": x @ p["in"], "b": jnp.tanh(x) @ p["out"]}
 
-    given = model(function, PARAMETERS, has_loss=False)
-    first, same, other = (prepare(given, key=jax.random.key(seed)).read() for seed in (0, 0, 1))
+    prepared = prepare(model(function, PARAMETERS, has_loss=False))
+    first, same, other = (prepared.read(key=jax.random.key(seed)) for seed in (0, 0, 1))
     assert (first.cotangent, math.isnan(first.loss)) == ("random", True)
     assert first == same
     assert first.parameter_gradients["in"] != other.parameter_gradients["in"]
-    np.testing.assert_allclose([site.log_cotangent for site in first.sites], 0, atol=1e-6)
+    drawn = [jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (BATCH, WIDTH)) for i in range(2)]
+    norms = [float(jnp.log(jnp.linalg.norm(vector))) for vector in drawn]
+    np.testing.assert_allclose([site.log_cotangent for site in first.sites], norms, atol=1e-6)
 
 
 def test_a_mutable_reference_is_refused_in_one_sentence():

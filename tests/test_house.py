@@ -31,11 +31,11 @@ for wing, below in (
     ("training", "ensembles"),
 ):
     BELOW[wing] = BELOW[below] | {below}
-BELOW["diagnosis"] = BELOW["training"] | {"training"}
 BELOW["theory"] = {"checks", "values", "activations", "initializers"}
 BELOW["comparison"] = BELOW["ensembles"] | {"ensembles", "theory"}
 BELOW["plots"] = BELOW["training"] | {"training", "theory", "comparison"}
-BELOW["cli"] = BELOW["plots"] | {"plots", ""}
+BELOW["diagnosis"] = BELOW["plots"] | {"plots"}
+BELOW["cli"] = BELOW["diagnosis"] | {"diagnosis", ""}
 BELOW["__main__"] = {"cli"}
 ORDER = {  # within the ground
     "version": set(),

@@ -49,7 +49,7 @@ def of(measured: vg.Result, name: str, variable: str) -> np.ndarray:
 def expected(seed: int, x: np.ndarray, y: np.ndarray, rate: float, unit_variance: bool = False, **scales: float) -> Any:
     """Of one draw, from `gradient_flow` of the batch and the norms of its ordinary weights."""
     parameters = vg.init(jax.random.split(jax.random.fold_in(KEY, seed))[0], NET)
-    parameters = vg.lsuv(parameters, vg.Scales(**scales), x) if unit_variance else parameters
+    parameters = vg.networks.lsuv(parameters, vg.Scales(**scales), x) if unit_variance else parameters
     flow = vg.gradient_flow(parameters, vg.Scales(**scales), x, y)
     first, last = np.linalg.norm(np.exp(np.asarray(flow.log_gradient, float)), axis=0)[[0, -1]]
     logs = np.concatenate([np.ravel(log) for log in flow.log_parameter_gradient.values()])
@@ -175,7 +175,7 @@ def test_lsuv_gives_every_layer_unit_variance() -> None:
     params = oracles.drawn(net, (5, 9, 12, 12, 7, 1), kernel_init="orthogonal")
     scales = vg.Scales(sigma_w=0.4, sigma_b=0.3)
     xs = jax.random.normal(KEY, (40, 5))
-    ready = vg.lsuv(params, scales, xs)
+    ready = vg.networks.lsuv(params, scales, xs)
     hs = xs @ (0.4 * ready.stem["kernel"]) + 0.3 * ready.stem["bias"]
     for stage in ready.stages:
         for kernel, bias in zip(stage["kernel"], stage["bias"], strict=True):
@@ -191,7 +191,7 @@ def test_calibrated_running_statistics_are_those_of_the_batch() -> None:
     running, training = vg.mlp(**about, norm="batch_running"), vg.mlp(**about, norm=vg.norm("batch", batch=30))
     xs, scales = jax.random.normal(KEY, (30, 4)), vg.Scales(sigma_w=1.7, sigma_b=0.3)
     params = truth.drawn(running)
-    ready = vg.calibrate(params, scales, xs)
+    ready = vg.networks.calibrate(params, scales, xs)
     alone = jax.vmap(lambda x: vg.forward(ready, scales, x))(xs)
     together = vg.forward(vg.networks.Parameters(params.stem, params.stages, params.head, training), scales, xs)
     np.testing.assert_allclose(alone, together, atol=1e-5)
@@ -201,11 +201,11 @@ def test_what_cannot_be_set_from_data_is_refused() -> None:
     net = vg.mlp(width=4, depth=2, inputs=3, residual="pre")
     xs = np.ones((2, 3))
     with pytest.raises(ValueError, match=r"^lsuv needs fully connected or convolutional layers, got Residual$"):
-        vg.lsuv(truth.drawn(net), vg.Scales(), xs)
+        vg.networks.lsuv(truth.drawn(net), vg.Scales(), xs)
     with pytest.raises(ValueError, match=r"^xs must be a batch of inputs, shape \(batch, \*\(3,\)\), got one input$"):
-        vg.calibrate(truth.drawn(net), vg.Scales(), xs[0])
+        vg.networks.calibrate(truth.drawn(net), vg.Scales(), xs[0])
     tied = vg.networks.tied(vg.mlp(width=4, depth=2, inputs=3))
     with pytest.raises(
         ValueError, match=r"^parameters must be stored, each layer with its own, to be set layer by layer$"
     ):
-        vg.calibrate(truth.drawn(tied), vg.Scales(), xs)
+        vg.networks.calibrate(truth.drawn(tied), vg.Scales(), xs)

@@ -3,9 +3,10 @@
 from vgjax import interrupts  # noqa: F401 - before all that takes time
 
 # isort: split
-from vgjax import activations, blocks, data, ensembles, measure, networks, plots, theory, training
+from vgjax import activations, blocks, data, diagnosis, ensembles, measure, networks, plots, theory, training
 from vgjax.activations import Activation
 from vgjax.comparison import compare
+from vgjax.diagnosis.calls import assert_trainable, diagnose
 from vgjax.ensembles.measurement import measurement
 from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
 from vgjax.ensembles.remedies import first_steps, remedies
@@ -33,7 +34,6 @@ from vgjax.networks.builders import (
     stack,
     transformer,
 )
-from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.layers import forward
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import init
@@ -51,19 +51,21 @@ __all__ = [
     # networks: descriptions, draws, scales
     "mlp", "cnn", "resnet", "rnn", "lstm", "gru", "transformer",
     "stack", "sequential", "dense", "residual", "norm",
-    "Network", "Activation", "Scales", "init", "forward", "absorb_scales", "lsuv", "calibrate",
+    "Network", "Activation", "Scales", "init", "forward", "absorb_scales",
     # measurements of one network
     "gradient_flow", "naive_reading", "push_forward", "pull_back", "gain_matrix", "states", "correlation",
     "log_singular_values", "lyapunov_exponents", "log_frobenius", "log_determinant",
     # the sweep, what it measures, what it gives
     "sweep", "gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius",
     "trainings", "first_steps", "measurement", "Result", "load", "remedies",
+    # any other model
+    "diagnose", "assert_trainable",
     # training
     "train", "train_continuously", "trainable_depth", "teacher",
     # theory beside measurement
     "compare", "theory",
     # wings
-    "activations", "blocks", "data", "ensembles", "measure", "networks", "plots", "training",
+    "activations", "blocks", "data", "diagnosis", "ensembles", "measure", "networks", "plots", "training",
 ]  # fmt: skip
 
 

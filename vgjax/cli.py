@@ -1,9 +1,13 @@
-"""``python -m vgjax map``: the library's main job from the command line."""
+"""``python -m vgjax map`` and ``python -m vgjax diagnose``: the library's two jobs from the command line."""
 
 import argparse
+import importlib
+import json
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +16,7 @@ from vgjax import interrupts, plots
 from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
 from vgjax.ensembles.result import nearest
-from vgjax.files import whole_set, writable_folder
+from vgjax.files import whole_file, whole_set, writable_folder
 from vgjax.initializers import KERNEL_INITS
 
 if TYPE_CHECKING:
@@ -23,15 +27,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it worked, 2 with one sentence on standard error if the input was bad or nothing could be
-    written. An interrupt ends the process (`vgjax.interrupts`)."""
+    """Run a command; 0 if it worked, 1 of a model whose gradient is sick, 2 with one sentence on standard error if the
+    input was bad or nothing could be written. An interrupt ends the process (`vgjax.interrupts`)."""
     arguments = _parser().parse_args(argv)
     try:
-        _map(arguments)
+        return _diagnose(arguments) if arguments.command == "diagnose" else _map(arguments)
     except (ValueError, ImportError, OSError) as error:
         print(f"vgjax: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,10 +72,55 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--key", type=int, default=0, help="seed of all draws")
     p.add_argument("--out", default="results", help="folder for the figures (PNG, PDF) and the data (.npz)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+    about = "Say what is wrong with the gradient of a model: where it vanishes, explodes or ends, and why."
+    p = commands.add_parser("diagnose", help=about, description=about)
+    p.add_argument("function", metavar="package.module:function", help="returns (model, batch) or (model, batch, loss)")
+    p.add_argument("--html", metavar="FILE", help="write the report as one page")
+    p.add_argument("--json", metavar="FILE", help="write verdict and numbers as JSON")
     return parser
 
 
-def _map(arguments: argparse.Namespace) -> None:
+def _diagnose(arguments: argparse.Namespace) -> int:
+    """0 of a healthy model, 1 of a sick one, 2 of what fails itself, with its own error."""
+    import vgjax as vg
+
+    function = _named(arguments.function)
+    try:
+        given = function()
+        if type(given) is not tuple or len(given) not in (2, 3):
+            raise ValueError(f"{arguments.function} must return (model, batch) or (model, batch, loss)")
+        found = vg.diagnose(*given)
+    except Exception:
+        traceback.print_exc()
+        return 2
+    if arguments.html:
+        found.to_html(arguments.html)
+    if arguments.json:
+        with whole_file(Path(arguments.json)) as temporary:
+            temporary.write_text(json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
+    print(found)
+    return 0 if found.is_healthy else 1
+
+
+def _named(spec: str) -> Callable[[], Any]:
+    """The function that ``package.module:function`` names, also of the folder that one stands in."""
+    name, _, attribute = spec.partition(":")
+    if not name or not attribute:
+        raise ValueError(f"function must be given as package.module:function, got {spec!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(name), attribute, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name + ".").startswith(f"{error.name}."):
+            raise  # a module that the user's own imports
+        raise ValueError(f"function must be in a module that can be imported, got {spec!r} ({error})") from None
+    if not callable(function):
+        raise ValueError(f"function must be one of module {name}, got {attribute!r}")
+    return function
+
+
+def _map(arguments: argparse.Namespace) -> int:
     """Everything is computed before anything is written, and all of it is written or nothing."""
     import jax
 
@@ -116,6 +164,7 @@ def _map(arguments: argparse.Namespace) -> None:
     print(edge_in_theory, comparison, *(folder / path.name for path in written), sep="\n")
     count, seconds = sweep.log_gain[..., -1].size, time.perf_counter() - start
     print(f"{count} networks of {sweep.depth} layers in {seconds:.1f} s", file=sys.stderr)
+    return 0
 
 
 def _profile(shown: dict[str, float], flows: "Result", lost: np.ndarray, title: str) -> "Figure":

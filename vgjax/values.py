@@ -58,7 +58,7 @@ def equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
     if isinstance(one, (tuple, list)):
         return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
+    return bool(one == other) or (isinstance(one, float) and one != one and other != other)
 
 
 def in_one_line(value: Any) -> str:

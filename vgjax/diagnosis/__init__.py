@@ -1,1 +1,19 @@
 """What is wrong with a network: the gradient flow of any JAX model, as it is, and a verdict."""
+
+from vgjax.diagnosis.calls import assert_trainable, diagnose
+from vgjax.diagnosis.readings import Frontier, Path, Readings, Row
+from vgjax.diagnosis.report import Change, Diagnosis
+from vgjax.diagnosis.verdict import Verdict, judge
+
+__all__ = [
+    "Change",
+    "Diagnosis",
+    "Frontier",
+    "Path",
+    "Readings",
+    "Row",
+    "Verdict",
+    "assert_trainable",
+    "diagnose",
+    "judge",
+]

@@ -1,11 +1,12 @@
 """The backward pass over a program: cotangents as value times 2^exponent, and what is read on the way."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from vgjax.diagnosis.forward import (
     Forward,
@@ -26,6 +27,7 @@ from vgjax.floatexp import (
     FloatExp,
     add,
     aligned,
+    exponent_of,
     from_float,
     moved,
     normalize_together,
@@ -83,8 +85,13 @@ def backward(
         arguments = [value_of(v, done.values) for v in part.inputs]
         pulled = [cotangents[output] for output in part.outputs if output in cotangents]
         if isinstance(part, Piece):
-            results, read = run(pull_piece, part, have, careful)(arguments, pulled)
-        elif isinstance(part, Loop):
+            for some, numbers in [(have, pulled)] if run is inline or not careful else _by_size(have, pulled):
+                results, read = run(pull_piece, part, some, careful)(arguments, numbers)
+                receive(cotangents, wanted(part), results)
+                for v, found in zip(part.read, read, strict=True):
+                    squares[v] = _larger(squares[v], found) if v in squares else found
+            continue
+        if isinstance(part, Loop):
             results, read = run(pull_loop, part, have, careful)(arguments, done.values[part], pulled)
         elif run is inline:
             results, read = switch_backward(part, have, careful, arguments, pulled)
@@ -97,6 +104,37 @@ def backward(
         squares.update(zip(part.read, read, strict=False))
     squares.update({v: squares_of(cotangents[v], careful) for v in program.read_inputs if v in cotangents})
     return Backward(cotangents, squares)
+
+
+_APART = 60
+"""Octaves by which cotangents may differ for a piece to be pulled back once for both: float32 holds 126."""
+
+
+def _by_size(have: tuple[bool, ...], given: list[FloatExp]) -> list[tuple[tuple[bool, ...], list[FloatExp]]]:
+    """Cotangents of a piece in groups of about one size, each with the outputs that have them: what only a small one
+    comes to would be nothing beside a large one."""
+    exponents = jax.device_get([number.exponent for number in given])
+    positions = [i for i, h in enumerate(have) if h]
+    order = sorted(range(len(given)), key=lambda i: exponents[i])
+    groups = [[order[0]]]
+    for before, i in itertools.pairwise(order):
+        apart = exponents[i] - exponents[before] > _APART and exponents[before] != ZERO
+        groups += [[i]] if apart else []
+        groups[-1] += [] if apart else [i]
+    return [
+        (tuple(i in {positions[j] for j in group} for i in range(len(have))), [given[j] for j in sorted(group)])
+        for group in groups
+    ]
+
+
+@jax.jit
+def _larger(one: Squares, other: Squares) -> Squares:
+    """The larger of two sums that are far apart: it is the sum of both."""
+
+    def size(squares: Squares) -> Array:
+        return jnp.where(squares.total > 0, exponent_of(squares.total) // 2 + squares.exponent, ZERO)
+
+    return jax.tree.map(lambda a, b: jnp.where(size(one) >= size(other), a, b), one, other)
 
 
 def receive(

@@ -99,7 +99,7 @@ def is_embedding(node: Node) -> bool:
 def is_weighted(node: Node) -> bool:
     """Whether it is a product or a convolution of a weight with the signal, an embedding, or has a rule of its own for
     a weight and the signal."""
-    if node.name in _PRODUCTS | OPAQUE:
+    if node.name in _PRODUCTS | OPAQUE | {"custom_jvp_call"}:
         return any(v.is_weight for v in node.inputs) and any(v.batch for v in node.inputs)
     return node.kind == "equation" and is_embedding(node)
 

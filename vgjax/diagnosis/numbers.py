@@ -81,8 +81,9 @@ class Numbers:
         return self.log_cotangents([variable], index)
 
     def log_cotangents(self, variables: list[Variable], index: Index = ()) -> float:
-        """ln of the norm of the cotangents of all of them; -inf where no gradient comes; NaN in a branch not taken."""
-        computed = [v for v in variables if v in self._signals]
+        """ln of the norm of the cotangents of all of them; -inf where no gradient comes; NaN in a branch not taken, and
+        of what gradient does not pass."""
+        computed = [v for v in variables if v in self._signals and v.differentiable]
         if not computed:
             return NAN
         return joined([_log_norms(self._squares[v], index) for v in computed if v in self._squares])

@@ -26,30 +26,40 @@ LARGE = 2**14
 """Entries from which on an array that a function closes over is listed."""
 
 
-def prepare(model: Model, *, key: Array | None = None) -> "Prepared":
+def prepare(model: Model, *, parameters: bool = True) -> "Prepared":
     """Trace a model and lay it out; nothing is computed yet.
 
     Args:
         model: what to read.
-        key: draws what is pulled back from the outputs of a model without a loss; a fixed one by default.
+        parameters: read gradients of parameters too.
 
     Raises:
         ValueError: if it writes to mutable references.
     """
-    return Prepared(model, jax.random.key(0) if key is None else key)
+    return Prepared(model, parameters)
 
 
 class Prepared:
     """A model laid out (`prepare`)."""
 
-    def __init__(self, model: Model, key: Array) -> None:
+    def __init__(self, model: Model, parameters: bool = True) -> None:
         self.model = model
-        self._key = key
         self.layout = Layout(model.function, model.parameters, model.inputs, model.rest, has_loss=model.has_loss)
         for variable in self.layout.parameters:
             variable.read = variable.differentiable
+        if not parameters:
+            self._leave_out_weights()
         self.compiled = Compiled()
         self.program = divide(self.layout.graph, self._mark_read())
+
+    def _leave_out_weights(self) -> None:
+        """Pull nothing back to what states are multiplied by; where they are is known by now."""
+        graph = self.layout.graph
+        nodes = graph.all_nodes()
+        graphs = [graph, *(inner for node in graph.all_nodes() for inner in node.graphs)]
+        variables = [v for node in nodes for v in (*node.inputs, *node.outputs)]
+        for variable in [*variables, *(v for each in graphs for v in each.inputs)]:
+            variable.differentiable &= not variable.is_weight
 
     def _mark_read(self) -> set[Variable]:
         """Mark what is read; the cuts."""
@@ -63,55 +73,50 @@ class Prepared:
             variable.nonlinearity = find_nonlinearity(variable, self.compiled) if variable.read else None
         return cuts
 
-    def read(self, parameters: Any = None) -> Readings:
+    def read(self, parameters: Any = None, *, key: Array | None = None) -> Readings:
         """One forward and one backward pass.
 
         Args:
             parameters: others of the same tree and shapes; the model's own by default. Nothing is compiled anew.
+            key: draws what is pulled back from the outputs of a model without a loss; a fixed one by default.
         """
-        return self._readings(self.numbers(parameters))
+        return self._readings(self.numbers(parameters, key=key))
 
-    def numbers(self, parameters: Any = None) -> Numbers:
+    def numbers(self, parameters: Any = None, *, key: Array | None = None) -> Numbers:
         """What `read` reads, by variable of the graph."""
+        key = jax.random.key(0) if key is None else key
         given = self.model.parameters if parameters is None else parameters
         values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
-        numbers = self._passes(forward(self.program, values, self.compiled, False), careful=False)
+        numbers = self._passes(forward(self.program, values, self.compiled, False), key, careful=False)
         if not numbers.are_doubtful():
             return numbers
         done = forward(self.program, values, self.compiled, True)
         if left_range(done.signals):
             exact = exact_forward(self.program, values, self.compiled)
-            return self._passes(exact.forward, careful=True, exact=exact.exact)
-        return self._passes(done, careful=True)
+            return self._passes(exact.forward, key, careful=True, exact=exact.exact)
+        return self._passes(done, key, careful=True)
 
-    def _passes(self, done: Forward, *, careful: bool, exact: dict[Part, Any] | None = None) -> Numbers:
+    def _passes(self, done: Forward, key: Array, *, careful: bool, exact: dict[Part, Any] | None = None) -> Numbers:
         """The backward pass after a forward one, and what both have read."""
         outputs = done.outputs(self.program)
         pulls = (exact_piece_backward, exact_loop_backward) if exact is not None else None
         fronts: list[Front] | None = None if self.layout.ways[0].all_gradient else []
-        back = backward(
-            self.program,
-            done,
-            self._cotangents([as_float(value) for value in outputs]),
-            self.compiled,
-            careful,
-            fronts,
-            pulls,
-        )
+        given = self._cotangents([as_float(value) for value in outputs], key)
+        back = backward(self.program, done, given, self.compiled, careful, fronts, pulls)
         return Numbers(done.signals, back.squares, outputs, exact or {}, fronts or [])
 
-    def _cotangents(self, outputs: list[Any]) -> list[FloatExp | None]:
+    def _cotangents(self, outputs: list[Any], key: Array) -> list[FloatExp | None]:
         """What is pulled back from every output."""
         return [
-            from_float(self._cotangent(i, value)) if variable in self.layout.sinks else None
+            from_float(self._cotangent(jax.random.fold_in(key, i), value)) if variable in self.layout.sinks else None
             for i, (variable, value) in enumerate(zip(self.layout.graph.outputs, outputs, strict=True))
         ]
 
-    def _cotangent(self, position: int, value: Any) -> Any:
+    def _cotangent(self, key: Array, value: Any) -> Any:
+        """Without a loss a standard Gaussian vector v: E ||J^T v||^2 = ||J||_F^2 (Hutchinson)."""
         if self.model.has_loss:
             return jnp.ones(value.shape, value.dtype)
-        drawn = jax.random.normal(jax.random.fold_in(self._key, position), value.shape, value.dtype)
-        return drawn / jnp.linalg.norm(drawn)
+        return jax.random.normal(key, value.shape, value.dtype)
 
     def _readings(self, numbers: Numbers) -> Readings:
         rows = Rows(self.layout, numbers)

@@ -151,7 +151,7 @@ class Remedy(Case):
         input_scale, target_scale: factors on inputs and (with squared error) on one-hot targets.
         loss: cross_entropy or squared_error.
         learning_rate, clip: as for `first_steps`.
-        unit_variance: rescale the kernels layer by layer first (`vgjax.lsuv`).
+        unit_variance: rescale the kernels layer by layer first (`vgjax.networks.lsuv`).
     """
 
     input_scale: float = 1.0

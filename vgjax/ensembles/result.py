@@ -261,7 +261,7 @@ class Result:
         Raises:
             ImportError: xarray is not installed.
         """
-        xr, sizes = _xarray(), self.sizes
+        xr, sizes = import_xarray(), self.sizes
         units = {name: {"units": NATURAL} if name.startswith("log_") else {} for name in self.arrays}
         variables = {name: ((*self.lead, *self.dims[name]), a, units[name]) for name, a in self.arrays.items()}
         counted: dict[str, Any] = {dim: np.arange(sizes[dim]) for dim in ("seed", "layer") if dim in sizes}
@@ -380,7 +380,7 @@ def _read_npz(path: Path) -> Read:
 
 
 def _read_nc(path: Path) -> Read:
-    with _xarray().open_dataset(path) as dataset:
+    with import_xarray().open_dataset(path) as dataset:
         data = dataset.load()
     if "measure" not in data.attrs:
         raise ValueError("something else")
@@ -420,7 +420,7 @@ def _with_known_suffix(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _xarray() -> Any:
+def import_xarray() -> Any:
     try:
         import xarray
     except ImportError:

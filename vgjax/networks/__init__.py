@@ -2,6 +2,7 @@
 
 from vgjax.initializers import scheme
 from vgjax.networks.builders import branch, chain, concatenated, conv, sequential, tied, untied
+from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.network import Network, Stage
 from vgjax.networks.parameters import Parameters, Stream
 from vgjax.networks.serialization import network_from_json, network_to_json
@@ -12,9 +13,11 @@ __all__ = [
     "Stage",
     "Stream",
     "branch",
+    "calibrate",
     "chain",
     "concatenated",
     "conv",
+    "lsuv",
     "network_from_json",
     "network_to_json",
     "scheme",

@@ -325,7 +325,7 @@ def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct
         raise ValueError(
             f"{spec.block.__name__} holds nnx.BatchNorm, so its state must be a batch of at least 2 examples along its "
             f"first axis (input_shape=(batch, ...)), got a state of shape {state.shape}; or take vgjax.norm, or "
-            f"use_running_average=True and vgjax.calibrate"
+            f"use_running_average=True and vgjax.networks.calibrate"
         )
 
     def run(key: Array, h: Array, x: Array | None) -> Array:

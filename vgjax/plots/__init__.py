@@ -16,6 +16,7 @@ from vgjax.plots.learning import (
     trainability_map,
     training,
 )
+from vgjax.plots.paths import draw_states, gradient_path
 from vgjax.plots.phase_maps import (
     describe,
     draw_critical_line,
@@ -57,9 +58,11 @@ __all__ = [
     "draw_losses",
     "draw_profile",
     "draw_rate",
+    "draw_states",
     "draw_trainability",
     "factor",
     "factor_ticks",
+    "gradient_path",
     "label",
     "name_edges",
     "phase_map",

@@ -1,0 +1,274 @@
+"""A diagnosis: what was read off a model, and how it is told, drawn, kept, and compared with another."""
+
+import base64
+import functools
+import html
+import io
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax import plots
+from vgjax.checks import kinds, positive_integer
+from vgjax.diagnosis.readings import NAN, Path, Readings
+from vgjax.diagnosis.serialization import plain, readings_from_json, readings_to_json
+from vgjax.diagnosis.table import as_html, as_text, lines, log_gains
+from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest, named, number, rate, remarks
+from vgjax.ensembles.result import NATURAL, import_xarray
+from vgjax.files import read_arrays, whole_file, write_arrays
+from vgjax.values import by_content
+from vgjax.version import VERSION
+
+if TYPE_CHECKING:
+    import xarray
+    from matplotlib.figure import Figure
+
+_DIAGNOSIS = "diagnosis"
+"""What the seal of a saved one is of."""
+
+
+@by_content
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `vgjax.diagnose` found: the verdict first, then the gradient at every state.
+
+    Attributes:
+        readings: the numbers, path by path.
+        behind: of a model whose head (or another factor) is exactly 0: the numbers once it is drawn instead; None of
+            all others.
+        provenance: versions and device: plain JSON values.
+    """
+
+    readings: Readings
+    behind: Readings | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """One word, and why."""
+        return judge(self.readings) if self.behind is None else judge_behind(self.readings, self.behind)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether a gradient arrives everywhere, neither vanished nor exploded."""
+        return self.verdict.is_healthy
+
+    @property
+    def remarks(self) -> list[str]:
+        """What else should be known: weight gradients, constants, what is not looked into."""
+        return remarks(self.readings, self.verdict)
+
+    # --- as text ---
+
+    def __repr__(self) -> str:
+        said = self.verdict.sentence
+        return f"<diagnosis: {said if len(said) <= 250 else f'{said[:247]}...'}>"
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict.sentence, *(f"- {remark}" for remark in self.remarks), *self._tables()])
+
+    def _tables(self) -> list[str]:
+        return [part for path in self.readings.paths for part in ("", f"along {path.name}:", as_text(path))]
+
+    def _repr_html_(self) -> str:
+        said = "".join(f"<li>{html.escape(remark)}</li>" for remark in self.remarks)
+        tables = "".join(f"<p>along {html.escape(path.name)}</p>{as_html(path)}" for path in self.readings.paths)
+        return f"<p><b>{html.escape(self.verdict.sentence)}</b></p><ul>{said}</ul>{tables}"
+
+    # --- by layer ---
+
+    @kinds
+    def blame(self, parts: int | None = None, *, path: int = 0) -> dict[str, float]:
+        """What each layer does to the gradient on its way back: a budget of ln gain that adds up to the whole.
+
+        Args:
+            parts: sum over what shares its first parts of the name (1: ``encoder``, ``decoder``); left out, every state
+                by itself.
+            path: which of the readings' paths, by number.
+
+        Returns:
+            ln of the factor, by name, input first; negative takes from the gradient. -inf where it ends; what lies
+            before has 0, for nothing is left to lose.
+        """
+        if parts is not None:
+            positive_integer("parts", parts)
+        rows = self._path(path).rows
+        budget: dict[str, float] = {}
+        for row, gain in list(zip(rows, log_gains(rows), strict=True))[1:]:
+            name = named(row) if parts is None else "/".join(row.name.split("/")[:parts])
+            budget[name] = budget.get(name, 0.0) + gain
+        return budget
+
+    @kinds
+    def since(self, before: "Diagnosis") -> "Change":
+        """This diagnosis beside one from before something was changed."""
+        return Change(before, self)
+
+    def _path(self, path: int) -> Path:
+        if not 0 <= path < len(self.readings.paths):
+            raise ValueError(f"path must lie in 0 .. {len(self.readings.paths) - 1}, got {path}")
+        return self.readings.paths[path]
+
+    # --- as a picture ---
+
+    @kinds
+    def plot(self, *, path: int = 0) -> "Figure":
+        """Signal and gradient along a path: float ranges shaded, breaks marked, states named by their modules.
+
+        Args:
+            path: which of the readings' paths, by number.
+        """
+        rows = self._path(path).rows
+        marks = [line.mark for line in lines(self._path(path)) if not line.inside]
+        ends = [(math.log(float(jnp.finfo(d).tiny)), largest(d)) for d in {row.dtype for row in rows}]
+        return plots.gradient_path(
+            np.array([row.log_rms for row in rows]),
+            np.array([row.log_cotangent for row in rows]),
+            [named(row) for row in rows],
+            breaks=[i for i, mark in enumerate(marks) if mark == "break" or mark in {*marks} - {"", *marks[:i]}],
+            limits=(max(low for low, _ in ends), min(high for _, high in ends)),
+            title=self.verdict.sentence.replace("$", r"\$"),
+        )
+
+    @kinds
+    def to_html(self, path: str | os.PathLike[str]) -> FilePath:
+        """Write the report as one file that needs no other: verdict, pictures, all rows.
+
+        Returns:
+            The path.
+        """
+        pictures = "".join(self._picture(i) for i in range(len(self.readings.paths)))
+        style = (
+            "body {font: 14px sans-serif; margin: 2em} table {border-collapse: collapse; font: 12px monospace} "
+            "td, th {padding: 1px 8px; text-align: left; white-space: pre}"
+        )
+        page = (
+            f'<!DOCTYPE html><html><head><meta charset="utf-8"><title>{html.escape(self.verdict.word)}</title>'
+            f"<style>{style}</style></head><body>{self._repr_html_()}{pictures}"
+            f"<p>{html.escape(json.dumps(self.provenance))}</p></body></html>\n"
+        )
+        with whole_file(FilePath(path)) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        return FilePath(path)
+
+    def _picture(self, path: int) -> str:
+        buffer = io.BytesIO()
+        self.plot(path=path).savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+        return f'<p><img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'
+
+    # --- as data ---
+
+    @kinds
+    def to_xarray(self, *, path: int = 0) -> "xarray.Dataset":
+        """A labelled `xarray.Dataset` of one path over ``state``.
+
+        Args:
+            path: which of the readings' paths, by number.
+
+        Raises:
+            ImportError: xarray is not installed.
+        """
+        rows, xr = self._path(path).rows, import_xarray()
+        units = {"units": NATURAL}
+        logs = ("log_rms", "log_cotangent", "log_parameter_gradient")
+        variables = {name: ("state", [getattr(row, name) for row in rows], units) for name in logs}
+        variables |= {"log_gain": ("state", log_gains(rows), units)}
+        variables |= {name: ("state", [getattr(row, name) for row in rows], {}) for name in ("zeros", "saturated")}
+        told = ("name", "where", "operation", "dtype")
+        coordinates: dict[str, Any] = {name: ("state", [getattr(row, name) for row in rows]) for name in told}
+        coordinates["step"] = ("state", [NAN if row.step is None else float(row.step) for row in rows])
+        said = {"path": self._path(path).name, "word": str(self.verdict.word), "verdict": self.verdict.sentence}
+        return xr.Dataset(variables, coords=coordinates, attrs=said)
+
+    @kinds
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values, the verdict in words; what JSON has no number for is a text."""
+        verdict = {"word": str(self.verdict.word), "sentence": self.verdict.sentence, "remarks": self.remarks}
+        numbers = {name: getattr(self.verdict, name) for name in ("layers", "slope", "forward_slope", "lost", "limit")}
+        behind = None if self.behind is None else readings_to_json(self.behind)
+        told = {"verdict": plain(verdict | numbers), "readings": readings_to_json(self.readings), "behind": behind}
+        return told | {"provenance": self.provenance}
+
+    @kinds
+    def save(self, path: str | os.PathLike[str]) -> FilePath:
+        """Write the whole diagnosis to ``path``, an ``.npz``, or nothing.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: another suffix.
+            OSError: the path cannot be written.
+        """
+        write_arrays(_npz(path), {"description": np.array(json.dumps(self.to_json()))}, _DIAGNOSIS, compressed=True)
+        return _npz(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Diagnosis":
+        """Read back what `save` wrote.
+
+        Raises:
+            ValueError: another suffix, or a file that holds no whole diagnosis.
+            FileNotFoundError: there is no such file.
+        """
+        arrays = read_arrays(_npz(path), _DIAGNOSIS)
+        if arrays is None:
+            raise ValueError(f"path must hold a whole saved diagnosis, got {str(path)!r}")
+        told = json.loads(str(arrays["description"]))
+        try:
+            behind = None if told["behind"] is None else readings_from_json(told["behind"])
+            return cls(readings_from_json(told["readings"]), behind, told["provenance"])
+        except (KeyError, TypeError):
+            raise ValueError(f"path must hold a diagnosis as version {VERSION} writes it, got {str(path)!r}") from None
+
+
+@by_content
+@dataclass(frozen=True)
+class Change:
+    """Two diagnoses of one model: before something was changed, and after."""
+
+    before: Diagnosis
+    after: Diagnosis
+
+    def __repr__(self) -> str:
+        return f"<change: {self.before.verdict.word} -> {self.after.verdict.word}>"
+
+    def __str__(self) -> str:
+        told = [("", "before", "after"), *self._numbers()]
+        widths = [max(len(row[i]) for row in told) for i in range(3)]
+        lines_ = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in told]
+        return "\n".join([f"before: {self.before.verdict.sentence}", f"after: {self.after.verdict.sentence}", *lines_])
+
+    def _numbers(self) -> list[tuple[str, str, str]]:
+        old, new = self.before.verdict, self.after.verdict
+        told = [
+            ("gradient, a layer", rate(-old.slope), rate(-new.slope)),
+            ("gradient, in all", number(-old.lost), number(-new.lost)),
+            ("signal, a layer", rate(old.forward_slope), rate(new.forward_slope)),
+        ]
+        return told + [(name, rate(was), rate(now)) for name, (was, now) in self.layers().items()]
+
+    @kinds
+    def layers(self, most: int = 10) -> dict[str, tuple[float, float]]:
+        """The layers whose ln gain changed most, largest change first: by name, before and after.
+
+        States are the same if they have the same name.
+        """
+        positive_integer("most", most)
+        before, after = self.before.blame(), self.after.blame()
+        both = {name: (before[name], after[name]) for name in before if name in after}
+        moved = {name: abs(new - old) for name, (old, new) in both.items() if new != old}
+        return {name: both[name] for name in sorted(moved, key=lambda name: -moved[name])[:most]}
+
+
+def _npz(path: str | os.PathLike[str]) -> FilePath:
+    path = FilePath(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"path must end in .npz, got {str(path)!r}")
+    return path

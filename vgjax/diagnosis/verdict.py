@@ -1,0 +1,414 @@
+"""The verdict on a model's gradient: one word, one sentence, from quantities that no scale of the loss changes."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax.checks import kinds
+from vgjax.diagnosis.readings import NAN, Path, Readings, Row
+from vgjax.values import by_content
+
+LIMIT = 5.0
+"""ln of what a path may take from the gradient or add to it: a factor of 150."""
+BREAK = 3.0
+"""ln of how far one layer may lie from the median one: a factor of 20."""
+SURVIVES = math.log(10)
+"""What is below a tenth has not survived."""
+MOST = 0.8
+"""Share of units from which their saturation, or their zeros, is a cause; half of them are off in any ReLU layer."""
+GROWS = 0.05
+"""Growth of the signal a layer, in nats, from which leaving the float range is an explosion and no accident."""
+
+
+class Word(StrEnum):
+    """What a gradient flow can be."""
+
+    HEALTHY = "healthy"
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    DEAD = "dead"
+    NON_FINITE = "non-finite"
+    ZERO = "zero by construction"
+    UNCLEAR = "unclear"
+
+
+_WORST_FIRST = (
+    (Word.NON_FINITE,),
+    (Word.DEAD,),
+    (Word.VANISHING, Word.EXPLODING),
+    (Word.ZERO,),
+    (Word.HEALTHY,),
+    (Word.UNCLEAR,),
+)
+
+
+@by_content
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of the gradient along one path.
+
+    Attributes:
+        word: one of `Word`: healthy, vanishing, exploding, dead, non-finite, zero by construction, unclear.
+        path: its name.
+        kind: along layers or along the steps of a recurrence.
+        layers: L, maps between the states that are judged: those behind the input and before the head.
+        slope: median slope of ln ||dL/dh|| a layer, towards the output, breaks left out; positive where it vanishes.
+        forward_slope: the same of ln rms of the states.
+        lost: ln of what all layers take from the gradient, L / xi and breaks; negative where they add to it.
+        limit: of ``lost``, with room for what chance does at this width.
+        at: where the fault sits, ``name (file:line)``; empty if it is everywhere or nowhere.
+        cause: of what happens there.
+    """
+
+    word: Word
+    path: str = ""
+    kind: str = "depth"
+    layers: int = 0
+    slope: float = NAN
+    forward_slope: float = NAN
+    lost: float = NAN
+    limit: float = LIMIT
+    at: str = ""
+    cause: str = ""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether training can begin: a head that is zero by construction is trained first, then all behind it."""
+        return self.word in (Word.HEALTHY, Word.ZERO, Word.UNCLEAR)
+
+    @property
+    def xi(self) -> float:
+        """The depth scale: layers over which the gradient changes by a factor of e; infinite if it does not."""
+        return 1 / abs(self.slope) if self.slope else math.inf
+
+    @property
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        where = f" at {self.at}" if self.at else ""
+        cause = f": {self.cause}" if self.cause else ""
+        match self.word:
+            case Word.UNCLEAR:
+                said = f"fewer than 3 states on the path leave nothing to judge a slope by{cause}"
+            case Word.HEALTHY | Word.VANISHING | Word.EXPLODING if not math.isnan(self.lost):
+                said = self._flow() + (f"; it breaks{where}{cause}" if self.at else cause)
+            case Word.EXPLODING:
+                said = f"the signal grows by {rate(self.forward_slope)} a layer{where}{cause}"
+            case Word.NON_FINITE:
+                said = f"the numbers end{where}{cause}"
+            case _:
+                said = f"the gradient is exactly 0{where}{cause}"
+        along = f" along the steps of {self.path.partition(' (')[0]}" if self.kind == "time" else ""
+        return f"{self.word}{along}: {said}"
+
+    def _flow(self) -> str:
+        """What happens to the gradient on its way back, layer by layer and in all."""
+        unit = "layer" if self.kind == "depth" else "step"
+        factor, whole = rate(-self.slope), number(-self.lost)
+        if self.word is Word.HEALTHY:
+            return f"the gradient changes by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
+        change = "grows" if self.word is Word.EXPLODING else "shrinks"
+        if abs(self.slope * self.layers) < self.limit:  # single layers do it
+            return f"the gradient {change} by {whole} over your {self.layers} {unit}s"
+        if self.word is Word.EXPLODING:
+            return f"the gradient grows by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
+        survives = min(self.layers, round(SURVIVES / self.slope))
+        return f"the gradient shrinks by {factor} a {unit} and survives {survives} of your {self.layers} {unit}s"
+
+
+@kinds
+def judge(readings: Readings) -> Verdict:
+    """The verdict on the worst path, and on what lies beside the paths."""
+    found = [_judge_path(path, readings) for path in readings.paths]
+    for words in _WORST_FIRST:
+        those = [verdict for verdict in found if verdict.word in words]
+        if those:
+            worst = max(those, key=lambda verdict: 0.0 if math.isnan(verdict.lost) else abs(verdict.lost))
+            return next(iter(_judge_sites(readings)), worst) if worst.is_healthy else worst
+    return Verdict(Word.UNCLEAR)
+
+
+def judge_behind(readings: Readings, behind: Readings) -> Verdict:
+    """The verdict on a model whose zero parameters hide what is behind them, once others stand in their place."""
+    hidden, seen = judge(readings), judge(behind)
+    if not seen.is_healthy:
+        return seen
+    cause = f"{hidden.cause}; with it drawn: {seen.sentence}"
+    return Verdict(hidden.word, hidden.path, hidden.kind, at=hidden.at, cause=cause)
+
+
+# --- one path -------------------------------------------------------------------------------------------------------
+
+
+def _judge_path(path: Path, readings: Readings) -> Verdict:
+    rows = [row for row in path.rows if row.is_layer]
+    of = path.name, path.kind, max(0, len(_inner(path)) - 1)
+    return _not_finite(rows, of, readings) or _zero(rows, of, readings) or _flow(path, of)
+
+
+_Of = tuple[str, str, int]
+"""Name, kind and layers of a path."""
+
+
+def _not_finite(rows: Sequence[Row], of: _Of, readings: Readings) -> Verdict | None:
+    """A state past its float range: an explosion if the signal grew towards it; or a gradient that is none."""
+    for i, row in enumerate(rows):
+        if not row.log_rms <= largest(row.dtype):
+            growth = theil_sen([each.log_rms for each in rows[:i]])
+            led_there = growth > GROWS and rows[i - 1].log_rms + growth + BREAK > largest(row.dtype)
+            word = Word.EXPLODING if led_there else Word.NON_FINITE
+            return Verdict(word, *of, forward_slope=growth, at=place(row), cause=f"there it leaves {row.dtype}")
+    there = [row for i, row in enumerate(rows) if i or not math.isnan(row.log_cotangent)]  # integers have no gradient
+    for row in reversed(there):
+        if math.isnan(row.log_cotangent) or row.log_cotangent == math.inf:
+            return Verdict(Word.NON_FINITE, *of, at=place(row), cause="the gradient is lost there on its way back")
+    if readings.cotangent == "loss" and not math.isfinite(readings.loss) and there:
+        return Verdict(Word.NON_FINITE, *of, cause="the loss itself, of states that are finite")
+    return None
+
+
+def _zero(rows: Sequence[Row], of: _Of, readings: Readings) -> Verdict | None:
+    """Behind a dead layer everything forward is 0 and so is every slope: the first dead one is the cause."""
+    zeros = [i for i, row in enumerate(rows) if row.log_cotangent == -math.inf]
+    if not zeros:
+        return None
+    last = zeros[-1]
+    after = rows[last + 1] if last + 1 < len(rows) else None
+    for row in (site for state in rows for site in (*state.sites, state)):
+        if row.zeros == 1:
+            return Verdict(Word.DEAD, *of, lost=math.inf, at=place(row), cause="its activation is 0 everywhere")
+    blocking = _blocking(after, readings)
+    if blocking:
+        return Verdict(Word.ZERO, *of, at=place(after or rows[last]), cause=f"{listed(blocking)} starts at 0")
+    if rows[last].saturated > 1 - 1e-6:
+        said = "all of its units are saturated, with slopes of exactly 0"
+        return Verdict(Word.DEAD, *of, lost=math.inf, at=place(rows[last]), cause=said)
+    if after is None:
+        return Verdict(Word.DEAD, *of, lost=math.inf, at=place(rows[last]), cause="the loss does not depend on it")
+    said = f"it is there at {place(after)} and gone before it: detached, or rounded to 0"
+    return Verdict(Word.DEAD, *of, lost=math.inf, at=place(rows[last]), cause=said)
+
+
+def _flow(path: Path, of: _Of) -> Verdict:
+    """Slopes; where the main path is not the only way, its own ends say nothing: states of other sizes lie between."""
+    inner = _inner(path)
+    if len(inner) < 3:
+        return Verdict(Word.UNCLEAR, *of)
+    b = np.array([row.log_cotangent for row in inner])
+    off = _breaks(b) if path.all_gradient else np.zeros(len(b) - 1)
+    typical, layers = b - np.concatenate([[0.0], np.cumsum(off)]), len(inner) - 1
+    slope, forward = theil_sen(typical), theil_sen([row.log_rms for row in inner])
+    ends = float(b[-1] - b[0]) if path.all_gradient else 0.0
+    lost = max(slope * layers + float(off.sum()), ends, key=abs)
+    width = float(np.median([row.shape[-1] if row.shape else 1 for row in inner]))
+    # ln of a product of L random layers of n units has a standard deviation of sqrt(5 L / (4 n)) for ReLU (Hanin &
+    # Nica 2019, arXiv:1812.05994), less for others: twice that is no fault.
+    limit = LIMIT + 2 * math.sqrt(5 * layers / (4 * width))
+    word = Word.HEALTHY if abs(lost) < limit else Word.VANISHING if lost > 0 else Word.EXPLODING
+    at, cause = _at_break(inner, off)
+    if word is Word.VANISHING and not at:
+        cause = _everywhere(inner)
+    return Verdict(word, *of, slope, forward, lost, limit, at, cause)
+
+
+def _breaks(b: np.ndarray) -> np.ndarray:
+    """By how much each layer lies off the median one, where that is more than `BREAK`; else 0."""
+    steps = np.diff(b)
+    off = steps - np.median(steps)
+    return np.where(np.abs(off) > BREAK, off, 0.0)
+
+
+def _at_break(rows: Sequence[Row], off: np.ndarray) -> tuple[str, str]:
+    """The layer that is most unlike the median one, and why; empty if none stands out."""
+    i = int(np.abs(off).argmax())
+    if not off[i]:
+        return "", ""
+    before, after = rows[i], rows[i + 1]
+    if off[i] > 0 and before.zeros > MOST:
+        return place(before), f"{before.zeros:.0%} of its activations are 0"
+    if off[i] > 0 and before.saturated > MOST:
+        return place(before), f"{before.saturated:.0%} of its units are saturated"
+    return place(after), f"it alone changes the gradient by {number(before.log_cotangent - after.log_cotangent)}"
+
+
+def _everywhere(rows: Sequence[Row]) -> str:
+    """What the median layer has too much of."""
+    for what, shares in (("activations are 0", "zeros"), ("units are saturated", "saturated")):
+        known = [share for row in rows if not math.isnan(share := getattr(row, shares))]
+        if known and np.median(known) > MOST:
+            return f"{np.median(known):.0%} of the {what} in the median layer"
+    return ""
+
+
+def _inner(path: Path) -> list[Row]:
+    """States behind the input and before the head, which have scales of their own; of a recurrence, all."""
+    rows = [row for row in path.rows if row.is_layer]
+    if path.kind == "time":
+        return rows
+    rows = rows[1:] if rows and rows[0].operation == "input" else rows
+    return rows[:-1] if len(rows) > 2 else rows
+
+
+# --- beside the path ------------------------------------------------------------------------------------------------
+
+
+def _judge_sites(readings: Readings) -> Iterator[Verdict]:
+    """Maps with weights that no gradient reaches, though the path beside them is alive; of detached ones the last."""
+    for site in readings.sites:
+        if site.zeros == 1:
+            yield Verdict(Word.DEAD, at=place(site), cause="its activation is 0 everywhere")
+    detached = [site for site in readings.sites if site.log_cotangent == -math.inf]
+    if detached and not zero_factors(readings):
+        others = f", and those of {len(detached) - 1} maps before it" if len(detached) > 1 else ""
+        yield Verdict(Word.DEAD, at=place(detached[-1]), cause=f"its output is detached from the loss{others}")
+
+
+def blocking(readings: Readings) -> list[str]:
+    """Parameters that are exactly 0 and end the gradient of a whole path."""
+    found: list[str] = []
+    for path in readings.paths:
+        rows = [row for row in path.rows if row.is_layer]
+        for before, after in itertools.pairwise(rows):
+            if before.log_cotangent == -math.inf < after.log_cotangent:
+                found += _blocking(after, readings)
+    return [*dict.fromkeys(found)]
+
+
+def _blocking(row: Row | None, readings: Readings) -> list[str]:
+    return [] if row is None else [name for name in zero_factors(readings) if name in _names(row)]
+
+
+def zero_factors(readings: Readings) -> list[str]:
+    """Parameters that are exactly 0 and multiply: heads, the last scale of a branch, ReZero's factor; no offsets."""
+    offsets = ("bias", "b", "beta", "offset", "mean")
+    return [name for name in readings.zero_parameters if name.rpartition("/")[2] not in offsets]
+
+
+def remarks(readings: Readings, verdict: Verdict) -> list[str]:
+    """What else a person should know, a sentence each."""
+    said = [_of_weight_gradients(readings, verdict), _of_the_signal(verdict), _of_the_frontier(readings)]
+    zero = zero_factors(readings)
+    if zero:
+        said.append(f"exactly 0 by construction: {listed(zero)}; what it multiplies gets no gradient at first")
+    sites = {site.name for site in readings.sites}
+    gone = [name for name, log in readings.parameter_gradients.items() if log == -math.inf and name not in zero]
+    if gone and verdict.word not in (Word.DEAD, Word.ZERO) and not zero:
+        unused = "" if sites & set(gone) else ": not used, or detached"
+        said.append(f"no gradient reaches {listed(gone)}{unused}")
+    for shape, where in readings.constants:
+        said.append(f"an array of shape {shape} is a constant of the function ({where}): JAX gives it no gradient")
+    for what, where in readings.opaque:
+        said.append(f"{what} ({where}) has its own rule of differentiation and is not looked into")
+    if readings.first_inexact:
+        said.append(f"past the float range and not computed exactly from {readings.first_inexact} on")
+    if readings.cotangent == "random":
+        said.append("no loss: random vectors at the output; norms squared estimate ||d out/d h||_F^2 (Hutchinson)")
+    return [sentence for sentence in said if sentence]
+
+
+def _of_weight_gradients(readings: Readings, verdict: Verdict) -> str:
+    """What the usual plot shows: dL/dW is the gradient times the signal, whose growths may cancel."""
+    names = dict.fromkeys(site.name for site in readings.sites)
+    logs = [readings.parameter_gradients.get(name, NAN) for name in names]
+    logs = [log for log in logs if math.isfinite(log)]
+    if len(logs) < 4 or math.isnan(verdict.lost) or verdict.kind == "time":
+        return ""
+    change = theil_sen(logs) * (len(logs) - 1)
+    seen = abs(change) >= verdict.limit
+    if seen == (verdict.word in (Word.VANISHING, Word.EXPLODING)):
+        return f"a plot of weight gradients shows the same: {number(-change)} from the last to the first"
+    if seen:
+        return (
+            f"a plot of weight gradients would show {number(-change)} from the last to the first and mislead: "
+            "dL/dW is the gradient times the signal, and here it is the signal that changes"
+        )
+    return (
+        f"a plot of weight gradients would look even ({number(-change)} from the last to the first) and mislead: "
+        "dL/dW is the gradient times the signal, and the two cancel"
+    )
+
+
+def _of_the_signal(verdict: Verdict) -> str:
+    change = verdict.forward_slope * verdict.layers
+    if math.isnan(change) or abs(change) < verdict.limit:
+        return ""
+    return f"the signal itself {'grows' if change > 0 else 'shrinks'} by {number(change)} on its way forward"
+
+
+def _of_the_frontier(readings: Readings) -> str:
+    """Without cuts, what reaches the input and what the deep way gets are two numbers."""
+    if len(readings.frontier) < 2:
+        return ""
+    first, last = readings.frontier[0], readings.frontier[-1]
+    smallest = min(readings.frontier, key=lambda part: part.log_smallest - part.log_cotangent)
+    return (
+        f"the gradient has several ways: in all it changes by {number(first.log_cotangent - last.log_cotangent)} from "
+        f"the output to the input, the weakest carries {number(smallest.log_smallest - smallest.log_cotangent)} of it "
+        f"({smallest.where})"
+    )
+
+
+# --- words and numbers ----------------------------------------------------------------------------------------------
+
+
+def theil_sen(values: Iterable[float]) -> float:
+    """Median slope of all pairs of finite values, in units of their index; NaN of fewer than two (Sen 1968)."""
+    y = np.array([*values], float)
+    x = np.flatnonzero(np.isfinite(y))
+    if len(x) < 2:
+        return NAN
+    x = x[:: -(-len(x) // 1000)]  # half a million pairs know a median
+    i, j = np.triu_indices(len(x), 1)
+    return float(np.median((y[x[j]] - y[x[i]]) / (x[j] - x[i])))
+
+
+def largest(dtype: str) -> float:
+    """ln of the largest number of a float dtype."""
+    return math.log(float(jnp.finfo(dtype).max))
+
+
+def place(row: Row) -> str:
+    """Where a row is in the model and in the code."""
+    where = line_of(row)
+    return f"{named(row)} ({where})" if where else named(row)
+
+
+def named(row: Row) -> str:
+    """Its name, with the step of the loop."""
+    return row.name if row.step is None else f"{row.name}[{row.step}]"
+
+
+def line_of(row: Row) -> str:
+    """``model.py:212``: without folders and function."""
+    return row.where.partition(" ")[0].rpartition("/")[2]
+
+
+def _names(row: Row) -> set[str]:
+    return {row.name, *(site.name for site in row.sites)}
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names in a row, the first few of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def rate(log: float) -> str:
+    """A factor a layer: ``0.31``, ``1.02``."""
+    return f"{math.exp(log):.2f}" if abs(log) < 2 else number(log)
+
+
+def number(log: float) -> str:
+    """A number of which only the logarithm is known, which may lie past every float range: ``0.31``, ``2.4e-93``."""
+    if math.isnan(log):
+        return "nan"
+    if math.isinf(log):
+        return "inf" if log > 0 else "0"
+    if -7 < log < 9:
+        return f"{math.exp(log):.2g}" if log < 4.6 else f"{math.exp(log):.0f}"
+    exponent = math.floor(log / math.log(10))
+    digits = f"{math.exp(log - exponent * math.log(10)):.1f}"
+    return f"{digits}e{exponent:+03d}" if digits != "10.0" else f"1.0e{exponent + 1:+03d}"
