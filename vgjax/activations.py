@@ -24,7 +24,6 @@ from vgjax.values import reduced
 Elementwise = Callable[[Array], Array]
 
 
-@kinds
 @dataclass(frozen=True)
 class Activation:
     """An elementwise nonlinearity phi.
@@ -293,6 +292,8 @@ _REGISTRY = {
         Activation("arctan", jnp.arctan),
     )
 }
+
+kinds(Activation)  # only now: those above need no check, and the first one costs every import 43 ms
 
 NAMES = tuple(_REGISTRY)
 """The names of the activations that come with the library."""
