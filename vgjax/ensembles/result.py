@@ -400,7 +400,7 @@ def describe_machine() -> dict[str, Any]:
     import flax
     import jax
 
-    (device,) = jax.numpy.zeros(()).devices()  # what is computed on, which need not be the first there is
+    (device,) = jax.device_put(np.zeros(())).devices()  # what is computed on, which need not be the first there is
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
