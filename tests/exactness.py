@@ -166,7 +166,7 @@ def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
             "c": ours(result, result.correlation, lambda e, f: correlation(e, f)[0]),
             "ln(1 - c)": ours(result, result.log_one_minus_c, lambda e, f: _apart(e, f, case.dtype))._replace(
                 excused=lambda e, f: np.minimum.accumulate(correlation(e, f)[1]) < _rounding(case.dtype),
-                slack=lambda e, f: np.where(_meet(e, f), 8 * _eps(case.dtype) * np.exp(-correlation(e, f)[1] / 2), 0),
+                slack=lambda e, f: np.where(_meet(e, f), _rounded_apart(e, f, case.dtype), 0),
             ),
             "states": ours(result, result.log_mean_square[1], lambda _, f: 2 * f.log_norms - np.log(size)),
         }
@@ -217,6 +217,12 @@ def _meet(network: Exact, other: Exact) -> np.ndarray:
     """Where directions can meet while the states do not."""
     with np.errstate(invalid="ignore"):  # both are 0
         return np.abs(network.log_norms - other.log_norms) > 1e-3
+
+
+def _rounded_apart(network: Exact, other: Exact, dtype: str) -> np.ndarray:
+    """What a few roundings of either state are to ln (1 - c); without end below eps^2."""
+    with np.errstate(over="ignore"):
+        return 8 * _eps(dtype) * np.exp(-correlation(network, other)[1] / 2)
 
 
 def _eps(dtype: str) -> float:
