@@ -25,7 +25,7 @@ def keep_programs() -> None:
     switches, so that what another version has left is never used. A folder that the user has given to JAX already
     (``JAX_COMPILATION_CACHE_DIR``) stays. One that cannot be written to costs one line on standard error.
     """
-    if os.environ.get(SWITCH) == "off" or jax.config.read("jax_compilation_cache_dir"):
+    if os.environ.get(SWITCH) == "off" or jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     try:
         path = writable_folder(folder())
