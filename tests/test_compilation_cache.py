@@ -31,7 +31,7 @@ def run(folder: Path, suffix: str = "", **environment: str) -> tuple[str, str, s
         text=True,
         check=True,
     )
-    kept = {path.name for path in folder.glob("*-cache")} if folder.is_dir() else set()
+    kept = {path.name for path in folder.rglob("*-cache")} if folder.is_dir() else set()
     return ran.stdout, ran.stderr, kept
 
 
@@ -44,7 +44,7 @@ def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
 
 def test_what_another_version_has_left_is_not_used(tmp_path):
     said, _, first = run(tmp_path)
-    for path in tmp_path.glob("*-cache"):
+    for path in tmp_path.rglob("*-cache"):
         path.write_bytes(b"of another version")  # would be read, if it were looked at
     again, complaint, both = run(tmp_path, suffix="+other")
     assert said == again

@@ -1,6 +1,7 @@
 """Compiled programs kept from one process to the next: of the command line and of scripts, never of the library."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -13,9 +14,10 @@ SWITCH = "VGJAX_CACHE"
 
 
 def folder() -> Path:
-    """Where programs are kept: what `SWITCH` names, else ``vgjax`` in the user's cache folder."""
+    """Where programs are kept: what `SWITCH` names, else ``vgjax`` in the user's cache folder; for every machine a
+    folder of its own, since programs are compiled for one processor and JAX's keys do not say for which."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(SWITCH) or Path(caches) / "vgjax")
+    return Path(os.environ.get(SWITCH) or Path(caches) / "vgjax") / (platform.node() or "here")
 
 
 def keep_programs() -> None:
