@@ -39,4 +39,4 @@ $(ENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv-* results .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv-* results .jax_cache .pytest_cache .mypy_cache .ruff_cache

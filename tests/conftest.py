@@ -1,9 +1,17 @@
 """What every test shares."""
 
 import gc
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+# Workers, processes that tests start, and the next run share what is compiled, which is most of the time. JAX reads
+# these when it is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# isort: split
 import jax
 import jaxtyping
 import pytest

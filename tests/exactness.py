@@ -45,6 +45,8 @@ class Case:
         exact: the same network at an input, ``(x, wobble, seed) -> Exact``.
         ruled: whether its blocks have a power law or a limit toward (zero, infinity).
         zero_by_symmetry: parameters whose gradient is, and reads as rounding: biases before a batch norm.
+        differences: parameters whose gradient is one of nearly equal terms (of a softmax whose tokens are alike): right
+            to the rounding of the largest gradient of their layer.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Case:
     exact: Callable[[np.ndarray, float, int], Exact]
     ruled: tuple[bool, bool] = (True, True)
     zero_by_symmetry: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
 
     @property
     def network(self) -> Any:
@@ -109,6 +112,7 @@ class Ours(NamedTuple):
         truth: the same of an exact network and its sibling at the second input.
         absent: whether the library says by another flag that there is nothing to compare.
         excused: where nothing, or NaN, is what the documentation promises, by the same two networks.
+        slack: how far a value may be off where the documentation says so, by the same two networks.
     """
 
     values: np.ndarray
@@ -117,6 +121,7 @@ class Ours(NamedTuple):
     truth: Callable[[Exact, Exact], Any]
     absent: bool = False
     excused: Callable[[Exact, Exact], Any] = lambda *_: False
+    slack: Callable[[Exact, Exact], Any] = lambda *_: 0.0
 
 
 def first_marked(result: Any, depth: int) -> int:
@@ -160,7 +165,8 @@ def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
         return {
             "c": ours(result, result.correlation, lambda e, f: correlation(e, f)[0]),
             "ln(1 - c)": ours(result, result.log_one_minus_c, lambda e, f: _apart(e, f, case.dtype))._replace(
-                excused=lambda e, f: np.minimum.accumulate(correlation(e, f)[1]) < _rounding(case.dtype)
+                excused=lambda e, f: np.minimum.accumulate(correlation(e, f)[1]) < _rounding(case.dtype),
+                slack=lambda e, f: np.where(_meet(e, f), _rounded_apart(e, f, case.dtype), 0),
             ),
             "states": ours(result, result.log_mean_square[1], lambda _, f: 2 * f.log_norms - np.log(size)),
         }
@@ -172,6 +178,9 @@ def numbers(call: str, case: Case, result: Any) -> dict[str, Ours]:
                 continue
             truth = lambda e, _, path=path, loss=loss, y=target: e.gradients(y, loss).get(path, np.nan)  # noqa: E731
             found[f"{loss} of {path}"] = ours(flow, log, truth, depth, flow.saturated)
+            if path in case.differences:
+                slack = lambda e, _, path=path, loss=loss, y=target: _below(e.gradients(y, loss), path, case.dtype)  # noqa: E731
+                found[f"{loss} of {path}"] = found[f"{loss} of {path}"]._replace(slack=slack)
         found["states"] = states(flow)
         if not np.all(np.isnan(flow.mean_square_slope)):
             with np.errstate(divide="ignore"):
@@ -201,13 +210,34 @@ def _slopes(network: Exact, dtype: str) -> np.ndarray | None:
 def _apart(network: Exact, other: Exact, dtype: str) -> np.ndarray:
     """ln (1 - c); NaN below eps^2 in two directions that meet while the states do not (`vgjax.correlation`)."""
     apart = correlation(network, other)[1]
-    meet = np.abs(network.log_norms - other.log_norms) > 1e-3
-    return np.where((apart < _rounding(dtype)) & meet, np.nan, apart)
+    return np.where((apart < _rounding(dtype)) & _meet(network, other), np.nan, apart)
+
+
+def _meet(network: Exact, other: Exact) -> np.ndarray:
+    """Where directions can meet while the states do not."""
+    with np.errstate(invalid="ignore"):  # both are 0
+        return np.abs(network.log_norms - other.log_norms) > 1e-3
+
+
+def _rounded_apart(network: Exact, other: Exact, dtype: str) -> np.ndarray:
+    """What a few roundings of either state are to ln (1 - c); without end below eps^2."""
+    with np.errstate(over="ignore"):
+        return 8 * _eps(dtype) * np.exp(-correlation(network, other)[1] / 2)
+
+
+def _eps(dtype: str) -> float:
+    return float(jnp.finfo(dtype).eps)
 
 
 def _rounding(dtype: str) -> float:
     """ln (1 - c) of two states that differ by a few roundings."""
-    return 2 * np.log(100 * float(jnp.finfo(dtype).eps))
+    return 2 * np.log(100 * _eps(dtype))
+
+
+def _below(gradients: dict[str, np.ndarray], path: str, dtype: str) -> np.ndarray:
+    """How far a gradient lies below the rounding of its layer's largest; 0 where it does not."""
+    largest = np.max([log for log in gradients.values() if np.shape(log) == np.shape(gradients[path])], axis=0)
+    return np.maximum(largest + np.log(8 * _eps(dtype)) - gradients[path], 0)
 
 
 def window(dtype: str) -> int:
@@ -222,7 +252,7 @@ class Judge:
     """The truth of one case, and what rounding leaves of it."""
 
     def __init__(self, case: Case):
-        self.case, eps = case, float(jnp.finfo(case.dtype).eps)
+        self.case, eps = case, _eps(case.dtype)
         self.pairs = [[case.exact(x, *w) for x in case.xs] for w in ((0.0, 0), (4 * eps, 1), (4 * eps, 2))]
         self.horizon = self._horizon()
 
@@ -254,7 +284,7 @@ class Judge:
         right, *moved = (np.broadcast_to(ours.truth(*pair), ours.values.shape) for pair in self.pairs)
         reads = np.asarray(ours.reads)
         reads = np.broadcast_to(reads.reshape((*reads.shape, *(1,) * (right.ndim - reads.ndim))), right.shape)
-        false, silent, known = judged(ours.values, right, moved, tolerance)
+        false, silent, known = judged(ours.values, right, moved, tolerance, ours.slack(*self.pairs[0]))
         excused = np.asarray(ours.excused(*self.pairs[0]), bool)
         false &= ~excused
         found = []
@@ -311,13 +341,13 @@ def _entry(which: np.ndarray, ours: np.ndarray, right: np.ndarray) -> str:
 
 
 def judged(
-    ours: np.ndarray, right: np.ndarray, moved: list[np.ndarray], tolerance: float
+    ours: np.ndarray, right: np.ndarray, moved: list[np.ndarray], tolerance: float, slack: Any = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which numbers are false, which are NaN instead of a truth, and which were compared."""
     size = np.maximum(1, np.abs(right))
     with np.errstate(invalid="ignore"):
         shift = np.max([np.where(right == m, 0, np.abs(m - right)) for m in moved], axis=0)
-        near = (ours == right) | np.isfinite(ours) & (np.abs(ours - right) <= tolerance * size + 4 * shift)
+        near = (ours == right) | np.isfinite(ours) & (np.abs(ours - right) <= tolerance * size + 4 * shift + slack)
         decided = np.isnan(right) | (right == -np.inf) & (shift == 0) | (4 * shift < 0.1 * size)
     near |= np.isneginf(ours) & (right < LOWEST)
     # What has no truth (a tower of exponentials) is right only as NaN.

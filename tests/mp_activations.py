@@ -78,7 +78,9 @@ def _normal(h: Any) -> Any:
 
 
 def _normal_cdf(h: Any) -> Any:
-    return mpf(h > 0) if mpmath.mag(h) > ENDLESS // 3 else mpmath.erfc(-h / mpmath.sqrt(2)) / 2
+    if mpmath.mag(h) <= 40:
+        return mpmath.erfc(-h / mpmath.sqrt(2)) / 2
+    return mpf(1) if h > 0 else _normal(h) / -h  # right to 2^-80
 
 
 def _softplus(h: Any) -> Any:
@@ -135,11 +137,12 @@ ACTIVATIONS: dict[str, Phi] = {
     "h tanh h": Phi(
         lambda h: h * jnp.tanh(h), lambda h: h * _tanh(h), lambda h: _tanh(h) + h * _sech2(h), (True, True)
     ),
+    # The square of 1 + h^2, of which its slope is made, is past the floats at the end of the ordinary range.
     "3 to 1": Phi(
         lambda h: h * (h * h / (1 + h * h)),
         lambda h: h**3 / (1 + h * h),
         lambda h: h * h * (3 + h * h) / (1 + h * h) ** 2,
-        (True, True),
+        (True, False),
     ),
     # A power far out as well, but there the units nearest to zero decide, which are not far out.
     "1 to -1": Phi(

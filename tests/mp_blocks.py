@@ -26,6 +26,7 @@ class Twin(NamedTuple):
         network: made by the library.
         stem, block, head: ``(parameters by path, state or input, what the layer reads) -> state``, flat; None for none.
         driven: whether a block reads the input.
+        ruled: as for `Case`.
     """
 
     network: Callable[[], Any]
@@ -33,6 +34,7 @@ class Twin(NamedTuple):
     block: Callable[..., Any]
     head: Callable[..., Any] | None
     driven: bool = False
+    ruled: tuple[bool, bool] = (True, True)
 
 
 # --- a user's own ---------------------------------------------------------------------------------------------------
@@ -158,6 +160,7 @@ TWINS: dict[str, Twin] = {
         None,
         _batch(_attention),
         None,
+        ruled=(True, False),  # one token takes all, and what the others leave underflows inside the block
     ),
     "LSTM": Twin(
         lambda: vg.lstm(width=WIDTH, depth=DEPTH, **_ENDS),

@@ -195,7 +195,8 @@ class Exact:
 
     def log_frobenius(self) -> np.ndarray:
         """ln ||J_{l<-0}||_F, shape (L + 1,)."""
-        return np.logaddexp.reduce([2 * self.push(u) for u in np.eye(len(self.states[0]))]) / 2
+        with np.errstate(invalid="ignore"):  # -inf beside -inf
+            return np.logaddexp.reduce([2 * self.push(u) for u in np.eye(len(self.states[0]))]) / 2
 
     def product(self, m: int) -> np.ndarray:
         """J_{m<-0}."""

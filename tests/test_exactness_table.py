@@ -70,7 +70,8 @@ def case(kind: str, end: int) -> Case:
         ordinary = vg.absorb_scales(parameters, vg.Scales(**scales))[0]
         exact = functools.partial(mp_blocks.network, TWINS[kind], ordinary)
         symmetric = ("bias", "stem/bias") if kind == "batch norm" else ()
-        return Case(kind, parameters, scales, (x, x2), exact, zero_by_symmetry=symmetric)
+        similar = tuple(f"attention/{name}/kernel" for name in ("query", "key")) if kind == "attention" else ()
+        return Case(kind, parameters, scales, (x, x2), exact, TWINS[kind].ruled, symmetric, similar)
     phi, weights = ACTIVATIONS[PHIS[kind]], oracles.weights(parameters, sigma_w, sigma_b)
     exact = lambda x, wobble, seed: mp_network.mlp(weights, phi, x, wobble=wobble, seed=seed)  # noqa: E731
     return Case(kind, parameters, scales, (x, x2), exact, phi.ruled)

@@ -35,7 +35,7 @@ BELOW["theory"] = {"checks", "values", "activations", "initializers"}
 BELOW["comparison"] = BELOW["ensembles"] | {"ensembles", "theory"}
 BELOW["plots"] = BELOW["training"] | {"training", "theory", "comparison"}
 BELOW["diagnosis"] = BELOW["plots"] | {"plots"}
-BELOW["cli"] = BELOW["diagnosis"] | {"diagnosis", ""}
+BELOW["cli"] = BELOW["diagnosis"] | {"diagnosis", "compilation_cache", ""}
 BELOW["__main__"] = {"cli"}
 ORDER = {  # within the ground
     "version": set(),
@@ -43,6 +43,7 @@ ORDER = {  # within the ground
     "values": set(),
     "interrupts": set(),
     "files": {"interrupts"},
+    "compilation_cache": {"files"},
     "memory": set(),
     "floatexp": set(),
     "activations": {"checks", "floatexp", "values"},

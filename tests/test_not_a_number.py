@@ -13,14 +13,17 @@ from flax import nnx
 import vgjax as vg
 
 INPUTS, WIDTH, OUTPUTS, DEPTH = 3, 4, 2, 12
-KEY = jax.random.key(11)
+KEY = jax.random.key(3)  # draws in which every one of them leaves its domain
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "root of a negative number": lambda h: jnp.sign(h) * jnp.sqrt(64 - h * h),
-    "logarithm of a negative number": lambda h: h + 0 * jnp.log(64 - jnp.abs(h)),
+    "logarithm of a negative number": lambda h: h + 0 * jnp.log(8 - jnp.abs(h)),
     "beyond the domain": lambda h: 8 * jnp.arcsin(h / 8),
     "one over zero": lambda h: h + 0.001 / jnp.maximum(8 - jnp.abs(h), 0),
-    "infinity less infinity": lambda h: jnp.where(jnp.abs(h) < 8, h, jnp.inf * h - jnp.inf * h),
+    # Its slope is 1 everywhere: the NaN is in the states alone.
+    "infinity less infinity": lambda h: (
+        h + jnp.where(jnp.abs(h) < 8, 0.0, jnp.inf) - jnp.where(jnp.abs(h) < 8, 0.0, jnp.inf)
+    ),
 }
 """Each is an ordinary function up to 8."""
 
@@ -169,6 +172,27 @@ def test_spectra_are_refused_and_norms_and_rates_nan(case: Any) -> None:
     assert_nan_from(vg.log_determinant(params, scales, x), first)
     stretch = vg.lyapunov_exponents(params, scales, x, discard=0).log_stretch
     assert_nan_from(stretch.T, first - 1)  # of layers, the first of which leads from state 0 to 1
+
+
+def test_a_nan_in_the_branch_not_taken_is_none() -> None:
+    """``where`` around a square root of a negative number: reverse mode of plain JAX is NaN everywhere, the slope is
+    not."""
+
+    def root(h: Any) -> Any:
+        return jnp.where(jnp.abs(h) < 8, h, jnp.sqrt(jnp.abs(h) - 8))
+
+    assert np.isnan(jax.grad(root)(0.5))
+    networks = [
+        vg.mlp(width=WIDTH, depth=3, activation=phi, inputs=INPUTS, outputs=OUTPUTS) for phi in (root, "linear")
+    ]
+    x = np.array([0.5, -0.2, 1.0], np.float32)
+    (push, flow), (right_push, right_flow) = (
+        [f(vg.init(KEY, net), SCALES[True], x) for f in (vg.push_forward, vg.gradient_flow)] for net in networks
+    )
+    np.testing.assert_allclose(push.log_gain, right_push.log_gain, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(flow.log_gradient, right_flow.log_gradient, rtol=1e-5, atol=1e-5)
+    for name, log in right_flow.log_parameter_gradient.items():
+        np.testing.assert_allclose(flow.log_parameter_gradient[name], log, rtol=1e-5, atol=1e-5)
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------

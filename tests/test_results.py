@@ -280,6 +280,17 @@ def test_a_network_that_a_file_cannot_hold_is_handed_over_and_checked(tmp_path: 
     assert vg.load(path, network=net).network is net
     with pytest.raises(ValueError, match=r"^network must be that of the result, mlp\(user, .*, got mlp\(tanh, "):
         vg.load(path, network=NET)
+
+    def named_alike(slope: float) -> vg.Network:
+        phi = vg.Activation("user", lambda h: jnp.tanh(slope * h))
+        return vg.mlp(width=4, depth=3, activation=phi, inputs=3)
+
+    same, another = named_alike(2.0), named_alike(3.0)
+    assert vg.load(path, network=same).network is same
+    with pytest.raises(
+        ValueError, match=r"^network must be that of the result, got another of the same name, mlp\(user"
+    ):
+        vg.load(path, network=another)
     both = vg.sweep({"own": net, "ours": NET}, X, key=KEY, seeds=1).save(tmp_path / "both.npz")
     assert vg.load(both, network={"own": net}).networks["own"] is net
     with pytest.raises(

@@ -136,8 +136,9 @@ def _map(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in names}
     network = vg.mlp(inputs=images.inputs.shape[1], outputs=10, **given)
     folder, key = writable_folder(arguments.out), jax.random.key(arguments.key)
-    chosen = jax.random.choice(jax.random.fold_in(key, seeds), len(images.inputs), (seeds,))
-    x, y = images.inputs[chosen], images.labels[chosen]
+    draw = jax.jit(lambda key: jax.random.choice(jax.random.fold_in(key, seeds), len(images.inputs), (seeds,)))
+    chosen = np.asarray(draw(key))
+    x, y = (np.asarray(a)[chosen] for a in (images.inputs, images.labels))
 
     common: dict[str, Any] = {"key": key, "seeds": seeds, "leading": "seed"}
     common["progress"] = False if arguments.quiet else None

@@ -38,7 +38,7 @@ def digits(standardize: str = "image") -> Examples:
     except ImportError:
         raise ImportError("the digits need scikit-learn: pip install 'vgjax[data]'") from None
     pixels, labels = load_digits(return_X_y=True)
-    return Examples(standardized(pixels, standardize), jnp.asarray(labels, jnp.int32))
+    return Examples(standardized(pixels, standardize), jnp.asarray(labels.astype(np.int32)))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def idx(
     known("standardize", standardize, STANDARDIZATIONS)
     images, labels = _pair(images_path, labels_path)
     others = None if like is None else _flat(np.asarray(like))
-    return Examples(standardized(_flat(images), standardize, others), jnp.asarray(labels, jnp.int32))
+    return Examples(standardized(_flat(images), standardize, others), jnp.asarray(labels.astype(np.int32)))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -11,6 +11,11 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from vgjax.initializers import Scales
+from vgjax.networks.layers import forward
+from vgjax.networks.network import Network
+from vgjax.networks.parameters import init
+
 _UNSEEN = ("pure_callback", "io_callback", "ffi_call")
 """Primitives that compute what their program does not say: calls of Python or of foreign code. Those that return
 nothing (`jax.debug`) change no result."""
@@ -51,6 +56,21 @@ def digest_of_program(program: core.ClosedJaxpr) -> str:
         )
     text = program.pretty_print(use_color=False, width=2**30)  # on one line: where others break depends on addresses
     return digest_of_text(re.sub(r"0x[0-9a-fX]+", "", text) + digest(*parts))
+
+
+def digest_of_network(network: Network) -> str:
+    """Of what a network draws and computes, whatever its parts are called; empty if it calls what it does not contain,
+    or cannot be traced here."""
+
+    def run(key: jax.Array) -> jax.Array:
+        parameters = init(key, network)
+        return forward(parameters, Scales(), jax.numpy.zeros(network.input_shape, parameters.dtype))
+
+    try:
+        program = jax.make_jaxpr(run)(jax.random.key(0))
+        return digest_of_program(program)
+    except Exception:  # a user's own block may raise anything
+        return ""
 
 
 def _parts(program: Any) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import kinds, known
+from vgjax.ensembles.fingerprint import digest_of_network
 from vgjax.ensembles.runner import switches
 from vgjax.files import read_arrays, whole_file, write_arrays
 from vgjax.networks.network import Network
@@ -312,6 +313,7 @@ class Result:
             "coordinate_names": list(self.coordinates),  # xarray has a use of its own for an attribute "coordinates"
             "dims": {name: list(dims) for name, dims in self.dims.items()},
             "networks": {name: net and network_to_json(net) for name, net in self.networks.items()},
+            "programs": {name: _program_of(net) for name, net in self.networks.items()},
             "fixed": self.fixed,
             "provenance": self.provenance,
         }
@@ -358,9 +360,13 @@ def _result_of(found: Read, network: Network | Mapping[str, Network] | None) -> 
     given = {"": network} if isinstance(network, Network) else dict(network or {})
     for name in given:
         known("the name of a network", name, networks)
+    # Another JAX writes the same program in other words.
+    here = description["provenance"].get("jax") == describe_machine()["jax"]
     for (name, each), said in zip(networks.items(), description["provenance"].get("networks", []), strict=False):
         if name in given and repr(given[name]) != said:
             raise ValueError(f"network must be that of the result, {said}, got {given[name]!r}")
+        if name in given and here and _program_of(given[name]) != description["programs"][name]:
+            raise ValueError(f"network must be that of the result, got another of the same name, {said}")
         networks[name] = given.get(name, each)
     dims = {name: tuple(each) for name, each in description["dims"].items()}
     kept = description["fixed"], description["provenance"]
@@ -389,6 +395,13 @@ def _read_nc(path: Path) -> Read:
     return description, axes, coordinates, {name: data[name].values for name in description["dims"]}
 
 
+def _program_of(network: Network | None) -> str:
+    """The fingerprint of a network that its description does not give back; empty for all others."""
+    if network is None or network_from_json(network_to_json(network)) == network:
+        return ""
+    return digest_of_network(network)
+
+
 def nearest(values: np.ndarray, value: float) -> float:
     """The entry of a grid nearest to a value."""
     return float(values[np.abs(values - value).argmin()])
@@ -400,7 +413,7 @@ def describe_machine() -> dict[str, Any]:
     import flax
     import jax
 
-    (device,) = jax.numpy.zeros(()).devices()  # what is computed on, which need not be the first there is
+    (device,) = jax.device_put(np.zeros(())).devices()  # what is computed on, which need not be the first there is
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,

@@ -178,7 +178,7 @@ class Job:
 
     def draw(self, seed: int) -> Any:
         """What is drawn once a seed."""
-        return self.measure.draw(jax.random.fold_in(self.key, seed), self.network)
+        return self.measure.draw(jax.random.fold_in(self.key, np.uint32(seed)), self.network)
 
     def piece(self, drawn: Callable[[int], Any], seed: int, taken: list[int], new: int) -> Arrays:
         """One piece, measured and, unless that comes last, finished."""
@@ -199,7 +199,7 @@ class Job:
         swept, numbers = self.grid.take(taken)
         numbers = {**{n: np.broadcast_to(v, len(taken)) for n, v in self.grid.numbers.items()}, **numbers}
         fixed = Scales(**self.grid.scales)
-        rest = jax.tree.map(jnp.asarray, (fixed, Scales(**swept), numbers, np.arange(len(taken)), inputs))
+        rest = jax.device_put((fixed, Scales(**swept), numbers, np.arange(len(taken)), inputs))
         return (drawn, *rest)
 
 

@@ -51,9 +51,9 @@ def correlation(parameters: Parameters, scales: Scales, x1: ArrayLike, x2: Array
     What is carried are both states and their difference, each with its own exponent. Where the two are close the
     difference goes through the layer as a tangent at the midpoint, so ln (1 - c) is as good at -10000 as at 0: right to
     1e-5 in float32, and to about 1e-3 (float64: 1e-7) behind the layers where the one takes over from the other. Two
-    things limit it. Where directions meet but norms do not (a network without bias), 1 - c below eps^2 is rounding; in
-    a recurrence, whose inputs differ at every step, the difference is the plain one, and 1 - c below 1e-12 (float32)
-    is.
+    things limit it. Where directions meet but norms do not (a network without bias), each state rounds for itself:
+    ln (1 - c) is right to about eps / sqrt(1 - c), and 1 - c below eps^2 is rounding. In a recurrence, whose inputs
+    differ at every step, the difference is the plain one, and 1 - c below 1e-12 (float32) is rounding.
 
     Args:
         parameters, scales: as for `forward`.

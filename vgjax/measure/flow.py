@@ -304,6 +304,7 @@ def _given_or_random(
     raise ValueError(f"{name} must have the state's shape {shape}, got {given.shape}")
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def directions(key: Key[Array, ""], network: Network, count: int) -> Float[Array, "{count} *state"]:
     """Random directions of norm 1 at the first state, shape ``(count, *state)``."""
     return jax.vmap(lambda k: direction(k, state_shapes(network)[0], jnp.float32))(jax.random.split(key, count))

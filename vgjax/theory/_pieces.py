@@ -4,8 +4,9 @@ Found once per function by bisection. Kinks, jumps, steep steps and oscillations
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,11 @@ _NARROW = 2.0**-20  # a smooth function is resolved long before: a piece like th
 _TAIL = 24  # Legendre coefficients from this one on have to vanish: 8 of them, since parity hides every other one
 _RESOLVED = 2e-14  # of the largest value: a hundred roundings, since 32 of them add up in a coefficient
 _UNBOUNDED, _STEEP = 0.1, 0.02  # powers of 1 / distance to which phi and phi' may grow: a logarithm looks like 0.05
+_AT_ONCE = 4096  # points in one call of phi
 _INFINITE = 0.495  # from 1/2 on the square has no mean
+
+Values: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""Points -> phi and phi' there."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,10 @@ def pieces(phi: Activation, kinks: Iterable[float] = ()) -> Pieces:
 @untraced
 def _pieces(phi: Activation, kinks: tuple[float, ...]) -> Pieces:
     with jax.enable_x64(True):
-        reach, overflows = _reach(phi)
-        steep = _singularities(phi, min(reach, 1e3))
-        measure = _Resolution(phi, reach)
+        values = _values(phi)
+        reach, overflows = _reach(phi.name, values)
+        steep = _singularities(phi.name, values, min(reach, 1e3))
+        measure = _Resolution(values, reach)
         known = tuple(kink for kink in kinks if abs(kink) < reach)
         edges, narrow = _bisect(measure, known, reach)
         if narrow:
@@ -86,43 +92,58 @@ def _pieces(phi: Activation, kinks: tuple[float, ...]) -> Pieces:
         edges = _merged(measure, edges, known)
         points = np.array(known)
         step = 1e-11 * np.maximum(1, np.abs(points))
-        left, right = (np.asarray(phi(jnp.asarray(points + sign * step))) for sign in (-1, 1))
+        left, right = (values(points + sign * step)[0] for sign in (-1, 1))
         jumps = np.abs(right - left) > 1e-4 * np.maximum(1e-3, np.abs(left) + np.abs(right))
     resolved = max(0.0, float(min(-edges[0], edges[-1])))
     return Pieces(tuple(edges.tolist()), known, (*points[jumps].tolist(), *steep), resolved, overflows)
 
 
-def _reach(phi: Activation) -> tuple[float, bool]:
+def _values(phi: Activation) -> Values:
+    """phi and phi' at points of any shape, float64, shape ``(2, *points)``: one compilation for all numbers of them."""
+
+    @jax.jit
+    def both(u: Array) -> Array:
+        return jnp.stack([phi(u), phi.derivative(u)])
+
+    def values(points: np.ndarray) -> np.ndarray:
+        rows = np.resize(points, (-(-points.size // _AT_ONCE), _AT_ONCE))
+        found = [np.asarray(both(row)) for row in rows] or [np.empty((2, 0))]
+        return np.concatenate(found, axis=1)[:, : points.size].reshape(2, *points.shape)
+
+    return values
+
+
+def _reach(name: str, values: Values) -> tuple[float, bool]:
     """How far out phi^2 and phi' are finite, and whether that is short of the farthest."""
     grid = 1.00713 * 2.0 ** np.arange(0, 20.01, 1 / 16)  # off round numbers, where slopes may be infinite
-    u = jnp.asarray(np.concatenate([grid, -grid]))
-    usable = jnp.isfinite(phi(u) ** 2) & jnp.isfinite(phi.derivative(u) ** 2)
-    finite: np.ndarray = np.all(np.asarray(usable).reshape(2, -1), axis=0)
+    found = values(np.stack([grid, -grid]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite: np.ndarray = np.all(np.isfinite(found**2), axis=(0, 1))
     if finite.all():
         return _FARTHEST, False
     if not finite[0]:
-        raise ValueError(f"activation {phi.name!r} must be finite, got an infinity or NaN near |h| = 1")
+        raise ValueError(f"activation {name!r} must be finite, got an infinity or NaN near |h| = 1")
     last = int(finite.argmin()) - 1
-    log = np.log(np.abs(np.asarray(phi(u))).reshape(2, -1).max(axis=0))
+    with np.errstate(divide="ignore"):
+        log = np.log(np.abs(found[0]).max(axis=0))
     half = int(np.abs(grid - grid[last] / 2).argmin())
     rate, rate_at_half = (log[i] / grid[i] ** 2 for i in (last, half))
     if rate_at_half < 1.3 * rate:  # ln |phi| / h^2 no longer falls
         raise ValueError(
-            f"activation {phi.name!r} must have a second moment under every Gaussian, got growth like "
+            f"activation {name!r} must have a second moment under every Gaussian, got growth like "
             f"exp({rate:.2g} h^2): E phi^2 is infinite from q = {1 / (4 * rate):.2g} on"
         )
     return float(grid[last]), True
 
 
-def _singularities(phi: Activation, reach: float) -> list[float]:
+def _singularities(name: str, values: Values, reach: float) -> list[float]:
     """Where the slope grows like |u - a|^-s, s >= 1/2, next to some a; a power that quadrature cannot do is refused."""
 
-    @jax.jit
-    def sizes(u: Array) -> Array:
-        return jnp.nan_to_num(jnp.abs(jnp.stack([phi(u), phi.derivative(u)])), nan=0)
+    def sizes(u: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(np.abs(values(u)), nan=0)
 
     grid = np.sinh(np.linspace(-1.00071, 1, 1 << 13) * np.arcsinh(reach))
-    first, found = np.asarray(sizes(grid)), []
+    first, found = sizes(grid), []
     for of_slope, size in enumerate(first):
         peaks = 1 + np.flatnonzero((size[1:-1] >= size[:-2]) & (size[1:-1] > size[2:]))
         peaks = peaks[np.argsort(-size[peaks], kind="stable")[:64]]
@@ -131,10 +152,10 @@ def _singularities(phi: Activation, reach: float) -> list[float]:
         at, width = np.resize(grid[peaks], 64), np.resize(np.diff(grid)[peaks], 64)
         for _ in range(12):  # ever closer to each peak
             near = at[:, None] + width[:, None] * np.linspace(-1, 1, 17)
-            at = near[np.arange(64), np.asarray(sizes(near))[of_slope].argmax(axis=1)]
+            at = near[np.arange(64), sizes(near)[of_slope].argmax(axis=1)]
             width = width / 8
         away = np.array([1e-8, 1e-6, 1e-4]) * np.maximum(1, np.abs(at))[:, None]
-        around = np.maximum(*(np.asarray(sizes(at[:, None] + side * away))[of_slope] for side in (-1, 1)))
+        around = np.maximum(*(sizes(at[:, None] + side * away)[of_slope] for side in (-1, 1)))
         power = -np.diff(np.log10(np.maximum(around, 1e-300)), axis=1).max(axis=1) / 2
         beyond = (power > (_UNBOUNDED, _STEEP)[of_slope]) & (
             around[:, 0] > 1e-6 * size.max()
@@ -145,7 +166,7 @@ def _singularities(phi: Activation, reach: float) -> list[float]:
                 moment = ("phi^2", "phi'^2")[of_slope]
                 fate = "infinite" if power[worst] > _INFINITE else "beyond quadrature"
                 raise ValueError(
-                    f"activation {phi.name!r} must not have {('a pole', 'a slope')[of_slope]} like "
+                    f"activation {name!r} must not have {('a pole', 'a slope')[of_slope]} like "
                     f"|h - a|^-{power[worst]:.2g}, got one at a = {at[worst]:.5g}: E {moment} is {fate}"
                 )
             found.append(float(at[worst]))
@@ -155,28 +176,18 @@ def _singularities(phi: Activation, reach: float) -> list[float]:
 class _Resolution:
     """How well one polynomial resolves phi and phi' on intervals."""
 
-    batch = 64  # one compilation for all
+    batch = _AT_ONCE // (ORDER + 2)  # one call of phi for all their nodes and ends
 
-    def __init__(self, phi: Activation, reach: float):
-        degrees = np.arange(ORDER)
+    def __init__(self, values: Values, reach: float):
+        self._values, degrees = values, np.arange(ORDER)
         nodes, weights = rule()
-        transform = np.polynomial.legendre.legvander(nodes, ORDER - 1) * weights[:, None] * (2 * degrees + 1) / 2
-
-        def rows(u: Array) -> Array:
-            return jnp.stack([phi(u), phi.derivative(u)])
-
-        def tails(low: Array, high: Array) -> Array:
-            # The two ends as well: a jump between the last node and the end would go unseen.
-            x = np.concatenate([nodes, [-1 + 1e-13, 1 - 1e-13]])
-            values = rows((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * x)
-            coefficients = values[..., :-2] @ transform
-            ends = coefficients @ np.stack([(-1.0) ** degrees, np.ones(ORDER)], axis=1) - values[..., -2:]
-            return jnp.maximum(jnp.abs(coefficients[..., _TAIL:]).max(axis=-1), jnp.abs(ends).max(axis=-1) / ORDER)
-
-        self._tails = jax.jit(tails)
+        # The two ends as well: a jump between the last node and the end would go unseen.
+        self._points = np.concatenate([nodes, [-1 + 1e-13, 1 - 1e-13]])
+        legendre = np.polynomial.legendre.legvander(nodes, ORDER - 1)
+        self._coefficients = legendre * weights[:, None] * (2 * degrees + 1) / 2
+        self._at_ends = np.stack([(-1.0) ** degrees, np.ones(ORDER)], axis=1)
         self._radii = reach * 2.0 ** np.arange(-40, 0.01, 0.25)
-        inner = np.concatenate([[-r, r] for r in self._radii])
-        size = np.abs(np.asarray(jax.jit(rows)(jnp.asarray(inner)))).reshape(2, -1, 2).max(axis=-1)
+        size = np.abs(values(np.stack([-self._radii, self._radii]))).max(axis=1)
         self._size = np.maximum.accumulate(np.nan_to_num(size), axis=1)
         # What is smaller than that is the rounding of larger things (1 - tanh^2 where it is 0).
         self._least = 1e-2 * np.maximum(self._size[:, np.searchsorted(self._radii, 8.0)], 1e-200)[:, None]
@@ -186,11 +197,12 @@ class _Resolution:
         to its inner half; shape ``(2, intervals)``."""
         near, far = np.minimum(np.abs(low), np.abs(high)), np.maximum(np.abs(low), np.abs(high))
         at = np.searchsorted(self._radii, np.maximum(near, far / 2)).clip(max=len(self._radii) - 1)
-        tails = [
-            np.asarray(self._tails(*(np.resize(x[i : i + self.batch], self.batch) for x in (low, high))))
-            for i in range(0, len(low), self.batch)
-        ]
-        return np.concatenate(tails, axis=1)[:, : len(low)] / np.maximum(self._size[:, at], self._least)
+        values = self._values((low + high)[:, None] / 2 + (high - low)[:, None] / 2 * self._points)
+        with np.errstate(invalid="ignore", over="ignore"):
+            coefficients = values[..., :-2] @ self._coefficients
+            ends = np.abs(coefficients @ self._at_ends - values[..., -2:]).max(axis=-1) / ORDER
+            tails = np.maximum(np.abs(coefficients[..., _TAIL:]).max(axis=-1), ends)
+        return tails / np.maximum(self._size[:, at], self._least)
 
 
 def _bisect(
