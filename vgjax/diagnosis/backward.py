@@ -32,7 +32,6 @@ from vgjax.floatexp import (
     moved,
     normalize_together,
     power_of_two,
-    sum_of_squares,
 )
 
 _add = jax.jit(add)
@@ -81,7 +80,7 @@ def backward(
         have = tuple(output in cotangents for output in part.outputs)
         if not any(have):
             continue
-        squares.update((v, squares_of(cotangents[v], careful)) for v in read_outputs(part) if v in cotangents)
+        squares.update((v, squares_of(cotangents[v], careful, LIFT)) for v in read_outputs(part) if v in cotangents)
         arguments = [value_of(v, done.values) for v in part.inputs]
         pulled = [cotangents[output] for output in part.outputs if output in cotangents]
         if isinstance(part, Piece):
@@ -102,9 +101,12 @@ def backward(
             results, read = [inner.cotangents.get(v) for v in branch.graph.inputs if v.differentiable], []
         receive(cotangents, wanted(part), results)
         squares.update(zip(part.read, read, strict=False))
-    squares.update({v: squares_of(cotangents[v], careful) for v in program.read_inputs if v in cotangents})
+    squares.update({v: squares_of(cotangents[v], careful, LIFT) for v in program.read_inputs if v in cotangents})
     return Backward(cotangents, squares)
 
+
+LIFT = 30
+"""Cotangents are read in sums that hold norms of 1e-24 to 1e6: a mean loss of a large batch has small ones."""
 
 _APART = 60
 """Octaves by which cotangents may differ for a piece to be pulled back once for both: float32 holds 126."""
@@ -180,7 +182,7 @@ def piece_backward(
     cotangents, exponent = aligned(given)
     pulled, read = pull(piece, have, arguments, cotangents)
     numbers = [_normalized(FloatExp(value, exponent)) for value in pulled]
-    return numbers, [Squares(*sum_of_squares(FloatExp(value, exponent), careful=careful)) for value in read]
+    return numbers, [squares_of(FloatExp(value, exponent), careful, LIFT) for value in read]
 
 
 def pull(

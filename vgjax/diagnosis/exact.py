@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vgjax.diagnosis.backward import Pulled, body_wanted, loop_backward, one_exponent, pull, step_backward, wanted
+from vgjax.diagnosis.backward import LIFT, Pulled, body_wanted, loop_backward, one_exponent, pull, step_backward, wanted
 from vgjax.diagnosis.forward import (
     Forward,
     Run,
@@ -145,7 +145,7 @@ def exact_piece_backward(
 
     found = [moved(number, exponent) for number in _extended(run, piece.inputs, arguments).results]
     return [_normalized(number) for number in found[: len(inputs)]], [
-        squares_of(n, careful) for n in found[len(inputs) :]
+        squares_of(n, careful, LIFT) for n in found[len(inputs) :]
     ]
 
 
@@ -231,6 +231,7 @@ def _exact_step_backward(loop: Loop, careful: bool, inputs: list[Any], given: li
     pulled = dict(zip(body_wanted(loop), map(_normalized, found.results), strict=True))
     _, read = step_backward(loop, careful, found.arguments, given)
     read = [
-        squares_of(pulled[v], careful) if v in pulled else squares for v, squares in zip(loop.read, read, strict=True)
+        squares_of(pulled[v], careful, LIFT) if v in pulled else squares
+        for v, squares in zip(loop.read, read, strict=True)
     ]
     return list(pulled.values()), read

@@ -59,8 +59,7 @@ class Numbers:
         """Whether a plain sum of squares may have left the float range, so that the careful one is needed."""
         forward = [np.asarray(s.squares.total) for s in self._signals.values()]
         backward = [np.asarray(s.total) for s in self._squares.values()]
-        outside = any(np.any(((t > 0) & (t < 1e-30)) | (t > 1e30)) for t in (*forward, *backward))
-        return outside or any(np.any(t == 0) for t in backward)
+        return any(np.any(((t > 0) & (t < 1e-30)) | ~(t <= 1e30)) for t in (*forward, *backward))
 
     def is_zero(self, variable: Variable) -> bool:
         """Whether all entries of what is read once are exactly 0."""
