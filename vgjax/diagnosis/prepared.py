@@ -110,10 +110,10 @@ class Prepared:
         )
         return Numbers(done.signals, back.squares, outputs, exact or {}, fronts or [])
 
-    def _cotangents(self, outputs: list[Any]) -> list[FloatExp | None]:
+    def _cotangents(self, outputs: list[Any]) -> list[list[FloatExp]]:
         """What is pulled back from every output."""
         return [
-            from_float(self._cotangent(i, value)) if variable in self.sinks else None
+            [from_float(self._cotangent(i, value))] if variable in self.sinks else []
             for i, (variable, value) in enumerate(zip(self.graph.outputs, outputs, strict=True))
         ]
 
