@@ -144,10 +144,15 @@ def _split_off_weights(graph: Graph) -> tuple[list[list[Node]], list[Node]]:
     Inside a layer's piece they would tell equal layers apart, each reading a slice of its own. What only moves entries
     (a bias that is broadcast, a cast) stays with its layer, and so do large constants and random masks.
     """
+    possible: set[Node] = set()
+    for node in graph.nodes:
+        at_hand = all(v.source is None or v.source in possible for v in node.inputs)  # not behind a loop
+        if at_hand and node.outputs and not any(v.batch for v in node.outputs) and not is_opened(node):
+            possible.add(node)
     needed: set[Variable] = set()
     chosen: set[Node] = set()
     for node in reversed(graph.nodes):
-        if not node.outputs or any(v.batch for v in node.outputs) or is_opened(node):
+        if node not in possible:
             continue
         if any(v.differentiable for v in node.outputs):
             begins = node.primitive not in SHAPES
