@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from sick_models import CLASSES, HE, KEY, WIDTH, X, Y, cross_entropy, stack
+from sick_models import CLASSES, HE, KEY, MODELS, WIDTH, X, Y, cross_entropy, stack
 
 import vgjax as vg
 from vgjax.cli import main
@@ -132,7 +132,8 @@ def test_an_offset_of_zero_hides_nothing():
 def test_leaving_the_range_is_an_explosion_if_the_signal_grew_towards_it():
     grown = {f"at_{i}": {"log_rms": 1.0 * i, "dtype": "float16"} for i in range(21)}
     found = judge(readings(-1.0, **grown))
-    assert (found.word, found.at) == ("exploding", "layers/12 (model.py:12)")  # e^12 > 65504 > e^11
+    # The largest of 512 Gaussian entries is 3.5 times their rms: 3.5 e^10 > 65504 > 3.5 e^9.
+    assert (found.word, found.at) == ("exploding", "layers/10 (model.py:10)")
     assert "there it leaves float16" in found.sentence
     found = judge(readings(0.0, at_4={"log_rms": 12.0, "dtype": "float16"}))
     assert (found.word, found.at) == ("non-finite", "layers/4 (model.py:4)")
@@ -205,7 +206,7 @@ def test_remarks_say_what_a_plot_of_weight_gradients_would_have_shown():
 def test_remarks_name_what_is_easily_overlooked():
     told = dataclasses.replace(
         readings(0.0),
-        parameter_gradients={"unused/kernel": -INF},
+        parameter_gradients={"layers/0": 0.0, "unused/kernel": -INF},
         constants=(((512, 512), "model.py:3 (f)"),),
         opaque=(("custom_vjp_call", "model.py:4 (f)"),),
         frontier=(Frontier("first", -1.0, -9.0), Frontier("last", 0.0, -1.0)),
@@ -216,7 +217,7 @@ def test_remarks_name_what_is_easily_overlooked():
     for part in (
         "no gradient reaches unused/kernel: not used, or detached",
         "an array of shape (512, 512) is a constant of the function (model.py:3 (f)): JAX gives it no gradient",
-        "custom_vjp_call (model.py:4 (f)) has its own rule",
+        "custom_vjp_call (model.py:4 (f)): it has a rule of its own",
         "the weakest carries 3.4e-04 of it (first)",
         "Hutchinson",
     ):
@@ -483,6 +484,40 @@ def test_what_is_closed_over_is_said():
     said = "\n".join(found.remarks)
     assert "an array of shape (128, 128) is a constant of the function (test_diagnosis.py" in said
     assert "no gradient reaches b: not used, or detached" in said
+
+
+def test_parameters_that_are_not_those_that_are_used_are_dead():
+    own = {name: jnp.array(a) for name, a in TWO.items()}
+    found = vg.diagnose((lambda params, x: two_layers(own, x), TWO), X)
+    assert found.verdict.word == "dead"
+    assert "others that the function closes over" in found.verdict.sentence
+
+
+class Weight(nnx.Variable):
+    """Of a kind of its own."""
+
+
+class Frozen(nnx.Module):
+    """Whose first kernel is no parameter."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.kernel = Weight(jnp.eye(WIDTH))
+        self.head = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.head(x @ self.kernel)
+
+
+def test_what_looks_like_weights_and_is_no_parameter_is_named():
+    found = vg.diagnose(Frozen(nnx.Rngs(0)), (X, Y), cross_entropy)
+    assert (
+        "an array of shape (64, 64) is a constant of the function (kernel): JAX gives it no gradient" in found.remarks
+    )
+
+
+def test_a_nan_is_found_whatever_jax_looks_for():
+    with jax.debug_nans(True):
+        assert vg.diagnose(*MODELS["a root at 0"].make()).verdict.word == "non-finite"
 
 
 def test_a_model_that_fails_says_so_itself():

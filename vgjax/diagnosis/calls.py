@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.checks import RandomKey, kinds, positive_integer
+from vgjax.checks import RandomKey, kinds, nan_is_data, positive_integer
 from vgjax.diagnosis.models import Model, read_model
 from vgjax.diagnosis.prepared import parameter_names, prepare
 from vgjax.diagnosis.readings import Frontier, Path, Readings, Row
@@ -23,6 +23,7 @@ _HEADS = 4
 
 
 @kinds
+@nan_is_data
 def diagnose(
     model: Any,
     batch: Any,
@@ -67,7 +68,8 @@ def diagnose(
     prepared, keys = prepare(told, parameters=parameters), jax.random.split(key, probes)
 
     def read(parameters: Any) -> Readings:
-        return _mean([prepared.read(parameters, key=each) for each in keys])
+        found = _mean([prepared.read(parameters, key=each) for each in keys])
+        return dataclasses.replace(found, constants=(*found.constants, *_weights_beside(told)))
 
     readings = read(told.parameters)
     if not any(path.rows for path in readings.paths):
@@ -95,6 +97,13 @@ def assert_trainable(
     if not found.is_healthy:
         raise AssertionError(str(found))
     return found
+
+
+def _weights_beside(told: Model) -> list[tuple[tuple[int, ...], str]]:
+    """What looks like weights among what the model keeps beside its parameters (variables of a kind of their own)."""
+    kept = told.rest[0]
+    named = zip(parameter_names(kept), jax.tree.leaves(kept), strict=True)
+    return [(a.shape, name) for name, a in named if a.ndim > 1 and jnp.issubdtype(a.dtype, jnp.inexact)]
 
 
 def _behind(readings: Readings, told: Model, read: Callable[[Any], Readings], key: jax.Array) -> Readings | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vgjax.diagnosis.readings import Path, Row
-from vgjax.diagnosis.verdict import BREAK, largest, line_of, named, number, rate
+from vgjax.diagnosis.verdict import BREAK, leaves_range, line_of, named, number, rate
 
 HEAD = ("state", "where", "shape", "rms", "|dL/dh|", "back", "|dL/dW|", "zeros", "saturated", "")
 """``back`` is the factor by which the gradient changes on its way back through the layer that makes the state."""
@@ -113,7 +113,7 @@ def _line(row: Row, gain: float | None, mark: str, *, inside: bool) -> TableLine
 
 def _mark(row: Row, off: float) -> str:
     """What is wrong with a state, in a word."""
-    if not row.log_rms <= largest(row.dtype):
+    if leaves_range(row):
         return "not finite"
     if row.zeros == 1:
         return "dead"

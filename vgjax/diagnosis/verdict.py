@@ -128,7 +128,7 @@ def judge(readings: Readings) -> Verdict:
         those = [verdict for verdict in found if verdict.word in words]
         if those:
             worst = max(those, key=lambda verdict: 0.0 if math.isnan(verdict.lost) else abs(verdict.lost))
-            return next(iter(_judge_sites(readings)), worst) if worst.is_healthy else worst
+            return next(_judge_beside(readings), worst) if worst.is_healthy else worst
     return Verdict(Word.UNCLEAR)
 
 
@@ -157,7 +157,7 @@ _Of = tuple[str, str, int]
 def _not_finite(rows: Sequence[Row], of: _Of, readings: Readings) -> Verdict | None:
     """A state past its float range: an explosion if the signal grew towards it; or a gradient that is none."""
     for i, row in enumerate(rows):
-        if not row.log_rms <= largest(row.dtype):
+        if leaves_range(row):
             growth = theil_sen([each.log_rms for each in rows[:i]])
             led_there = growth > GROWS and rows[i - 1].log_rms + growth + BREAK > largest(row.dtype)
             word = Word.EXPLODING if led_there else Word.NON_FINITE
@@ -256,8 +256,12 @@ def _inner(path: Path) -> list[Row]:
 # --- beside the path ------------------------------------------------------------------------------------------------
 
 
-def _judge_sites(readings: Readings) -> Iterator[Verdict]:
-    """Maps with weights that no gradient reaches, though the path beside them is alive; of detached ones the last."""
+def _judge_beside(readings: Readings) -> Iterator[Verdict]:
+    """Weights that no gradient reaches, though the path beside them is alive; of detached ones the last."""
+    gradients = readings.parameter_gradients.values()
+    if gradients and all(log == -math.inf for log in gradients):
+        said = "no parameter has any; they are not used, or others that the function closes over, constants to JAX"
+        yield Verdict(Word.DEAD, cause=said)
     for site in readings.sites:
         if site.zeros == 1:
             yield Verdict(Word.DEAD, at=place(site), cause="its activation is 0 everywhere")
@@ -301,8 +305,9 @@ def remarks(readings: Readings, verdict: Verdict) -> list[str]:
         said.append(f"no gradient reaches {listed(gone)}{unused}")
     for shape, where in readings.constants:
         said.append(f"an array of shape {shape} is a constant of the function ({where}): JAX gives it no gradient")
-    for what, where in readings.opaque:
-        said.append(f"{what} ({where}) has its own rule of differentiation and is not looked into")
+    for what, where in dict.fromkeys(readings.opaque):
+        stops = "no gradient passes it" if what == "while" else "it has a rule of its own and is not looked into"
+        said.append(f"{what} ({where}): {stops}")
     if readings.first_inexact:
         said.append(f"past the float range and not computed exactly from {readings.first_inexact} on")
     if readings.cotangent == "random":
@@ -364,6 +369,12 @@ def theil_sen(values: Iterable[float]) -> float:
     x = x[:: -(-len(x) // 1000)]  # half a million pairs know a median
     i, j = np.triu_indices(len(x), 1)
     return float(np.median((y[x[j]] - y[x[i]]) / (x[j] - x[i])))
+
+
+def leaves_range(row: Row) -> bool:
+    """Whether an entry is not finite in the row's dtype: the largest of n Gaussian ones is sqrt(2 ln n) of their rms."""
+    above = math.log(max(1.0, 2 * math.log(max(1, math.prod(row.shape))))) / 2
+    return not row.log_rms + above <= largest(row.dtype)
 
 
 def largest(dtype: str) -> float:
