@@ -372,7 +372,7 @@ def theil_sen(values: Iterable[float]) -> float:
 
 
 def leaves_range(row: Row) -> bool:
-    """Whether an entry is not finite in the row's dtype: the largest of n Gaussian ones is sqrt(2 ln n) of their rms."""
+    """Whether an entry leaves the range of the dtype: the largest of n Gaussian ones is sqrt(2 ln n) of their rms."""
     above = math.log(max(1.0, 2 * math.log(max(1, math.prod(row.shape))))) / 2
     return not row.log_rms + above <= largest(row.dtype)
 
