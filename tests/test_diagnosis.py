@@ -192,14 +192,14 @@ def test_what_lies_beside_the_path_may_be_dead_or_detached():
 
 def test_remarks_say_what_a_plot_of_weight_gradients_would_have_shown():
     """dL/dW is the gradient times the signal: where both fall, one forward and one backward, it is even."""
-    falls = {f"at_{i}": {"log_rms": -0.4 * i} for i in range(21)}
+    falls = {f"at_{i}": {"log_rms": -0.4 * i, "log_parameter_gradient": 0.0} for i in range(21)}
     flat = Diagnosis(readings(0.4, **falls))
     assert any("weight gradients would look even" in remark for remark in flat.remarks)
     assert any("the signal itself shrinks by 3.4e-04" in remark for remark in flat.remarks)
-    steep = {f"layers/{i}": 0.4 * i for i in range(22)}
-    same = Diagnosis(dataclasses.replace(readings(0.4), parameter_gradients=steep))
+    steep = {f"at_{i}": {"log_parameter_gradient": 0.4 * i} for i in range(21)}
+    same = Diagnosis(readings(0.4, **steep))
     assert any("shows the same" in remark for remark in same.remarks)
-    cries = Diagnosis(dataclasses.replace(readings(0.0), parameter_gradients=steep))
+    cries = Diagnosis(readings(0.0, **steep))
     assert any("and mislead" in remark for remark in cries.remarks)
 
 

@@ -146,7 +146,7 @@ def judge_behind(readings: Readings, behind: Readings) -> Verdict:
 
 def _judge_path(path: Path, readings: Readings) -> Verdict:
     rows = [row for row in path.rows if row.is_layer]
-    of = path.name, path.kind, max(0, len(_inner(path)) - 1)
+    of = path.name, path.kind, max(0, len(inner(path)) - 1)
     return _not_finite(rows, of, readings) or _zero(rows, of, readings) or _flow(path, of)
 
 
@@ -195,23 +195,23 @@ def _zero(rows: Sequence[Row], of: _Of, readings: Readings) -> Verdict | None:
 
 def _flow(path: Path, of: _Of) -> Verdict:
     """Slopes; where the main path is not the only way, its own ends say nothing: states of other sizes lie between."""
-    inner = _inner(path)
-    if len(inner) < 3:
+    states = inner(path)
+    if len(states) < 3:
         return Verdict(Word.UNCLEAR, *of)
-    b = np.array([row.log_cotangent for row in inner])
+    b = np.array([row.log_cotangent for row in states])
     off = _breaks(b) if path.all_gradient else np.zeros(len(b) - 1)
-    typical, layers = b - np.concatenate([[0.0], np.cumsum(off)]), len(inner) - 1
-    slope, forward = theil_sen(typical), theil_sen([row.log_rms for row in inner])
+    typical, layers = b - np.concatenate([[0.0], np.cumsum(off)]), len(states) - 1
+    slope, forward = theil_sen(typical), theil_sen([row.log_rms for row in states])
     ends = float(b[-1] - b[0]) if path.all_gradient else 0.0
     lost = max(slope * layers + float(off.sum()), ends, key=abs)
-    width = float(np.median([row.shape[-1] if row.shape else 1 for row in inner]))
+    width = float(np.median([row.shape[-1] if row.shape else 1 for row in states]))
     # ln of a product of L random layers of n units has a standard deviation of sqrt(5 L / (4 n)) for ReLU (Hanin &
     # Nica 2019, arXiv:1812.05994), less for others: twice that is no fault.
     limit = LIMIT + 2 * math.sqrt(5 * layers / (4 * width))
     word = Word.HEALTHY if abs(lost) < limit else Word.VANISHING if lost > 0 else Word.EXPLODING
-    at, cause = _at_break(inner, off)
+    at, cause = _at_break(states, off)
     if word is Word.VANISHING and not at:
-        cause = _everywhere(inner)
+        cause = _everywhere(states)
     return Verdict(word, *of, slope, forward, lost, limit, at, cause)
 
 
@@ -244,7 +244,7 @@ def _everywhere(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _inner(path: Path) -> list[Row]:
+def inner(path: Path) -> list[Row]:
     """States behind the input and before the head, which have scales of their own; of a recurrence, all."""
     rows = [row for row in path.rows if row.is_layer]
     if path.kind == "time":
@@ -317,10 +317,9 @@ def remarks(readings: Readings, verdict: Verdict) -> list[str]:
 
 def _of_weight_gradients(readings: Readings, verdict: Verdict) -> str:
     """What the usual plot shows: dL/dW is the gradient times the signal, whose growths may cancel."""
-    names = dict.fromkeys(site.name for site in readings.sites)
-    logs = [readings.parameter_gradients.get(name, NAN) for name in names]
-    logs = [log for log in logs if math.isfinite(log)]
-    if len(logs) < 4 or math.isnan(verdict.lost) or verdict.kind == "time":
+    states = inner(readings.paths[0]) if readings.paths else []
+    logs = [state.log_parameter_gradient for state in states if math.isfinite(state.log_parameter_gradient)]
+    if len(logs) < 3 or math.isnan(verdict.lost) or verdict.kind == "time":
         return ""
     change = theil_sen(logs) * (len(logs) - 1)
     seen = abs(change) >= verdict.limit
