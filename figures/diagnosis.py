@@ -1,4 +1,4 @@
-"""A Flax network as it is, diagnosed: sigmoid layers let a quarter of the gradient through each, and one is saturated."""
+"""A Flax network as it is, diagnosed: every sigmoid layer passes a quarter of the gradient on, and one is saturated."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -316,10 +316,17 @@ def mlp_function(activation: Callable[[jax.Array], jax.Array], scanned: bool) ->
     return function
 
 
-@pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize(
-    ("name", "depth", "sigma_w", "sigma_b"),
-    [("sigmoid", 60, 1.0, 0.1), ("relu", 300, 3.0, 0.0), ("relu", 300, 0.5, 0.0), ("tanh", 300, 0.5, 0.0)],
+    ("name", "depth", "sigma_w", "sigma_b", "scanned"),
+    [
+        ("sigmoid", 60, 1.0, 0.1, False),
+        ("sigmoid", 60, 1.0, 0.1, True),
+        ("relu", 300, 3.0, 0.0, False),
+        ("relu", 300, 3.0, 0.0, True),
+        *(pytest.param("relu", 300, 0.5, 0.0, scanned, marks=pytest.mark.slow) for scanned in (False, True)),
+        ("tanh", 300, 0.5, 0.0, False),
+        pytest.param("tanh", 300, 0.5, 0.0, True, marks=pytest.mark.slow),
+    ],
 )
 def test_depth_past_the_range_is_the_gradient_flow(name, depth, sigma_w, sigma_b, scanned):
     net = vg.mlp(width=16, depth=depth, activation=name, inputs=5, outputs=3)
@@ -384,6 +391,38 @@ def test_a_way_whose_gradient_is_nothing_beside_another_is_right():
     np.testing.assert_allclose(
         [site.log_cotangent for site in both[1:]], [site.log_cotangent for site in alone[1:]], rtol=0, atol=1e-4
     )
+
+
+def test_the_lower_of_two_recurrences_past_the_range():
+    """Against float64 by perturbations. The lower one forgets faster: at early steps all of its gradient comes through
+    the upper one, e^-100 of what comes at late steps, and a product between them takes all steps at once."""
+    steps = 200
+    parameters = {"lower": draw(*SQUARE, gain=0.2), "upper": draw(*SQUARE, gain=0.5), "between": draw(*SQUARE)}
+    inputs = 0.5 * jax.random.normal(jax.random.key(2), (steps, WIDTH))
+
+    def function(p, x, offsets):
+        def lower(h, now):
+            h = h + now[1]
+            h = jnp.tanh(now[0] + h @ p["lower"])
+            return h, h
+
+        def upper(h, now):
+            return jnp.tanh(now + h @ p["upper"]), None
+
+        zero = jnp.zeros((WIDTH,), x.dtype)
+        _, rows = lax.scan(lower, zero, (x, offsets))
+        h, _ = lax.scan(upper, zero, jnp.tanh(rows.T.T @ p["between"]))
+        return jnp.sum(h)
+
+    zeros = np.zeros((steps, WIDTH), np.float32)
+    readings = prepare(Model(function, parameters, inputs, zeros, True, lambda p: p)).read()
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (parameters, inputs, zeros))
+        truth = np.log(np.linalg.norm(np.asarray(jax.grad(function, 2)(*wide)), axis=1))
+    (path,) = (path for path in readings.paths if path.rows[0].name.startswith("lower"))
+    logs = [row.log_cotangent for row in path.rows[:steps]]
+    assert truth[0] < -130
+    np.testing.assert_allclose(logs, truth, rtol=0, atol=1e-3)  # slopes of tanh in float32
 
 
 def exploding(loss: Callable[[jax.Array], jax.Array]) -> Model:

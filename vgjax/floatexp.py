@@ -337,19 +337,20 @@ def largest_entry(values: Sequence[Array]) -> Array:
     return functools.reduce(jnp.maximum, [jnp.asarray(e, _wide(e.dtype)) for e in entries], jnp.zeros((), jnp.float32))
 
 
-def sum_of_squares(number: FloatExp, *, careful: bool) -> tuple[Array, Int[Array, ""]]:
+def sum_of_squares(number: FloatExp, *, careful: bool, lift: int = 0) -> tuple[Array, Int[Array, ""]]:
     """(total, k), the sum of squares being ``total * 4**k``.
 
     Args:
         number: of any dtype, real or complex.
         careful: whether its largest entry is taken out first: right in the whole float range, where the plain sum is
             for norms within 1e-15 to 1e15; twice the time.
+        lift: octaves by which the plain sum's range is moved down.
     """
     value, exponent = number
     value = jnp.abs(value) if jnp.iscomplexobj(value) else value
     entries = value.astype(_wide(value.dtype)).reshape(-1)
     if not careful or not entries.size:
-        return jnp.vdot(entries, entries), exponent
+        return jnp.vdot(entries * 4.0**lift if lift else entries, entries), exponent - lift
     total, taken_out = _sum_of_squares_past_range(entries)
     return total, exponent + taken_out
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from vgjax.diagnosis.cotangents import Cotangents
 from vgjax.diagnosis.forward import (
     Forward,
     Run,
@@ -31,17 +32,13 @@ from vgjax.floatexp import (
     from_float,
     moved,
     normalize_together,
-    power_of_two,
-    sum_of_squares,
 )
-
-_add = jax.jit(add)
 
 
 class Backward(NamedTuple):
     """What a backward pass leaves: cotangents of the variables between parts, and what was read."""
 
-    cotangents: dict[Variable, FloatExp]
+    cotangents: Cotangents
     squares: dict[Variable, Squares]
 
 
@@ -54,77 +51,71 @@ Pulls = tuple[Callable[..., Pulled], Callable[..., Pulled]]
 Front = tuple[Part, list[Squares]]
 """A part, and the gradient by each state that is alive after it."""
 
+LIFT = 30
+"""Cotangents are read in sums that hold norms of 1e-24 to 1e6: a mean loss of a large batch has small ones."""
+
 
 def backward(
     program: Program,
     done: Forward,
-    given: Sequence[FloatExp | None],
+    given: Sequence[list[FloatExp]],
     run: Run,
     careful: bool,
     fronts: list[Front] | None = None,
-    pulls: "Pulls | None" = None,
+    pulls: Pulls | None = None,
 ) -> Backward:
-    """Cotangents of a program's variables, those of its outputs being given (None: no gradient comes from there).
+    """Cotangents of a program's variables, those of its outputs being given (empty: no gradient comes from there).
 
     Fronts, if asked for, are appended last part first: after a part, a state that is used both before and behind it has
     the cotangent of what is behind alone.
     """
-    pull_piece, pull_loop = pulls or (piece_backward, loop_backward)
-    cotangents: dict[Variable, FloatExp] = {}
+    cotangents = Cotangents(apart=careful and run is not inline)
     squares: dict[Variable, Squares] = {}
-    receive(cotangents, program.graph.outputs, given)
+    cotangents.receive(program.graph.outputs, given)
     place = {v: i for i, part in enumerate(program.parts) for v in part.outputs}
     for position, part in reversed(list(enumerate(program.parts))):
         if fronts is not None:
             alive = [v for v in cotangents if v.is_state and place.get(v, -1) <= position]
-            fronts.append((part, [squares_of(cotangents[v], True) for v in alive]))
-        have = tuple(output in cotangents for output in part.outputs)
-        if not any(have):
-            continue
-        squares.update((v, squares_of(cotangents[v], careful)) for v in read_outputs(part) if v in cotangents)
-        arguments = [value_of(v, done.values) for v in part.inputs]
-        pulled = [cotangents[output] for output in part.outputs if output in cotangents]
-        if isinstance(part, Piece):
-            for some, numbers in [(have, pulled)] if run is inline or not careful else _by_size(have, pulled):
-                results, read = run(pull_piece, part, some, careful)(arguments, numbers)
-                receive(cotangents, wanted(part), results)
-                for v, found in zip(part.read, read, strict=True):
-                    squares[v] = _larger(squares[v], found) if v in squares else found
-            continue
-        if isinstance(part, Loop):
-            results, read = run(pull_loop, part, have, careful)(arguments, done.values[part], pulled)
-        elif run is inline:
-            results, read = switch_backward(part, have, careful, arguments, pulled)
-        else:
-            branch = part.branches[taken(part, arguments[0])]
-            inner = backward(branch, done.values[part], _spread(have, pulled), run, careful, pulls=pulls)
-            squares.update(inner.squares)
-            results, read = [inner.cotangents.get(v) for v in branch.graph.inputs if v.differentiable], []
-        receive(cotangents, wanted(part), results)
-        squares.update(zip(part.read, read, strict=False))
-    squares.update({v: squares_of(cotangents[v], careful) for v in program.read_inputs if v in cotangents})
+            fronts.append((part, [squares_of(cotangents.total(v), True) for v in alive]))
+        read = [v for v in read_outputs(part) if v in cotangents]
+        squares.update((v, squares_of(cotangents.total(v), careful, LIFT)) for v in read)
+        if any(output in cotangents for output in part.outputs):
+            _pull_part(part, done, (cotangents, squares), run, careful, pulls)
+    read = [v for v in program.read_inputs if v in cotangents]
+    squares.update({v: squares_of(cotangents.total(v), careful, LIFT) for v in read})
     return Backward(cotangents, squares)
 
 
-_APART = 60
-"""Octaves by which cotangents may differ for a piece to be pulled back once for both: float32 holds 126."""
-
-
-def _by_size(have: tuple[bool, ...], given: list[FloatExp]) -> list[tuple[tuple[bool, ...], list[FloatExp]]]:
-    """Cotangents of a piece in groups of about one size, each with the outputs that have them: what only a small one
-    comes to would be nothing beside a large one."""
-    exponents = jax.device_get([number.exponent for number in given])
-    positions = [i for i, h in enumerate(have) if h]
-    order = sorted(range(len(given)), key=lambda i: exponents[i])
-    groups = [[order[0]]]
-    for before, i in itertools.pairwise(order):
-        apart = exponents[i] - exponents[before] > _APART and exponents[before] != ZERO
-        groups += [[i]] if apart else []
-        groups[-1] += [] if apart else [i]
-    return [
-        (tuple(i in {positions[j] for j in group} for i in range(len(have))), [given[j] for j in sorted(group)])
-        for group in groups
-    ]
+def _pull_part(
+    part: Part,
+    done: Forward,
+    into: tuple[Cotangents, dict[Variable, Squares]],
+    run: Run,
+    careful: bool,
+    pulls: Pulls | None,
+) -> None:
+    """Pull the cotangents of a part's outputs back to its inputs, and read what is in it."""
+    cotangents, squares = into
+    pull_piece, pull_loop = pulls or (piece_backward, loop_backward)
+    arguments = [value_of(v, done.values) for v in part.inputs]
+    given = [cotangents.of(output) for output in part.outputs]
+    if isinstance(part, Switch) and run is not inline:
+        branch = part.branches[taken(part, arguments[0])]
+        inner = backward(branch, done.values[part], given, run, careful, pulls=pulls)
+        squares.update(inner.squares)
+        cotangents.receive(wanted(part), [inner.cotangents.of(v) for v in branch.graph.inputs if v.differentiable])
+        return
+    for some in cotangents.rounds(part.outputs) if isinstance(part, Piece) else [given]:
+        have, flat = tuple(map(len, some)), [number for numbers in some for number in numbers]
+        if isinstance(part, Piece):
+            results, read = run(pull_piece, part, have, careful)(arguments, flat)
+        elif isinstance(part, Loop):
+            results, read = run(pull_loop, part, have, careful)(arguments, done.values[part], flat)
+        else:
+            results, read = switch_backward(part, have, careful, arguments, flat)
+        cotangents.receive(wanted(part), [[number] for number in results])
+        for v, found in zip(part.read, read, strict=True):
+            squares[v] = _larger(squares[v], found) if v in squares else found
 
 
 @jax.jit
@@ -137,15 +128,6 @@ def _larger(one: Squares, other: Squares) -> Squares:
     return jax.tree.map(lambda a, b: jnp.where(size(one) >= size(other), a, b), one, other)
 
 
-def receive(
-    cotangents: dict[Variable, FloatExp], variables: Sequence[Variable], numbers: Sequence[FloatExp | None]
-) -> None:
-    """Add cotangents to those that variables have."""
-    for variable, number in zip(variables, numbers, strict=True):
-        if number is not None and variable.differentiable:
-            cotangents[variable] = _add(cotangents[variable], number) if variable in cotangents else number
-
-
 def wanted(part: Part) -> list[Variable]:
     """The inputs whose cotangents a part gives."""
     if isinstance(part, Piece):
@@ -155,10 +137,10 @@ def wanted(part: Part) -> list[Variable]:
     return [v for v, b in zip(part.inputs[1:], part.branches[0].graph.inputs, strict=True) if b.differentiable]
 
 
-def _spread(have: Sequence[bool], given: Sequence[FloatExp]) -> list[FloatExp | None]:
-    """One entry for each output, None for those that have no cotangent."""
+def _spread(have: Sequence[int], given: Sequence[FloatExp]) -> list[list[FloatExp]]:
+    """The numbers of each output, of which it has so many."""
     following = iter(given)
-    return [next(following) if h else None for h in have]
+    return [list(itertools.islice(following, count)) for count in have]
 
 
 def _normalized(number: FloatExp) -> FloatExp:
@@ -171,7 +153,7 @@ def _zero(variable: Variable) -> FloatExp:
 
 
 def piece_backward(
-    piece: Piece, have: tuple[bool, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
+    piece: Piece, have: tuple[int, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
 ) -> Pulled:
     """Cotangents of the wanted inputs, and what is read.
 
@@ -180,11 +162,11 @@ def piece_backward(
     cotangents, exponent = aligned(given)
     pulled, read = pull(piece, have, arguments, cotangents)
     numbers = [_normalized(FloatExp(value, exponent)) for value in pulled]
-    return numbers, [Squares(*sum_of_squares(FloatExp(value, exponent), careful=careful)) for value in read]
+    return numbers, [squares_of(FloatExp(value, exponent), careful, LIFT) for value in read]
 
 
 def pull(
-    piece: Piece, have: tuple[bool, ...], arguments: list[Any], cotangents: list[Any]
+    piece: Piece, have: tuple[int, ...], arguments: list[Any], cotangents: list[Any]
 ) -> tuple[list[Any], list[Any]]:
     """Cotangents of the wanted inputs and of what is read, in plain floats.
 
@@ -213,7 +195,7 @@ def pull(
 
 def loop_backward(
     loop: Loop,
-    have: tuple[bool, ...],
+    have: tuple[int, ...],
     careful: bool,
     arguments: list[Any],
     before: list[Any],
@@ -229,36 +211,46 @@ def loop_backward(
     constants, _, slices = split(loop, arguments)
     fixed, carried, sliced = ([v for v in group if v.differentiable] for group in split(loop, loop.body.graph.inputs))
     carry_outputs, stacked_outputs = _carry_and_stacked(loop, _spread(have, given))
-    stacked = {i: number for i, number in enumerate(stacked_outputs) if number is not None}
+    stacked = {i: numbers for i, numbers in enumerate(stacked_outputs) if numbers}
 
     def step(state: Any, now: Any) -> tuple[Any, Any]:
         carry, sums = state
         old, slices, rows = now
-        numbers = {i: _normalized(FloatExp(rows[i], stacked[i].exponent)) for i in stacked}
+        numbers = {i: _row(stacked[i], rows[i]) for i in stacked}
         values, exponent = aligned([*carry, *numbers.values()])
-        here: list[FloatExp | None] = [None] * len(loop.body.graph.outputs)
+        here: list[list[FloatExp]] = [[] for _ in loop.body.graph.outputs]
         for i, value in zip([*_carried_positions(loop), *(len(old) + i for i in numbers)], values, strict=True):
-            here[i] = from_float(value)
+            here[i] = [from_float(value)]
         pulled, read = (pull_step or step_backward)(loop, careful, [*constants, *old, *slices], here)
         found = dict(zip(body_wanted(loop), (moved(number, exponent) for number in pulled), strict=True))
         read = [Squares(total, k + exponent) for total, k in read]
         sums = [add(total, found[v]) for total, v in zip(sums, fixed, strict=True)]
         return (_under_one_exponent([found[v] for v in carried]), sums), ([found[v] for v in sliced], read)
 
-    first = [number or _zero(v) for number, v in zip(carry_outputs, carried, strict=True)]
+    first = [add(*numbers) if numbers else _zero(v) for numbers, v in zip(carry_outputs, carried, strict=True)]
     state = _under_one_exponent(first), [_zero(v) for v in fixed]
-    rows = {i: number.value for i, number in stacked.items()}
+    rows = {i: [number.value for number in numbers] for i, numbers in stacked.items()}
     (carry, sums), (by_step, read) = lax.scan(step, state, (before, slices, rows), **scanned(loop, backward=True))
-    return [*sums, *carry, *(one_exponent(number) for number in by_step)], read
+    return [*sums, *carry, *by_step], read
 
 
-def step_backward(loop: Loop, careful: bool, inputs: list[Any], given: list[FloatExp | None]) -> Pulled:
+def _row(numbers: list[FloatExp], rows: list[Array]) -> FloatExp:
+    """One step's row of a sum, normalized by itself."""
+    normalized = [_normalized(FloatExp(row, number.exponent)) for number, row in zip(numbers, rows, strict=True)]
+    return normalized[0] if len(normalized) == 1 else _normalized(add(*normalized))
+
+
+def step_backward(loop: Loop, careful: bool, inputs: list[Any], given: list[list[FloatExp]]) -> Pulled:
     """Cotangents of the differentiable inputs of a loop's body, and what is read in it."""
     done = forward(loop.body, inputs, inline, careful)
     result = backward(loop.body, done, given, inline, careful)
     nothing = Squares(jnp.zeros(()), jnp.zeros((), jnp.int32))
-    cotangents = [result.cotangents.get(v, _zero(v)) for v in body_wanted(loop)]
+    cotangents = [_found(result, v) for v in body_wanted(loop)]
     return cotangents, [result.squares.get(v, nothing) for v in loop.read]
+
+
+def _found(result: Backward, variable: Variable) -> FloatExp:
+    return result.cotangents.total(variable) if variable in result.cotangents else _zero(variable)
 
 
 def body_wanted(loop: Loop) -> list[Variable]:
@@ -285,16 +277,8 @@ def _under_one_exponent(numbers: list[FloatExp]) -> list[FloatExp]:
     return [FloatExp(value, exponent) for value in values]
 
 
-def one_exponent(number: FloatExp) -> FloatExp:
-    """Rows with exponents of their own, at the largest of them."""
-    value, exponent = number
-    largest = jnp.max(exponent)
-    factor = power_of_two(exponent - largest, value.dtype)
-    return FloatExp(value * factor.reshape(-1, *[1] * (value.ndim - 1)), largest)
-
-
 def switch_backward(
-    switch: Switch, have: tuple[bool, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
+    switch: Switch, have: tuple[int, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
 ) -> Pulled:
     """Cotangents of the wanted inputs, and what is read, `NOT_TAKEN` in the other branches."""
 
@@ -306,7 +290,7 @@ def switch_backward(
             done = forward(program, operands, inline, careful)
             result = backward(program, done, _spread(have, given), inline, careful)
             read = {switch.read.index(v): s for v, s in result.squares.items()}
-            return [result.cotangents.get(v, _zero(v)) for v in needed], read
+            return [_found(result, v) for v in needed], read
 
         return run
 

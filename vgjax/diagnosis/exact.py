@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vgjax.diagnosis.backward import Pulled, body_wanted, loop_backward, one_exponent, pull, step_backward, wanted
+from vgjax.diagnosis.backward import LIFT, Pulled, body_wanted, loop_backward, pull, step_backward, wanted
+from vgjax.diagnosis.cotangents import one_exponent
 from vgjax.diagnosis.forward import (
     Forward,
     Run,
@@ -133,7 +134,7 @@ def exact_piece(piece: Piece, arguments: list[Any]) -> tuple[list[Any], list[Sig
 
 
 def exact_piece_backward(
-    piece: Piece, have: tuple[bool, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
+    piece: Piece, have: tuple[int, ...], careful: bool, arguments: list[Any], given: list[FloatExp]
 ) -> Pulled:
     """As `piece_backward`, at states of any size."""
     cotangents, exponent = aligned(given)
@@ -145,7 +146,7 @@ def exact_piece_backward(
 
     found = [moved(number, exponent) for number in _extended(run, piece.inputs, arguments).results]
     return [_normalized(number) for number in found[: len(inputs)]], [
-        squares_of(n, careful) for n in found[len(inputs) :]
+        squares_of(n, careful, LIFT) for n in found[len(inputs) :]
     ]
 
 
@@ -211,7 +212,7 @@ def _step(loop: Loop, values: list[Any], seen: list[Variable]) -> list[Any]:
 
 def exact_loop_backward(
     loop: Loop,
-    have: tuple[bool, ...],
+    have: tuple[int, ...],
     careful: bool,
     arguments: list[Any],
     before: list[Any],
@@ -221,7 +222,7 @@ def exact_loop_backward(
     return loop_backward(loop, have, careful, _by_step(loop, arguments), before, given, _exact_step_backward)
 
 
-def _exact_step_backward(loop: Loop, careful: bool, inputs: list[Any], given: list[FloatExp | None]) -> Pulled:
+def _exact_step_backward(loop: Loop, careful: bool, inputs: list[Any], given: list[list[FloatExp]]) -> Pulled:
     """As `step_backward`, at states of any size; what is read inside the body is read where it was computed."""
 
     def run(values: list[Any]) -> list[Any]:
@@ -231,6 +232,7 @@ def _exact_step_backward(loop: Loop, careful: bool, inputs: list[Any], given: li
     pulled = dict(zip(body_wanted(loop), map(_normalized, found.results), strict=True))
     _, read = step_backward(loop, careful, found.arguments, given)
     read = [
-        squares_of(pulled[v], careful) if v in pulled else squares for v, squares in zip(loop.read, read, strict=True)
+        squares_of(pulled[v], careful, LIFT) if v in pulled else squares
+        for v, squares in zip(loop.read, read, strict=True)
     ]
     return list(pulled.values()), read

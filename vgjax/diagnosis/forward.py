@@ -69,10 +69,10 @@ def signal(variable: Variable, number: FloatExp, careful: bool) -> Signal:
     return Signal(squares, jnp.mean((y == 0).astype(jnp.float32)), saturated)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def squares_of(number: FloatExp, careful: bool) -> Squares:
-    """The sum of squares of a number's entries."""
-    return Squares(*sum_of_squares(number, careful=careful))
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def squares_of(number: FloatExp, careful: bool, lift: int = 0) -> Squares:
+    """The sum of squares of a number's entries (`sum_of_squares`)."""
+    return Squares(*sum_of_squares(number, careful=careful, lift=lift))
 
 
 # --- forward --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.diagnosis.backward import Front
+from vgjax.diagnosis.backward import LIFT, Front
 from vgjax.diagnosis.forward import NOT_TAKEN, Signal, Squares
 from vgjax.diagnosis.graphs import Variable
 from vgjax.diagnosis.pieces import Part
@@ -56,11 +56,13 @@ class Numbers:
             return math.copysign(math.inf, float(value))
 
     def are_doubtful(self) -> bool:
-        """Whether a plain sum of squares may have left the float range, so that the careful one is needed."""
-        forward = [np.asarray(s.squares.total) for s in self._signals.values()]
-        backward = [np.asarray(s.total) for s in self._squares.values()]
-        outside = any(np.any(((t > 0) & (t < 1e-30)) | (t > 1e30)) for t in (*forward, *backward))
-        return outside or any(np.any(t == 0) for t in backward)
+        """Whether the careful pass is needed: a plain sum of squares may have left the float range, or a cotangent has
+        left the window, so that others may be nothing beside it."""
+        forward = [s.squares.total for s in self._signals.values()]
+        backward = [s.total for s in self._squares.values()]
+        outside = any(np.any(((t > 0) & (t < 1e-30)) | ~(t <= 1e30)) for t in map(np.asarray, (*forward, *backward)))
+        moved = any(np.any((np.asarray(s.total) > 0) & (s.exponent != -LIFT)) for s in self._squares.values())
+        return outside or moved
 
     def is_zero(self, variable: Variable) -> bool:
         """Whether all entries of what is read once are exactly 0."""

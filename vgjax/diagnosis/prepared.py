@@ -114,10 +114,10 @@ class Prepared:
         back = backward(self.program, done, given, self.compiled, careful, fronts, pulls)
         return Numbers(done.signals, back.squares, outputs, exact or {}, fronts or [])
 
-    def _cotangents(self, outputs: list[Any], key: Array) -> list[FloatExp | None]:
+    def _cotangents(self, outputs: list[Any], key: Array) -> list[list[FloatExp]]:
         """What is pulled back from every output."""
         return [
-            from_float(self._cotangent(jax.random.fold_in(key, i), value)) if variable in self.sinks else None
+            [from_float(self._cotangent(jax.random.fold_in(key, i), value))] if variable in self.sinks else []
             for i, (variable, value) in enumerate(zip(self.graph.outputs, outputs, strict=True))
         ]
 
