@@ -169,6 +169,13 @@ def test_a_recurrence_is_judged_by_its_steps_and_may_begin_at_zero():
     )
 
 
+def test_steps_that_the_loss_does_not_see_are_padding():
+    steps = tuple(row(0, -INF if i > 30 else 0.0, step=i) for i in range(41))
+    path = Path("rnn.py:3 (f)", "time", steps)
+    found = judge(dataclasses.replace(readings(0.0, 1), paths=(*readings(0.0, 1).paths, path)))
+    assert (found.word, found.layers) == ("healthy", 30)
+
+
 def test_where_gradient_has_other_ways_ends_and_breaks_say_nothing():
     """States of other sizes lie between: in a U-Net norms change with every pooling."""
     for ends in (True, False):
@@ -538,9 +545,12 @@ REFUSED = {
     "model must return floats, .* got int32": lambda: ((lambda p, x: two_layers(p, x).argmax(-1), TWO), X),
     "loss must return one float number": lambda: ((two_layers, TWO), X, lambda output: output),
     r"loss must take \(output\)": lambda: ((two_layers, TWO), X, lambda a, b, c: 0),
-    "model must have a differentiable way": lambda: ((lambda p, x: jnp.sign(two_layers(p, x)), TWO), X),
+    "model must have a way from the batch to its output that gradient passes": lambda: (
+        (lambda p, x: jnp.sign(two_layers(p, x)), TWO),
+        X,
+    ),
     "GiB is the least that this model": lambda: (
-        (lambda p, x: jnp.broadcast_to(p["first"][0, 0], (2**20,) * 2), TWO),
+        (lambda p, x: p["wide"].T @ p["wide"], {"wide": jnp.ones((1, 2**20))}),
         X,
     ),
 }

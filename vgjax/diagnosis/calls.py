@@ -74,7 +74,7 @@ def diagnose(
     readings = read(told.parameters)
     if not any(path.rows for path in readings.paths):
         end = "loss" if told.has_loss else "output"
-        raise ValueError(f"model must have a differentiable way from parameters or inputs to the {end}, got none")
+        raise ValueError(f"model must have a way from the batch to its {end} that gradient passes, got none")
     return Diagnosis(readings, _behind(readings, told, read, key), describe_machine() | {"vgjax": VERSION})
 
 

@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -294,12 +294,23 @@ def _check_output(output: Any, loss: Callable[..., Any] | None) -> None:
 
 
 def _check_memory(jaxpr: Any, parameters: Any) -> None:
-    """Refuse what cannot fit: parameters with their gradients, and the largest array on the way with its own."""
-    largest = max((_bytes(out.aval) for eqn in jaxpr.eqns for out in eqn.outvars), default=0)
-    needed, there = 2 * (sum(map(_bytes, jax.tree.leaves(parameters))) + largest), _device_memory()
+    """Refuse what cannot fit: parameters with their gradients, and the largest product, which is written out."""
+    largest = max(_products(jaxpr), default=0)
+    needed, there = 2 * sum(map(_bytes, jax.tree.leaves(parameters))) + largest, _device_memory()
     if needed > there:
         size, limit = (f"{n / 2**30:.3g} GiB" for n in (needed, there))
         raise ValueError(f"{size} is the least that this model and its gradients need; it must fit into {limit}")
+
+
+def _products(jaxpr: Any) -> Iterator[int]:
+    """Bytes of what every product and convolution makes, in nested programs too; what is elementwise may be fused."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield _bytes(eqn.outvars[0].aval)
+        for parameter in eqn.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from _products(inner)
 
 
 def _bytes(array: Any) -> int:

@@ -1,5 +1,6 @@
 """The verdict on a model's gradient: one word, one sentence, from quantities that no scale of the loss changes."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -145,9 +146,16 @@ def judge_behind(readings: Readings, behind: Readings) -> Verdict:
 
 
 def _judge_path(path: Path, readings: Readings) -> Verdict:
+    path = _read_part(path)
     rows = [row for row in path.rows if row.is_layer]
     of = path.name, path.kind, max(0, len(inner(path)) - 1)
     return _not_finite(rows, of, readings) or _zero(rows, of, readings) or _flow(path, of)
+
+
+def _read_part(path: Path) -> Path:
+    """A recurrence up to the last step that the loss sees anything of; behind it may be padding."""
+    seen = [i for i, row in enumerate(path.rows) if row.log_cotangent != -math.inf]
+    return dataclasses.replace(path, rows=path.rows[: seen[-1] + 1] if seen else ()) if path.kind == "time" else path
 
 
 _Of = tuple[str, str, int]
@@ -377,8 +385,8 @@ def leaves_range(row: Row) -> bool:
 
 
 def largest(dtype: str) -> float:
-    """ln of the largest number of a float dtype."""
-    return math.log(float(jnp.finfo(dtype).max))
+    """ln of the largest number of a float dtype; infinite of others, which are not computed with."""
+    return math.log(float(jnp.finfo(dtype).max)) if jnp.issubdtype(dtype, jnp.inexact) else math.inf
 
 
 def place(row: Row) -> str:
