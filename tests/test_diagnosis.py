@@ -21,7 +21,8 @@ from vgjax.cli import main
 from vgjax.diagnosis import Diagnosis, Frontier, Path, Readings, Row, judge
 from vgjax.diagnosis.models import read_model
 from vgjax.diagnosis.table import HEAD
-from vgjax.diagnosis.verdict import number, theil_sen
+from vgjax.diagnosis.verdict import theil_sen
+from vgjax.diagnosis.words import number
 
 INF = math.inf
 

@@ -17,9 +17,11 @@ import numpy as np
 from vgjax import plots
 from vgjax.checks import kinds, positive_integer
 from vgjax.diagnosis.readings import NAN, Path, Readings
+from vgjax.diagnosis.remarks import remarks
 from vgjax.diagnosis.serialization import plain, readings_from_json, readings_to_json
 from vgjax.diagnosis.table import as_html, as_text, lines, log_gains
-from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest, named, number, rate, remarks
+from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest
+from vgjax.diagnosis.words import named, number, rate
 from vgjax.ensembles.result import NATURAL, import_xarray
 from vgjax.files import read_arrays, whole_file, write_arrays
 from vgjax.values import by_content

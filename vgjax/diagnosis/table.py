@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vgjax.diagnosis.readings import Path, Row
-from vgjax.diagnosis.verdict import BREAK, inner, leaves_range, line_of, named, number, rate
+from vgjax.diagnosis.verdict import BREAK, inner, leaves_range
+from vgjax.diagnosis.words import line_of, named, number, rate
 
 HEAD = ("state", "where", "shape", "rms", "|dL/dh|", "back", "|dL/dW|", "zeros", "saturated", "")
 """``back`` is the factor by which the gradient changes on its way back through the layer that makes the state."""
