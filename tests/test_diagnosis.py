@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from sick_models import CLASSES, HE, KEY, WIDTH, X, Y, cross_entropy, stack
+from sick_models import CLASSES, HE, KEY, MODELS, WIDTH, X, Y, cross_entropy, stack
 
 import vgjax as vg
 from vgjax.cli import main
 from vgjax.diagnosis import Diagnosis, Frontier, Path, Readings, Row, judge
 from vgjax.diagnosis.models import read_model
 from vgjax.diagnosis.table import HEAD
-from vgjax.diagnosis.verdict import number, theil_sen
+from vgjax.diagnosis.verdict import theil_sen
+from vgjax.diagnosis.words import number
 
 INF = math.inf
 
@@ -132,7 +133,8 @@ def test_an_offset_of_zero_hides_nothing():
 def test_leaving_the_range_is_an_explosion_if_the_signal_grew_towards_it():
     grown = {f"at_{i}": {"log_rms": 1.0 * i, "dtype": "float16"} for i in range(21)}
     found = judge(readings(-1.0, **grown))
-    assert (found.word, found.at) == ("exploding", "layers/12 (model.py:12)")  # e^12 > 65504 > e^11
+    # The largest of 512 Gaussian entries is 3.5 times their rms: 3.5 e^10 > 65504 > 3.5 e^9.
+    assert (found.word, found.at) == ("exploding", "layers/10 (model.py:10)")
     assert "there it leaves float16" in found.sentence
     found = judge(readings(0.0, at_4={"log_rms": 12.0, "dtype": "float16"}))
     assert (found.word, found.at) == ("non-finite", "layers/4 (model.py:4)")
@@ -168,6 +170,13 @@ def test_a_recurrence_is_judged_by_its_steps_and_may_begin_at_zero():
     )
 
 
+def test_steps_that_the_loss_does_not_see_are_padding():
+    steps = tuple(row(0, -INF if i > 30 else 0.0, step=i) for i in range(41))
+    path = Path("rnn.py:3 (f)", "time", steps)
+    found = judge(dataclasses.replace(readings(0.0, 1), paths=(*readings(0.0, 1).paths, path)))
+    assert (found.word, found.layers) == ("healthy", 30)
+
+
 def test_where_gradient_has_other_ways_ends_and_breaks_say_nothing():
     """States of other sizes lie between: in a U-Net norms change with every pooling."""
     for ends in (True, False):
@@ -191,21 +200,21 @@ def test_what_lies_beside_the_path_may_be_dead_or_detached():
 
 def test_remarks_say_what_a_plot_of_weight_gradients_would_have_shown():
     """dL/dW is the gradient times the signal: where both fall, one forward and one backward, it is even."""
-    falls = {f"at_{i}": {"log_rms": -0.4 * i} for i in range(21)}
+    falls = {f"at_{i}": {"log_rms": -0.4 * i, "log_parameter_gradient": 0.0} for i in range(21)}
     flat = Diagnosis(readings(0.4, **falls))
     assert any("weight gradients would look even" in remark for remark in flat.remarks)
     assert any("the signal itself shrinks by 3.4e-04" in remark for remark in flat.remarks)
-    steep = {f"layers/{i}": 0.4 * i for i in range(22)}
-    same = Diagnosis(dataclasses.replace(readings(0.4), parameter_gradients=steep))
+    steep = {f"at_{i}": {"log_parameter_gradient": 0.4 * i} for i in range(21)}
+    same = Diagnosis(readings(0.4, **steep))
     assert any("shows the same" in remark for remark in same.remarks)
-    cries = Diagnosis(dataclasses.replace(readings(0.0), parameter_gradients=steep))
+    cries = Diagnosis(readings(0.0, **steep))
     assert any("and mislead" in remark for remark in cries.remarks)
 
 
 def test_remarks_name_what_is_easily_overlooked():
     told = dataclasses.replace(
         readings(0.0),
-        parameter_gradients={"unused/kernel": -INF},
+        parameter_gradients={"layers/0": 0.0, "unused/kernel": -INF},
         constants=(((512, 512), "model.py:3 (f)"),),
         opaque=(("custom_vjp_call", "model.py:4 (f)"),),
         frontier=(Frontier("first", -1.0, -9.0), Frontier("last", 0.0, -1.0)),
@@ -216,7 +225,7 @@ def test_remarks_name_what_is_easily_overlooked():
     for part in (
         "no gradient reaches unused/kernel: not used, or detached",
         "an array of shape (512, 512) is a constant of the function (model.py:3 (f)): JAX gives it no gradient",
-        "custom_vjp_call (model.py:4 (f)) has its own rule",
+        "custom_vjp_call (model.py:4 (f)): it has a rule of its own",
         "the weakest carries 3.4e-04 of it (first)",
         "Hutchinson",
     ):
@@ -485,6 +494,40 @@ def test_what_is_closed_over_is_said():
     assert "no gradient reaches b: not used, or detached" in said
 
 
+def test_parameters_that_are_not_those_that_are_used_are_dead():
+    own = {name: jnp.array(a) for name, a in TWO.items()}
+    found = vg.diagnose((lambda params, x: two_layers(own, x), TWO), X)
+    assert found.verdict.word == "dead"
+    assert "others that the function closes over" in found.verdict.sentence
+
+
+class Weight(nnx.Variable):
+    """Of a kind of its own."""
+
+
+class Frozen(nnx.Module):
+    """Whose first kernel is no parameter."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.kernel = Weight(jnp.eye(WIDTH))
+        self.head = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.head(x @ self.kernel)
+
+
+def test_what_looks_like_weights_and_is_no_parameter_is_named():
+    found = vg.diagnose(Frozen(nnx.Rngs(0)), (X, Y), cross_entropy)
+    assert (
+        "an array of shape (64, 64) is a constant of the function (kernel): JAX gives it no gradient" in found.remarks
+    )
+
+
+def test_a_nan_is_found_whatever_jax_looks_for():
+    with jax.debug_nans(True):
+        assert vg.diagnose(*MODELS["a root at 0"].make()).verdict.word == "non-finite"
+
+
 def test_a_model_that_fails_says_so_itself():
     with pytest.raises(TypeError, match="dot_general"):
         vg.diagnose((two_layers, TWO), X[:, :3])
@@ -503,9 +546,12 @@ REFUSED = {
     "model must return floats, .* got int32": lambda: ((lambda p, x: two_layers(p, x).argmax(-1), TWO), X),
     "loss must return one float number": lambda: ((two_layers, TWO), X, lambda output: output),
     r"loss must take \(output\)": lambda: ((two_layers, TWO), X, lambda a, b, c: 0),
-    "model must have a differentiable way": lambda: ((lambda p, x: jnp.sign(two_layers(p, x)), TWO), X),
+    "model must have a way from the batch to its output that gradient passes": lambda: (
+        (lambda p, x: jnp.sign(two_layers(p, x)), TWO),
+        X,
+    ),
     "GiB is the least that this model": lambda: (
-        (lambda p, x: jnp.broadcast_to(p["first"][0, 0], (2**20,) * 2), TWO),
+        (lambda p, x: p["wide"].T @ p["wide"], {"wide": jnp.ones((1, 2**20))}),
         X,
     ),
 }

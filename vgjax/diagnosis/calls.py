@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.checks import RandomKey, kinds, positive_integer
+from vgjax.checks import RandomKey, kinds, nan_is_data, positive_integer
 from vgjax.diagnosis.layout import parameter_names
 from vgjax.diagnosis.models import Model, read_model
 from vgjax.diagnosis.prepared import prepare
@@ -24,6 +24,7 @@ _HEADS = 4
 
 
 @kinds
+@nan_is_data
 def diagnose(
     model: Any,
     batch: Any,
@@ -68,12 +69,13 @@ def diagnose(
     prepared, keys = prepare(told, parameters=parameters), jax.random.split(key, probes)
 
     def read(parameters: Any) -> Readings:
-        return _mean([prepared.read(parameters, key=each) for each in keys])
+        found = _mean([prepared.read(parameters, key=each) for each in keys])
+        return dataclasses.replace(found, constants=(*found.constants, *_weights_beside(told)))
 
     readings = read(told.parameters)
     if not any(path.rows for path in readings.paths):
         end = "loss" if told.has_loss else "output"
-        raise ValueError(f"model must have a differentiable way from parameters or inputs to the {end}, got none")
+        raise ValueError(f"model must have a way from the batch to its {end} that gradient passes, got none")
     return Diagnosis(readings, _behind(readings, told, read, key), describe_machine() | {"vgjax": VERSION})
 
 
@@ -96,6 +98,13 @@ def assert_trainable(
     if not found.is_healthy:
         raise AssertionError(str(found))
     return found
+
+
+def _weights_beside(told: Model) -> list[tuple[tuple[int, ...], str]]:
+    """What looks like weights among what the model keeps beside its parameters (variables of a kind of their own)."""
+    kept = told.rest[0]
+    named = zip(parameter_names(kept), jax.tree.leaves(kept), strict=True)
+    return [(a.shape, name) for name, a in named if a.ndim > 1 and jnp.issubdtype(a.dtype, jnp.inexact)]
 
 
 def _behind(readings: Readings, told: Model, read: Callable[[Any], Readings], key: jax.Array) -> Readings | None:

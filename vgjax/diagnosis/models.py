@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from flax import nnx
 
 from vgjax import memory
 from vgjax.checks import short
+from vgjax.diagnosis.layout import parameter_names
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,26 @@ def read_model(model: Any, batch: Any, loss: Callable[..., Any] | None, key: jax
     _check_output(output, loss)
     ends = (lambda *args: _first(function(*args))) if has_loss else function
     return Model(ends, whole.parameters, inputs, rest, has_loss, lambda p: whole.rebuild(whole.of(p, whole.rest)))
+
+
+def with_parameters(model: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """A model of the same kind, some of whose parameters are others; the one given stays as it is.
+
+    Args:
+        model: as for `read_model`.
+        change: its parameters by path -> those that are to be put in their place.
+
+    Raises:
+        ValueError: what is no model, or has no parameters of these names and shapes.
+    """
+    whole = _whole(model, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(whole.parameters)
+    old = dict(zip(parameter_names(whole.parameters), leaves, strict=True))
+    try:
+        new = change(old)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"model must have the parameters that this was tried on, got {short(model)}") from error
+    return whole.rebuild(whole.of(jax.tree.unflatten(structure, list((old | new).values())), whole.rest))
 
 
 # --- the libraries --------------------------------------------------------------------------------------------------
@@ -294,12 +315,23 @@ def _check_output(output: Any, loss: Callable[..., Any] | None) -> None:
 
 
 def _check_memory(jaxpr: Any, parameters: Any) -> None:
-    """Refuse what cannot fit: parameters with their gradients, and the largest array on the way with its own."""
-    largest = max((_bytes(out.aval) for eqn in jaxpr.eqns for out in eqn.outvars), default=0)
-    needed, there = 2 * (sum(map(_bytes, jax.tree.leaves(parameters))) + largest), _device_memory()
+    """Refuse what cannot fit: parameters with their gradients, and the largest product, which is written out."""
+    largest = max(_products(jaxpr), default=0)
+    needed, there = 2 * sum(map(_bytes, jax.tree.leaves(parameters))) + largest, _device_memory()
     if needed > there:
         size, limit = (f"{n / 2**30:.3g} GiB" for n in (needed, there))
         raise ValueError(f"{size} is the least that this model and its gradients need; it must fit into {limit}")
+
+
+def _products(jaxpr: Any) -> Iterator[int]:
+    """Bytes of what every product and convolution makes, in nested programs too; what is elementwise may be fused."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield _bytes(eqn.outvars[0].aval)
+        for parameter in eqn.params.values():
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from _products(inner)
 
 
 def _bytes(array: Any) -> int:

@@ -17,9 +17,11 @@ import numpy as np
 from vgjax import plots
 from vgjax.checks import kinds, positive_integer
 from vgjax.diagnosis.readings import NAN, Path, Readings
+from vgjax.diagnosis.remarks import remarks
 from vgjax.diagnosis.serialization import plain, readings_from_json, readings_to_json
 from vgjax.diagnosis.table import as_html, as_text, lines, log_gains
-from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest, named, number, rate, remarks
+from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest
+from vgjax.diagnosis.words import named, number, rate
 from vgjax.ensembles.result import NATURAL, import_xarray
 from vgjax.files import read_arrays, whole_file, write_arrays
 from vgjax.values import by_content
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 _DIAGNOSIS = "diagnosis"
 """What the seal of a saved one is of."""
+_PICTURES = 8
+"""On a page: a recurrence inside a loop is a path at each of its steps."""
 
 
 @by_content
@@ -126,7 +130,8 @@ class Diagnosis:
         """
         rows = self._path(path).rows
         marks = [line.mark for line in lines(self._path(path)) if not line.inside]
-        ends = [(math.log(float(jnp.finfo(d).tiny)), largest(d)) for d in {row.dtype for row in rows}]
+        dtypes = {row.dtype for row in rows if jnp.issubdtype(row.dtype, jnp.inexact)} or {"float32"}
+        ends = [(math.log(float(jnp.finfo(dtype).tiny)), largest(dtype)) for dtype in dtypes]
         return plots.gradient_path(
             np.array([row.log_rms for row in rows]),
             np.array([row.log_cotangent for row in rows]),
@@ -143,7 +148,7 @@ class Diagnosis:
         Returns:
             The path.
         """
-        pictures = "".join(self._picture(i) for i in range(len(self.readings.paths)))
+        pictures = "".join(self._picture(i) for i in range(min(_PICTURES, len(self.readings.paths))))
         style = (
             "body {font: 14px sans-serif; margin: 2em} table {border-collapse: collapse; font: 12px monospace} "
             "td, th {padding: 1px 8px; text-align: left; white-space: pre}"

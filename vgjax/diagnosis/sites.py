@@ -1,5 +1,6 @@
 """Maps with weights, the parameters they read, and the activations that follow them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,6 +47,18 @@ class Site:
     loops: tuple[Node, ...]
     parameter: int | None
     weight: Variable | None
+
+    @property
+    def fan_in(self) -> int:
+        """Entries that each entry of the result sums up; 0 for an embedding, which sums none."""
+        position = next((i for i, v in enumerate(self.node.inputs) if v.is_weight), 0)
+        shape, given = self.node.inputs[position].shape, self.node.equation.params
+        if self.node.primitive is primitives.dot_general_p:
+            (contracted, _) = given["dimension_numbers"]
+            return math.prod(shape[axis] for axis in contracted[position])
+        if self.node.primitive is primitives.conv_general_dilated_p:
+            return math.prod(shape) // shape[given["dimension_numbers"].rhs_spec[0]]
+        return 0
 
 
 Parents = tuple[tuple[Node, Graph], ...]

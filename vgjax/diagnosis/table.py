@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vgjax.diagnosis.readings import Path, Row
-from vgjax.diagnosis.verdict import BREAK, largest, line_of, named, number, rate
+from vgjax.diagnosis.verdict import BREAK, inner, leaves_range
+from vgjax.diagnosis.words import line_of, named, number, rate
 
 HEAD = ("state", "where", "shape", "rms", "|dL/dh|", "back", "|dL/dW|", "zeros", "saturated", "")
 """``back`` is the factor by which the gradient changes on its way back through the layer that makes the state."""
@@ -39,12 +40,13 @@ def lines(path: Path) -> list[TableLine]:
     """The rows of a path, each state behind the maps with weights on the way to it, if there are several; of a
     recurrence, whose steps share them, behind those of the first."""
     found: list[TableLine] = []
-    gains = log_gains(path.rows)
+    gains, judged = log_gains(path.rows), {id(row) for row in inner(path)[1:] if path.all_gradient}
     typical = float(np.median([gain for gain in gains if math.isfinite(gain)] or [0.0]))
     for row, gain in zip(path.rows, gains, strict=True):
+        off = gain - typical if id(row) in judged else 0.0
         if len(row.sites) > 1 and not (path.kind == "time" and found):
             found += [_line(site, None, "", inside=True) for site in row.sites]
-        found.append(_line(row, gain, _mark(row, gain - typical if path.all_gradient else 0.0), inside=False))
+        found.append(_line(row, gain, _mark(row, off), inside=False))
     return found
 
 
@@ -113,7 +115,7 @@ def _line(row: Row, gain: float | None, mark: str, *, inside: bool) -> TableLine
 
 def _mark(row: Row, off: float) -> str:
     """What is wrong with a state, in a word."""
-    if not row.log_rms <= largest(row.dtype):
+    if leaves_range(row):
         return "not finite"
     if row.zeros == 1:
         return "dead"

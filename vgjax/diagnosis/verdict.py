@@ -1,5 +1,6 @@
 """The verdict on a model's gradient: one word, one sentence, from quantities that no scale of the loss changes."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from vgjax.checks import kinds
 from vgjax.diagnosis.readings import NAN, Path, Readings, Row
+from vgjax.diagnosis.words import listed, number, place, rate
 from vgjax.values import by_content
 
 LIMIT = 5.0
@@ -128,7 +130,7 @@ def judge(readings: Readings) -> Verdict:
         those = [verdict for verdict in found if verdict.word in words]
         if those:
             worst = max(those, key=lambda verdict: 0.0 if math.isnan(verdict.lost) else abs(verdict.lost))
-            return next(iter(_judge_sites(readings)), worst) if worst.is_healthy else worst
+            return next(_judge_beside(readings), worst) if worst.is_healthy else worst
     return Verdict(Word.UNCLEAR)
 
 
@@ -145,9 +147,16 @@ def judge_behind(readings: Readings, behind: Readings) -> Verdict:
 
 
 def _judge_path(path: Path, readings: Readings) -> Verdict:
+    path = _read_part(path)
     rows = [row for row in path.rows if row.is_layer]
-    of = path.name, path.kind, max(0, len(_inner(path)) - 1)
+    of = path.name, path.kind, max(0, len(inner(path)) - 1)
     return _not_finite(rows, of, readings) or _zero(rows, of, readings) or _flow(path, of)
+
+
+def _read_part(path: Path) -> Path:
+    """A recurrence up to the last step that the loss sees anything of; behind it may be padding."""
+    seen = [i for i, row in enumerate(path.rows) if row.log_cotangent != -math.inf]
+    return dataclasses.replace(path, rows=path.rows[: seen[-1] + 1] if seen else ()) if path.kind == "time" else path
 
 
 _Of = tuple[str, str, int]
@@ -157,7 +166,7 @@ _Of = tuple[str, str, int]
 def _not_finite(rows: Sequence[Row], of: _Of, readings: Readings) -> Verdict | None:
     """A state past its float range: an explosion if the signal grew towards it; or a gradient that is none."""
     for i, row in enumerate(rows):
-        if not row.log_rms <= largest(row.dtype):
+        if leaves_range(row):
             growth = theil_sen([each.log_rms for each in rows[:i]])
             led_there = growth > GROWS and rows[i - 1].log_rms + growth + BREAK > largest(row.dtype)
             word = Word.EXPLODING if led_there else Word.NON_FINITE
@@ -195,23 +204,23 @@ def _zero(rows: Sequence[Row], of: _Of, readings: Readings) -> Verdict | None:
 
 def _flow(path: Path, of: _Of) -> Verdict:
     """Slopes; where the main path is not the only way, its own ends say nothing: states of other sizes lie between."""
-    inner = _inner(path)
-    if len(inner) < 3:
+    states = inner(path)
+    if len(states) < 3:
         return Verdict(Word.UNCLEAR, *of)
-    b = np.array([row.log_cotangent for row in inner])
+    b = np.array([row.log_cotangent for row in states])
     off = _breaks(b) if path.all_gradient else np.zeros(len(b) - 1)
-    typical, layers = b - np.concatenate([[0.0], np.cumsum(off)]), len(inner) - 1
-    slope, forward = theil_sen(typical), theil_sen([row.log_rms for row in inner])
+    typical, layers = b - np.concatenate([[0.0], np.cumsum(off)]), len(states) - 1
+    slope, forward = theil_sen(typical), theil_sen([row.log_rms for row in states])
     ends = float(b[-1] - b[0]) if path.all_gradient else 0.0
     lost = max(slope * layers + float(off.sum()), ends, key=abs)
-    width = float(np.median([row.shape[-1] if row.shape else 1 for row in inner]))
+    width = float(np.median([row.shape[-1] if row.shape else 1 for row in states]))
     # ln of a product of L random layers of n units has a standard deviation of sqrt(5 L / (4 n)) for ReLU (Hanin &
     # Nica 2019, arXiv:1812.05994), less for others: twice that is no fault.
     limit = LIMIT + 2 * math.sqrt(5 * layers / (4 * width))
     word = Word.HEALTHY if abs(lost) < limit else Word.VANISHING if lost > 0 else Word.EXPLODING
-    at, cause = _at_break(inner, off)
+    at, cause = _at_break(states, off)
     if word is Word.VANISHING and not at:
-        cause = _everywhere(inner)
+        cause = _everywhere(states)
     return Verdict(word, *of, slope, forward, lost, limit, at, cause)
 
 
@@ -244,7 +253,7 @@ def _everywhere(rows: Sequence[Row]) -> str:
     return ""
 
 
-def _inner(path: Path) -> list[Row]:
+def inner(path: Path) -> list[Row]:
     """States behind the input and before the head, which have scales of their own; of a recurrence, all."""
     rows = [row for row in path.rows if row.is_layer]
     if path.kind == "time":
@@ -256,8 +265,12 @@ def _inner(path: Path) -> list[Row]:
 # --- beside the path ------------------------------------------------------------------------------------------------
 
 
-def _judge_sites(readings: Readings) -> Iterator[Verdict]:
-    """Maps with weights that no gradient reaches, though the path beside them is alive; of detached ones the last."""
+def _judge_beside(readings: Readings) -> Iterator[Verdict]:
+    """Weights that no gradient reaches, though the path beside them is alive; of detached ones the last."""
+    gradients = readings.parameter_gradients.values()
+    if gradients and all(log == -math.inf for log in gradients):
+        said = "no parameter has any; they are not used, or others that the function closes over, constants to JAX"
+        yield Verdict(Word.DEAD, cause=said)
     for site in readings.sites:
         if site.zeros == 1:
             yield Verdict(Word.DEAD, at=place(site), cause="its activation is 0 everywhere")
@@ -288,71 +301,7 @@ def zero_factors(readings: Readings) -> list[str]:
     return [name for name in readings.zero_parameters if name.rpartition("/")[2] not in offsets]
 
 
-def remarks(readings: Readings, verdict: Verdict) -> list[str]:
-    """What else a person should know, a sentence each."""
-    said = [_of_weight_gradients(readings, verdict), _of_the_signal(verdict), _of_the_frontier(readings)]
-    zero = zero_factors(readings)
-    if zero:
-        said.append(f"exactly 0 by construction: {listed(zero)}; what it multiplies gets no gradient at first")
-    sites = {site.name for site in readings.sites}
-    gone = [name for name, log in readings.parameter_gradients.items() if log == -math.inf and name not in zero]
-    if gone and verdict.word not in (Word.DEAD, Word.ZERO) and not zero:
-        unused = "" if sites & set(gone) else ": not used, or detached"
-        said.append(f"no gradient reaches {listed(gone)}{unused}")
-    for shape, where in readings.constants:
-        said.append(f"an array of shape {shape} is a constant of the function ({where}): JAX gives it no gradient")
-    for what, where in readings.opaque:
-        said.append(f"{what} ({where}) has its own rule of differentiation and is not looked into")
-    if readings.first_inexact:
-        said.append(f"past the float range and not computed exactly from {readings.first_inexact} on")
-    if readings.cotangent == "random":
-        said.append("no loss: random vectors at the output; norms squared estimate ||d out/d h||_F^2 (Hutchinson)")
-    return [sentence for sentence in said if sentence]
-
-
-def _of_weight_gradients(readings: Readings, verdict: Verdict) -> str:
-    """What the usual plot shows: dL/dW is the gradient times the signal, whose growths may cancel."""
-    names = dict.fromkeys(site.name for site in readings.sites)
-    logs = [readings.parameter_gradients.get(name, NAN) for name in names]
-    logs = [log for log in logs if math.isfinite(log)]
-    if len(logs) < 4 or math.isnan(verdict.lost) or verdict.kind == "time":
-        return ""
-    change = theil_sen(logs) * (len(logs) - 1)
-    seen = abs(change) >= verdict.limit
-    if seen == (verdict.word in (Word.VANISHING, Word.EXPLODING)):
-        return f"a plot of weight gradients shows the same: {number(-change)} from the last to the first"
-    if seen:
-        return (
-            f"a plot of weight gradients would show {number(-change)} from the last to the first and mislead: "
-            "dL/dW is the gradient times the signal, and here it is the signal that changes"
-        )
-    return (
-        f"a plot of weight gradients would look even ({number(-change)} from the last to the first) and mislead: "
-        "dL/dW is the gradient times the signal, and the two cancel"
-    )
-
-
-def _of_the_signal(verdict: Verdict) -> str:
-    change = verdict.forward_slope * verdict.layers
-    if math.isnan(change) or abs(change) < verdict.limit:
-        return ""
-    return f"the signal itself {'grows' if change > 0 else 'shrinks'} by {number(change)} on its way forward"
-
-
-def _of_the_frontier(readings: Readings) -> str:
-    """Without cuts, what reaches the input and what the deep way gets are two numbers."""
-    if len(readings.frontier) < 2:
-        return ""
-    first, last = readings.frontier[0], readings.frontier[-1]
-    smallest = min(readings.frontier, key=lambda part: part.log_smallest - part.log_cotangent)
-    return (
-        f"the gradient has several ways: in all it changes by {number(first.log_cotangent - last.log_cotangent)} from "
-        f"the output to the input, the weakest carries {number(smallest.log_smallest - smallest.log_cotangent)} of it "
-        f"({smallest.where})"
-    )
-
-
-# --- words and numbers ----------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------------------------
 
 
 def theil_sen(values: Iterable[float]) -> float:
@@ -366,49 +315,16 @@ def theil_sen(values: Iterable[float]) -> float:
     return float(np.median((y[x[j]] - y[x[i]]) / (x[j] - x[i])))
 
 
+def leaves_range(row: Row) -> bool:
+    """Whether an entry leaves the range of the dtype: the largest of n Gaussian ones is sqrt(2 ln n) of their rms."""
+    above = math.log(max(1.0, 2 * math.log(max(1, math.prod(row.shape))))) / 2
+    return not row.log_rms + above <= largest(row.dtype)
+
+
 def largest(dtype: str) -> float:
-    """ln of the largest number of a float dtype."""
-    return math.log(float(jnp.finfo(dtype).max))
-
-
-def place(row: Row) -> str:
-    """Where a row is in the model and in the code."""
-    where = line_of(row)
-    return f"{named(row)} ({where})" if where else named(row)
-
-
-def named(row: Row) -> str:
-    """Its name, with the step of the loop."""
-    return row.name if row.step is None else f"{row.name}[{row.step}]"
-
-
-def line_of(row: Row) -> str:
-    """``model.py:212``: without folders and function."""
-    return row.where.partition(" ")[0].rpartition("/")[2]
+    """ln of the largest number of a float dtype; infinite of others, which are not computed with."""
+    return math.log(float(jnp.finfo(dtype).max)) if jnp.issubdtype(dtype, jnp.inexact) else math.inf
 
 
 def _names(row: Row) -> set[str]:
     return {row.name, *(site.name for site in row.sites)}
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """Names in a row, the first few of many."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def rate(log: float) -> str:
-    """A factor a layer: ``0.31``, ``1.02``."""
-    return f"{math.exp(log):.2f}" if abs(log) < 2 else number(log)
-
-
-def number(log: float) -> str:
-    """A number of which only the logarithm is known, which may lie past every float range: ``0.31``, ``2.4e-93``."""
-    if math.isnan(log):
-        return "nan"
-    if math.isinf(log):
-        return "inf" if log > 0 else "0"
-    if -7 < log < 9:
-        return f"{math.exp(log):.2g}" if log < 4.6 else f"{math.exp(log):.0f}"
-    exponent = math.floor(log / math.log(10))
-    digits = f"{math.exp(log - exponent * math.log(10)):.1f}"
-    return f"{digits}e{exponent:+03d}" if digits != "10.0" else f"1.0e{exponent + 1:+03d}"
