@@ -105,7 +105,7 @@ def strengths_of(parameters: Any, layers: int, modes: int) -> np.ndarray:
 def flow(layers: int, ends: Sequence[float], starts: Sequence[float], times: np.ndarray) -> np.ndarray:
     """Strengths of the modes under gradient flow, shape ``(times, modes)``."""
     data, start = examples(layers, ends), aligned(layers, starts)
-    found = vg.train_continuously(start, vg.Scales(), data, times, dtype="float64", rtol=1e-8)
+    found = vg.training.train_continuously(start, vg.Scales(), data, times, dtype="float64", rtol=1e-8)
     assert found.succeeded, found.status
     return np.stack([strengths_of(found.at(i), layers, len(ends)) for i in range(len(times))])
 

@@ -128,7 +128,7 @@ def flow(
     network: vg.Network, kernels: list[np.ndarray], times: np.ndarray, solver: str = "tsit5"
 ) -> ContinuousTraining:
     parameters = with_kernels(network, kernels)
-    return vg.train_continuously(parameters, vg.Scales(), TARGETS, times, solver=solver, max_steps=STEPS)
+    return vg.training.train_continuously(parameters, vg.Scales(), TARGETS, times, solver=solver, max_steps=STEPS)
 
 
 def kernels_of(found: ContinuousTraining) -> list[np.ndarray]:
@@ -238,7 +238,7 @@ def test_a_nonlinear_network_against_explicit_steps():
     )
     moving = ravel_pytree(by_name(network, lambda name, shape: np.full(shape, name in ("kernel", "bias", "scale"))))[0]
     xs, labels = RNG.normal(size=(9, 3)), np.arange(9) % 2
-    found = vg.train_continuously(drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8")
+    found = vg.training.train_continuously(drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8")
 
     scaled = [
         {**part, "kernel": 1.3 * part["kernel"], "bias": 0.4 * part["bias"]} for part in (drawn.stem, *drawn.stages)
@@ -285,7 +285,7 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence():
 
     def refused(match: str, data: vg.data.Examples = TARGETS, times: object = (1.0,), **others: object) -> None:
         with pytest.raises(ValueError, match=match):
-            vg.train_continuously(others.pop("parameters", drawn), vg.Scales(), data, times, **others)
+            vg.training.train_continuously(others.pop("parameters", drawn), vg.Scales(), data, times, **others)
 
     refused("times must be finite and not negative, got -1", times=[-1.0, 0.0])
     refused(r"times must increase \(in float32\), got 1 behind 1", times=[0.0, 1.0, 1.0 + 1e-9], dtype="float32")
@@ -307,4 +307,4 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence():
 def test_without_diffrax_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
     with pytest.raises(ImportError, match=r"continuous training needs diffrax: pip install 'vgjax\[ode\]'"):
-        vg.train_continuously(with_kernels(linear(2), [AXES, AXES]), vg.Scales(), TARGETS, [1.0])
+        vg.training.train_continuously(with_kernels(linear(2), [AXES, AXES]), vg.Scales(), TARGETS, [1.0])

@@ -68,7 +68,7 @@ OF_ONE: dict[str, Call] = {
     "log_singular_values": vg.log_singular_values,
     "lyapunov_exponents": vg.lyapunov_exponents,
     "log_determinant": lambda p, s, x: vg.log_determinant(p, s, x),
-    "train_continuously": lambda p, s, x: vg.train_continuously(p, s, data_of(p.network), [0.0, 0.1]),
+    "train_continuously": lambda p, s, x: vg.training.train_continuously(p, s, data_of(p.network), [0.0, 0.1]),
 }
 
 

@@ -7,6 +7,7 @@ from vgjax import activations, blocks, data, diagnosis, ensembles, measure, netw
 from vgjax.activations import Activation
 from vgjax.comparison import compare
 from vgjax.diagnosis.calls import assert_trainable, diagnose
+from vgjax.diagnosis.watching import watch
 from vgjax.ensembles.measurement import measurement
 from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
 from vgjax.ensembles.remedies import first_steps, remedies
@@ -38,7 +39,6 @@ from vgjax.networks.layers import forward
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import init
 from vgjax.networks.trainable import absorb_scales
-from vgjax.training.continuous import train_continuously
 from vgjax.training.loop import train
 from vgjax.training.teacher_student import teacher
 from vgjax.training.trainability import trainable_depth, trainings
@@ -59,9 +59,9 @@ __all__ = [
     "sweep", "gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius",
     "trainings", "first_steps", "measurement", "Result", "load", "remedies",
     # any other model
-    "diagnose", "assert_trainable",
+    "diagnose", "assert_trainable", "watch",
     # training
-    "train", "train_continuously", "trainable_depth", "teacher",
+    "train", "trainable_depth", "teacher",
     # theory beside measurement
     "compare", "theory",
     # wings

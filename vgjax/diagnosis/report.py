@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import plots
-from vgjax.checks import kinds, positive_integer
+from vgjax.checks import kinds, known, positive_integer
 from vgjax.diagnosis.readings import NAN, Path, Readings
 from vgjax.diagnosis.remarks import remarks
 from vgjax.diagnosis.serialization import plain, readings_from_json, readings_to_json
@@ -108,6 +108,22 @@ class Diagnosis:
             name = named(row) if parts is None else "/".join(row.name.split("/")[:parts])
             budget[name] = budget.get(name, 0.0) + gain
         return budget
+
+    @kinds
+    def without(self, name: str, *, path: int = 0) -> float:
+        """ln of what the gradient would gain over the whole path if one layer handed it on as it is (its Jacobian the
+        identity); the layers are those of `blame`.
+
+        Args:
+            name: of the layer.
+            path: which of the readings' paths, by number.
+
+        Raises:
+            ValueError: an unknown layer; the nearest known one is named.
+        """
+        budget = self.blame(path=path)
+        known("the name of a layer", name, budget)
+        return sum(gain for each, gain in budget.items() if each != name)
 
     @kinds
     def since(self, before: "Diagnosis") -> "Change":

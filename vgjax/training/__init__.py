@@ -2,7 +2,7 @@
 
 from vgjax.training.boundary import BoxCount, box_dimension, zoom
 from vgjax.training.config import SnapshotConfig
-from vgjax.training.continuous import ContinuousTraining
+from vgjax.training.continuous import ContinuousTraining, train_continuously
 from vgjax.training.loop import Snapshots, Training
 from vgjax.training.trainability import best
 
@@ -14,5 +14,6 @@ __all__ = [
     "Training",
     "best",
     "box_dimension",
+    "train_continuously",
     "zoom",
 ]

@@ -30,6 +30,7 @@ _ROUNDS = 8
 """Of rescaling: one factor changes all states behind it. ReLU needs 2, tanh and sigmoid 5 to 6 (measured)."""
 _MOST = 2.0
 """ln of the largest factor of one round: a saturated layer answers to more with a jump."""
+_UNIT_FACTOR = "kernels at unit"
 _UNIT = 0.02
 """ln of a layer's factor that counts as 1."""
 
@@ -105,19 +106,16 @@ def proposals(
     if trial.before.is_healthy:
         return []
     tried = sorted((found for make in _CHANGES for found in make(trial)), key=_rank)
-    if tried and not _is_done(tried[0]):
-        tried = sorted([*tried, *_rescaled(trial, tried[0])], key=_rank)
-    return tried + _advice(trial.before) + ([] if tried and tried[0].helps else [_other_architecture(trial)])
+    best = next((each for each in tried if not each.name.startswith(_UNIT_FACTOR)), None)
+    if best is not None and best is tried[0] and abs(best.after.lost) >= 1:  # something is left to be rescaled
+        tried = sorted([*tried, *_rescaled(trial, best)], key=_rank)
+    helped, flows = any(each.helps for each in tried), trial.before.word in (Word.VANISHING, Word.EXPLODING)
+    return ([_other_architecture(trial)] if flows and not helped else []) + tried + _advice(trial.before)
 
 
 def _rank(proposal: Proposal) -> tuple[int, float]:
     lost = proposal.after.lost
     return int(not proposal.after.is_healthy), abs(lost) if math.isfinite(lost) else math.inf
-
-
-def _is_done(proposal: Proposal) -> bool:
-    """Whether nothing is left to be rescaled: less than a factor of e over the whole path."""
-    return abs(proposal.after.lost) < 1
 
 
 def _advice(before: Verdict) -> list[Proposal]:
@@ -178,7 +176,7 @@ def _rescaled(trial: _Trial, first: Proposal | None = None) -> Iterator[Proposal
     changed = {} if first is None or first.change is None else first.change(trial.leaves)
     for way, (what, off) in ways.items():
         factors = _solved(trial, trial.leaves | changed, off)
-        name = f"kernels at unit {way} factor"
+        name = f"{_UNIT_FACTOR} {way} factor"
         advice = f"rescale {len(factors)} kernels, each by its own factor, so that every layer keeps the {what}"
         if factors and first is not None and first.change is not None:
             name, advice = f"{first.name}, then {name}", f"{first.advice}, then {advice}"
