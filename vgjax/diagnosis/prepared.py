@@ -13,7 +13,7 @@ from vgjax.diagnosis.exact import as_float, exact_forward, exact_loop_backward, 
 from vgjax.diagnosis.forward import Forward, forward
 from vgjax.diagnosis.graphs import Variable, is_inexact, trace
 from vgjax.diagnosis.models import Model
-from vgjax.diagnosis.numbers import Numbers, left_range
+from vgjax.diagnosis.numbers import Numbers, left_range, signals_are_doubtful
 from vgjax.diagnosis.paths import Way, Ways
 from vgjax.diagnosis.pieces import Compiled, Part, divide
 from vgjax.diagnosis.readings import NAN, Path, Readings
@@ -85,14 +85,14 @@ class Prepared:
         """What `read` reads, by variable of the graph."""
         given = self.model.parameters if parameters is None else parameters
         values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
-        numbers = self._passes(forward(self.program, values, self.compiled, False), careful=False)
-        if not numbers.are_doubtful():
-            return numbers
-        done = forward(self.program, values, self.compiled, True)
-        if left_range(done.signals):
-            exact = exact_forward(self.program, values, self.compiled)
-            return self._passes(exact.forward, careful=True, exact=exact.exact)
-        return self._passes(done, careful=True)
+        done = forward(self.program, values, self.compiled, False)
+        if signals_are_doubtful(done.signals):
+            done = forward(self.program, values, self.compiled, True)
+            if left_range(done.signals):
+                exact = exact_forward(self.program, values, self.compiled)
+                return self._passes(exact.forward, careful=True, exact=exact.exact)
+        numbers = self._passes(done, careful=False)
+        return self._passes(done, careful=True) if numbers.are_doubtful() else numbers
 
     def _passes(self, done: Forward, *, careful: bool, exact: dict[Part, Any] | None = None) -> Numbers:
         """The backward pass after a forward one, and what both have read."""
