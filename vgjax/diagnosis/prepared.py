@@ -1,5 +1,6 @@
 """A model traced, laid out and ready to be read: again and again with other parameters of the same shapes."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -146,17 +147,15 @@ class Prepared:
         )
 
     def _paths(self, way: Way, rows: Rows) -> list[Path]:
-        """A way's path; of a recurrence inside other loops one for each of their steps."""
-        indices = list(np.ndindex(*(node.steps for node in way.outer)))
-        return [
-            Path(
-                way.name if way.kind == "depth" else ", ".join([rows.name_of_way(way), way.name, *map(str, index)]),
-                way.kind,
-                tuple(rows.of_way(way, index)),
-                way.all_gradient,
-            )
-            for index in indices
+        """A way's path; of a recurrence inside other loops one for each of their steps, of one that did not run none."""
+        if way.kind == "depth":
+            return [Path(way.name, way.kind, tuple(rows.of_way(way, ())), way.all_gradient)]
+        name = f"{rows.name_of_way(way)}, {way.name}"
+        paths = [
+            Path(", ".join([name, *map(str, index)]), way.kind, tuple(rows.of_way(way, index)))
+            for index in np.ndindex(*(node.steps for node in way.outer))
         ]
+        return [path for path in paths if not all(math.isnan(row.log_cotangent) for row in path.rows)]
 
     def _opaque(self) -> tuple[tuple[str, str], ...]:
         nodes = [node for node in self.graph.all_nodes() if node.name in OPAQUE]
