@@ -125,7 +125,7 @@ class Prepared:
         return drawn / jnp.linalg.norm(drawn)
 
     def _readings(self, numbers: Numbers) -> Readings:
-        rows = Rows(self.names, numbers)
+        rows = Rows(self.names, self.parameters, numbers)
         cotangent: Literal["loss", "random"] = "loss" if self.model.has_loss else "random"
         gradients = {
             name: numbers.log_cotangent(variable)
