@@ -238,7 +238,9 @@ def test_a_nonlinear_network_against_explicit_steps():
     )
     moving = ravel_pytree(by_name(network, lambda name, shape: np.full(shape, name in ("kernel", "bias", "scale"))))[0]
     xs, labels = RNG.normal(size=(9, 3)), np.arange(9) % 2
-    found = vg.training.train_continuously(drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8")
+    found = vg.training.train_continuously(
+        drawn, scales, vg.data.Examples(xs, labels), [0.0, 2.0, 6.0], solver="dopri8"
+    )
 
     scaled = [
         {**part, "kernel": 1.3 * part["kernel"], "bias": 0.4 * part["bias"]} for part in (drawn.stem, *drawn.stages)

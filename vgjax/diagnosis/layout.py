@@ -9,6 +9,7 @@ import numpy as np
 from vgjax.diagnosis.dataflow import mark
 from vgjax.diagnosis.graphs import is_inexact, trace
 from vgjax.diagnosis.paths import State, Way, Ways
+from vgjax.diagnosis.pieces import Compiled
 from vgjax.diagnosis.sites import Site, Sites
 
 
@@ -20,6 +21,7 @@ class Layout:
         parameters, inputs, rest: pytrees of arrays that it is traced at.
         has_loss: whether the first output alone is what gradient comes from.
         checkpoints: as for `vgjax.diagnosis.graphs.trace`.
+        compiled: as for `vgjax.diagnosis.sites.Sites`.
 
     Attributes:
         names: paths of the parameters, in the order of their tree.
@@ -38,6 +40,7 @@ class Layout:
         *,
         has_loss: bool = True,
         checkpoints: bool = False,
+        compiled: Compiled | None = None,
     ) -> None:
         self.names = parameter_names(parameters)
         self.graph = trace(function, parameters, inputs, rest, checkpoints=checkpoints)
@@ -51,7 +54,7 @@ class Layout:
         mark(self.graph)
         outputs = self.graph.outputs[:1] if has_loss else self.graph.outputs
         self.sinks = [variable for variable in outputs if variable.is_state]
-        self.sites = Sites(self.graph, [int(np.size(leaf)) for leaf in leaves])
+        self.sites = Sites(self.graph, [int(np.size(leaf)) for leaf in leaves], compiled)
         self.ways: list[Way] = Ways(self.graph, self.sites, self.sinks).all
 
     def states(self) -> list[State]:

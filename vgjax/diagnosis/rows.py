@@ -51,7 +51,8 @@ class Rows:
         """A state at one step of the loops it stands in."""
         variable = state.variables[0]
         own = state.sites[0] if state.sites and state.sites[0].variable in state.variables else None
-        zeros, saturated = self._numbers.shares(variable, index) if len(state.variables) == 1 else (NAN, NAN)
+        preactivation = own.preactivation if own else variable
+        zeros, saturated = self._numbers.shares(preactivation, index) if len(state.variables) == 1 else (NAN, NAN)
         return Row(
             name=self._layout.state_name(state),
             where=state.maker.where if state.maker else "",
@@ -70,7 +71,7 @@ class Rows:
     def of_site(self, site: Site, index: Index = (), step: int | None = None) -> Row:
         """A map with weights, joined over the steps of loops that the index does not name."""
         variable = site.variable
-        zeros, saturated = self._numbers.shares(variable, index)
+        zeros, saturated = self._numbers.shares(site.preactivation, index)
         return Row(
             name=self._layout.site_name(site),
             where=site.node.where,
@@ -101,7 +102,10 @@ class Rows:
         return names[0] if names else f"{_last_node(part).name} at {_last_node(part).where}"
 
     def _parameter_gradient(self, site: Site, index: Index) -> float:
-        return NAN if site.weight is None else self._numbers.log_cotangent(site.weight, index)
+        """Of the slice that the site reads, or of the whole parameter where its weight is made of it in another way."""
+        if site.parameter is None:
+            return NAN
+        return self._numbers.log_cotangent(site.weight or self._layout.parameters[site.parameter], index)
 
 
 def _last_node(part: Part) -> Node:

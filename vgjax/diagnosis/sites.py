@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vgjax.diagnosis.dataflow import SHAPES, is_weighted
-from vgjax.diagnosis.graphs import Graph, Node, Nonlinearity, Variable, evaluate_all, is_inexact
+from vgjax.diagnosis.graphs import Graph, Node, Nonlinearity, Variable, evaluate_all
 from vgjax.diagnosis.pieces import Compiled
 
 _SLICES = {primitives.slice_p, primitives.dynamic_slice_p}
@@ -18,8 +18,10 @@ _SLICES = {primitives.slice_p, primitives.dynamic_slice_p}
 _AFFINE = SHAPES | {primitives.add_p, primitives.sub_p}
 """What a bias is added by, and what may stand between it and the product."""
 
-_LINEAR = _AFFINE | {primitives.neg_p, primitives.mul_p, primitives.div_p}
-"""Elementwise, and no activation on its own."""
+_NO_ACTIVATION = {
+    *_AFFINE, primitives.neg_p, primitives.mul_p, primitives.div_p, primitives.square_p, primitives.integer_pow_p
+}  # fmt: skip
+"""What makes no activation alone: norms and losses take squares too."""
 
 _ELEMENTWISE = {
     "abs", "add", "add_any", "and", "clamp", "convert_element_type", "copy", "cos", "custom_jvp_call", "div", "eq",
@@ -36,6 +38,7 @@ class Site:
     Attributes:
         node: the product, convolution or embedding.
         variable: its result, with the bias.
+        preactivation: what the activation that follows takes: that result, or its sum with others.
         loops: those it stands in, outermost first.
         parameter: position of the largest parameter in its weight.
         weight: the parameter itself, or the slice of it that is read here; None where the weight is made of
@@ -44,6 +47,7 @@ class Site:
 
     node: Node
     variable: Variable
+    preactivation: Variable
     loops: tuple[Node, ...]
     parameter: int | None
     weight: Variable | None
@@ -66,12 +70,19 @@ Parents = tuple[tuple[Node, Graph], ...]
 
 
 class Sites:
-    """All sites of a graph, nested ones too; every variable of theirs is marked as read."""
+    """All sites of a graph, nested ones too; every variable of theirs is marked as read.
 
-    def __init__(self, graph: Graph, sizes: list[int]) -> None:
+    Args:
+        graph: a whole one.
+        sizes: entries of each parameter.
+        compiled: finds the activations that follow; None leaves them out.
+    """
+
+    def __init__(self, graph: Graph, sizes: list[int], compiled: Compiled | None) -> None:
         self.all: list[Site] = []
         self._of_node: dict[Node, Site] = {}
         self._sizes = sizes
+        self._compiled = compiled
         self._gather(graph, ())
 
     def of(self, node: Node) -> list[Site]:
@@ -92,11 +103,13 @@ class Sites:
         reads = [position for v in weights for position in v.parameters]
         variable = _with_bias(node.outputs[0], graph)
         variable.read = True
+        preactivation = variable if self._compiled is None else _preactivation(variable, graph, self._compiled)
+        preactivation.read = True
         weight = parameter_slice(max(weights, key=lambda v: v.size), parents)
         if weight is not None:
             weight.read = True
         loops = tuple(parent for parent, _ in parents if parent.kind == "loop")
-        return Site(node, variable, loops, max(reads, key=self._sizes.__getitem__, default=None), weight)
+        return Site(node, variable, preactivation, loops, max(reads, key=self._sizes.__getitem__, default=None), weight)
 
 
 def _with_bias(result: Variable, graph: Graph) -> Variable:
@@ -109,6 +122,20 @@ def _with_bias(result: Variable, graph: Graph) -> Variable:
         (here,) = user.outputs
         result = here if user.primitive not in SHAPES else result
     return result
+
+
+def _preactivation(result: Variable, graph: Graph, compiled: Compiled) -> Variable:
+    """What the activation after a map takes: its result, or the sum that it is one term of, as in a recurrent cell."""
+    here = result
+    while True:
+        here.nonlinearity = here.nonlinearity or find_nonlinearity(here, compiled)
+        if here.nonlinearity is not None:
+            return here
+        if len(here.users) != 1 or here in graph.outputs or here.users[0].primitive is not primitives.add_p:
+            return result
+        (here,) = here.users[0].outputs
+        if here.shape != result.shape:
+            return result
 
 
 def parameter_slice(weight: Variable, parents: Parents) -> Variable | None:
@@ -143,8 +170,21 @@ def parameter_slice(weight: Variable, parents: Parents) -> Variable | None:
 
 
 def find_nonlinearity(argument: Variable, compiled: Compiled) -> Nonlinearity | None:
-    """The activation that a variable goes through: the first elementwise, not affine function of it alone that all its
-    elementwise uses lead to."""
+    """The activation that a variable goes through: the first elementwise function of it alone that all its elementwise
+    uses lead to, and that is more than a polynomial."""
+    inside = _functions_of(argument)
+    for value in inside:
+        nodes = _between(value, inside)
+        hidden = {argument, *(v for node in nodes for v in node.outputs)} - {value}
+        behind = (node for node in inside.values() if node not in nodes)
+        alone = not any(v in hidden for node in behind for v in node.inputs)
+        if alone and value.differentiable and any(node.primitive not in _NO_ACTIVATION for node in nodes):
+            return _with_steepest(Nonlinearity(nodes, argument, value), compiled)
+    return None
+
+
+def _functions_of(argument: Variable) -> dict[Variable, Node]:
+    """The variables that are elementwise functions of one alone, each with its node, in order."""
     inside: dict[Variable, Node] = {}
     candidates = list(dict.fromkeys(argument.users))
     while candidates:
@@ -156,18 +196,10 @@ def find_nonlinearity(argument: Variable, compiled: Compiled) -> Nonlinearity | 
         if output not in inside:
             inside[output] = node
             candidates += [user for user in output.users if user not in candidates]
-    for value in inside:
-        nodes = _between(argument, value, inside)
-        hidden = {argument, *(v for node in nodes for v in node.outputs)} - {value}
-        behind = (node for node in inside.values() if node not in nodes)
-        alone = not any(v in hidden for node in behind for v in node.inputs)
-        if alone and any(node.primitive not in _LINEAR for node in nodes):
-            found = Nonlinearity(nodes, argument, value)
-            return _with_steepest(found, compiled) if is_inexact(value) and value.differentiable else None
-    return None
+    return inside
 
 
-def _between(argument: Variable, value: Variable, inside: dict[Variable, Node]) -> list[Node]:
+def _between(value: Variable, inside: dict[Variable, Node]) -> list[Node]:
     """The nodes that a value is computed by, in order."""
     needed = _ancestors(value, inside) | {value}
     return [node for v, node in inside.items() if v in needed]
