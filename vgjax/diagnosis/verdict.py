@@ -114,7 +114,7 @@ class Verdict:
         if self.word is Word.HEALTHY:
             return f"the gradient changes by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
         change = "grows" if self.word is Word.EXPLODING else "shrinks"
-        if abs(self.slope * self.layers) < self.limit:  # single layers do it
+        if self.at and abs(self.slope * self.layers) < self.limit:  # single layers do it
             return f"the gradient {change} by {whole} over your {self.layers} {unit}s"
         if self.word is Word.EXPLODING:
             return f"the gradient grows by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
