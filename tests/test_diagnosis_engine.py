@@ -422,7 +422,7 @@ def test_the_lower_of_two_recurrences_past_the_range():
     (path,) = (path for path in readings.paths if path.rows[0].name.startswith("lower"))
     logs = [row.log_cotangent for row in path.rows[:steps]]
     assert truth[0] < -130
-    np.testing.assert_allclose(logs, truth, rtol=0, atol=1e-3)  # slopes of tanh in float32
+    np.testing.assert_allclose(logs, truth, rtol=0, atol=3e-4)  # slopes of tanh in float32
 
 
 def exploding(loss: Callable[[jax.Array], jax.Array]) -> Model:

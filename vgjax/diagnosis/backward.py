@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from vgjax.diagnosis.cotangents import Cotangents
 from vgjax.diagnosis.forward import (
+    LIFT,
     Forward,
     Run,
     Squares,
@@ -50,9 +51,6 @@ Pulls = tuple[Callable[..., Pulled], Callable[..., Pulled]]
 
 Front = tuple[Part, list[Squares]]
 """A part, and the gradient by each state that is alive after it."""
-
-LIFT = 30
-"""Cotangents are read in sums that hold norms of 1e-24 to 1e6: a mean loss of a large batch has small ones."""
 
 
 def backward(

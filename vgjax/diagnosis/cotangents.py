@@ -14,8 +14,9 @@ from jax import Array
 from vgjax.diagnosis.graphs import Variable
 from vgjax.floatexp import ZERO, FloatExp, add, power_of_two
 
-APART = 60
-"""Octaves from which on numbers are kept apart."""
+APART = 30
+"""Octaves from which on numbers are kept apart. A band of steps spans as many, and 32 more where its exponents are 0;
+another that is added to it as many again; float32 has 34 left for the entries of one step."""
 
 _add = jax.jit(add)
 

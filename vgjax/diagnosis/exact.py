@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from vgjax.diagnosis.backward import LIFT, Pulled, body_wanted, loop_backward, pull, step_backward, wanted
+from vgjax.diagnosis.backward import Pulled, body_wanted, loop_backward, pull, step_backward, wanted
 from vgjax.diagnosis.cotangents import one_exponent
 from vgjax.diagnosis.forward import (
+    LIFT,
     Forward,
     Run,
     Signal,

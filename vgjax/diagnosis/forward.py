@@ -20,6 +20,11 @@ NOT_TAKEN = -1.0
 """Stands for what is read in a branch that was not taken; no sum of squares and no share is negative."""
 
 
+LIFT = 30
+"""Cotangents and weights are read in sums that hold norms of 1e-24 to 1e6: a mean loss of a large batch has small
+ones."""
+
+
 class Squares(NamedTuple):
     """A sum of squares, ``total * 4**exponent``; a leading axis of steps in loops; `NOT_TAKEN` in such a branch."""
 
@@ -54,7 +59,7 @@ def inline(function: Callable[..., Any], part: Part, *static: Any) -> Callable[.
 
 def signal(variable: Variable, number: FloatExp, careful: bool) -> Signal:
     """What is read of a value."""
-    squares = squares_of(number, careful)
+    squares = squares_of(number, careful, LIFT if variable.is_weight else 0)
     if variable.nonlinearity is None:
         return Signal(squares, None, None)
     f = variable.nonlinearity

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.diagnosis.backward import LIFT, Front
-from vgjax.diagnosis.forward import NOT_TAKEN, Signal, Squares
+from vgjax.diagnosis.backward import Front
+from vgjax.diagnosis.forward import LIFT, NOT_TAKEN, Signal, Squares
 from vgjax.diagnosis.graphs import Variable
 from vgjax.diagnosis.pieces import Part
 from vgjax.diagnosis.readings import NAN
@@ -58,7 +58,7 @@ class Numbers:
     def are_doubtful(self) -> bool:
         """Whether the careful pass is needed: a plain sum of squares may have left the float range, or a cotangent has
         left the window, so that others may be nothing beside it."""
-        forward = [s.squares.total for s in self._signals.values()]
+        forward = [s.squares.total for v, s in self._signals.items() if v.is_state]
         backward = [s.total for s in self._squares.values()]
         outside = any(np.any(((t > 0) & (t < 1e-30)) | ~(t <= 1e30)) for t in map(np.asarray, (*forward, *backward)))
         moved = any(np.any((np.asarray(s.total) > 0) & (s.exponent != -LIFT)) for s in self._squares.values())

@@ -142,7 +142,8 @@ def _split_off_weights(graph: Graph) -> tuple[list[list[Node]], list[Node]]:
     that it is made of, in groups that share no variable; and the other nodes.
 
     Inside a layer's piece they would tell equal layers apart, each reading a slice of its own. What only moves entries
-    (a bias that is broadcast, a cast) stays with its layer, and so do large constants and random masks.
+    (a bias that is broadcast, a cast) stays with its layer, and so do large constants and random masks that are used
+    once.
     """
     needed: set[Variable] = set()
     chosen: set[Node] = set()
@@ -152,7 +153,9 @@ def _split_off_weights(graph: Graph) -> tuple[list[list[Node]], list[Node]]:
         if any(v.differentiable for v in node.outputs):
             begins = node.primitive not in SHAPES
         else:
-            begins = all(v.size <= _FEW for v in node.outputs) and any(v.literal is None for v in node.inputs)
+            shared = any(len(v.users) > 1 for v in node.outputs)
+            small = all(v.size <= _FEW for v in node.outputs)
+            begins = (shared or small) and any(v.literal is None for v in node.inputs)
         if begins or any(v in needed for v in node.outputs):
             chosen.add(node)
             needed.update(node.inputs)

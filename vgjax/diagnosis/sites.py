@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vgjax.diagnosis.dataflow import SHAPES, is_weighted
-from vgjax.diagnosis.graphs import Graph, Node, Nonlinearity, Variable, evaluate_all, is_inexact
+from vgjax.diagnosis.graphs import Graph, Node, Nonlinearity, Variable, evaluate_all
 from vgjax.diagnosis.pieces import Compiled
 
 _SLICES = {primitives.slice_p, primitives.dynamic_slice_p}
@@ -17,8 +17,10 @@ _SLICES = {primitives.slice_p, primitives.dynamic_slice_p}
 _AFFINE = SHAPES | {primitives.add_p, primitives.sub_p}
 """What a bias is added by, and what may stand between it and the product."""
 
-_LINEAR = _AFFINE | {primitives.neg_p, primitives.mul_p, primitives.div_p}
-"""Elementwise, and no activation on its own."""
+_NO_ACTIVATION = {
+    *_AFFINE, primitives.neg_p, primitives.mul_p, primitives.div_p, primitives.square_p, primitives.integer_pow_p
+}  # fmt: skip
+"""What makes no activation alone: norms and losses take squares too."""
 
 _ELEMENTWISE = {
     "abs", "add", "add_any", "and", "clamp", "convert_element_type", "copy", "cos", "custom_jvp_call", "div", "eq",
@@ -130,8 +132,21 @@ def parameter_slice(weight: Variable, parents: Parents) -> Variable | None:
 
 
 def find_nonlinearity(argument: Variable, compiled: Compiled) -> Nonlinearity | None:
-    """The activation that a variable goes through: the first elementwise, not affine function of it alone that all its
-    elementwise uses lead to."""
+    """The activation that a variable goes through: the first elementwise function of it alone that all its elementwise
+    uses lead to, and that is more than a polynomial."""
+    inside = _functions_of(argument)
+    for value in inside:
+        nodes = _between(value, inside)
+        hidden = {argument, *(v for node in nodes for v in node.outputs)} - {value}
+        behind = (node for node in inside.values() if node not in nodes)
+        alone = not any(v in hidden for node in behind for v in node.inputs)
+        if alone and value.differentiable and any(node.primitive not in _NO_ACTIVATION for node in nodes):
+            return _with_steepest(Nonlinearity(nodes, argument, value), compiled)
+    return None
+
+
+def _functions_of(argument: Variable) -> dict[Variable, Node]:
+    """The variables that are elementwise functions of one alone, each with its node, in order."""
     inside: dict[Variable, Node] = {}
     candidates = list(dict.fromkeys(argument.users))
     while candidates:
@@ -143,18 +158,10 @@ def find_nonlinearity(argument: Variable, compiled: Compiled) -> Nonlinearity | 
         if output not in inside:
             inside[output] = node
             candidates += [user for user in output.users if user not in candidates]
-    for value in inside:
-        nodes = _between(argument, value, inside)
-        hidden = {argument, *(v for node in nodes for v in node.outputs)} - {value}
-        behind = (node for node in inside.values() if node not in nodes)
-        alone = not any(v in hidden for node in behind for v in node.inputs)
-        if alone and any(node.primitive not in _LINEAR for node in nodes):
-            found = Nonlinearity(nodes, argument, value)
-            return _with_steepest(found, compiled) if is_inexact(value) and value.differentiable else None
-    return None
+    return inside
 
 
-def _between(argument: Variable, value: Variable, inside: dict[Variable, Node]) -> list[Node]:
+def _between(value: Variable, inside: dict[Variable, Node]) -> list[Node]:
     """The nodes that a value is computed by, in order."""
     needed = _ancestors(value, inside) | {value}
     return [node for v, node in inside.items() if v in needed]
