@@ -540,6 +540,21 @@ def test_a_recurrence_inside_layers_has_a_path_for_each_of_them():
     assert [row.step for row in paths[1].rows[:3]] == [2, 1, 0]
 
 
+def test_recurrences_beside_each_other_have_paths_of_their_own():
+    def function(p, x, rest):
+        def step(w):
+            return lambda h, now: (jnp.tanh(now + h @ p[w]), None)
+
+        zero = jnp.zeros((WIDTH,))
+        ahead, _ = lax.scan(step("in"), zero, x)
+        back, _ = lax.scan(step("out"), zero, x, reverse=True)
+        return mean_square(ahead + back)
+
+    paths = prepare(model(function, PARAMETERS)).read().paths[1:]
+    assert [path.name.split(",")[0] for path in paths] == ["in", "out"]
+    assert [row.step for row in paths[1].rows] == [2, 1, 0, None]
+
+
 def test_shares_of_zeros_and_of_saturated_units():
     x = jnp.linspace(-6, 6, 25)[:, None]
 

@@ -56,13 +56,11 @@ class Numbers:
             return math.copysign(math.inf, float(value))
 
     def are_doubtful(self) -> bool:
-        """Whether the careful pass is needed: a plain sum of squares may have left the float range, or a cotangent has
-        left the window, so that others may be nothing beside it."""
-        forward = [s.squares.total for v, s in self._signals.items() if v.is_state]
-        backward = [s.total for s in self._squares.values()]
-        outside = any(np.any(((t > 0) & (t < 1e-30)) | ~(t <= 1e30)) for t in map(np.asarray, (*forward, *backward)))
-        moved = any(np.any((np.asarray(s.total) > 0) & (s.exponent != -LIFT)) for s in self._squares.values())
-        return outside or moved
+        """Whether the careful backward pass is needed: a plain sum of squares may have left the float range, or a
+        cotangent has left the window, so that others may be nothing beside it."""
+        read = self._squares.values()
+        moved = any(np.any((np.asarray(s.total) > 0) & (s.exponent != -LIFT)) for s in read)
+        return moved or any(_is_outside(s.total) for s in read)
 
     def is_zero(self, variable: Variable) -> bool:
         """Whether all entries of what is read once are exactly 0."""
@@ -99,9 +97,14 @@ class Numbers:
         return (float(np.mean(zeros)), float(np.mean(saturated))) if zeros.size else (NAN, NAN)
 
 
+def signals_are_doubtful(signals: dict[Variable, Signal]) -> bool:
+    """Whether a plain sum of squares of a state may have left the float range."""
+    return any(_is_outside(s.squares.total) for s in jax.device_get([read for _, read in _of_states(signals)]))
+
+
 def left_range(signals: dict[Variable, Signal]) -> bool:
     """Whether a state is not finite, or so near the ends of its dtype's range that the next may leave it."""
-    for variable, read in signals.items():
+    for variable, read in _of_states(signals):
         total, exponent = (np.asarray(a, np.float64) for a in jax.device_get(read.squares))
         end = 0.875 * float(jnp.finfo(variable.aval.dtype).maxexp)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -109,6 +112,15 @@ def left_range(signals: dict[Variable, Signal]) -> bool:
         if not np.all(np.isfinite(total)) or np.any(np.abs(octaves) > end):
             return True
     return False
+
+
+def _of_states(signals: dict[Variable, Signal]) -> list[tuple[Variable, Signal]]:
+    return [(variable, read) for variable, read in signals.items() if variable.is_state]
+
+
+def _is_outside(total: Any) -> bool:
+    total = np.asarray(total)
+    return bool(np.any(((total > 0) & (total < 1e-30)) | ~(total <= 1e30)))
 
 
 def _at(array: Any, index: Index, where: Any = None) -> np.ndarray:

@@ -4,6 +4,7 @@ A state is a run of cuts (`dominators`) with no weights between them. It stands 
 with the bias.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -41,7 +42,13 @@ class Steps:
 
 @dataclass(eq=False)
 class Way:
-    """States and loops in the order of the computation; like `vgjax.diagnosis.readings.Path`, before any number."""
+    """States and loops in the order of the computation: a `vgjax.diagnosis.readings.Path` before any number.
+
+    Attributes:
+        name, kind, all_gradient: as there.
+        items: states, and loops with those of their bodies.
+        outer: of a recurrence, the loops that it stands in, outermost first.
+    """
 
     name: str
     kind: Literal["depth", "time"]
@@ -63,13 +70,19 @@ class Way:
                 yield item
 
 
+_FEW_STEPS = 32
+"""A recurrence inside other loops has a way for each of their steps, if these are no more."""
+
+
 class Ways:
     """Lays out a graph: the main way first, then recurrences."""
 
     def __init__(self, graph: Graph, sites: Sites, sinks: list[Variable]) -> None:
         self.sites = sites
         self.recurrences: dict[Node, Way] = {}
-        self.all = [self._main(graph, sinks), *self.recurrences.values()]
+        main = self._main(graph, sinks)
+        self._find_recurrences(graph, reaching(graph, sinks), ())
+        self.all = [main, *self.recurrences.values()]
 
     def _main(self, graph: Graph, sinks: list[Variable]) -> Way:
         begins = sources(graph, sinks)
@@ -136,10 +149,22 @@ class Ways:
         else:
             chain = [item for item in self._chain(body, before, after, inner) if isinstance(item, State)]
             steps = Steps(node, _around(chain, before[0], inner, after[0].source), result)
-        if over_time:
+        if over_time and math.prod(outer.steps for outer in loops) <= _FEW_STEPS:
             self.recurrences[node] = Way(node.where, "time", [steps], outer=loops)
+        if over_time:
             return None
         return steps
+
+    def _find_recurrences(self, graph: Graph, alive: set[Variable], loops: tuple[Node, ...]) -> None:
+        """Those off the main way too, and inside other loops."""
+        for node in graph.nodes:
+            if not is_opened(node) or not any(v in alive for v in node.outputs):
+                continue
+            inner = (*loops, node) if node.kind == "loop" else loops
+            if node not in self.recurrences:
+                self._enter(node, loops)
+            for body in node.graphs:
+                self._find_recurrences(body, reaching(body, body.outputs), inner)
 
     def _longest(self, graph: Graph, begins: list[Variable], sinks: list[Variable]) -> list[State | Steps]:
         """The way with most weights."""
@@ -195,7 +220,7 @@ def _state(run: list[Variable], sites: list[Site], loops: tuple[Node, ...]) -> S
 
 
 def _around(chain: list[State], before: Variable, loops: tuple[Node, ...], maker: Node | None) -> list[State]:
-    """The states of one step: the carry before it, which the last state, with the next carry in it, is one more of;
-    then those on the way."""
+    """The states of one step: the carry before it, with the sites that make the next one, the last of the chain; then
+    those on the way."""
     on_the_way = chain[1:-1] if len(chain) > 1 else []
     return [State([before], chain[-1].sites if chain else [], loops, maker), *on_the_way]

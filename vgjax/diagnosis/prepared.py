@@ -1,5 +1,6 @@
 """A model traced, laid out and ready to be read: again and again with other parameters of the same shapes."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -13,7 +14,7 @@ from vgjax.diagnosis.exact import as_float, exact_forward, exact_loop_backward, 
 from vgjax.diagnosis.forward import Forward, forward
 from vgjax.diagnosis.graphs import Variable, is_inexact, trace
 from vgjax.diagnosis.models import Model
-from vgjax.diagnosis.numbers import Numbers, left_range
+from vgjax.diagnosis.numbers import Numbers, left_range, signals_are_doubtful
 from vgjax.diagnosis.paths import Way, Ways
 from vgjax.diagnosis.pieces import Compiled, Part, divide
 from vgjax.diagnosis.readings import NAN, Path, Readings
@@ -96,14 +97,14 @@ class Prepared:
         key = jax.random.key(0) if key is None else key
         given = self.model.parameters if parameters is None else parameters
         values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
-        numbers = self._passes(forward(self.program, values, self.compiled, False), key, careful=False)
-        if not numbers.are_doubtful():
-            return numbers
-        done = forward(self.program, values, self.compiled, True)
-        if left_range(done.signals):
-            exact = exact_forward(self.program, values, self.compiled)
-            return self._passes(exact.forward, key, careful=True, exact=exact.exact)
-        return self._passes(done, key, careful=True)
+        done = forward(self.program, values, self.compiled, False)
+        if signals_are_doubtful(done.signals):
+            done = forward(self.program, values, self.compiled, True)
+            if left_range(done.signals):
+                exact = exact_forward(self.program, values, self.compiled)
+                return self._passes(exact.forward, key, careful=True, exact=exact.exact)
+        numbers = self._passes(done, key, careful=False)
+        return self._passes(done, key, careful=True) if numbers.are_doubtful() else numbers
 
     def _passes(self, done: Forward, key: Array, *, careful: bool, exact: dict[Part, Any] | None = None) -> Numbers:
         """The backward pass after a forward one, and what both have read."""
@@ -150,17 +151,15 @@ class Prepared:
         )
 
     def _paths(self, way: Way, rows: Rows) -> list[Path]:
-        """A way's path; of a recurrence inside other loops one for each of their steps."""
-        indices = list(np.ndindex(*(node.steps for node in way.outer)))
-        return [
-            Path(
-                way.name if way.kind == "depth" else ", ".join([rows.name_of_way(way), way.name, *map(str, index)]),
-                way.kind,
-                tuple(rows.of_way(way, index)),
-                way.all_gradient,
-            )
-            for index in indices
+        """A way's path; of a recurrence inside other loops one for each of their steps, of one that did not run none."""
+        if way.kind == "depth":
+            return [Path(way.name, way.kind, tuple(rows.of_way(way, ())), way.all_gradient)]
+        name = f"{rows.name_of_way(way)}, {way.name}"
+        paths = [
+            Path(", ".join([name, *map(str, index)]), way.kind, tuple(rows.of_way(way, index)))
+            for index in np.ndindex(*(node.steps for node in way.outer))
         ]
+        return [path for path in paths if not all(math.isnan(row.log_cotangent) for row in path.rows)]
 
     def _opaque(self) -> tuple[tuple[str, str], ...]:
         nodes = [node for node in self.graph.all_nodes() if node.name in OPAQUE]
