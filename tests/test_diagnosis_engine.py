@@ -324,8 +324,8 @@ def mlp_function(activation: Callable[[jax.Array], jax.Array], scanned: bool) ->
         ("relu", 300, 3.0, 0.0, False),
         ("relu", 300, 3.0, 0.0, True),
         *(pytest.param("relu", 300, 0.5, 0.0, scanned, marks=pytest.mark.slow) for scanned in (False, True)),
-        ("tanh", 300, 0.5, 0.0, False),
-        pytest.param("tanh", 300, 0.5, 0.0, True, marks=pytest.mark.slow),
+        ("tanh", 150, 0.5, 0.0, False),
+        pytest.param("tanh", 150, 0.5, 0.0, True, marks=pytest.mark.slow),
     ],
 )
 def test_depth_past_the_range_is_the_gradient_flow(name, depth, sigma_w, sigma_b, scanned):
@@ -487,6 +487,28 @@ def test_what_is_compiled_does_not_grow_with_depth():
     assert counts[0] == counts[1] < 16
 
 
+def test_rules_that_differ_are_not_taken_for_each_other():
+    """Steps with surrogate slopes: functions of one line and one value, whose rules hold different numbers."""
+
+    def spike(slope):
+        @jax.custom_jvp
+        def step(x):
+            return (x > 0).astype(x.dtype)
+
+        step.defjvp(lambda x, t: (step(x[0]), t[0] * slope / (1 + jnp.abs(x[0]))))
+        return step
+
+    def function(p, x, rest):
+        for w, slope in zip(p["w"], (1.0, 3.0, 1.0), strict=True):
+            x = spike(slope)(x @ w)
+        return mean_square(x)
+
+    parameters = {"w": [draw(*SQUARE)] * 3}
+    prepared = prepare(model(function, parameters))
+    truth = [math.log(np.linalg.norm(g)) for g in jax.grad(function)(parameters, X, ())["w"]]
+    assert list(prepared.read().parameter_gradients.values()) == pytest.approx(truth, abs=1e-5)
+
+
 def test_a_second_reading_compiles_nothing(caplog):
     prepared = prepare(blocks(4))
     first = prepared.read()
@@ -514,9 +536,19 @@ def test_rows_name_the_parameters_and_the_lines_they_are_read_in():
     assert [site.name for site in readings.sites] == ["w/0", "w/1", "w/2"]
 
 
+def test_slices_and_reparametrizations_name_their_parameter():
+    scanned = prepare(FUNCTIONS["scanned_layers"]).read()
+    steps = [row.log_parameter_gradient for row in scanned.paths[0].rows if row.step is not None]
+    truth = jax.grad(scanned_layers)(PARAMETERS, X, ())["stack"]
+    assert steps == pytest.approx([math.log(np.linalg.norm(g)) for g in truth], abs=1e-5)
+    normalized = prepare(FUNCTIONS["weight_normalized"]).read()
+    assert [row.name for row in normalized.paths[0].rows[1:]] == ["stack"] * 3
+    assert normalized.paths[0].rows[1].log_parameter_gradient == normalized.parameter_gradients["stack"]
+
+
 def test_branches_stand_under_the_state_that_they_lead_to():
     (path,) = prepare(FUNCTIONS["attention"]).read().paths
-    assert [row.name for row in path.rows[:-1]] == ["input", "w/0", "w/1", "w/2"] or len(path.rows) == 5
+    assert len(path.rows) == 5
     assert [len(row.sites) for row in path.rows] == [0, 3, 3, 3, 0]
 
 

@@ -252,7 +252,7 @@ def evaluate(node: Node, values: list[Any]) -> list[Any]:
     """What a node's equation computes, for all its inputs and all its outputs (None where JAX drops one)."""
     atoms = node.equation.invars
     given = [value for value, atom in zip(values, atoms, strict=True) if not isinstance(atom, core.Literal)]
-    results = iter(jax.core.eval_jaxpr(_alone(node), (), *given))
+    results = iter(jax.core.eval_jaxpr(alone(node.equation), (), *given))
     return [None if isinstance(variable, core.DropVar) else next(results) for variable in node.equation.outvars]
 
 
@@ -270,9 +270,8 @@ def value_of(variable: Variable, values: dict[Variable, Any]) -> Any:
     return values[variable] if variable.literal is None else jnp.asarray(variable.literal, variable.aval.dtype)
 
 
-def _alone(node: Node) -> Any:
+def alone(equation: Any) -> Any:
     """A jaxpr of one equation: how to compute it by public names."""
-    equation = node.equation
     inputs = [atom for atom in equation.invars if not isinstance(atom, core.Literal)]
     outputs = [variable for variable in equation.outvars if not isinstance(variable, core.DropVar)]
     information = core.DebugInfo("vgjax", "vgjax", None, None)  # JAX warns without one

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.extend.core as core
 import jax.extend.core.primitives as primitives
+import jax.numpy as jnp
 import numpy as np
 
 from vgjax.diagnosis.dataflow import SHAPES, is_opened
-from vgjax.diagnosis.graphs import Graph, Node, Nonlinearity, Variable, opened_jaxpr
+from vgjax.diagnosis.graphs import Graph, Node, Nonlinearity, Variable, alone, opened_jaxpr
 
 
 @dataclass(eq=False)
@@ -189,6 +190,8 @@ class Compiled:
         self.functions: dict[Any, Callable[..., Any]] = {}
         self._parts: dict[Part, Any] = {}
         self._jaxprs: dict[int, Any] = {}
+        self._rules: dict[int, Any] = {}
+        self._inside_rule = False
         self._kept: dict[int, Any] = {}  # what is known by its identity must not be freed
 
     def __call__(self, function: Callable[..., Any], part: Part, *static: Any) -> Callable[..., Any]:
@@ -231,17 +234,20 @@ class Compiled:
     def _equation(self, equation: Any) -> Any:
         """A primitive and its parameters.
 
-        A rule of `custom_jvp` is made anew at every call: it is known by where its function stands and what that
-        computes. One of `custom_vjp` is known by its identity alone, for it may hold numbers that its function does not
-        show (where to clip a gradient).
+        A rule of `custom_jvp` is made anew at every call: it is known by what it computes. One of `custom_vjp` is known
+        by its identity alone, for its backward half is not traced before it is used.
         """
         given = dict(equation.params)
-        if equation.primitive is primitives.custom_jvp_call_p:
-            information = opened_jaxpr(given["call_jaxpr"])[0].debug_info
-            place = getattr(information, "func_src_info", None)
-            if place:
-                given = {"call_jaxpr": given["call_jaxpr"], "place": place}
-        return equation.primitive.name, self._parameter(given)
+        if equation.primitive is not primitives.custom_jvp_call_p:
+            return equation.primitive.name, self._parameter(given)
+        function = self._jaxpr(given["call_jaxpr"])
+        if self._inside_rule:  # which may call its own function again, and that its rule
+            return equation.primitive.name, function
+        if id(equation) not in self._rules:
+            self._inside_rule = True
+            self._rules[id(equation)], self._kept[id(equation)] = self._jaxpr(_rule(equation)), equation
+            self._inside_rule = False
+        return equation.primitive.name, function, self._rules[id(equation)]
 
     def _parameter(self, value: Any) -> Any:
         if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
@@ -274,6 +280,23 @@ class Compiled:
             self._jaxprs[id(opened)], self._kept[id(opened)] = key, opened
         self._kept.update((id(constant), constant) for constant in constants)
         return self._jaxprs[id(opened)], tuple(map(id, constants))
+
+
+def _rule(equation: Any) -> Any:
+    """The jaxpr of an equation's tangents."""
+    atoms = [atom for atom in equation.invars if not isinstance(atom, core.Literal)]
+    floats = [i for i, atom in enumerate(atoms) if jnp.issubdtype(atom.aval.dtype, jnp.inexact)]
+
+    def tangents(values: list[Any]) -> Any:
+        def function(*moved: Any) -> Any:
+            replaced = dict(zip(floats, moved, strict=True))
+            every = [replaced.get(i, value) for i, value in enumerate(values)]
+            return jax.core.eval_jaxpr(alone(equation), (), *every)
+
+        moved = [values[i] for i in floats]
+        return jax.jvp(function, moved, moved)
+
+    return jax.make_jaxpr(tangents)([jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in atoms])
 
 
 def _variables(graph: Graph) -> list[Variable]:

@@ -129,7 +129,7 @@ class Prepared:
         return jax.random.normal(key, value.shape, value.dtype)
 
     def _readings(self, numbers: Numbers) -> Readings:
-        rows = Rows(self.names, numbers)
+        rows = Rows(self.names, self.parameters, numbers)
         cotangent: Literal["loss", "random"] = "loss" if self.model.has_loss else "random"
         gradients = {
             name: numbers.log_cotangent(variable)
@@ -151,7 +151,7 @@ class Prepared:
         )
 
     def _paths(self, way: Way, rows: Rows) -> list[Path]:
-        """A way's path; of a recurrence inside other loops one for each of their steps, of one that did not run none."""
+        """A way's path; of a recurrence inside other loops one for each of their steps, none where it did not run."""
         if way.kind == "depth":
             return [Path(way.name, way.kind, tuple(rows.of_way(way, ())), way.all_gradient)]
         name = f"{rows.name_of_way(way)}, {way.name}"

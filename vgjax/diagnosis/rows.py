@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vgjax.diagnosis.graphs import Node
+from vgjax.diagnosis.graphs import Node, Variable
 from vgjax.diagnosis.numbers import Index, Numbers, joined
 from vgjax.diagnosis.paths import State, Way
 from vgjax.diagnosis.pieces import Part, Piece
@@ -18,12 +18,13 @@ class Rows:
     """Makes rows.
 
     Args:
-        names: paths of the parameters.
+        names, parameters: paths of the parameters, and their variables.
         numbers: what was read.
     """
 
-    def __init__(self, names: list[str], numbers: Numbers) -> None:
+    def __init__(self, names: list[str], parameters: list[Variable], numbers: Numbers) -> None:
         self._names = names
+        self._parameters = parameters
         self._numbers = numbers
 
     def of_way(self, way: Way, index: Index) -> Iterator[Row]:
@@ -100,7 +101,10 @@ class Rows:
         return names[0] if names else f"{_last_node(part).name} at {_last_node(part).where}"
 
     def _parameter_gradient(self, site: Site, index: Index) -> float:
-        return NAN if site.weight is None else self._numbers.log_cotangent(site.weight, index)
+        """Of the slice that the site reads, or of the whole parameter where its weight is made of it in another way."""
+        if site.parameter is None:
+            return NAN
+        return self._numbers.log_cotangent(site.weight or self._parameters[site.parameter], index)
 
     def _site_name(self, site: Site) -> str:
         return site.node.scope or site.node.name if site.parameter is None else self._names[site.parameter]
