@@ -170,11 +170,11 @@ def main() -> None:
 
     chosen = FEW if SMALL else tuple(MODELS)
     said: dict[str, dict[str, str]] = {}
-    placed = 0
+    placed: dict[str, bool] = {}  # where there is a layer to blame
     for name in chosen:
         sick = MODELS[name]
         word, at, seen = look(sick.make())
-        placed += sick.at in at
+        placed |= {name: sick.at in at} if sick.at else {}
         said[name] = {"vg.diagnose": str(word)} | {tool: rule(seen) for tool, rule in TOOLS.items()}
     truth = {name: MODELS[name].word for name in chosen}
     print_table([{"model": name, "truth": truth[name], **said[name]} for name in chosen])
@@ -182,7 +182,7 @@ def main() -> None:
     print_table(scores)
     ours = scores[0]
     reached = ours["right"] >= RIGHT * len(chosen) / 40 and not ours["false alarms"]
-    print(f"vg.diagnose: {ours['right']} of {len(chosen)}, the layer to blame {placed} of {len(chosen)}")
+    print(f"vg.diagnose: {ours['right']} of {len(chosen)}, the layer to blame {sum(placed.values())} of {len(placed)}")
     about = {"models": len(chosen), "limit": RIGHT, "reached": reached, "the layer to blame": placed}
     write_json("diagnosis", {**about, "scores": scores, "truth": truth, "said": said})
 

@@ -440,8 +440,7 @@ MODELS: dict[str, Sick] = {
     "neural ODE": Sick(
         lambda: ode(lambda w, h: tanh(h @ w), 50, 0.02), "healthy", "|ln gain| is below the integral of ||J||, 2"
     ),
-    "transformer, pre-LN": Sick(lambda: transformer(4, post=False), "healthy", "as pre-LN branches"),
-    "transformer of tokens": Sick(lambda: transformer(4, post=False, tokens=True), "healthy", "as pre-LN branches"),
+    "transformer, pre-LN": Sick(lambda: transformer(4, post=False, tokens=True), "healthy", "as pre-LN branches"),
     "transformer, post-LN, small branches": Sick(
         lambda: transformer(4, post=True, branch=0.1), "healthy", "LN(h + a tenth) is close to the identity"
     ),
@@ -492,6 +491,11 @@ MODELS: dict[str, Sick] = {
     ),
     "batch norm, 60 layers": Sick(
         lambda: batch_normed(60), "exploding", "chi = pi / (pi - 1) (Yang et al. 2019): 11.5 nats"
+    ),
+    "ReLU in bfloat16": Sick(
+        lambda: stack(relu, 4.0, 100, dtype=jnp.bfloat16),
+        "exploding",
+        "2.83 a layer passes 3.4e38 at layer 86 at latest",
     ),
     "ReLU in float16": Sick(
         lambda: stack(relu, 2.0, 45, dtype=jnp.float16), "exploding", "1.41 a layer passes 65504 at layer 33 at latest"

@@ -96,6 +96,17 @@ def test_one_layer_that_takes_all_is_named():
     )
 
 
+def test_many_small_steps_have_no_typical_layer():
+    """The median layer does nothing; five of forty take 2.5 nats each."""
+    path = readings(0.0, 40).paths[0]
+    logs = np.cumsum([2.5 if i % 9 == 8 else -0.01 for i in range(len(path.rows))])
+    rows = tuple(dataclasses.replace(each, log_cotangent=float(log)) for each, log in zip(path.rows, logs, strict=True))
+    found = judge(dataclasses.replace(readings(0.0), paths=(dataclasses.replace(path, rows=rows),)))
+    assert (found.word, found.at) == ("vanishing", "")
+    flat = dataclasses.replace(found, slope=0.0)
+    assert flat.sentence.startswith("vanishing: the gradient shrinks by ")
+
+
 def test_a_dead_layer_is_found_forward():
     """All slopes behind it are 0 too, so that the gradient is 0 from the last layer on."""
     zero = {f"at_{i}": {"log_cotangent": -INF} for i in range(21)}
@@ -194,6 +205,8 @@ def test_what_lies_beside_the_path_may_be_dead_or_detached():
     assert (judge(dead).word, judge(dead).at) == ("dead", "layers/50 (model.py:50)")
     detached = dataclasses.replace(healthy, sites=(*healthy.sites, row(50, -INF), row(51, -INF)))
     assert judge(detached).cause == "its output is detached from the loss, and those of 1 maps before it"
+    elsewhere = dataclasses.replace(detached, parameter_gradients={"layers/50": 0.0, "layers/51": 0.0})
+    assert judge(elsewhere).word == "healthy"
     by_construction = dataclasses.replace(detached, zero_parameters=("blocks/0/alpha",))
     assert judge(by_construction).word == "healthy"
 

@@ -11,7 +11,7 @@ QUICK = (
     "ReLU at He's scale",
     "tanh at the edge",
     "neural ODE",
-    "transformer of tokens",
+    "transformer, pre-LN",
     "IRNN",
     "ReLU at LeCun's scale",
     "the same, scanned",

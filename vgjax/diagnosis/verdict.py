@@ -114,7 +114,8 @@ class Verdict:
         if self.word is Word.HEALTHY:
             return f"the gradient changes by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
         change = "grows" if self.word is Word.EXPLODING else "shrinks"
-        if abs(self.slope * self.layers) < self.limit:  # single layers do it
+        single = self.at and abs(self.slope * self.layers) < self.limit
+        if single or self.slope * self.lost <= 0:  # it is not the typical layer that does it
             return f"the gradient {change} by {whole} over your {self.layers} {unit}s"
         if self.word is Word.EXPLODING:
             return f"the gradient grows by {factor} a {unit}, {whole} over your {self.layers} {unit}s"
@@ -274,7 +275,8 @@ def _judge_beside(readings: Readings) -> Iterator[Verdict]:
     for site in readings.sites:
         if site.zeros == 1:
             yield Verdict(Word.DEAD, at=place(site), cause="its activation is 0 everywhere")
-    detached = [site for site in readings.sites if site.log_cotangent == -math.inf]
+    of = readings.parameter_gradients  # what is detached in one place may be trained in another
+    detached = [s for s in readings.sites if s.log_cotangent == of.get(s.name, -math.inf) == -math.inf]
     if detached and not zero_factors(readings):
         others = f", and those of {len(detached) - 1} maps before it" if len(detached) > 1 else ""
         yield Verdict(Word.DEAD, at=place(detached[-1]), cause=f"its output is detached from the loss{others}")
