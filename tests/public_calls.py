@@ -201,6 +201,11 @@ class World:
         return vg.diagnosis.Diagnosis(self.readings)
 
     @functools.cached_property
+    def proposal(self) -> vg.diagnosis.Proposal:
+        verdict = self.diagnosis.verdict
+        return vg.diagnosis.Proposal("nothing", "leave it as it is", verdict, verdict, dict)
+
+    @functools.cached_property
     def any_model(self) -> Any:
         """A function and its parameters, for inputs of any kind."""
         return scaled, {"scale": np.ones((), np.float32)}
@@ -366,6 +371,10 @@ def arguments(name: str) -> dict[str, Any]:
         # any other model
         "diagnose": lambda: {"model": w.any_model, "batch": w.xs},
         "assert_trainable": lambda: {"model": w.any_model, "batch": w.xs},
+        "watch": lambda: {"loss": scaled},
+        "diagnosis.proposals": lambda: {"model": w.any_model, "batch": w.xs},
+        "diagnosis.Proposal.apply": lambda: {"self": w.proposal, "model": w.any_model},
+        "diagnosis.Diagnosis.without": lambda: {"self": w.diagnosis, "name": "layers/1"},
         "diagnosis.Change.layers": lambda: {"self": w.diagnosis.since(w.diagnosis)},
         "diagnosis.Diagnosis.blame": lambda: {"self": w.diagnosis},
         "diagnosis.Diagnosis.plot": lambda: {"self": w.diagnosis},
@@ -380,7 +389,7 @@ def arguments(name: str) -> dict[str, Any]:
             **w.student, "num_steps": 2, "batch_size": 2,
             "snapshots": vg.training.SnapshotConfig(steps=(), gradients=False),
         },
-        "train_continuously": lambda: {
+        "training.train_continuously": lambda: {
             **w.student, "times": [0.0, 0.1], "max_steps": 100,
         },
         "training.ContinuousTraining.at": lambda: {"self": w.flow, "i": 0},
@@ -528,6 +537,7 @@ def instances() -> dict[str, Any]:
         "diagnosis.Diagnosis": w.diagnosis,
         "diagnosis.Frontier": vg.diagnosis.Frontier("head", 0.0, -1.0),
         "diagnosis.Path": w.readings.paths[0],
+        "diagnosis.Proposal": w.proposal,
         "diagnosis.Readings": w.readings,
         "diagnosis.Row": w.readings.sites[0],
         "diagnosis.Verdict": w.diagnosis.verdict,

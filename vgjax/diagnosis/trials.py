@@ -22,6 +22,7 @@ from vgjax.initializers import Scales
 from vgjax.measure.gradients import gradient_flow
 from vgjax.networks.builders import lstm, mlp
 from vgjax.networks.parameters import init
+from vgjax.values import by_content
 
 Leaves = dict[str, jax.Array]
 """Parameters by their paths."""
@@ -35,6 +36,7 @@ _UNIT = 0.02
 """ln of a layer's factor that counts as 1."""
 
 
+@by_content
 @dataclass(frozen=True)
 class Proposal:
     """One change, and what it did to the model it was tried on.
