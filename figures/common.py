@@ -15,6 +15,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import vgjax as vg
+from vgjax.compilation_cache import keep_programs
+
+keep_programs()  # the second script of a gallery, and the second run of one, start at once
 
 SMALL = os.environ.get("SIZE", "full") == "small"
 ROOT = Path(__file__).parent

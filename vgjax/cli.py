@@ -15,6 +15,7 @@ import numpy as np
 from vgjax import interrupts, plots
 from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
+from vgjax.compilation_cache import SWITCH, keep_programs
 from vgjax.ensembles.result import nearest
 from vgjax.files import whole_file, whole_set, writable_folder
 from vgjax.initializers import KERNEL_INITS
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 1 of a model whose gradient is sick, 2 with one sentence on standard error if the
     input was bad or nothing could be written. An interrupt ends the process (`vgjax.interrupts`)."""
     arguments = _parser().parse_args(argv)
+    if not arguments.no_cache:
+        keep_programs()
     try:
         return _diagnose(arguments) if arguments.command == "diagnose" else _map(arguments)
     except (ValueError, ImportError, OSError) as error:
@@ -77,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("function", metavar="package.module:function", help="returns (model, batch) or (model, batch, loss)")
     p.add_argument("--html", metavar="FILE", help="write the report as one page")
     p.add_argument("--json", metavar="FILE", help="write verdict and numbers as JSON")
+    about = "compile everything anew, instead of keeping it in the user's cache folder for the next command"
+    for command in commands.choices.values():
+        command.add_argument("--no-cache", action="store_true", help=f"{about} (as {SWITCH}=off does)")
     return parser
 
 
