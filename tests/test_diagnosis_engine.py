@@ -218,6 +218,18 @@ def test_parameter_gradients_are_those_of_jax(prepared):
             assert log == pytest.approx(math.log(norm), abs=tolerance), name
 
 
+@pytest.mark.parametrize("function", [nested, branching], ids=lambda function: function.__name__)
+def test_float64_is_right_to_its_own_rounding(function, x64):
+    parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), PARAMETERS)
+    readings = prepare(model(function, parameters, jnp.asarray(X, jnp.float64))).read()
+    for norm, log in zip(
+        map(np.linalg.norm, jax.tree.leaves(jax.grad(function)(parameters, jnp.asarray(X, jnp.float64), ()))),
+        readings.parameter_gradients.values(),
+        strict=True,
+    ):
+        assert log == pytest.approx(math.log(norm) if norm else -math.inf, abs=1e-12)
+
+
 # --- every cotangent against a perturbation -------------------------------------------------------------------------
 
 Offsets = dict[tuple[Variable, tuple[int, ...]], Any]
@@ -602,6 +614,19 @@ def test_shares_of_zeros_and_of_saturated_units():
     assert (sigmoid.zeros, sigmoid.saturated) == (0, pytest.approx(float(jnp.mean(slope < 0.0125))))
     slope = jax.vmap(jax.grad(jax.nn.gelu))(x[:, 0])
     assert gelu.saturated == pytest.approx(float(jnp.mean(jnp.abs(slope) < float(jnp.max(slope)) / 20)))
+
+
+def test_an_activation_of_a_sum_belongs_to_all_of_its_terms():
+    (_, time) = prepare(FUNCTIONS["over_time"]).read().paths
+    step = time.rows[1]
+    h, states = jnp.zeros((WIDTH,)), []
+    for now in X:
+        states.append(now @ PARAMETERS["in"] + h @ PARAMETERS["shared"])
+        h = jnp.tanh(states[-1])
+    share = float(jnp.mean(1 - jnp.tanh(states[1]) ** 2 < 1 / 20))
+    assert [site.name for site in step.sites] == ["in", "shared", "out"]
+    assert [site.saturated for site in step.sites[:2]] == pytest.approx([share, share])
+    assert math.isnan(step.sites[2].saturated)
 
 
 def test_a_dead_layer_reads_zero_and_not_nothing():

@@ -56,11 +56,11 @@ class Prepared:
         mark(self.graph)
         outputs = self.graph.outputs[:1] if model.has_loss else self.graph.outputs
         self.sinks = [variable for variable in outputs if variable.is_state]
-        self.sites = Sites(self.graph, [int(np.size(leaf)) for leaf in leaves])
+        self.compiled = Compiled()
+        self.sites = Sites(self.graph, [int(np.size(leaf)) for leaf in leaves], self.compiled)
         self.ways: list[Way] = Ways(self.graph, self.sites, self.sinks).all
         if not parameters:
             self._leave_out_weights()
-        self.compiled = Compiled()
         self.program = divide(self.graph, self._mark_read())
 
     def _leave_out_weights(self) -> None:
@@ -72,15 +72,11 @@ class Prepared:
             variable.differentiable &= not variable.is_weight
 
     def _mark_read(self) -> set[Variable]:
-        """Mark what is read; the cuts."""
-        read = [site.variable for site in self.sites.all]
-        cuts: set[Variable] = set()
-        for state in (state for way in self.ways for state in way.states()):
-            read += state.variables
-            cuts.update(state.variables)
-        for variable in dict.fromkeys(read):
+        """Mark the states as read, as the sites are; they are the cuts."""
+        cuts = {v for way in self.ways for state in way.states() for v in state.variables}
+        for variable in cuts:
             variable.read = variable.differentiable
-            variable.nonlinearity = find_nonlinearity(variable, self.compiled) if variable.read else None
+            variable.nonlinearity = variable.nonlinearity or find_nonlinearity(variable, self.compiled)
         return cuts
 
     def read(self, parameters: Any = None, *, key: Array | None = None) -> Readings:

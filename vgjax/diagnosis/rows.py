@@ -51,7 +51,8 @@ class Rows:
         """A state at one step of the loops it stands in."""
         variable = state.variables[0]
         own = state.sites[0] if state.sites and state.sites[0].variable in state.variables else None
-        zeros, saturated = self._numbers.shares(variable, index) if len(state.variables) == 1 else (NAN, NAN)
+        preactivation = own.preactivation if own else variable
+        zeros, saturated = self._numbers.shares(preactivation, index) if len(state.variables) == 1 else (NAN, NAN)
         return Row(
             name=self._state_name(state),
             where=state.maker.where if state.maker else "",
@@ -70,7 +71,7 @@ class Rows:
     def of_site(self, site: Site, index: Index = (), step: int | None = None) -> Row:
         """A map with weights, joined over the steps of loops that the index does not name."""
         variable = site.variable
-        zeros, saturated = self._numbers.shares(variable, index)
+        zeros, saturated = self._numbers.shares(site.preactivation, index)
         return Row(
             name=self._site_name(site),
             where=site.node.where,

@@ -37,6 +37,7 @@ class Site:
     Attributes:
         node: the product, convolution or embedding.
         variable: its result, with the bias.
+        preactivation: what the activation that follows takes: that result, or its sum with others.
         loops: those it stands in, outermost first.
         parameter: position of the largest parameter in its weight.
         weight: the parameter itself, or the slice of it that is read here; None where the weight is made of
@@ -45,6 +46,7 @@ class Site:
 
     node: Node
     variable: Variable
+    preactivation: Variable
     loops: tuple[Node, ...]
     parameter: int | None
     weight: Variable | None
@@ -57,10 +59,11 @@ Parents = tuple[tuple[Node, Graph], ...]
 class Sites:
     """All sites of a graph, nested ones too; every variable of theirs is marked as read."""
 
-    def __init__(self, graph: Graph, sizes: list[int]) -> None:
+    def __init__(self, graph: Graph, sizes: list[int], compiled: Compiled) -> None:
         self.all: list[Site] = []
         self._of_node: dict[Node, Site] = {}
         self._sizes = sizes
+        self._compiled = compiled
         self._gather(graph, ())
 
     def of(self, node: Node) -> list[Site]:
@@ -81,11 +84,13 @@ class Sites:
         reads = [position for v in weights for position in v.parameters]
         variable = _with_bias(node.outputs[0], graph)
         variable.read = True
+        preactivation = _preactivation(variable, graph, self._compiled)
+        preactivation.read = True
         weight = parameter_slice(max(weights, key=lambda v: v.size), parents)
         if weight is not None:
             weight.read = True
         loops = tuple(parent for parent, _ in parents if parent.kind == "loop")
-        return Site(node, variable, loops, max(reads, key=self._sizes.__getitem__, default=None), weight)
+        return Site(node, variable, preactivation, loops, max(reads, key=self._sizes.__getitem__, default=None), weight)
 
 
 def _with_bias(result: Variable, graph: Graph) -> Variable:
@@ -98,6 +103,20 @@ def _with_bias(result: Variable, graph: Graph) -> Variable:
         (here,) = user.outputs
         result = here if user.primitive not in SHAPES else result
     return result
+
+
+def _preactivation(result: Variable, graph: Graph, compiled: Compiled) -> Variable:
+    """What the activation after a map takes: its result, or the sum that it is one term of, as in a recurrent cell."""
+    here = result
+    while True:
+        here.nonlinearity = here.nonlinearity or find_nonlinearity(here, compiled)
+        if here.nonlinearity is not None:
+            return here
+        if len(here.users) != 1 or here in graph.outputs or here.users[0].primitive is not primitives.add_p:
+            return result
+        (here,) = here.users[0].outputs
+        if here.shape != result.shape:
+            return result
 
 
 def parameter_slice(weight: Variable, parents: Parents) -> Variable | None:
