@@ -215,7 +215,7 @@ def test_parameter_gradients_are_those_of_jax(prepared):
         if norm == 0:
             assert log == -math.inf, name
         elif norm > 1e-6 * max(norms):  # smaller ones are zero by symmetry, and rounding
-            tolerance = 2e-2 if prepared.model.function is half_precision else 1e-5
+            tolerance = 1e-3 if prepared.model.function is half_precision else 1e-5
             assert log == pytest.approx(math.log(norm), abs=tolerance), name
 
 
@@ -294,7 +294,7 @@ def test_every_cotangent_is_that_of_a_perturbation(prepared):
     for (variable, index), norm in zip(all_places, norms, strict=True):
         log = numbers.log_cotangent(variable, index)
         if norm > 1e-6 * largest and not math.isnan(log):
-            tolerance = 5e-2 if given.function is half_precision else 1e-5
+            tolerance = 1e-2 if given.function is half_precision else 1e-5
             assert log == pytest.approx(math.log(norm), abs=tolerance), (variable, index)
             compared += 1
     assert compared >= 5
@@ -337,8 +337,8 @@ def mlp_function(activation: Callable[[jax.Array], jax.Array], scanned: bool) ->
         ("relu", 300, 3.0, 0.0, False),
         ("relu", 300, 3.0, 0.0, True),
         *(pytest.param("relu", 300, 0.5, 0.0, scanned, marks=pytest.mark.slow) for scanned in (False, True)),
-        ("tanh", 150, 0.5, 0.0, False),
-        pytest.param("tanh", 150, 0.5, 0.0, True, marks=pytest.mark.slow),
+        ("tanh", 150, 0.5, 0.0, True),
+        pytest.param("tanh", 150, 0.5, 0.0, False, marks=pytest.mark.slow),
     ],
 )
 def test_depth_past_the_range_is_the_gradient_flow(name, depth, sigma_w, sigma_b, scanned):
@@ -467,6 +467,18 @@ def test_a_squared_loss_past_the_range():
 def test_a_loss_that_is_no_power_of_its_state_is_named():
     readings = prepare(exploding(lambda x: jnp.sum(x) * jnp.log(jnp.sum(x)))).read()
     assert readings.first_inexact.startswith("mul at test_diagnosis_engine.py:")
+
+
+def test_what_stands_in_loops_inside_loops_is_not_right_past_the_range_and_says_so():
+    def function(p, x, rest):
+        def layer(x, w):
+            return lax.scan(lambda h, _: (jax.nn.relu(h @ w), None), x, jnp.arange(2))[0], None
+
+        return jnp.sum(lax.scan(layer, x, p["stack"])[0])
+
+    parameters = {"stack": jnp.stack([draw(*SQUARE, gain=30.0)] * 40)}
+    assert prepare(model(function, parameters)).read().first_inexact == "stack"
+    assert prepare(model(function, {"stack": parameters["stack"][:2]})).read().first_inexact == ""
 
 
 # --- what is compiled -----------------------------------------------------------------------------------------------

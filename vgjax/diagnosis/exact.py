@@ -30,6 +30,7 @@ from vgjax.diagnosis.forward import (
 from vgjax.diagnosis.graphs import Variable, evaluate_all, value_of
 from vgjax.diagnosis.pieces import Loop, Part, Piece, Program, Switch, read_outputs
 from vgjax.floatexp import (
+    ZERO,
     Extended,
     FloatExp,
     aligned,
@@ -163,8 +164,9 @@ def exact_loop(loop: Loop, arguments: list[Any]) -> tuple[list[Any], list[Any], 
     """Outputs, the carry before every step, what is read in every step, whether they are right.
 
     Every step is one map of its carry, its slices and all that is constant. What is read in loops and branches inside
-    it is read where that map was computed.
+    it is read where that map was computed, and not right past the range.
     """
+    nested = any(part.read for part in loop.body.parts if not isinstance(part, Piece))
     graph = loop.body.graph
     constants, carry, slices = split(loop, _by_step(loop, arguments))
     seen = [v for part in loop.body.parts if isinstance(part, Piece) for v in part.read]
@@ -178,11 +180,18 @@ def exact_loop(loop: Loop, arguments: list[Any]) -> tuple[list[Any], list[Any], 
         signals |= {v: scaled_signal(v, value) for v, value in read if v.read}
         following = map(_as_number, split(loop, graph.inputs)[1], results[: len(carry)])
         stacked = results[len(carry) : len(graph.outputs)]
-        return list(following), (stacked, carry, [signals[v] for v in loop.read], found.exact)
+        exact = found.exact & ~_is_outside(values) if nested else found.exact
+        return list(following), (stacked, carry, [signals[v] for v in loop.read], exact)
 
     carry, (stacked, before, read, exact) = lax.scan(step, carry, slices, **scanned(loop))
     rows = [one_exponent(row) if isinstance(row, FloatExp) else row for row in stacked]
     return [*carry, *rows], before, read, jnp.all(exact)
+
+
+def _is_outside(values: list[Any]) -> Array:
+    """Whether one of several values, normalized, lies outside the float range's window."""
+    exponents = [value.exponent for value in values if isinstance(value, FloatExp)]
+    return jnp.any(jnp.stack([(exponent != 0) & (exponent != ZERO) for exponent in exponents]))
 
 
 def _by_step(loop: Loop, arguments: list[Any]) -> list[Any]:

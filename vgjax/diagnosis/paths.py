@@ -144,11 +144,12 @@ class Ways:
         sites = self.sites.of(node)
         result = State([node.outputs[i] for i in positions], loops=loops, maker=after[0].source)
         over_time = any(v.is_state for v in node.inputs[constants + carried :])
-        if over_time or len(before) > 1:
+        chain = [] if over_time or len(before) > 1 else self._chain(body, before, after, inner)
+        inside = [item for item in chain if isinstance(item, State)]
+        if inside and len(inside) == len(chain):
+            steps = Steps(node, _around(inside, before[0], inner, after[0].source), result)
+        else:  # several parts of a carry, or loops of layers inside layers: a step is one state
             steps = Steps(node, [State(before, sites, inner, after[0].source)], result)
-        else:
-            chain = [item for item in self._chain(body, before, after, inner) if isinstance(item, State)]
-            steps = Steps(node, _around(chain, before[0], inner, after[0].source), result)
         if over_time and math.prod(outer.steps for outer in loops) <= _FEW_STEPS:
             self.recurrences[node] = Way(node.where, "time", [steps], outer=loops)
         if over_time:
@@ -222,5 +223,4 @@ def _state(run: list[Variable], sites: list[Site], loops: tuple[Node, ...]) -> S
 def _around(chain: list[State], before: Variable, loops: tuple[Node, ...], maker: Node | None) -> list[State]:
     """The states of one step: the carry before it, with the sites that make the next one, the last of the chain; then
     those on the way."""
-    on_the_way = chain[1:-1] if len(chain) > 1 else []
-    return [State([before], chain[-1].sites if chain else [], loops, maker), *on_the_way]
+    return [State([before], chain[-1].sites, loops, maker), *chain[1:-1]]
