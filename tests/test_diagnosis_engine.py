@@ -200,9 +200,15 @@ FUNCTIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def prepared_of() -> Callable[[str], Prepared]:
+    """Each function is prepared, and compiled, once."""
+    return functools.cache(lambda name: prepare(FUNCTIONS[name]))
+
+
 @pytest.fixture(scope="module", params=FUNCTIONS)
-def prepared(request: pytest.FixtureRequest) -> Prepared:
-    return prepare(FUNCTIONS[request.param])
+def prepared(request: pytest.FixtureRequest, prepared_of: Callable[[str], Prepared]) -> Prepared:
+    return prepared_of(request.param)
 
 
 def test_parameter_gradients_are_those_of_jax(prepared):
@@ -219,7 +225,7 @@ def test_parameter_gradients_are_those_of_jax(prepared):
             assert log == pytest.approx(math.log(norm), abs=tolerance), name
 
 
-@pytest.mark.parametrize("function", [nested, branching], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("function", [nested, pytest.param(branching, marks=pytest.mark.slow)])
 def test_float64_is_right_to_its_own_rounding(function, x64):
     parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), PARAMETERS)
     readings = prepare(model(function, parameters, jnp.asarray(X, jnp.float64))).read()
@@ -333,12 +339,11 @@ def mlp_function(activation: Callable[[jax.Array], jax.Array], scanned: bool) ->
     ("name", "depth", "sigma_w", "sigma_b", "scanned"),
     [
         ("sigmoid", 60, 1.0, 0.1, False),
-        ("sigmoid", 60, 1.0, 0.1, True),
-        ("relu", 300, 3.0, 0.0, False),
         ("relu", 300, 3.0, 0.0, True),
+        pytest.param("sigmoid", 60, 1.0, 0.1, True, marks=pytest.mark.slow),
+        pytest.param("relu", 300, 3.0, 0.0, False, marks=pytest.mark.slow),
         *(pytest.param("relu", 300, 0.5, 0.0, scanned, marks=pytest.mark.slow) for scanned in (False, True)),
-        ("tanh", 150, 0.5, 0.0, True),
-        pytest.param("tanh", 150, 0.5, 0.0, False, marks=pytest.mark.slow),
+        *(pytest.param("tanh", 150, 0.5, 0.0, scanned, marks=pytest.mark.slow) for scanned in (False, True)),
     ],
 )
 def test_depth_past_the_range_is_the_gradient_flow(name, depth, sigma_w, sigma_b, scanned):
@@ -464,11 +469,13 @@ def test_a_squared_loss_past_the_range():
     assert readings.first_inexact == ""
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_power_of_its_state_is_named():
     readings = prepare(exploding(lambda x: jnp.sum(x) * jnp.log(jnp.sum(x)))).read()
     assert readings.first_inexact.startswith("mul at test_diagnosis_engine.py:")
 
 
+@pytest.mark.slow
 def test_what_stands_in_loops_inside_loops_is_not_right_past_the_range_and_says_so():
     def function(p, x, rest):
         def layer(x, w):
@@ -548,8 +555,8 @@ def test_a_second_reading_compiles_nothing(caplog):
 # --- what else a reading says ---------------------------------------------------------------------------------------
 
 
-def test_rows_name_the_parameters_and_the_lines_they_are_read_in():
-    readings = prepare(FUNCTIONS["plain"]).read()
+def test_rows_name_the_parameters_and_the_lines_they_are_read_in(prepared_of):
+    readings = prepared_of("plain").read()
     (path,) = readings.paths
     assert (path.name, path.kind, path.all_gradient) == ("depth", "depth", True)
     assert [row.name for row in path.rows] == ["input", "w/0", "w/1", "w/2"]
@@ -561,27 +568,27 @@ def test_rows_name_the_parameters_and_the_lines_they_are_read_in():
     assert [site.name for site in readings.sites] == ["w/0", "w/1", "w/2"]
 
 
-def test_slices_and_reparametrizations_name_their_parameter():
-    scanned = prepare(FUNCTIONS["scanned_layers"]).read()
+def test_slices_and_reparametrizations_name_their_parameter(prepared_of):
+    scanned = prepared_of("scanned_layers").read()
     steps = [row.log_parameter_gradient for row in scanned.paths[0].rows if row.step is not None]
     truth = jax.grad(scanned_layers)(PARAMETERS, X, ())["stack"]
     assert steps == pytest.approx([math.log(np.linalg.norm(g)) for g in truth], abs=1e-5)
-    normalized = prepare(FUNCTIONS["weight_normalized"]).read()
+    normalized = prepared_of("weight_normalized").read()
     assert [row.name for row in normalized.paths[0].rows[1:]] == ["stack"] * 3
     assert normalized.paths[0].rows[1].log_parameter_gradient == normalized.parameter_gradients["stack"]
 
 
-def test_branches_stand_under_the_state_that_they_lead_to():
-    (path,) = prepare(FUNCTIONS["attention"]).read().paths
+def test_branches_stand_under_the_state_that_they_lead_to(prepared_of):
+    (path,) = prepared_of("attention").read().paths
     assert len(path.rows) == 5
     assert [len(row.sites) for row in path.rows] == [0, 3, 3, 3, 0]
 
 
-def test_a_recurrence_is_a_path_of_its_own_and_a_loop_over_layers_is_not():
-    depth, time = prepare(FUNCTIONS["over_time"]).read().paths
+def test_a_recurrence_is_a_path_of_its_own_and_a_loop_over_layers_is_not(prepared_of):
+    depth, time = prepared_of("over_time").read().paths
     assert (depth.kind, time.kind) == ("depth", "time")
     assert [row.step for row in time.rows] == [0, 1, 2, None]
-    (layers,) = prepare(FUNCTIONS["scanned_layers"]).read().paths
+    (layers,) = prepared_of("scanned_layers").read().paths
     assert [(row.step, row.is_layer) for row in layers.rows] == [
         (None, True),
         (0, False),
@@ -591,8 +598,8 @@ def test_a_recurrence_is_a_path_of_its_own_and_a_loop_over_layers_is_not():
     ]
 
 
-def test_a_recurrence_inside_layers_has_a_path_for_each_of_them():
-    paths = prepare(FUNCTIONS["nested"]).read().paths
+def test_a_recurrence_inside_layers_has_a_path_for_each_of_them(prepared_of):
+    paths = prepared_of("nested").read().paths
     assert [path.kind for path in paths] == ["depth", "time", "time", "time"]
     assert [row.step for row in paths[1].rows[:3]] == [2, 1, 0]
 
@@ -629,8 +636,8 @@ def test_shares_of_zeros_and_of_saturated_units():
     assert gelu.saturated == pytest.approx(float(jnp.mean(jnp.abs(slope) < float(jnp.max(slope)) / 20)))
 
 
-def test_an_activation_of_a_sum_belongs_to_all_of_its_terms():
-    (_, time) = prepare(FUNCTIONS["over_time"]).read().paths
+def test_an_activation_of_a_sum_belongs_to_all_of_its_terms(prepared_of):
+    (_, time) = prepared_of("over_time").read().paths
     step = time.rows[1]
     h, states = jnp.zeros((WIDTH,)), []
     for now in X:
@@ -669,8 +676,8 @@ def test_ways_around_each_other_have_a_frontier():
     assert readings.frontier[0].log_cotangent == pytest.approx(path.rows[0].log_cotangent)
 
 
-def test_what_is_not_looked_into_is_listed():
-    readings = prepare(FUNCTIONS["own_rule"]).read()
+def test_what_is_not_looked_into_is_listed(prepared_of):
+    readings = prepared_of("own_rule").read()
     assert [what for what, _ in readings.opaque] == ["custom_vjp_call"] * 3
     assert all("own_rule" in where for _, where in readings.opaque)
 
