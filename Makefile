@@ -8,13 +8,20 @@ SIZE ?= full
 export OPENBLAS_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: map test test-slow torture figures bench check clean
+.PHONY: map test smoke test-slow torture figures bench check clean
 
 map: $(ENV)/ready
 	$(RUN) -m vgjax map --out $(OUT)
 
 test: $(ENV)/ready
 	$(RUN) -m pytest
+
+# What another Python, and so another JAX and Flax, is seen by: core identities, architectures, theory, diagnoses, README.
+SMOKE := $(patsubst %,tests/test_%.py,flow exactness networks architectures theory_mean_field diagnosis \
+	diagnosis_engine watching proposals house)
+
+smoke: $(ENV)/ready
+	$(RUN) -m pytest $(wildcard $(SMOKE))
 
 test-slow: $(ENV)/ready
 	$(RUN) -m pytest -m slow
