@@ -118,7 +118,7 @@ def _pull_part(
 
 @jax.jit
 def _larger(one: Squares, other: Squares) -> Squares:
-    """The larger of two sums that are far apart: it is the sum of both."""
+    """The larger of two sums that are far apart (`Cotangents.rounds`): the other is nothing beside it."""
 
     def size(squares: Squares) -> Array:
         return jnp.where(squares.total > 0, exponent_of(squares.total) // 2 + squares.exponent, ZERO)

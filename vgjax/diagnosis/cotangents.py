@@ -52,8 +52,7 @@ class Cotangents:
 
     def total(self, variable: Variable) -> FloatExp:
         """The sum as one number."""
-        numbers = self._numbers[variable]
-        return numbers[0] if len(numbers) == 1 else _add(*numbers)
+        return _sum(self._numbers[variable])
 
     def of(self, variable: Variable) -> list[FloatExp]:
         """The sum as few numbers that are far apart; empty if there is none."""

@@ -19,7 +19,6 @@ from vgjax.floatexp import FloatExp, from_float, sum_of_squares
 NOT_TAKEN = -1.0
 """Stands for what is read in a branch that was not taken; no sum of squares and no share is negative."""
 
-
 LIFT = 30
 """Cotangents and weights are read in sums that hold norms of 1e-24 to 1e6: a mean loss of a large batch has small
 ones."""
