@@ -1,4 +1,6 @@
-"""A Flax network as it is, diagnosed: every sigmoid layer passes a quarter of the gradient on, and one is saturated."""
+"""A Flax network as it is, diagnosed: every sigmoid layer passes a quarter of the gradient on, and one is saturated;
+and the same network with the change that helped it most.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import vgjax as vg
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vgjax.diagnosis import Diagnosis
+    from vgjax.diagnosis import Change
 
 DEPTH, SATURATED = (12, 5) if SMALL else (30, 12)
 
@@ -36,16 +38,27 @@ def cross_entropy(logits: Any, labels: Any) -> Any:
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).mean()
 
 
-def compute() -> "Diagnosis":
+def compute() -> "Change":
     """On a batch of digits."""
     images = vg.data.digits()
-    return vg.diagnose(Net(nnx.Rngs(0)), (images.inputs[:64], images.labels[:64]), cross_entropy)
+    data = (images.inputs[:64], images.labels[:64]), cross_entropy
+    sick = Net(nnx.Rngs(0))
+    proposals = vg.diagnosis.proposals(sick, *data)
+    print(*proposals, sep="\n")
+    return vg.diagnose(proposals[0].apply(sick), *data).since(vg.diagnose(sick, *data))
 
 
-def draw(found: "Diagnosis") -> "Figure":
-    """Signal and gradient, state by state."""
-    return found.plot()
+def draw(change: "Change") -> "Figure":
+    """Signal and gradient, state by state, as they were."""
+    return change.before.plot()
+
+
+def draw_both(change: "Change") -> "Figure":
+    """The same before and after."""
+    return change.plot()
 
 
 if __name__ == "__main__":
-    render("diagnosis", compute, draw)
+    change = compute()
+    render("diagnosis", lambda: change, draw)
+    render("diagnosis_mended", lambda: change, draw_both)

@@ -375,6 +375,7 @@ def arguments(name: str) -> dict[str, Any]:
         "diagnosis.proposals": lambda: {"model": w.any_model, "batch": w.xs},
         "diagnosis.Proposal.apply": lambda: {"self": w.proposal, "model": w.any_model},
         "diagnosis.Diagnosis.without": lambda: {"self": w.diagnosis, "name": "layers/1"},
+        "diagnosis.Change.plot": lambda: {"self": w.diagnosis.since(w.diagnosis)},
         "diagnosis.Change.layers": lambda: {"self": w.diagnosis.since(w.diagnosis)},
         "diagnosis.Diagnosis.blame": lambda: {"self": w.diagnosis},
         "diagnosis.Diagnosis.plot": lambda: {"self": w.diagnosis},

@@ -89,6 +89,40 @@ def test_an_explosion_may_also_be_clipped_and_a_healthy_model_needs_nothing() ->
     assert proposals((stack, weights(math.sqrt(2))), (X, Y), sick_models.cross_entropy) == []
 
 
+def test_inputs_far_from_standard_are_standardized() -> None:
+    """Pixels from 0 to 255 saturate a tanh network that is healthy on standardized ones."""
+    keys = jax.random.split(jax.random.key(1), DEPTH + 1)
+    layers = [sick_models.orthogonal(k, WIDTH) for k in keys[1:]]
+    params = {"layers": layers, "head": sick_models.gaussian(keys[0], WIDTH, 10)}
+
+    def network(p: Any, x: Any) -> Any:
+        for kernel in p["layers"]:
+            x = jnp.tanh(x @ kernel)
+        return x @ p["head"]
+
+    pixels = 255 * jax.nn.sigmoid(X)
+    found = proposals((network, params), (pixels, Y), sick_models.cross_entropy)
+    chosen = next(p for p in found if p.name == "standardized inputs")
+    standardized = (pixels - pixels.mean()) / pixels.std()
+    after = vg.diagnose((network, params), (standardized, Y), sick_models.cross_entropy).verdict
+    assert chosen.after.lost == pytest.approx(after.lost, abs=1e-3)
+    assert chosen.helps
+
+
+def test_a_change_is_drawn_before_beside_after(vanishing: Any) -> None:
+    model, found = vanishing
+    before, after = (vg.diagnose(each, (X, Y), sick_models.cross_entropy) for each in (model, found[0].apply(model)))
+    for ax, name in zip(after.since(before).plot().axes, ("log_rms", "log_cotangent"), strict=True):
+        new, old = (np.array([getattr(row, name) for row in d.readings.paths[0].rows]) for d in (after, before))
+        lines = {line.get_label(): line.get_xdata() for line in ax.lines}
+        np.testing.assert_allclose(lines["after"], new)
+        np.testing.assert_allclose(lines["before"], old)
+    fewer = {**weights(0.6), "layers": weights(0.6)["layers"][1:]}
+    shorter = vg.diagnose((stack, fewer), (X, Y), sick_models.cross_entropy)
+    with pytest.raises(ValueError, match=r"^before and after must have the same states"):
+        after.since(shorter).plot()
+
+
 def test_where_nothing_helps_another_architecture_is_named() -> None:
     """Batch norm explodes by itself, whatever its kernels are (Yang et al. 2019)."""
     found = proposals(*sick_models.MODELS["batch norm, 60 layers"].make())

@@ -72,20 +72,22 @@ class Prepared:
             variable.nonlinearity = variable.nonlinearity or find_nonlinearity(variable, self.compiled)
         return cuts
 
-    def read(self, parameters: Any = None, *, key: Array | None = None) -> Readings:
+    def read(self, parameters: Any = None, inputs: Any = None, *, key: Array | None = None) -> Readings:
         """One forward and one backward pass.
 
         Args:
-            parameters: others of the same tree and shapes; the model's own by default. Nothing is compiled anew.
+            parameters, inputs: others of the same tree and shapes; the model's own by default. Nothing is compiled
+                anew.
             key: draws what is pulled back from the outputs of a model without a loss; a fixed one by default.
         """
-        return self._readings(self.numbers(parameters, key=key))
+        return self._readings(self.numbers(parameters, inputs, key=key))
 
-    def numbers(self, parameters: Any = None, *, key: Array | None = None) -> Numbers:
+    def numbers(self, parameters: Any = None, inputs: Any = None, *, key: Array | None = None) -> Numbers:
         """What `read` reads, by variable of the graph."""
         key = jax.random.key(0) if key is None else key
-        given = self.model.parameters if parameters is None else parameters
-        values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((given, self.model.inputs, self.model.rest))]
+        parameters = self.model.parameters if parameters is None else parameters
+        inputs = self.model.inputs if inputs is None else inputs
+        values = [jnp.asarray(leaf) for leaf in jax.tree.leaves((parameters, inputs, self.model.rest))]
         done = forward(self.program, values, self.compiled, False)
         if signals_are_doubtful(done.signals):
             done = forward(self.program, values, self.compiled, True)

@@ -21,7 +21,11 @@ def remarks(readings: Readings, verdict: Verdict) -> list[str]:
     for shape, where in readings.constants:
         said.append(f"an array of shape {shape} is a constant of the function ({where}): JAX gives it no gradient")
     for what, where in dict.fromkeys(readings.opaque):
-        stops = "no gradient passes it" if what == "while" else "it has a rule of its own and is not looked into"
+        stops = (
+            "no gradient passes it"
+            if what == "while"
+            else "it has a rule of its own, is not looked into, and past the float range is taken as linear"
+        )
         said.append(f"{what} ({where}): {stops}")
     if readings.first_inexact:
         said.append(f"past the float range and not computed exactly from {readings.first_inexact} on")

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from vgjax import plots
 from vgjax.checks import kinds, known, positive_integer
-from vgjax.diagnosis.readings import NAN, Path, Readings
+from vgjax.diagnosis.readings import NAN, Path, Readings, Row
 from vgjax.diagnosis.remarks import remarks
 from vgjax.diagnosis.serialization import plain, readings_from_json, readings_to_json
 from vgjax.diagnosis.table import as_html, as_text, lines, log_gains
@@ -144,17 +145,20 @@ class Diagnosis:
         Args:
             path: which of the readings' paths, by number.
         """
+        return self._drawn(path)
+
+    def _drawn(self, path: int, before: "Diagnosis | None" = None) -> "Figure":
         rows = self._path(path).rows
         marks = [line.mark for line in lines(self._path(path)) if not line.inside]
-        dtypes = {row.dtype for row in rows if jnp.issubdtype(row.dtype, jnp.inexact)} or {"float32"}
-        ends = [(math.log(float(jnp.finfo(dtype).tiny)), largest(dtype)) for dtype in dtypes]
+        ends = [(math.log(float(jnp.finfo(d).tiny)), largest(d)) for d in {row.dtype for row in rows}]
+        said = self.verdict.sentence if before is None else f"{before.verdict.word} -> {self.verdict.sentence}"
         return plots.gradient_path(
-            np.array([row.log_rms for row in rows]),
-            np.array([row.log_cotangent for row in rows]),
+            *_logs(rows),
             [named(row) for row in rows],
             breaks=[i for i, mark in enumerate(marks) if mark == "break" or mark in {*marks} - {"", *marks[:i]}],
             limits=(max(low for low, _ in ends), min(high for _, high in ends)),
-            title=self.verdict.sentence.replace("$", r"\$"),
+            before=None if before is None else _logs(before._path(path).rows),
+            title=said.replace("$", r"\$"),
         )
 
     @kinds
@@ -276,6 +280,21 @@ class Change:
         return told + [(name, rate(was), rate(now)) for name, (was, now) in self.layers().items()]
 
     @kinds
+    def plot(self, *, path: int = 0) -> "Figure":
+        """Signal and gradient along a path, after and before.
+
+        Args:
+            path: which of the readings' paths, by number.
+
+        Raises:
+            ValueError: models of different lengths.
+        """
+        old, new = (len(each._path(path).rows) for each in (self.before, self.after))
+        if old != new:
+            raise ValueError(f"before and after must have the same states to be drawn as one, got {old} and {new}")
+        return self.after._drawn(path, self.before)
+
+    @kinds
     def layers(self, most: int = 10) -> dict[str, tuple[float, float]]:
         """The layers whose ln gain changed most, largest change first: by name, before and after.
 
@@ -286,6 +305,11 @@ class Change:
         both = {name: (before[name], after[name]) for name in before if name in after}
         moved = {name: abs(new - old) for name, (old, new) in both.items() if new != old}
         return {name: both[name] for name in sorted(moved, key=lambda name: -moved[name])[:most]}
+
+
+def _logs(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Signal and gradient of every state."""
+    return np.array([row.log_rms for row in rows]), np.array([row.log_cotangent for row in rows])
 
 
 def _npz(path: str | os.PathLike[str]) -> FilePath:

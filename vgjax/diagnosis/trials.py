@@ -88,9 +88,9 @@ def proposals(
     """What could be changed about a model, the most helpful first; every effect is measured on the model and batch.
 
     Tried are: one factor a kernel so that every layer hands the gradient on as it is, or the signal (LSUV, Mishkin &
-    Matas 2016, arXiv:1511.06422, by scale alone); kernels drawn anew (He, LeCun, orthogonal); branches of a residual
-    stream by 1 / sqrt(L); biases of 0; gates of a recurrence opened. A gradient that explodes can also be clipped,
-    which no vanishing one is helped by.
+    Matas 2016, arXiv:1511.06422, by scale alone); kernels drawn anew (He, LeCun, orthogonal); inputs standardized;
+    branches of a residual stream by 1 / sqrt(L); biases of 0; gates of a recurrence opened, its kernels rescaled. A
+    gradient that explodes can also be clipped, which no vanishing one is helped by.
 
     Args:
         model, batch, loss, key: as for `vgjax.diagnose`; ``key`` also draws kernels.
@@ -137,7 +137,7 @@ class _Trial:
     """A model that other parameters are tried in; what is compiled serves all of them."""
 
     def __init__(self, model: Model, prepared: Prepared, key: jax.Array) -> None:
-        self.key = key
+        self.key, self.inputs = key, model.inputs
         self.layout: Layout = prepared.layout
         self._structure = jax.tree.structure(model.parameters)
         self._read = functools.partial(prepared.read, key=key)
@@ -145,9 +145,9 @@ class _Trial:
         self.readings = self.read(self.leaves)
         self.before = judge(self.readings)
 
-    def read(self, leaves: Leaves) -> Readings:
-        """What a pass says of such parameters."""
-        return self._read(jax.tree.unflatten(self._structure, list(leaves.values())))
+    def read(self, leaves: Leaves, inputs: Any = None) -> Readings:
+        """What a pass says of such parameters, and such inputs."""
+        return self._read(jax.tree.unflatten(self._structure, list(leaves.values())), inputs)
 
     def proposal(self, name: str, advice: str, change: Callable[[Leaves], Leaves]) -> Proposal:
         """A change, measured."""
@@ -285,6 +285,22 @@ def _orthogonal(names: Sequence[str], key: jax.Array, leaves: Leaves) -> Leaves:
 # --- streams, biases, gates -----------------------------------------------------------------------------------------
 
 
+def _standardized(trial: _Trial) -> Iterator[Proposal]:
+    """Inputs of mean 0 and variance 1, over the whole batch, if they are far from that."""
+
+    def standardized(a: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(a), jnp.floating) or jnp.size(a) < 2:
+            return a
+        return (a - jnp.mean(a)) / jnp.maximum(jnp.std(a), 1e-6)
+
+    floats = [a for a in jax.tree.leaves(trial.inputs) if jnp.issubdtype(jnp.result_type(a), jnp.floating)]
+    far = [a for a in floats if abs(float(jnp.mean(a))) > 0.5 or not 0.3 < float(jnp.std(a)) < 3]
+    if far:
+        after = judge(trial.read(trial.leaves, jax.tree.map(standardized, trial.inputs)))
+        said = f"give it inputs of mean 0 and variance 1, not of mean {float(jnp.mean(far[0])):.2g}"
+        yield Proposal("standardized inputs", f"{said} and deviation {float(jnp.std(far[0])):.2g}", trial.before, after)
+
+
 def _branches(trial: _Trial) -> Iterator[Proposal]:
     """The last kernel of every branch of a residual stream by 1 / sqrt(L)."""
     adds = [row for row in trial.readings.paths[0].rows if row.operation == "add" and row.sites]
@@ -358,5 +374,5 @@ def _other_architecture(trial: _Trial) -> Proposal:
 
 
 _CHANGES: tuple[Callable[[_Trial], Iterator[Proposal]], ...] = (
-    _rescaled, _redrawn, _branches, _biases, _gates, _recurrent
+    _rescaled, _redrawn, _standardized, _branches, _biases, _gates, _recurrent
 )  # fmt: skip

@@ -27,6 +27,7 @@ def gradient_path(
     *,
     breaks: Sequence[int] = (),
     limits: tuple[float, float] | None = None,
+    before: tuple[Num[AnyArray, " states"], Num[AnyArray, " states"]] | None = None,
     title: str | None = None,
 ) -> "matplotlib.figure.Figure":
     """Forward and backward beside each other, input on top; what a float cannot hold is shaded, breaks are marked.
@@ -37,6 +38,7 @@ def gradient_path(
         names: of the states.
         breaks: states, by number, behind layers that stand out.
         limits: ln of the smallest and of the largest number of the dtype that the model computes in.
+        before: the same two of the model before something was changed, drawn as dashes.
         title: above both panels.
     """
     from matplotlib.figure import Figure
@@ -52,12 +54,15 @@ def gradient_path(
     figure = Figure(figsize=(7.2, height), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     colour = _colour(np.asarray(log_cotangent))
-    for ax, values, shade, text in (
-        (left, log_rms, CRITICAL, r"signal: rms of $h^l$"),
-        (right, log_cotangent, colour, r"gradient: $\|\partial L / \partial h^l\|$"),
+    old = (None, None) if before is None else before
+    for ax, values, was, shade, text in (
+        (left, log_rms, old[0], CRITICAL, r"signal: rms of $h^l$"),
+        (right, log_cotangent, old[1], colour, r"gradient: $\|\partial L / \partial h^l\|$"),
     ):
-        draw_states(ax, values, shade, breaks=breaks, limits=limits)
+        draw_states(ax, values, shade, breaks=breaks, limits=limits, before=was)
         ax.set_xlabel(text)
+    if before is not None:
+        left.legend(loc="best")
     every = -(-states // MOST_NAMES)
     left.set_yticks(range(0, states, every), [_shortened(name) for name in names[::every]], fontsize=6)
     left.set_ylim(states - 0.5, -0.5)
@@ -74,6 +79,7 @@ def draw_states(
     *,
     breaks: Sequence[int] = (),
     limits: tuple[float, float] | None = None,
+    before: Num[AnyArray, " states"] | None = None,
 ) -> None:
     """Logarithms of one quantity down the path, in powers of ten.
 
@@ -83,6 +89,7 @@ def draw_states(
         colour: of the line.
         breaks: states to mark.
         limits: ln of the smallest and of the largest number of the dtype; what is beyond is shaded.
+        before: the same before something was changed.
     """
     from matplotlib.colors import is_color_like
 
@@ -92,12 +99,15 @@ def draw_states(
         raise ValueError(f"breaks must be states, from 0 to {len(values) - 1}, got {list(breaks)}")
     shown = np.where(np.isfinite(values), values, np.nan)
     rows = np.arange(len(shown))
-    ax.plot(shown, rows, color=colour, marker="o", markersize=2.2)
+    ax.plot(shown, rows, color=colour, marker="o", markersize=2.2, label="after" if before is not None else None)
+    old = np.full(0, np.nan) if before is None else np.where(np.isfinite(before), before, np.nan)
+    if before is not None:
+        ax.plot(old, rows, color=VANISHING if colour != VANISHING else CRITICAL, dashes=(3, 2), label="before")
     marked = list(breaks)
     ax.plot(shown[marked], rows[marked], "X", color=EXPLODING, markersize=7, markeredgecolor="white", linestyle="")
     for row in marked:
         ax.axhline(row - 0.5, color=EXPLODING, linewidth=0.6, linestyle=(0, (2, 2)), zorder=-1)
-    known = shown[np.isfinite(shown)]
+    known = np.concatenate([shown[np.isfinite(shown)], old[np.isfinite(old)]])
     low, high = (float(known.min()), float(known.max())) if len(known) else (-1.0, 1.0)
     room = 0.05 * (high - low) + 2.5  # a power of ten: an even path is drawn as one
     low, high = low - room, high + room
