@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from vgjax import compilation_cache
+from vgjax import cli, compilation_cache
 
 PROGRAM = """
 import jaxlib.version
@@ -74,3 +74,12 @@ def test_the_library_itself_leaves_the_configuration_alone():
     code += "vg.init(jax.random.key(0), vg.mlp(width=2, depth=1, inputs=2))\nassert jax.config.values == before"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert jax.config.jax_compilation_cache_dir == os.environ.get("JAX_COMPILATION_CACHE_DIR")
+
+
+def test_a_command_keeps_programs_unless_told_not_to(monkeypatch, capsys):
+    kept = []
+    monkeypatch.setattr(cli, "keep_programs", lambda: kept.append(True))
+    for command, calls in ((["map"], 1), (["map", "--no-cache"], 1), (["diagnose", "nowhere"], 2)):
+        assert cli.main([*command, *(["--activation", "tanb"] if command[0] == "map" else [])]) == 2
+        assert len(kept) == calls
+    assert "must be" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What is proposed for a sick model: its effect is that of the model with it, and the first of them mends it."""
 
 import math
+import pickle
 from typing import Any
 
 import jax
@@ -46,6 +47,14 @@ def test_effects_are_those_of_the_model_with_them(vanishing: Any) -> None:
             assert after.word == proposal.after.word
             assert after.lost == pytest.approx(proposal.after.lost, abs=1e-3)
     assert found[0].before == vg.diagnose(model, (X, Y), sick_models.cross_entropy).verdict
+
+
+def test_proposals_travel(vanishing: Any) -> None:
+    model, found = vanishing
+    for proposal in found:
+        again = pickle.loads(pickle.dumps(proposal))
+        assert (again.name, again.before, again.after) == (proposal.name, proposal.before, proposal.after)
+        jax.tree.map(np.testing.assert_array_equal, again.apply(model)[1], proposal.apply(model)[1])
 
 
 def test_the_first_mends_it_and_the_model_stays_as_it_was(vanishing: Any) -> None:

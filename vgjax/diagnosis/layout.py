@@ -76,8 +76,10 @@ class Layout:
 
 
 def parameter_names(parameters: Any) -> list[str]:
-    """The path of every leaf, as ``encoder/layers/7/kernel``."""
-    return ["/".join(filter(None, map(_key_name, path))) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    """The path of every leaf, as ``encoder/layers/7/kernel``; no two are the same."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    names = ["/".join(filter(None, map(_key_name, path))) for path in paths]
+    return names if len({*names}) == len(names) else [jax.tree_util.keystr(path) for path in paths]
 
 
 def _key_name(key: Any) -> str:

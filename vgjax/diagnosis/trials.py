@@ -317,8 +317,11 @@ def _biases(trial: _Trial) -> Iterator[Proposal]:
     names = [name for name in trial.leaves if name.rpartition("/")[2] in ("bias", "b", "offset", "beta")]
     moved = [name for name in names if bool(jnp.any(trial.leaves[name] != 0))]
     if moved:
-        zero = lambda leaves: {name: jnp.zeros_like(leaves[name]) for name in moved}  # noqa: E731
-        yield trial.proposal("biases of 0", f"start {len(moved)} biases at 0", zero)
+        yield trial.proposal("biases of 0", f"start {len(moved)} biases at 0", functools.partial(_zeros, moved))
+
+
+def _zeros(names: Sequence[str], leaves: Leaves) -> Leaves:
+    return {name: jnp.zeros_like(leaves[name]) for name in names}
 
 
 def _gates(trial: _Trial) -> Iterator[Proposal]:
@@ -331,8 +334,12 @@ def _gates(trial: _Trial) -> Iterator[Proposal]:
             for gate, rise in itertools.product(range(gates) if gates * size == leaf.size > 1 else (), (1.0, 3.0, 6.0)):
                 part = slice(gate * size, (gate + 1) * size)
                 said = f"{name}[{part.start}:{part.stop}] raised by {rise:g}"
-                raised = lambda leaves, n=name, p=part, r=rise: {n: jnp.asarray(leaves[n]).at[p].add(r)}  # noqa: E731
+                raised = functools.partial(_raised, name, part, rise)
                 yield trial.proposal(said, f"start with {said}, so that a gate stays open", raised)
+
+
+def _raised(name: str, part: slice, rise: float, leaves: Leaves) -> Leaves:
+    return {name: jnp.asarray(leaves[name]).at[part].add(rise)}
 
 
 def _recurrent(trial: _Trial) -> Iterator[Proposal]:
