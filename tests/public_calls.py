@@ -373,6 +373,9 @@ def arguments(name: str) -> dict[str, Any]:
         "assert_trainable": lambda: {"model": w.any_model, "batch": w.xs},
         "watch": lambda: {"loss": scaled},
         "diagnosis.proposals": lambda: {"model": w.any_model, "batch": w.xs},
+        "diagnosis.Proposal": lambda: {
+            "name": "nothing", "advice": "leave it", "before": w.diagnosis.verdict, "after": w.diagnosis.verdict
+        },
         "diagnosis.Proposal.apply": lambda: {"self": w.proposal, "model": w.any_model},
         "diagnosis.Diagnosis.without": lambda: {"self": w.diagnosis, "name": "layers/1"},
         "diagnosis.Change.plot": lambda: {"self": w.diagnosis.since(w.diagnosis)},

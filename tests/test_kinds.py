@@ -100,7 +100,7 @@ def test_everything_public_checks_kinds(name):
     assert hasattr(public_calls()[name], "checks_kinds"), f"{name} needs the decorator vgjax.checks.kinds"
 
 
-OWN_ERRORS = {("diagnose", "module"), ("assert_trainable", "module")}
+OWN_ERRORS = {(call, "module") for call in ("diagnose", "assert_trainable", "diagnosis.proposals")}
 """What is called there as a model or a loss: its own errors are left as they are."""
 
 

@@ -37,6 +37,7 @@ _UNIT = 0.02
 
 
 @by_content
+@kinds
 @dataclass(frozen=True)
 class Proposal:
     """One change, and what it did to the model it was tried on.
