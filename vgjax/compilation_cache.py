@@ -31,7 +31,7 @@ def keep_programs() -> None:
         return
     try:
         path = writable_folder(folder())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # also without a home
         print(f"vgjax: compiled programs are not kept: {error}", file=sys.stderr)
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
