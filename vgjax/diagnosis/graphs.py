@@ -264,6 +264,8 @@ def evaluate(node: Node, values: list[Any]) -> list[Any]:
     """What a node's equation computes, for all its inputs and all its outputs (None where JAX drops one)."""
     atoms = node.equation.invars
     given = [value for value, atom in zip(values, atoms, strict=True) if not isinstance(atom, core.Literal)]
+    if node.primitive is primitives.while_p:  # JAX refuses to differentiate it; no gradient passes it
+        given = jax.lax.stop_gradient(given)
     results = iter(jax.core.eval_jaxpr(alone(node.equation), (), *given))
     return [None if isinstance(variable, core.DropVar) else next(results) for variable in node.equation.outvars]
 
@@ -272,8 +274,6 @@ def evaluate_all(nodes: Iterable[Node], values: dict[Variable, Any]) -> None:
     """Compute nodes one after the other, in place."""
     for node in nodes:
         arguments = [value_of(v, values) for v in node.inputs]
-        if node.primitive is primitives.while_p:  # JAX refuses to differentiate it; no gradient is asked for here
-            arguments = jax.lax.stop_gradient(arguments)
         values.update(zip(node.outputs, evaluate(node, arguments), strict=True))
 
 

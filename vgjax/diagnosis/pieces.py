@@ -34,47 +34,42 @@ class Piece:
 
 
 @dataclass(eq=False)
-class Loop:
-    """A `scan`: its node, the parts of its body, and what is read in it, once a step."""
+class _Opened:
+    """A node that is looked into; its arrays are the node's own."""
 
     node: Node
+
+    @property
+    def inputs(self) -> list[Variable]:
+        """Of a loop: constants, carry, slices; of a branching: which branch, then the operands."""
+        return self.node.inputs
+
+    @property
+    def outputs(self) -> list[Variable]:
+        """Of a loop: carry, then stacked results."""
+        return self.node.outputs
+
+
+@dataclass(eq=False)
+class Loop(_Opened):
+    """A `scan`: its node, the parts of its body, and what is read in it, once a step."""
+
     body: "Program"
     read: list[Variable] = field(init=False)
 
     def __post_init__(self) -> None:
         self.read = self.body.read
 
-    @property
-    def inputs(self) -> list[Variable]:
-        """The node's: constants, carry, slices."""
-        return self.node.inputs
-
-    @property
-    def outputs(self) -> list[Variable]:
-        """The node's: carry, stacked results."""
-        return self.node.outputs
-
 
 @dataclass(eq=False)
-class Switch:
+class Switch(_Opened):
     """A `cond` or `switch`: its node, the parts of its branches, and what is read in any of them."""
 
-    node: Node
     branches: "list[Program]"
     read: list[Variable] = field(init=False)
 
     def __post_init__(self) -> None:
         self.read = [variable for branch in self.branches for variable in branch.read]
-
-    @property
-    def inputs(self) -> list[Variable]:
-        """The node's: which branch, then the operands."""
-        return self.node.inputs
-
-    @property
-    def outputs(self) -> list[Variable]:
-        """The node's."""
-        return self.node.outputs
 
 
 Part = Piece | Loop | Switch

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core.primitives as primitives
 from jax import lax
 
 from vgjax.diagnosis.forward import run_switch
@@ -43,8 +42,6 @@ def run(graph: Graph, inputs: Sequence[Any], taps: Taps, visit: Visit) -> tuple[
             found, below = _NESTED[node.kind](node, arguments, inner, visit)
             reports |= below
         else:
-            if node.primitive is primitives.while_p:  # JAX refuses to differentiate it; no gradient passes it
-                arguments = lax.stop_gradient(arguments)
             found = evaluate(node, arguments)
         put(node.outputs, found)
     return [value_of(v, values) for v in graph.outputs], reports

@@ -434,6 +434,11 @@ def _with_known_suffix(path: str | os.PathLike[str]) -> Path:
 
 
 def import_xarray() -> Any:
+    """xarray, which is imported where it is needed alone.
+
+    Raises:
+        ImportError: it is not installed; the sentence says how to.
+    """
     try:
         import xarray
     except ImportError:
