@@ -72,22 +72,39 @@ import os, sys, types
 package = types.ModuleType("vgjax")
 package.__path__ = [sys.argv[1]]
 sys.modules["vgjax"] = package
-from vgjax import files
+from vgjax import files, interrupts
 from pathlib import Path
 left = int(sys.argv[3])
 def count(event, _):
     global left
     if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "shutil.rmtree"):
         left -= 1
-        if left < 0:
-            os._exit(9)
+        if left == -1:
+            interrupts.leave() if sys.argv[5:] else os._exit(9)
 folder = files.writable_folder(sys.argv[2])
 sys.addaudithook(count)
 with files.whole_set(folder, "last") as new:
     for name in ("last", "a", "b"):
         with files.whole_file(new / name) as path:
             path.write_text(sys.argv[4])
+    if sys.argv[5:]:
+        left = 1000  # from here on the command line ignores interrupts
 """
+
+
+def _write(folder: Path, steps: int, *more: str) -> int:
+    """The exit status of a process that writes a set of files and is ended at its step of that number."""
+    command = [sys.executable, "-c", WRITE, str(Path(files.__file__).parent), str(folder), str(steps), *more]
+    return subprocess.run(command, check=False, capture_output=True).returncode
+
+
+def test_a_set_interrupted_at_any_step_leaves_neither_files_nor_the_folders_made_for_it(tmp_path: Path) -> None:
+    for steps in range(1000):
+        if not (status := _write(tmp_path / "new" / "out", steps, "text", "interrupted")):
+            break
+        assert (status, list(tmp_path.iterdir())) == (130, [])
+    assert steps > 10
+    assert {path.name for path in (tmp_path / "new" / "out").iterdir()} == {"last", "a", "b"}
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -95,18 +112,13 @@ def test_a_set_killed_at_any_step_is_whole_or_not_there_and_the_next_one_cleans_
     tmp_path: Path, before: bool
 ) -> None:
     folder = tmp_path / "out"
-
-    def write(steps: int, text: str) -> int:
-        package = str(Path(files.__file__).parent)
-        return subprocess.run([sys.executable, "-c", WRITE, package, folder, str(steps), text], check=False).returncode
-
     if before:
-        assert write(1000, "old") == 0
+        assert _write(folder, 1000, "old") == 0
         (folder / "foreign").write_text("mine")
         (folder / ".vgjax-notes").write_text("mine")
     seen: set[str] = set()
     for steps in range(1000):
-        killed = write(steps, str(steps))
+        killed = _write(folder, steps, str(steps))
         found = {path.name: path.read_text() for path in folder.glob("*") if path.is_file()} if folder.exists() else {}
         if "last" in found:
             assert found["a"] == found["b"] == found["last"]

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ writes."""
 _UMASK = threading.Lock()
 _SEAL = hashlib.sha256().digest_size
 _live: set[Path] = set()
+_made: set[Path] = set()
 
 
 # --- whole files ----------------------------------------------------------------------------------------------------
@@ -32,10 +33,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     A killed run leaves no half-written file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_OURS}{os.getpid()}-", suffix=path.suffix)
-    os.close(handle)
-    with _removed_at_the_end(Path(name)) as temporary:
+
+    def make(**where: Any) -> str:
+        handle, name = tempfile.mkstemp(suffix=path.suffix, **where)
+        os.close(handle)
+        return name
+
+    with _temporary(path.parent, make) as temporary:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -53,9 +57,7 @@ def whole_set(folder: Path, last: str) -> Iterator[Path]:
     The file ``last`` stands for the set: that of an earlier one goes first and the new one comes last, so that whoever
     finds it finds all of one set, whenever the run was killed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = tempfile.mkdtemp(dir=folder, prefix=f"{_OURS}{os.getpid()}-")
-    with _removed_at_the_end(Path(made)) as temporary:
+    with _temporary(folder, tempfile.mkdtemp) as temporary:
         yield temporary
         names = sorted(os.listdir(temporary), key=lambda name: name == last)
         for target in (folder / name for name in names):
@@ -67,13 +69,22 @@ def whole_set(folder: Path, last: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _removed_at_the_end(temporary: Path) -> Iterator[Path]:
-    _live.add(temporary)
+def _temporary(folder: Path, make: Callable[..., str]) -> Iterator[Path]:
+    """What is made in a folder, removed in the end; so is a folder that was missing, if nothing came into it."""
+    missing = [each for each in (folder, *folder.absolute().parents) if not each.exists()]
+    _made.update(missing)
     try:
-        yield temporary
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(make(dir=folder, prefix=f"{_OURS}{os.getpid()}-"))
+        _live.add(temporary)
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
+            _live.discard(temporary)
     finally:
-        _remove(temporary)
-        _live.discard(temporary)
+        _remove_empty(missing)
+        _made.difference_update(missing)
 
 
 @interrupts.before_leaving.append
@@ -81,6 +92,7 @@ def _remove_live() -> None:
     """Those of this process, which ends without unwinding."""
     for temporary in list(_live):
         _remove(temporary)
+    _remove_empty(_made)
 
 
 def remove_left(folder: Path) -> None:
@@ -94,6 +106,13 @@ def remove_left(folder: Path) -> None:
 def foreign(folder: Path) -> list[Path]:
     """What is in a folder beside temporaries."""
     return [path for path in folder.iterdir() if not path.name.startswith(_OURS)] if folder.is_dir() else []
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Those that hold nothing, the inner ones first."""
+    for folder in sorted(folders, key=lambda each: -len(each.absolute().parts)):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _remove(path: Path) -> None:
