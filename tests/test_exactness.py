@@ -11,6 +11,7 @@ from flax import nnx
 
 import vgjax as vg
 from vgjax import activations
+from vgjax.blocks.protocol import block_info
 from vgjax.floatexp import LN2
 from vgjax.networks.layer import measured
 
@@ -111,6 +112,18 @@ def test_degrees_of_a_users_block_are_seen_at_either_end(block: Any, arguments: 
     found = measured(vg.blocks.spec(block, *arguments), (6,), "float32", None).ends
     for end, expected in zip(found, (below, above), strict=True):
         assert (not end.known) if expected is NONE else tuple(end) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("activation", vg.activations.NAMES)
+def test_what_a_layer_says_of_its_parameters_is_what_is_measured(activation: str, dtype: str) -> None:
+    dense = vg.mlp(width=7, depth=2, inputs=7, activation=activation), (7,)
+    convolution = vg.cnn(channels=3, depth=2, inputs=(4, 4, 3), activation=activation), (4, 4, 3)
+    for network, shape in (dense, convolution):
+        spec = network.stages[0].spec
+        told = block_info(spec).parameter_degrees
+        assert (told is None) == (activation in ("softsign", "sin", "arctan"))  # of which nothing is known far out
+        assert told is None or dict(told) == dict(measured(spec, shape, dtype, None).parameters)
 
 
 def test_an_activation_of_degree_two_doubles_its_exponent_at_every_layer() -> None:

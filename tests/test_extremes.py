@@ -10,6 +10,7 @@ import oracles
 import pytest
 
 import vgjax as vg
+from vgjax.floatexp import LN2, FloatExp, normalize
 
 
 def assert_logs_close(ours: Any, truth: Any, relative: float = 1e-5) -> None:
@@ -203,3 +204,48 @@ def test_after_a_dead_layer_at_a_huge_exponent_bias_and_plateau_are_left(activat
     assert np.all(flow.log_gradient[:42] < -1e8)  # -inf counts
     assert np.all(np.isfinite(flow.log_gradient[42:]))
     assert not any(np.any(np.isnan(log)) for log in flow.log_parameter_gradient.values())
+
+
+# --- one number at either end of the float range ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 65, 1000])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("once", [False, True])
+def test_a_number_of_any_size_is_normalized(once: bool, dtype: str, size: int) -> None:
+    """Of all exponents side by side, also those at which a plain sum of squares is nothing or infinite."""
+    largest, exponents = (127, (0, 1, -90, 140)) if dtype == "float32" else (1023, (0, 1, -700, 1100))
+    octaves = np.array([-largest, *range(4 - largest, largest, 9), largest])
+    octaves = octaves[octaves > 1 - largest]  # XLA flushes subnormals
+    with jax.enable_x64(dtype == "float64"):
+        mantissas = np.random.default_rng(size).uniform(0.5, 1, (len(octaves), size)).astype(dtype)
+        rows = jnp.asarray(np.ldexp(mantissas, octaves[:, None]), dtype)
+        for exponent in exponents:
+
+            def normalized(row: jax.Array, exponent: int = exponent) -> Any:
+                return normalize(FloatExp(row, jnp.asarray(exponent, jnp.int32)), once=once)
+
+            number, log_norm = jax.jit(jax.vmap(normalized))(rows)
+            again = jax.jit(lambda rows, of_one=normalized: jax.lax.map(of_one, rows))(rows)
+            kept, norms = np.asarray(number.exponent), np.linalg.norm(mantissas.astype(float), axis=1)
+            np.testing.assert_allclose(log_norm, np.log(norms) + (octaves + exponent) * LN2, rtol=3e-7, atol=1e-6)
+            np.testing.assert_array_equal(
+                np.ldexp(np.asarray(number.value), (kept - octaves - exponent)[:, None]), mantissas
+            )
+            inside = np.abs(np.log2(norms) + octaves + exponent) < largest // 4
+            assert np.all(kept[inside] == 0)
+            assert np.all(np.abs(np.log2(norms)[~inside] + (octaves + exponent - kept)[~inside]) <= largest // 4 + 2)
+            jax.tree.map(np.testing.assert_array_equal, again[0], number)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "softplus"])
+def test_an_input_at_the_end_of_the_float_range(activation: str) -> None:
+    """Entries of 3e38 among them: the norm itself is no float."""
+    net = vg.mlp(width=9, depth=5, inputs=70, activation=activation)
+    params, scales = vg.init(jax.random.key(1), net), vg.Scales(sigma_w=1.3)
+    x = np.random.default_rng(0).uniform(-1, 1, 70).astype(np.float32)
+    found = vg.push_forward(params, scales, x * np.float32(3e38))
+    with jax.enable_x64(True):
+        expected = vg.push_forward(params.astype("float64"), scales, x.astype(float) * float(np.float32(3e38)))
+    np.testing.assert_allclose(found.log_mean_square, expected.log_mean_square, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found.log_gain, expected.log_gain, rtol=1e-5, atol=1e-4)

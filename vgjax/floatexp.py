@@ -32,6 +32,9 @@ FARTHEST = 2**28
 
 LN2 = 0.6931471805599453
 
+_FEW = 64
+"""Entries that are all looked at: a branch that may save that would take longer to compile."""
+
 
 class FloatExp(NamedTuple):
     """The number ``value * 2**exponent``: an array of any shape with one exponent for all of it.
@@ -79,24 +82,28 @@ def exponent_of(positive: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
 _BITS = {"float16": jnp.int16, "bfloat16": jnp.int16, "float32": jnp.int32, "float64": jnp.int64}
 
 
-def normalize(number: FloatExp) -> tuple[FloatExp, Float[Array, ""]]:
+def normalize(number: FloatExp, *, once: bool = False) -> tuple[FloatExp, Float[Array, ""]]:
     """The same number by the rules of this module, and its ``log_norm``.
 
     Args:
         number: any scaled number; its value may be as large or as small as the dtype holds.
+        once: whether this is not done in every layer: then without a branch, which saves time at every layer and costs
+            some to compile.
 
     Returns:
         The normalized number, and ln of its Euclidean norm, shape ``()``: -inf for an exact zero and for nothing else,
         NaN for what is no number. Past `FARTHEST` the exponent stays there, and the logarithm says so.
     """
     value, exponent = number
-    total, taken_out = _sum_of_squares(value.reshape(-1))
+    total_of = _sum_of_squares_past_range if once or value.size <= _FEW else _sum_of_squares
+    total, taken_out = total_of(value.reshape(-1))
     nothing, no_number = total == 0, ~jnp.isfinite(total)
     true_exponent = exponent + taken_out + exponent_of(total) // 2
     w = window_exponent(value.dtype)
     ordinary = (jnp.abs(true_exponent) <= w) | no_number
     kept = jnp.where(ordinary, 0, true_exponent)
-    value = value * power_of_two(exponent - kept, value.dtype)
+    # In two factors, since one alone may leave the range.
+    value = value * power_of_two(-taken_out, value.dtype) * power_of_two(exponent + taken_out - kept, value.dtype)
     log_norm = jnp.log(total) / 2 + (exponent + taken_out).astype(value.dtype) * LN2
     log_norm = jnp.where(nothing, -jnp.inf, jnp.where(no_number, jnp.nan, log_norm))
     return FloatExp(value, jnp.where(nothing, ZERO, jnp.clip(kept, -FARTHEST, FARTHEST))), log_norm
@@ -128,6 +135,19 @@ Ends = tuple[Degrees, Degrees]
 LINEAR: Ends = (Degrees(), Degrees())
 DIRECTION = Degrees(Fraction(0), Fraction(-1))
 """Of a map that sees the direction alone."""
+
+
+class ParameterDegrees(NamedTuple):
+    """How the derivative D by a parameter grows at either end of the float range.
+
+    Attributes:
+        below, above: degrees of ``D - D(0)`` below, of D above; None for none.
+        behind_offset: whether D(0) is 0 only where the offsets of the block are (the kernel behind a norm's beta).
+    """
+
+    below: Fraction | None
+    above: Fraction | None
+    behind_offset: bool
 
 
 def degree_of(growth: float, tolerance: float) -> Fraction | None:
@@ -362,7 +382,7 @@ def _wide(dtype: Any) -> Any:
 
 def is_zero(value: Array) -> Array:
     """Whether an array is exactly zero, shape ``()``."""
-    return _is_zero(value.reshape(-1))
+    return jnp.all(value == 0) if value.size <= _FEW else _is_zero(value.reshape(-1))
 
 
 @custom_vmap
@@ -385,19 +405,17 @@ def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
     """(total, k), the sum of squares over the last axis being ``total * 2**(2 k)``: k is 0 unless the plain sum
     leaves the range.
 
-    A layer that changes a norm by more than about 2**30 over- or underflows its plain sum of squares. Taking the
-    largest entry out first is always right but a quarter slower, so it is done only for a batch in which some row
-    needs it: `custom_vmap` sees the batch and lets one `lax.cond` decide for all its rows, where plain `vmap` would
-    compute both.
+    A layer that changes a norm by more than about 2**30 over- or underflows its plain sum of squares. What is always
+    right takes a second sum, so it is done only for a batch in which some row needs it: `custom_vmap` sees the batch
+    and lets one `lax.cond` decide for all its rows, where plain `vmap` would compute both.
     """
     squares = jnp.sum(rows * rows, axis=-1)
-    w = window_exponent(rows.dtype)
-    safe = (squares > 2.0 ** (-5 * w // 2)) & (squares < 2.0 ** (3 * w))
     return lax.cond(
-        jnp.all(safe),
-        lambda _: (squares, jnp.zeros(squares.shape, jnp.int32)),
-        _sum_of_squares_past_range,
+        jnp.all(_safe(squares)),
+        lambda *_: (squares, jnp.zeros(squares.shape, jnp.int32)),
+        _moved_sum_of_squares,
         rows,
+        squares,
     )
 
 
@@ -406,9 +424,19 @@ def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[tuple[Array,
     return _sum_of_squares(rows), (True, True)
 
 
+def _safe(squares: Array) -> Array:
+    """Whether no entry that counts has over- or underflowed in a plain sum of squares."""
+    w = window_exponent(squares.dtype)
+    return (squares > 2.0 ** (-5 * w // 2)) & (squares < 2.0 ** (3 * w))
+
+
 def _sum_of_squares_past_range(rows: Array) -> tuple[Array, Array]:
-    largest = jnp.max(jnp.abs(rows), axis=-1)
-    k = jnp.where(largest == 0, 0, exponent_of(largest))
-    # In two factors: 2**-k itself may leave the range.
-    half, rest = (power_of_two(-part, rows.dtype)[..., None] for part in (k // 2, k - k // 2))
-    return jnp.sum((rows * half * rest) ** 2, axis=-1), k
+    """The same, right in the whole float range, without a branch."""
+    return _moved_sum_of_squares(rows, jnp.sum(rows * rows, axis=-1))
+
+
+def _moved_sum_of_squares(rows: Array, squares: Array) -> tuple[Array, Array]:
+    """The same, of rows moved up or down to where their sum, of which the plain one is ``squares``, is safe."""
+    lift = 5 * window_exponent(rows.dtype) // 2
+    k = jnp.where(_safe(squares), 0, jnp.where(squares < 1, -lift, lift)).astype(jnp.int32)
+    return jnp.sum((rows * power_of_two(-k, rows.dtype)[..., None]) ** 2, axis=-1), k

@@ -4,6 +4,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec, TheoryArguments
 from vgjax.checks import FloatDtype, Size, kinds
-from vgjax.floatexp import Ends, FloatExp, add, normalize, scaled_bias, with_zero_exponent
+from vgjax.floatexp import Ends, FloatExp, ParameterDegrees, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Law, Scale, Scales
 
 
@@ -92,6 +93,15 @@ class Affine(nnx.Module):
     def degrees(self) -> Ends | None:
         """Those of phi; with other blocks inside, to be measured."""
         return None if self.before or self.after else self.activation.facts.ends
+
+    @property
+    def parameter_degrees(self) -> Mapping[str, ParameterDegrees] | None:
+        """By the kernel those of phi, by the bias 0; with other blocks inside, to be measured."""
+        below, above = (end.value for end in self.activation.facts.ends)
+        if self.before or self.after or below is None or above is None:
+            return None
+        of_kernel, of_bias = ParameterDegrees(below, above, False), ParameterDegrees(Fraction(0), Fraction(0), False)
+        return {self.kernel_path: of_kernel, "bias": of_bias}
 
     @property
     def never_zero(self) -> bool:

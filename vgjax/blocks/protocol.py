@@ -11,7 +11,8 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
   more);
 - ``linear``: class attribute, True if it is a linear map (so the exponent passes through);
 - ``degrees``: how it and its Jacobian grow (below, above) the float range, `floatexp.Degrees` (default: measured on one
-  draw);
+  draw); ``parameter_degrees``: how its derivative by each parameter does, by path, `floatexp.ParameterDegrees`
+  (likewise);
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
   of a gate (default: none);
@@ -43,7 +44,7 @@ from jax import Array
 
 from vgjax.activations import Activation
 from vgjax.checks import ArrayLike, is_numeric, kinds, known, short
-from vgjax.floatexp import LINEAR, Ends, FloatExp, extended
+from vgjax.floatexp import LINEAR, Ends, FloatExp, ParameterDegrees, extended
 from vgjax.initializers import KINDS, Scale, Scales
 from vgjax.values import reduced
 
@@ -244,7 +245,7 @@ class BlockInfo(NamedTuple):
         graph: its static part; `nnx.merge` with a dict of its arrays gives the module back.
         trainable: paths of its `nnx.Param` leaves, "linear/kernel".
         scales: the names of the scales it declares, with their defaults and kinds.
-        degrees: (below, above) the float range, if it says so.
+        degrees, parameter_degrees: how it, and its derivative by each parameter, grow, if it says so.
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
         batch_axes: how many axes a state must have for the first to be a batch that is normalized over; 0 if it holds
@@ -256,6 +257,7 @@ class BlockInfo(NamedTuple):
     trainable: frozenset[str]
     scales: Mapping[str, Scale]
     degrees: Ends | None
+    parameter_degrees: Mapping[str, ParameterDegrees] | None
     parts: tuple[str, ...]
     noisy: bool
     batch_axes: int
@@ -277,7 +279,8 @@ def block_info(spec: Spec) -> BlockInfo:
         theory = declared(block, "theory_arguments")
         theory = theory if isinstance(theory, TheoryArguments) else None
         parts = tuple(declared(block, "parts") or ())
-        told = scales_of(block), declared(block, "degrees"), parts, noisy, _batch_axes(block), theory
+        growth = declared(block, "degrees"), declared(block, "parameter_degrees")
+        told = scales_of(block), *growth, parts, noisy, _batch_axes(block), theory
         info.append(BlockInfo(graph, trainable, *told))
 
     # Traced, not run, so that nothing is drawn; the graph is static and leaves by the list, as a result cannot.

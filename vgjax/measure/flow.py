@@ -165,7 +165,7 @@ def push(parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], u: 
         return layer.push(state, u), log_u
 
     walked = layers.walk(layers.first_state(x), visit, from_float(u.astype(parameters.dtype)))
-    log_gain = joined([*walked.reports, normalize(walked.carry)[1][None]])
+    log_gain = joined([*walked.reports, normalize(walked.carry, once=True)[1][None]])
     return Push(*describe_states(parameters.network, walked), marked_forward(walked.exactness, log_gain))
 
 

@@ -180,7 +180,7 @@ def _gradient_flow(
     carry = _Carry(jax.tree.map(lambda a: a[-1], entering), _zeros(parameters))
     extras = list(zip(forward.reports, _entering_before(network, entering), strict=True))
     carry, reports = layers.scan(carry, functools.partial(_visit_back, names), extras=extras, reverse=True)
-    first, log_first = jax.vmap(normalize)(carry.cotangent)
+    first, log_first = jax.vmap(functools.partial(normalize, once=True))(carry.cotangent)
     log_mean_square, first_inexact, first_nan = describe_states(network, forward)
     report = _of_all_layers(reports, network)
     log_gradient, parts = jax.tree.map(
@@ -287,8 +287,9 @@ def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, Array]
     """ln of the stem's parameter gradients, from the cotangents of the first state."""
     if stem is None:
         return {}
-    x = jax.vmap(lambda x: normalize(from_float(x))[0])(xs.astype(first.value.dtype))
-    return {f"stem/{path}": log for path, log in _logs(_back(stem.absorb_scales(), x, first).gradients).items()}
+    x = jax.vmap(lambda x: normalize(from_float(x), once=True)[0])(xs.astype(first.value.dtype))
+    gradients = _parameter_gradients(stem.absorb_scales(), x, first)
+    return {f"stem/{path}": log for path, log in _logs(gradients, once=True).items()}
 
 
 # --- where the loss enters ------------------------------------------------------------------------------------------
@@ -303,14 +304,14 @@ def _where_loss_enters(
     read = jax.tree.map(lambda a: a[None], forward.last)
     read = joined([*forward.reports, read]) if network.every_step else read
     read = jax.tree.map(lambda a: a[-network.depth :], read)
-    outputs = jax.vmap(jax.vmap(lambda s: normalize(head.step(s) if head else s)[0]))(read)
+    outputs = jax.vmap(jax.vmap(lambda s: normalize(head.step(s) if head else s, once=True)[0]))(read)
     deltas, saturated = _cotangents(loss, network, outputs, ys)
     deltas = deltas._replace(value=deltas.value / losses.mean_over(loss, network, len(ys)))
     if head is None:
         return deltas, {}, saturated
     lead = deltas.exponent.shape
-    back = _back(head.absorb_scales(), *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)))
-    logs = {f"head/{path}": log for path, log in _logs(back.gradients).items()}
+    back = _back(head.absorb_scales(), *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)), once=True)
+    logs = {f"head/{path}": log for path, log in _logs(back.gradients, once=True).items()}
     return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), logs, saturated
 
 
@@ -360,8 +361,8 @@ class _Back(NamedTuple):
     log_cotangent: Array
 
 
-def _back(layer: Layer, states: FloatExp, cotangents: FloatExp) -> _Back:
-    cotangents, logs = jax.vmap(normalize)(cotangents)
+def _back(layer: Layer, states: FloatExp, cotangents: FloatExp, *, once: bool = False) -> _Back:
+    cotangents, logs = jax.vmap(functools.partial(normalize, once=once))(cotangents)
     before = _over(layer, Layer.pull, states, cotangents)
     return _Back(before, _parameter_gradients(layer, states, cotangents), cotangents, logs)
 
@@ -372,8 +373,8 @@ def _over(layer: Layer, f: Callable[..., Any], *rows: Any) -> Any:
     return jax.vmap(lambda x, *row: f(replace(layer, input=x), *row), (of_input, *[0] * len(rows)))(layer.input, *rows)
 
 
-def _logs(gradients: dict[str, FloatExp]) -> dict[str, Array]:
-    return {path: normalize(gradient)[1] for path, gradient in gradients.items()}
+def _logs(gradients: dict[str, FloatExp], *, once: bool = False) -> dict[str, Array]:
+    return {path: normalize(gradient, once=once)[1] for path, gradient in gradients.items()}
 
 
 def _part_names(network: Network) -> tuple[str, ...]:
@@ -404,7 +405,7 @@ def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -
     parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`Layer.measured`).
     """
     one = replace(layer, input=None if layer.input is None else layer.input[0])
-    kinds = one.measured(jax.tree.map(lambda a: a[0], states)).parameters
+    kinds = one.parameter_degrees(jax.tree.map(lambda a: a[0], states))
 
     def pulled(h: Array, weights: Array, exponent: Array) -> dict[str, FloatExp]:
         """sum_b weights_b 2^exponent_b D_b^T v_b."""

@@ -56,8 +56,8 @@ def exactness(log_norms: Float[Array, " layers"], at: Doubts) -> Exactness:
     """Read off ln of the norms of the states s_0 ... s_L, and the doubts at all but the last."""
     depth, before, behind = len(log_norms) - 1, log_norms[:-1], log_norms[1:]
     lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & at.underflows
-    inexact = jnp.minimum(1 + _first(at.left | lost, depth), _first(_ended(log_norms), depth + 1))
-    no_number = _first(jnp.isnan(log_norms), depth + 1)
+    inexact = jnp.minimum(1 + _first(at.left | lost), _first(_ended(log_norms)))
+    no_number = _first(jnp.isnan(log_norms))
     # What the one leaves behind says nothing of the other.
     return Exactness(
         jnp.where(inexact <= no_number, inexact, depth + 1),
@@ -100,7 +100,8 @@ def _marked(log_norms: Array, underflows: Array) -> Array:
     lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & underflows
     means_nothing = jnp.isnan(log_norms) | _ended(log_norms)
     means_nothing |= jnp.concatenate([jnp.zeros_like(means_nothing[..., :1]), lost], axis=-1)
-    return jnp.where(jnp.cumsum(means_nothing, axis=-1) > 0, jnp.nan, log_norms)
+    reached = jnp.arange(log_norms.shape[-1], dtype=jnp.int32) >= _first(means_nothing)[..., None]
+    return jnp.where(reached, jnp.nan, log_norms)
 
 
 def _ended(log_norms: Array) -> Array:
@@ -108,6 +109,7 @@ def _ended(log_norms: Array) -> Array:
     return (jnp.abs(log_norms) >= FARTHEST * LN2) & ~jnp.isneginf(log_norms)
 
 
-def _first(layers: Bool[Array, " n"], none: int) -> Int[Array, ""]:
-    """The first one marked; ``none`` where none is."""
-    return jnp.min(jnp.where(layers, jnp.arange(len(layers), dtype=jnp.int32), none)).astype(jnp.int32)
+def _first(marked: Bool[Array, "*rows layers"]) -> Int[Array, "*rows"]:
+    """The first layer marked; their number where none is."""
+    none = jnp.ones_like(marked[..., :1])
+    return jnp.argmax(jnp.concatenate([marked, none], axis=-1), axis=-1).astype(jnp.int32)

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from vgjax.floatexp import (
     Degrees,
     Ends,
     FloatExp,
+    ParameterDegrees,
     common_denominator,
     degree_of,
     exponent_past_range,
@@ -152,6 +153,11 @@ class Layer:
         """Its degrees at both ends of the float range."""
         return degrees(self.spec, state.value.shape, state.value.dtype, self._read)
 
+    def parameter_degrees(self, state: FloatExp) -> Mapping[str, ParameterDegrees]:
+        """Those of its derivative by each parameter."""
+        told = block_info(self.spec).parameter_degrees
+        return self.measured(state).parameters if told is None else told
+
     def measured(self, state: FloatExp) -> "Measured":
         """What a draw of the block shows."""
         return measured(self.spec, state.value.shape, state.value.dtype.name, self._read)
@@ -166,19 +172,6 @@ class Layer:
         return nnx.merge(block_info(self.spec).graph, self.parameters, copy=True)
 
 
-class ParameterDegrees(NamedTuple):
-    """How the derivative D by a parameter grows at either end of the float range.
-
-    Attributes:
-        below, above: degrees of ``D - D(0)`` below, of D above; None for none.
-        behind_offset: whether D(0) is 0 only where the offsets of the block are (the kernel behind a norm's beta).
-    """
-
-    below: Fraction | None
-    above: Fraction | None
-    behind_offset: bool
-
-
 class Measured(NamedTuple):
     """What a draw of a block shows of its growth.
 
@@ -189,7 +182,7 @@ class Measured(NamedTuple):
     """
 
     ends: Ends
-    parameters: "dict[str, ParameterDegrees]"
+    parameters: Mapping[str, ParameterDegrees]
     never_zero: bool
 
 

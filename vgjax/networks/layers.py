@@ -67,7 +67,7 @@ class Layers:
         """s_0, not normalized."""
         x = x.astype(self.parameters.dtype)
         # Without a stem the walk normalizes: it does so before every layer.
-        return self.stem.step(normalize(from_float(x))[0]) if self.stem else from_float(x)
+        return self.stem.step(normalize(from_float(x), once=True)[0]) if self.stem else from_float(x)
 
     def scan(
         self, carry: Any, visit: Visit, *, extras: Sequence[Any] | None = None, reverse: bool = False
@@ -129,7 +129,7 @@ class Layers:
             return (layer.step(state), carry), (report, log_norm, doubts(layer, state, log_norm))
 
         (last, carry), outs = self.scan((state, carry), step, extras=extras)
-        last, log_last = normalize(last)
+        last, log_last = normalize(last, once=True)
         reports, *series = zip(*outs, strict=True)
         log_norms, in_doubt = map(joined, series)
         log_norms = jnp.concatenate([log_norms, log_last[None]])
