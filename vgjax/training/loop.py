@@ -9,7 +9,7 @@ other.
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -177,8 +177,8 @@ def train(
         state, seen = _first_state(problem), []
         for step in runner.progress(steps, len(steps), "train"):
             state = _until(problem, state, step)
-            seen.append(_snapshot(problem, state, held_out, snapshots))
-        return _finished(problem, state, jax.tree.map(lambda *each: jnp.stack(each), *seen))
+            seen.append(jax.tree.map(np.asarray, _snapshot(problem, state, held_out, snapshots)))
+        return _finished(problem, state, jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *seen))
 
 
 # --- the update -----------------------------------------------------------------------------------------------------
@@ -238,17 +238,16 @@ class Problem:
         taken = self.data if whole else jax.tree.map(lambda a: a[self.rows[step]], self.data)
         return in_states(self.config.per_state, taken)
 
-    def network_at(self, state: TrainState, leaves: dict[str, Array] | None = None) -> Parameters:
+    def network_at(self, step: Array, leaves: dict[str, Array]) -> Parameters:
         """The network of a step, with its noise."""
-        whole = with_trainable(self.parameters, state.leaves if leaves is None else leaves)
-        return redrawn(whole, jax.random.fold_in(self.noise, state.step))
+        return redrawn(with_trainable(self.parameters, leaves), jax.random.fold_in(self.noise, step))
 
     def gradient(self, state: TrainState) -> tuple[Array, dict[str, Array]]:
         """Loss and gradient of a step's minibatch."""
         config, batch = self.config, self.minibatch(state.step)
 
         def loss(leaves: dict[str, Array]) -> Array:
-            return mean_loss(config.loss, config.per_state, self.network_at(state, leaves), self.scales, batch)
+            return mean_loss(config.loss, config.per_state, self.network_at(state.step, leaves), self.scales, batch)
 
         return jax.value_and_grad(loss)(state.leaves)
 
@@ -326,45 +325,41 @@ def _snapshot(problem: Problem, state: TrainState, test: Examples | None, snapsh
     """What is to be seen before a step: programs of their own, most of them the same for every optimizer."""
     config, whole = problem.config, with_trainable(problem.parameters, state.leaves)
     score = functools.partial(_score, config.loss, config.per_state, snapshots.num_eval, whole, problem.scales)
-    unseen = jnp.full(whole.network.depth + 1, jnp.nan, whole.dtype)
-    (train_loss, train_accuracy), (test_loss, test_accuracy) = score(problem.data), score(test)
+    # Of numpy: an operation of JAX out here would be a program of its own.
+    unseen: Any = np.full(whole.network.depth + 1, np.nan, whole.dtype)
+    (train_loss, train_accuracy), (test_loss, test_accuracy) = score(problem.data), score(test) if test else unseen[:2]
     seen = Snapshots(state.step, train_loss, train_accuracy, test_loss, test_accuracy, unseen, unseen)
     if not snapshots.gradients:
         return seen
-    log_gradient, log_mean_square, of_parameters, of_tied = _norms(problem, state)
-    return seen._replace(
-        log_gradient=log_gradient,
-        log_mean_square=log_mean_square,
-        log_parameter_gradient=of_parameters,
-        log_tied_gradient=of_tied,
-        log_parameter=log_norms(whole.network, state.leaves),
-        log_update=_log_update(problem, state),
-    )
+    # What is compiled for another optimizer would be the same program.
+    rest = replace(problem, config=replace(config, optimizer="sgd", schedule="constant"), rates={})
+    return seen._replace(**_norms(rest, state.step, state.leaves), log_update=_log_update(problem, state))
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "per_state", "num_eval"))
 def _score(
-    loss: Loss, per_state: int, num_eval: int, parameters: Parameters, scales: Scales, examples: Examples | None
+    loss: Loss, per_state: int, num_eval: int, parameters: Parameters, scales: Scales, examples: Examples
 ) -> tuple[Array, Array]:
-    """Loss and accuracy of the first examples, without noise; NaN where there are none."""
-    nothing = jnp.full((), jnp.nan, parameters.dtype)
-    if examples is None:
-        return nothing, nothing
+    """Loss and accuracy of the first examples, without noise."""
     states = in_states(per_state, jax.tree.map(lambda a: a[: max(per_state, num_eval)], examples))
     return scores(loss, per_state, without_noise(parameters), scales, states)
 
 
-def _norms(problem: Problem, state: TrainState) -> tuple[Array, Array, dict[str, Array], dict[str, Array]]:
-    """`Snapshots.log_gradient`, ``log_mean_square``, ``log_parameter_gradient`` and ``log_tied_gradient``."""
-    (xs, ys), config = problem.minibatch(state.step), problem.config
-    flow = _gradients.of_batch(problem.network_at(state), problem.scales, xs, ys, config.loss)
+@jax.jit
+def _norms(problem: Problem, step: Array, leaves: dict[str, Array]) -> dict[str, Any]:
+    """The fields of `Snapshots` that are norms, but for that of the update."""
+    (xs, ys), config = problem.minibatch(step), problem.config
+    flow = _gradients.of_batch(problem.network_at(step, leaves), problem.scales, xs, ys, config.loss)
     log_count = math.log(config.batch_size)
-    log_gradient = (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) - log_count) / 2
-    log_mean_square = jax.nn.logsumexp(flow.log_mean_square, axis=0) - math.log(len(xs))
-    of_mean = flow.log_parameter_gradient, flow.log_tied_gradient
-    if losses.is_mean(config.loss):  # then it has been divided by the number of examples already
-        return log_gradient + log_count, log_mean_square, *of_mean
-    return log_gradient, log_mean_square, *jax.tree.map(lambda log: log - log_count, of_mean)
+    # The gradient of a mean loss has been divided by the number of examples already.
+    of_sum = 0.0 if losses.is_mean(config.loss) else log_count
+    return {
+        "log_gradient": (jax.nn.logsumexp(2 * flow.log_gradient, axis=0) + log_count) / 2 - of_sum,
+        "log_mean_square": jax.nn.logsumexp(flow.log_mean_square, axis=0) - math.log(len(xs)),
+        "log_parameter_gradient": jax.tree.map(lambda log: log - of_sum, flow.log_parameter_gradient),
+        "log_tied_gradient": jax.tree.map(lambda log: log - of_sum, flow.log_tied_gradient),
+        "log_parameter": log_norms(problem.parameters.network, leaves),
+    }
 
 
 @jax.jit
@@ -373,10 +368,9 @@ def _log_update(problem: Problem, state: TrainState) -> dict[str, Array]:
     return log_norms(problem.parameters.network, updates)
 
 
-@functools.partial(jax.jit, static_argnames="network")
 def log_norms(network: Network, leaves: dict[str, Array]) -> dict[str, Array]:
     """ln of the norm of every layer's part of `trainable` leaves, by Flax path."""
-    norm = lambda a: normalize(from_float(a))[1]  # noqa: E731
+    norm = lambda a: normalize(from_float(a), once=True)[1]  # noqa: E731
     ends = {path: norm(leaf) for path, leaf in leaves.items() if not path.startswith("blocks/")}
     stages = []
     for i, stage in enumerate(network.stages):
