@@ -3,6 +3,8 @@
 import gzip
 import math
 import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,17 @@ def test_digits_are_those_of_scikit_learn_each_at_unit_mean_square(digits: data.
     np.testing.assert_array_equal(digits.inputs, pixels.astype(np.float32))
     np.testing.assert_array_equal(digits.labels, labels)
     assert (digits.inputs.dtype, digits.labels.dtype) == (jnp.float32, jnp.int32)
+
+
+def test_digits_need_no_import_of_scikit_learn_but_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys, vgjax; vgjax.data.digits(); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    expected = data.digits("none")
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "digits.csv.gz")  # of a version that moved them
+    jax.tree.map(np.testing.assert_array_equal, data.digits("none"), expected)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"the digits need scikit-learn: pip install 'vgjax\[data\]'"):
+        data.digits()
 
 
 def test_digits_take_another_standardization() -> None:

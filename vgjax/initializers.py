@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from vgjax.checks import ArrayLike, finite, is_numeric, is_traced, kinds, known, positive_integer, short, takes
-from vgjax.values import by_content
+from vgjax.values import by_content, on_device
 
 _Rule = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
@@ -129,7 +129,7 @@ def _real(name: str, value: ArrayLike) -> Array:
         if not (jnp.issubdtype(kind, jnp.integer) or jnp.issubdtype(kind, jnp.floating)):
             raise ValueError(f"{name} must be a number or an array of numbers, got {value!r:.80}")
         finite(name, value)
-    return jnp.asarray(value)
+    return on_device(value)
 
 
 # --- unit-gain draws ------------------------------------------------------------------------------------------------

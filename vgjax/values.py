@@ -12,6 +12,13 @@ import numpy as np
 Kind = TypeVar("Kind", bound=type)
 
 
+def on_device(value: Any) -> jax.Array:
+    """`jax.numpy.asarray` of numbers, which compiles a program for every shape where they are not yet on a device."""
+    if isinstance(value, (list, tuple)):
+        return jax.numpy.asarray(value)  # tracers may be among them
+    return value if isinstance(value, jax.Array) else jax.device_put(value)
+
+
 def by_content(kind: Kind) -> Kind:
     """Make a class that carries arrays compare and read as a value.
 

@@ -1,6 +1,7 @@
 """Images: digits that need no download, and files in the IDX format of MNIST."""
 
 import gzip
+import importlib.util
 import math
 import os
 import struct
@@ -8,12 +9,12 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-import jax.numpy as jnp
 import numpy as np
 
 from vgjax.checks import ArrayLike, kinds, known
 from vgjax.data.examples import Examples
 from vgjax.data.standardization import STANDARDIZATIONS, standardized
+from vgjax.values import on_device
 
 
 @kinds
@@ -33,12 +34,22 @@ def digits(standardize: str = "image") -> Examples:
         ValueError: an unknown standardization.
     """
     known("standardize", standardize, STANDARDIZATIONS)
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError("the digits need scikit-learn: pip install 'vgjax[data]'") from None
-    pixels, labels = load_digits(return_X_y=True)
-    return Examples(standardized(pixels, standardize), jnp.asarray(labels.astype(np.int32)))
+    pixels, labels = _digits_of_sklearn()
+    return Examples(standardized(pixels, standardize), on_device(labels.astype(np.int32)))
+
+
+def _digits_of_sklearn() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels, from the file that comes with scikit-learn: to import it takes seconds."""
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise ImportError("the digits need scikit-learn: pip install 'vgjax[data]'")
+    table = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if table.is_file():
+        rows = np.loadtxt(table, delimiter=",")
+        return rows[:, :-1], rows[:, -1]
+    from sklearn.datasets import load_digits  # where another version keeps it elsewhere
+
+    return load_digits(return_X_y=True)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def idx(
     known("standardize", standardize, STANDARDIZATIONS)
     images, labels = _pair(images_path, labels_path)
     others = None if like is None else _flat(np.asarray(like))
-    return Examples(standardized(_flat(images), standardize, others), jnp.asarray(labels.astype(np.int32)))
+    return Examples(standardized(_flat(images), standardize, others), on_device(labels.astype(np.int32)))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

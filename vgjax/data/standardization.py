@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Iterator
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from vgjax.checks import ArrayLike, finite, kinds, known
+from vgjax.values import on_device
 
 
 @kinds
@@ -44,7 +44,7 @@ def standardized(inputs: ArrayLike, how: str, like: ArrayLike | None = None) -> 
         raise ValueError(f"like must hold inputs of shape {inputs.shape[1:]}, got {like.shape[1:]}")
     rule = STANDARDIZATIONS[how](like.reshape(len(like), -1))
     out = [rule(rows).astype(np.float32) for rows in _blocks(inputs.reshape(len(inputs), -1))]
-    return jnp.asarray(np.concatenate(out).reshape(inputs.shape))
+    return on_device(np.concatenate(out).reshape(inputs.shape))
 
 
 def _numbers(name: str, inputs: ArrayLike) -> np.ndarray:

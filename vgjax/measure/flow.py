@@ -23,7 +23,7 @@ from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, by_stage, checked_input, describe_states, joined, state_shapes
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
-from vgjax.values import by_content
+from vgjax.values import by_content, on_device
 
 
 @by_content
@@ -296,7 +296,7 @@ def _given_or_random(
     if given is None:
         return direction(jax.random.key(0) if key is None else key, shape, jnp.float32)[None], False
     finite_in(name, given, jnp.result_type(float))
-    given = jnp.asarray(given)
+    given = on_device(given)
     if given.shape == shape:
         return given[None], False
     if several and given.shape[1:] == shape:

@@ -35,6 +35,7 @@ from vgjax.floatexp import (
 )
 from vgjax.measure.flow import direction
 from vgjax.networks.network import Network, output_shape
+from vgjax.values import on_device
 
 Loss: TypeAlias = str | Callable[[Any, Any], Any]
 
@@ -98,7 +99,7 @@ def targets(
         _check(loss, ys, batch, shape, np.shape(y))
         if _counts(ys) and ys.shape == (batch, *shape):  # a number, and no label: it may be larger than an int32
             ys = ys.astype(np.float32)
-    return loss, jnp.asarray(ys)
+    return loss, on_device(ys)
 
 
 def _counts(ys: Any) -> bool:

@@ -204,7 +204,7 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         return rng.normal(size=shape).astype(dtype)
 
     with jax.enable_x64(dtype == "float64"), np.errstate(divide="ignore", invalid="ignore"):
-        like = jax.eval_shape(functools.partial(draw, spec), jax.random.key(0))
+        like = jax.eval_shape(lambda: draw(spec, jax.random.key(0)))
         drawn = _as_floats(dtype, jax.tree.map(lambda leaf: _stand_in(leaf, normal), like))
         # A factor that stands at 0 (ReZero) would hide what it multiplies.
         scales = {
@@ -321,15 +321,15 @@ def shape_after(spec: Spec, state: jax.ShapeDtypeStruct, x: jax.ShapeDtypeStruct
             f"use_running_average=True and vgjax.networks.calibrate"
         )
 
-    def run(key: Array, h: Array, x: Array | None) -> Array:
-        return Layer(spec, draw(spec, key), unit_scales(spec, h.dtype), x)(h)
+    def run(h: Array, x: Array | None) -> Array:
+        return Layer(spec, draw(spec, jax.random.key(0)), unit_scales(spec, h.dtype), x)(h)
 
-    return jax.eval_shape(run, jax.random.key(0), state, x)
+    return jax.eval_shape(run, state, x)
 
 
 def parameter_dtype(spec: Spec) -> Any:
     """The dtype of a block's floating-point parameters; float32 if it has none."""
-    return floating_dtype(jax.eval_shape(functools.partial(draw, spec), jax.random.key(0)))
+    return floating_dtype(jax.eval_shape(lambda: draw(spec, jax.random.key(0))))
 
 
 def floating_dtype(tree: Tree) -> Any:

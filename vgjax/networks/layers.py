@@ -23,6 +23,7 @@ from vgjax.networks.exactness import Exactness, doubts, exactness, marked_forwar
 from vgjax.networks.layer import Layer, Tree, draw, unit_scales
 from vgjax.networks.network import OF_HEAD, Network, Stage, check_input, check_scales, state_shapes, state_sizes
 from vgjax.networks.parameters import Parameters, Stream, as_dtype
+from vgjax.values import on_device
 
 Visit = Callable[[Layer, Any, Any], tuple[Any, Any]]
 
@@ -197,7 +198,7 @@ def checked_input(parameters: Parameters, scales: Scales, x: ArrayLike, *, batch
         raise ValueError(f"parameters must be those of vgjax.init, got {type(parameters).__name__}")
     check_scales(parameters.network, scales)
     check_input(parameters.network, x, batch=batch)
-    return jnp.asarray(x)
+    return on_device(x)
 
 
 # --- the ordinary pass ----------------------------------------------------------------------------------------------
