@@ -21,7 +21,7 @@ SMOKE := $(patsubst %,tests/test_%.py,flow exactness networks architectures theo
 	diagnosis_engine watching proposals house)
 
 smoke: $(ENV)/ready
-	$(RUN) -m pytest $(wildcard $(SMOKE))
+	OPTIMIZED=1 $(RUN) -m pytest $(wildcard $(SMOKE))
 
 test-slow: $(ENV)/ready
 	$(RUN) -m pytest -m slow

@@ -1,7 +1,9 @@
 """What every test shares."""
 
+import ctypes
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,16 @@ def one_blas_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What counts is how long programs compile, for they run for milliseconds; but for modules that say they compute,
+    and where all is to be as users have it (`make smoke`)."""
+    quick = not hasattr(request.module, "COMPUTES") and "OPTIMIZED" not in os.environ
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def programs_end_with_their_module() -> Iterator[None]:
     """Every compiled program holds memory maps, of which a process may have 65,530: past them XLA aborts."""
     yield
@@ -39,6 +51,8 @@ def programs_end_with_their_module() -> Iterator[None]:
     sweep._program.cache_clear()
     jax.clear_caches()
     gc.collect()
+    if sys.platform == "linux":  # what is free goes back to the system: a worker would grow to 5 GB
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

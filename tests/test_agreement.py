@@ -19,6 +19,8 @@ import scipy.special
 import vgjax as vg
 from vgjax import theory
 
+COMPUTES = True
+
 # (sigma_w^2, sigma_b^2): ordered, near the edge, chaotic; for those whose q grows without bound, where it settles.
 POINTS = {
     "tanh": ((1.0, 0.05), (1.76, 0.05), (2.5, 0.05)),

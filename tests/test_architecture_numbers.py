@@ -17,6 +17,8 @@ import pytest
 import vgjax as vg
 from vgjax import theory
 
+COMPUTES = True
+
 SEEDS = 4
 
 

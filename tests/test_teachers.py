@@ -7,6 +7,8 @@ import pytest
 
 import vgjax as vg
 
+COMPUTES = True
+
 KEY = jax.random.key(7)
 NET = vg.mlp(width=[6, 5, 7], inputs=4, outputs=3, activation="tanh")
 SCALES = vg.Scales(sigma_w=1.7, sigma_b=0.3)

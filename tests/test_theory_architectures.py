@@ -10,6 +10,8 @@ import pytest
 
 from vgjax.theory import attention, moments, normalization, recurrent, residual
 
+COMPUTES = True
+
 EXACT = 1e-9  # closed forms and printed references: what `batch_norm_rate` promises; most agree to 1e-14
 
 PHI: dict[str, Callable] = {"tanh": np.tanh, "relu": lambda h: np.maximum(h, 0.0), "linear": lambda h: h}

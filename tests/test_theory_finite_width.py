@@ -15,6 +15,8 @@ from scipy.special import expit, ndtr, polygamma, psi
 
 from vgjax.theory import _finite_width, band, fourth_moment, log_gain_moments, log_normal_beta
 
+COMPUTES = True
+
 LAMBDA, ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. 2017
 
 PHI = {

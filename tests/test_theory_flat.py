@@ -13,6 +13,8 @@ import pytest
 
 from vgjax.theory import critical, mean_field, moments, propagate
 
+COMPUTES = True
+
 INF = math.inf
 SIGMA_W, SIGMA_B = (0.3, 1.0, 2.0, 5.0), (0.0, 0.05, 0.3, 1.0)
 GRID = np.geomspace(1e-5, 1e6, 700)

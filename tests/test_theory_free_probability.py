@@ -18,6 +18,8 @@ from vgjax.theory.free_probability import (
     universal_density,
 )
 
+COMPUTES = True
+
 EVERY = ["linear", "tanh", "erf", "hard_tanh", "relu", "leaky_relu", "gelu", "selu", "sigmoid", "sin", "softplus"]
 
 

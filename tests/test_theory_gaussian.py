@@ -15,6 +15,8 @@ from vgjax.theory import correlated_expectation, expectation
 from vgjax.theory._gaussian import line
 from vgjax.theory._pieces import pieces
 
+COMPUTES = True
+
 VARIANCES = (1e-8, 1e-3, 1.0, 50.0, 1e4)
 
 

@@ -11,6 +11,8 @@ from mean_field_numbers import POINTS
 from vgjax.theory import _critical, critical, mean_field, moments, propagate
 from vgjax.theory._mean_field import STATUSES
 
+COMPUTES = True
+
 
 def tanh_5(u):
     return jnp.tanh(5 * u)

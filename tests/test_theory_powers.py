@@ -11,6 +11,8 @@ import pytest
 
 from vgjax.theory import critical, expectation, mean_field, moments, normalization, propagate
 
+COMPUTES = True
+
 Q = np.array([1e-200, 1e-20, 1e-8, 1e-3, 1.0, 1e4, 1e12])
 
 

@@ -8,6 +8,8 @@ import pytest
 from vgjax.theory import correlated_expectation, critical, mean_field, propagate
 from vgjax.theory._gaussian import line
 
+COMPUTES = True
+
 
 def relu_angles(depth: int) -> np.ndarray:
     """1 - c_l of critical ReLU from c_0 = 0, in float64, from the arc-cosine map of the angle without cancellation."""

@@ -18,6 +18,8 @@ from mp_activations import ACTIVATIONS
 
 import vgjax as vg
 
+COMPUTES = True
+
 INPUTS, WIDTH, OUTPUTS, DEPTH = 5, 6, 3, 40
 
 FAR = {"float32": 100, "float64": 900}

@@ -5,7 +5,7 @@ import errno
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,15 +35,6 @@ DATA = vg.data.Examples(
 )
 HELD_OUT = vg.data.Examples(DATA.inputs[:9] + 1, DATA.labels[:9])
 EIGHT = 8 * 44  # units a layer of 8 trainings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """What counts is how long programs compile: they run for milliseconds. (`test_trainability_theory` runs optimized
-    programs, in pieces as they are.)"""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

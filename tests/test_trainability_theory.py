@@ -6,6 +6,8 @@ import pytest
 
 import vgjax as vg
 
+COMPUTES = True
+
 SIGMA_B = 0.05**0.5
 VARIANCE = np.array([1.0, 1.375, 1.75, 2.25, 3.0])
 STEPS, RATE = 200, 1e-4

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import architecture_oracles as architectures
@@ -26,14 +26,6 @@ LOOKED_AT = (0, 5, 12)
 SIGMA_W, SIGMA_B = 1.25, 0.25
 SCALES = vg.Scales(sigma_w=SIGMA_W, sigma_b=SIGMA_B)
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled() -> Iterator[None]:
-    """What counts is how long programs compile: they run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def examples(count: int, shape: tuple[int, ...] = (4,), labels: str = "classes") -> vg.data.Examples:

@@ -32,8 +32,8 @@ FARTHEST = 2**28
 
 LN2 = 0.6931471805599453
 
-_FEW = 64
-"""Entries that are all looked at: a branch that may save that would take longer to compile."""
+_FEW = 4096
+"""Entries of a whole batch for which a branch that may save some work is not worth compiling."""
 
 
 class FloatExp(NamedTuple):
@@ -87,16 +87,14 @@ def normalize(number: FloatExp, *, once: bool = False) -> tuple[FloatExp, Float[
 
     Args:
         number: any scaled number; its value may be as large or as small as the dtype holds.
-        once: whether this is not done in every layer: then without a branch, which saves time at every layer and costs
-            some to compile.
+        once: whether this is not done in every layer: then without a branch that may save some work.
 
     Returns:
         The normalized number, and ln of its Euclidean norm, shape ``()``: -inf for an exact zero and for nothing else,
         NaN for what is no number. Past `FARTHEST` the exponent stays there, and the logarithm says so.
     """
     value, exponent = number
-    total_of = _sum_of_squares_past_range if once or value.size <= _FEW else _sum_of_squares
-    total, taken_out = total_of(value.reshape(-1))
+    total, taken_out = (_sum_of_squares_past_range if once else _sum_of_squares)(value.reshape(-1))
     nothing, no_number = total == 0, ~jnp.isfinite(total)
     true_exponent = exponent + taken_out + exponent_of(total) // 2
     w = window_exponent(value.dtype)
@@ -382,7 +380,7 @@ def _wide(dtype: Any) -> Any:
 
 def is_zero(value: Array) -> Array:
     """Whether an array is exactly zero, shape ``()``."""
-    return jnp.all(value == 0) if value.size <= _FEW else _is_zero(value.reshape(-1))
+    return _is_zero(value.reshape(-1))
 
 
 @custom_vmap
@@ -391,6 +389,8 @@ def _is_zero(rows: Array) -> Array:
 
     Only where the first few are does it look at the others.
     """
+    if rows.size <= _FEW:
+        return jnp.all(rows == 0, axis=-1)
     suspect = jnp.all(rows[..., :8] == 0, axis=-1)
     return lax.cond(jnp.any(suspect), lambda rows: jnp.all(rows == 0, axis=-1), lambda _: suspect, rows)
 
@@ -409,6 +409,8 @@ def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
     right takes a second sum, so it is done only for a batch in which some row needs it: `custom_vmap` sees the batch
     and lets one `lax.cond` decide for all its rows, where plain `vmap` would compute both.
     """
+    if rows.size <= _FEW:
+        return _sum_of_squares_past_range(rows)
     squares = jnp.sum(rows * rows, axis=-1)
     return lax.cond(
         jnp.all(_safe(squares)),
