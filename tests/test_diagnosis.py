@@ -298,6 +298,49 @@ def test_the_budget_adds_up(vanishing):
         vanishing.blame(path=1)
 
 
+def in_kinds(slope: float, layers: int = 20) -> Readings:
+    """Layers of a kernel that adds 0.1 nats and an activation that takes them and the slope; a head of one kind."""
+    before = {
+        f"at_{i}": {"kinds": ("activation", "kernel"), "log_cuts": (slope * i + 0.1,)} for i in range(1, layers + 1)
+    }
+    return readings(slope, layers, **before)
+
+
+def test_the_budget_by_kind_adds_up(tmp_path):
+    found = Diagnosis(in_kinds(0.4))
+    whole = sum(found.blame().values())
+    kinds, both = found.blame(by="kind"), found.blame(by="both")
+    assert kinds == pytest.approx({"activation": -20 * 0.5, "kernel": 20 * 0.1, "unsplit": whole + 8.0})
+    assert (both["layers/7: activation"], both["layers/7: kernel"]) == pytest.approx((-0.5, 0.1))
+    assert both["layers/21"] == found.blame()["layers/21"]
+    assert found.blame(1, by="both")["layers: kernel"] == pytest.approx(2.0)
+    for budget in (kinds, both, found.blame(1, by="both")):
+        assert sum(budget.values()) == pytest.approx(whole, abs=1e-9)
+    with pytest.raises(
+        ValueError, match=r'^level must be left out of what is summed over all layers \(by="kind"\), got 1'
+    ):
+        found.blame(1, by="kind")
+    data = found.to_xarray()
+    assert data.log_gain_by_kind.sel(kind="kernel").values[8] == pytest.approx(0.1)
+    np.testing.assert_allclose(data.log_gain_by_kind.values[:, 2:-1].sum(0), data.log_gain.values[2:-1])
+    assert Diagnosis.load(found.save(tmp_path / "kinds.npz")) == found
+
+
+def test_what_shrinks_the_gradient_is_said_where_it_does(vanishing):
+    assert "what changes it, in ln over all layers: activation -10.0, kernel +2.0" in Diagnosis(in_kinds(0.4)).remarks
+    for other in (Diagnosis(in_kinds(0.0)), vanishing):
+        assert not any("what changes it" in remark for remark in other.remarks)
+
+
+def test_a_gradient_that_ends_inside_a_layer_ends_in_its_kind():
+    dead = {f"at_{i}": {"log_cotangent": -INF} for i in range(10)}
+    dead["at_10"] = {"kinds": ("activation", "kernel"), "log_cuts": (-3.0,)}
+    dead["at_9"] = {"kinds": ("activation", "kernel"), "log_cuts": (-INF,), "log_cotangent": -INF}
+    both = Diagnosis(readings(0.0, **dead)).blame(by="both")
+    assert (both["layers/10: activation"], both["layers/10: kernel"]) == (-INF, -3.0)
+    assert (both["layers/9: activation"], both["layers/9: kernel"]) == (0.0, 0.0)
+
+
 def test_a_picture_shows_breaks_and_what_floats_cannot_hold(vanishing):
     figure = vanishing.plot()
     left, right = figure.axes
@@ -434,6 +477,34 @@ def test_a_module_is_left_as_it_is():
     before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngKey))))
     vg.diagnose(model, (X, Y), cross_entropy)
     jax.tree.map(np.testing.assert_array_equal, before, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.RngKey))))
+
+
+def test_layers_of_a_module_are_told_apart():
+    """Against `jax.vjp` of each layer by itself, batch norm and dropout included."""
+    net = of_nnx()
+    found = vg.diagnose(of_nnx(), (X, Y), cross_entropy)
+    mask = net.dropout(jnp.ones_like(X))  # what the first call of a model draws
+    by_batch = lambda h: (h - h.mean(0)) / jnp.sqrt(h.var(0) + net.norm.epsilon)  # noqa: E731
+    maps = [f for layer in net.layers for f in (layer, jax.nn.relu)] + [by_batch, lambda h: h * mask, net.head]
+    values: list[Any] = [X]
+    pulls = []
+    for f in maps:
+        value, pull = jax.vjp(f, values[-1])
+        values.append(value)
+        pulls.append(pull)
+    cotangent, logs = jax.grad(cross_entropy)(values[-1], Y), []
+    for pull in [None, *pulls[::-1]]:
+        cotangent = cotangent if pull is None else pull(cotangent)[0]
+        logs.append(math.log(float(jnp.linalg.norm(cotangent))))
+    gains = dict(zip(range(len(maps)), np.diff(logs)[::-1], strict=True))
+    by_kind = {
+        "kernel": sum(gains[i] for i in (0, 2, 4, 6, 10)),
+        "activation": sum(gains[i] for i in (1, 3, 5, 7)),
+        "norm": gains[8],
+        "scale": gains[9],
+    }
+    assert found.blame(by="kind") == pytest.approx(by_kind, abs=1e-5)
+    assert list(found.blame(2, by="both"))[:3] == ["layers/0: kernel", "layers/1: activation", "layers/1: kernel"]
 
 
 @pytest.mark.parametrize("make", LIBRARIES)

@@ -18,6 +18,8 @@ from vgjax.diagnosis.graphs import Graph, Node, Variable, evaluate, value_of
 from vgjax.diagnosis.layout import parameter_names
 from vgjax.diagnosis.models import Model
 from vgjax.diagnosis.prepared import Prepared, prepare
+from vgjax.diagnosis.readings import Path
+from vgjax.diagnosis.table import gains_by_kind, log_gains
 
 WIDTH = 6
 BATCH = 3
@@ -304,6 +306,205 @@ def test_every_cotangent_is_that_of_a_perturbation(prepared):
             assert log == pytest.approx(math.log(norm), abs=tolerance), (variable, index)
             compared += 1
     assert compared >= 5
+
+
+# --- what lies between two states -----------------------------------------------------------------------------------
+
+
+def log_norms(tail: Callable[..., jax.Array], *points: jax.Array) -> list[float]:
+    """ln of the norm of the gradient by each of several arrays."""
+    gradients = jax.grad(tail, argnums=tuple(range(len(points))))(*points)
+    return [math.log(np.linalg.norm(np.asarray(gradient, np.float64))) for gradient in gradients]
+
+
+def by_kind(path: Path) -> list[list[tuple[str, float]]]:
+    return [gains_by_kind(before, row) for before, row in itertools.pairwise(path.rows)]
+
+
+def same(found: list[list[tuple[str, float]]], wanted: list[list[tuple[str, float]]]) -> None:
+    assert [[kind for kind, _ in some] for some in found] == [[kind for kind, _ in some] for some in wanted]
+    logs = [[gain for some in each for _, gain in some] for each in (found, wanted)]
+    np.testing.assert_allclose(*logs, rtol=0, atol=1e-5)
+
+
+WIDTHS = [(WIDTH, 9), (9, 4), (4, 7)]
+UNEQUAL = {"w": [draw(*shape) for shape in WIDTHS], "b": [0.1 * jnp.arange(shape[1]) for shape in WIDTHS]}
+
+
+def sigmoid_layers(p: Any, x: jax.Array, rest: Any) -> jax.Array:
+    for w, b in zip(p["w"], p["b"], strict=True):
+        x = jax.nn.sigmoid(x @ w + b)
+    return mean_square(x)
+
+
+def backward_by_hand(p: Any, x: jax.Array) -> list[list[tuple[str, float]]]:
+    """Of layers with their biases, from what `jax.grad` says by every h = x W + b and every x = sigmoid(h)."""
+    values = [x]
+    for w, b in zip(p["w"], p["b"], strict=True):
+        values += [values[-1] @ w + b, jax.nn.sigmoid(values[-1] @ w + b)]
+
+    def rest_of(i: int) -> Callable[[jax.Array], jax.Array]:
+        def tail(h: jax.Array) -> jax.Array:
+            for j in range(i, len(values) - 1):
+                h = jax.nn.sigmoid(h) if j % 2 else h @ p["w"][j // 2] + p["b"][j // 2]
+            return mean_square(h)
+
+        return tail
+
+    logs = [log_norms(rest_of(i), value)[0] for i, value in enumerate(values)]
+    gains = [before - after for before, after in itertools.pairwise(logs)]
+    layers = [[("activation", gains[i - 1]), ("kernel", gains[i])] for i in range(2, len(gains), 2)]
+    return [[("kernel", gains[0])], *layers]
+
+
+def test_an_activation_and_a_kernel_are_told_apart_as_by_hand():
+    found = prepare(model(sigmoid_layers, UNEQUAL)).read().paths[0]
+    same(by_kind(found), backward_by_hand(UNEQUAL, X))
+    assert all(gain <= math.log(1 / 4) for some in by_kind(found)[1:] for kind, gain in some if kind == "activation")
+
+
+def test_layers_of_a_loop_are_told_apart_step_by_step():
+    """The last step is its own row: what comes out of the loop, with its activation."""
+    weights = {"w": [draw(*SQUARE, gain=1 + i / 4) for i in range(4)], "b": [0.1 * jnp.arange(WIDTH)] * 4}
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(weights["w"], weights["b"], strict=True))
+
+    def function(p, x, rest):
+        return mean_square(lax.scan(lambda h, now: (jax.nn.sigmoid(h @ now[0] + now[1]), None), x, p)[0])
+
+    wanted = [gain for some in backward_by_hand(weights, X) for gain in some]
+    found = [gain for some in by_kind(prepare(model(function, stacked)).read().paths[0])[1:] for gain in some]
+    same([found[:-1]], [wanted])
+
+
+def test_a_linear_network_has_kernels_alone():
+    def function(p, x, rest):
+        for w, b in zip(p["w"], p["b"], strict=True):
+            x = (x @ w + b).reshape(-1, w.shape[1])
+        return mean_square(x)
+
+    path = prepare(model(function, UNEQUAL)).read().paths[0]
+    assert [row.kinds for row in path.rows] == [(), ("kernel",), ("kernel",), ("kernel",)]
+    gains = log_gains(path.rows)[1:]
+    assert [some[0][1] for some in by_kind(path)] == gains
+
+
+def layer_norm(h: jax.Array) -> jax.Array:
+    return (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 1e-5)
+
+
+def test_a_residual_block_is_one_and_a_norm_beside_nothing_is_told_apart():
+    def blocks_then_norm(p, h, rest):
+        for w in p["w"]:
+            h = h + jnp.tanh(layer_norm(h) @ w) @ p["shared"]
+        return mean_square((layer_norm(h) * p["b"][0]) @ p["out"])
+
+    path = prepare(model(blocks_then_norm, PARAMETERS)).read().paths[0]
+    values = [X]
+    for w in PARAMETERS["w"]:
+        values.append(values[-1] + jnp.tanh(layer_norm(values[-1]) @ w) @ PARAMETERS["shared"])
+
+    def tail(offsets):
+        h = X + offsets[0]
+        for w, offset in zip(PARAMETERS["w"], offsets[1:], strict=False):
+            h = h + jnp.tanh(layer_norm(h) @ w) @ PARAMETERS["shared"] + offset
+        normed = layer_norm(h) * PARAMETERS["b"][0] + offsets[4]
+        return mean_square(normed @ PARAMETERS["out"] + offsets[5])
+
+    logs = log_norms(lambda *offsets: tail(offsets), *[jnp.zeros_like(X)] * 6)
+    gains = [before - after for before, after in itertools.pairwise(logs)]
+    blocks = [[("branch", gain)] for gain in gains[:3]]
+    same(by_kind(path), [*blocks, [("norm", gains[3]), ("kernel", gains[4])]])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "between"),
+    [
+        (["norm"], layer_norm),
+        (["norm"], lambda h: h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True))),
+        (["norm"], lambda h: (h - h.mean(0)) * 2 * lax.rsqrt(h.var(0) + 1e-5) + 1),
+        (["activation"], jax.nn.softmax),
+        (["activation"], functools.partial(jax.nn.gelu, approximate=False)),
+        (["activation"], lambda h: jnp.where(h > 0, h, 0.1 * h)),
+        (["activation"], lambda h: h * jax.nn.sigmoid(h) + 1),
+        (["activation"], jax.nn.glu),
+        (["scale"], lambda h: jnp.where(jax.random.bernoulli(jax.random.key(0), 0.5, h.shape), h / 0.5, 0)),
+        (["scale", "activation"], lambda h: jax.nn.relu(3 * h)),
+        (["pooling"], lambda h: h.reshape(BATCH, 2, 3).mean(1)),
+        (["other"], lambda h: h[:, :4]),
+        (["branch"], lambda h: h @ jax.nn.softmax(h.T @ h)),
+        ([], lambda h: h.astype(jnp.float16).astype(jnp.float32)),
+    ],
+)
+def test_what_stands_between_two_kernels_is_known_by_what_it_does(kinds, between):
+    width = between(X).shape[-1]
+    parameters = {"w": draw(*SQUARE), "v": draw(width, 5)}
+    found = prepare(model(lambda p, x, rest: mean_square(between(x @ p["w"]) @ p["v"]), parameters)).read()
+    assert [row.kinds for row in found.paths[0].rows[1:]] == [("kernel",), (*kinds, "kernel")]
+    gains = [sum(gain for _, gain in some) for some in by_kind(found.paths[0])]
+    assert gains == pytest.approx(log_gains(found.paths[0].rows)[1:], abs=1e-12)
+
+
+def test_steps_are_told_apart_where_the_last_alone_is_used():
+    def recurrence(reads_all):
+        def function(p, x, rest):
+            def step(h, now):
+                h = jnp.tanh(now @ p["in"] + h @ p["shared"])
+                return h, h
+
+            h, rows = lax.scan(step, jnp.zeros((WIDTH,)), x)
+            return mean_square(rows if reads_all else h)
+
+        return prepare(model(function, PARAMETERS)).read().paths
+
+    depth, time = recurrence(False)
+    assert depth.rows[-1].kinds[-1] == "recurrence"
+    assert [row.kinds for row in time.rows] == [(), *[("kernel", "activation")] * 3]
+    h, states = jnp.zeros((WIDTH,)), []
+    for now in X:
+        states.append(now @ PARAMETERS["in"] + h @ PARAMETERS["shared"])
+        h = jnp.tanh(states[-1])
+    by_h = jax.grad(mean_square)(h)
+    for row, state, (_, (kind, gain)) in zip(time.rows[:0:-1], states[::-1], by_kind(time)[::-1], strict=True):
+        by_state = by_h * (1 - jnp.tanh(state) ** 2)
+        assert row.log_cotangent == pytest.approx(math.log(jnp.linalg.norm(by_h)), abs=1e-5)
+        assert (kind, gain) == (
+            "activation",
+            pytest.approx(math.log(jnp.linalg.norm(by_state) / jnp.linalg.norm(by_h)), abs=1e-5),
+        )
+        by_h = by_state @ PARAMETERS["shared"].T
+    assert all(row.kinds == () for row in recurrence(True)[1].rows)
+
+
+def test_ways_around_each_other_are_not_told_apart():
+    paths = [prepare(FUNCTIONS[name]).read().paths for name in ("several_trunks", "two_loops")]
+    assert all(row.kinds == () for row in paths[0][0].rows if not paths[0][0].all_gradient)
+    assert all(row.kinds == () for path in paths[1][1:] for row in path.rows)
+
+
+def test_a_constant_factor_on_the_loss_and_sixty_layers_change_no_kind():
+    weights = {"w": [draw(*SQUARE)] * 60, "b": [jnp.zeros(WIDTH)] * 60}
+    one, other = (
+        by_kind(prepare(model(lambda p, x, rest, k=k: k * sigmoid_layers(p, x, rest), weights)).read().paths[0])
+        for k in (1.0, 1e5)
+    )
+    same(one, other)
+    total = sum(gain for some in one for kind, gain in some if kind == "activation")
+    assert len(one) == 60
+    assert -math.inf < total < 59 * math.log(1 / 4)
+
+
+def test_what_is_read_between_states_is_compiled_once():
+    def function(p, x, rest):
+        for w in p["w"]:
+            x = jnp.tanh(x @ w)
+        return mean_square(x)
+
+    counts = []
+    for depth in (6, 48):
+        prepared = prepare(model(function, {"w": [draw(*SQUARE)] * depth}))
+        assert prepared.read().paths[0].rows[-1].kinds == ("activation", "kernel")
+        counts.append(len(prepared.compiled.functions))
+    assert counts[0] == counts[1]
 
 
 # --- past the float range -------------------------------------------------------------------------------------------

@@ -159,6 +159,7 @@ def _mean_row(*draws: Row) -> Row:
         draws[0],
         log_cotangent=_root_mean([draw.log_cotangent for draw in draws]),
         log_parameter_gradient=_root_mean([draw.log_parameter_gradient for draw in draws]),
+        log_cuts=tuple(map(_root_mean, zip(*(draw.log_cuts for draw in draws), strict=True))),
         sites=tuple(map(_mean_row, *(draw.sites for draw in draws))),
     )
 

@@ -1,7 +1,7 @@
 """What depends on what: signal and weights, and the variables that all gradient must pass."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax.extend.core.primitives as primitives
 
@@ -21,7 +21,7 @@ SHAPES = _named("reshape", "broadcast_in_dim", "convert_element_type", "transpos
 OPAQUE = {"while", "custom_vjp_call", "shard_map", "pallas_call"}
 """Names of what is differentiated by its own rule, or not at all, and not looked into."""
 
-_PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general", "scaled_dot"}
+PRODUCTS = {"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general", "scaled_dot"}
 
 
 # --- marks ----------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def is_embedding(node: Node) -> bool:
 def is_weighted(node: Node) -> bool:
     """Whether it is a product or a convolution of a weight with the signal, an embedding, or has a rule of its own for
     a weight and the signal."""
-    if node.name in _PRODUCTS | OPAQUE | {"custom_jvp_call"}:
+    if node.name in PRODUCTS | OPAQUE | {"custom_jvp_call"}:
         return any(v.is_weight for v in node.inputs) and any(v.batch for v in node.inputs)
     return node.kind == "equation" and is_embedding(node)
 
@@ -172,3 +172,22 @@ def dominators(graph: Graph, starts: Iterable[Variable], sinks: Iterable[Variabl
     for node in graph.nodes:
         candidates += [node, *node.outputs] if is_opened(node) else node.outputs
     return [c for c in candidates if total and ways_to.get(c, 0) * ways_from.get(c, 0) % _PRIME == total]
+
+
+def between_cuts(
+    graph: Graph, begins: Sequence[Variable], sinks: Sequence[Variable], cuts: Sequence[Variable | Node]
+) -> dict[int, list[Node]]:
+    """The nodes that gradient passes behind each cut and before the next; -1: before the first."""
+    number: dict[Variable | Node, int] = {cut: i for i, cut in enumerate(cuts)}
+    behind = {v: number.get(v, -1) for v in begins}
+    alive = reaching(graph, sinks)
+    nodes: dict[int, list[Node]] = {}
+    for node in graph.nodes:
+        known = [behind[v] for v in node.inputs if v in behind]
+        if not any(v in alive for v in node.outputs) or not (known or any(v in behind for v in node.outputs)):
+            continue
+        last = max(known, default=-1)
+        if node not in number:
+            nodes.setdefault(last, []).append(node)
+        behind.update((v, number.get(v, number.get(node, last))) for v in node.outputs if v.is_state)
+    return nodes

@@ -94,6 +94,8 @@ def as_float(value: Any) -> Any:
 
 def scaled_signal(variable: Variable, value: Any) -> Signal:
     """What is read of a value of any size; shares of its activation at the edge of the range."""
+    if variable.cotangent_only:
+        return signal(variable, from_float(as_float(value)), True)
     squares = squares_of(value if isinstance(value, FloatExp) else from_float(value), True)
     return signal(variable, from_float(as_float(value)), True)._replace(squares=squares)
 

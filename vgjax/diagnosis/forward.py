@@ -35,11 +35,11 @@ class Signal(NamedTuple):
     """What is read of a variable's value.
 
     Attributes:
-        squares: of its entries.
+        squares: of its entries; None where its cotangent alone is read.
         zeros, saturated: shares of the activation that follows, shape ``()``; None where none does.
     """
 
-    squares: Squares
+    squares: Squares | None
     zeros: Array | None
     saturated: Array | None
 
@@ -58,6 +58,8 @@ def inline(function: Callable[..., Any], part: Part, *static: Any) -> Callable[.
 
 def signal(variable: Variable, number: FloatExp, careful: bool) -> Signal:
     """What is read of a value."""
+    if variable.cotangent_only:
+        return Signal(None, None, None)
     squares = squares_of(number, careful, LIFT if variable.is_weight else 0)
     if variable.nonlinearity is None:
         return Signal(squares, None, None)

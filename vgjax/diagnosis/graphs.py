@@ -43,6 +43,7 @@ class Variable:
         differentiable: whether gradient passes it.
         parameters: positions of the parameters that it depends on.
         read: whether its norm and its cotangent's are read.
+        cotangent_only: whether of these the cotangent's alone is.
         nonlinearity: what activation it goes through, if that is read too.
     """
 
@@ -54,6 +55,7 @@ class Variable:
     differentiable: bool = False
     parameters: frozenset[int] = frozenset()
     read: bool = False
+    cotangent_only: bool = False
     nonlinearity: "Nonlinearity | None" = None
 
     @property

@@ -65,16 +65,17 @@ class Numbers:
     def is_zero(self, variable: Variable) -> bool:
         """Whether all entries of what is read once are exactly 0."""
         signal = self._signals.get(variable)
-        return signal is not None and bool(np.all(np.asarray(signal.squares.total) == 0))
+        squares = None if signal is None else signal.squares
+        return squares is not None and bool(np.all(np.asarray(squares.total) == 0))
 
     def log_rms(self, variables: list[Variable], index: Index = ()) -> float:
         """ln of the root mean square of all entries of all of them."""
-        found = [(v, self._signals[v].squares) for v in variables if v in self._signals]
-        if not found:
+        signals = {v: self._signals[v] for v in variables if v in self._signals}
+        logs = {v: _log_norms(squares, index) for v, squares in _squares_of(signals)}
+        if not logs:
             return NAN
-        logs = [_log_norms(squares, index) for _, squares in found]
-        entries = sum(v.size * log.size for (v, _), log in zip(found, logs, strict=True))
-        return joined(logs) - math.log(entries) / 2 if entries else NAN
+        entries = sum(v.size * log.size for v, log in logs.items())
+        return joined([*logs.values()]) - math.log(entries) / 2 if entries else NAN
 
     def log_cotangent(self, variable: Variable, index: Index = ()) -> float:
         """ln of the norm of one variable's cotangent."""
@@ -99,13 +100,13 @@ class Numbers:
 
 def signals_are_doubtful(signals: dict[Variable, Signal]) -> bool:
     """Whether a plain sum of squares of a state may have left the float range."""
-    return any(_is_outside(s.squares.total) for s in jax.device_get([read for _, read in _of_states(signals)]))
+    return any(_is_outside(s.total) for s in jax.device_get([read for _, read in _of_states(signals)]))
 
 
 def left_range(signals: dict[Variable, Signal]) -> bool:
     """Whether a state is not finite, or so near the ends of its dtype's range that the next may leave it."""
     for variable, read in _of_states(signals):
-        total, exponent = (np.asarray(a, np.float64) for a in jax.device_get(read.squares))
+        total, exponent = (np.asarray(a, np.float64) for a in jax.device_get(read))
         end = 0.875 * float(jnp.finfo(variable.aval.dtype).maxexp)
         with np.errstate(divide="ignore", invalid="ignore"):
             octaves = (np.log2(total / max(variable.size, 1)) / 2 + exponent)[total > 0]
@@ -114,8 +115,12 @@ def left_range(signals: dict[Variable, Signal]) -> bool:
     return False
 
 
-def _of_states(signals: dict[Variable, Signal]) -> list[tuple[Variable, Signal]]:
-    return [(variable, read) for variable, read in signals.items() if variable.is_state]
+def _of_states(signals: dict[Variable, Signal]) -> list[tuple[Variable, Squares]]:
+    return [(variable, squares) for variable, squares in _squares_of(signals) if variable.is_state]
+
+
+def _squares_of(signals: dict[Variable, Signal]) -> list[tuple[Variable, Squares]]:
+    return [(variable, read.squares) for variable, read in signals.items() if read.squares is not None]
 
 
 def _is_outside(total: Any) -> bool:

@@ -4,14 +4,16 @@ A state is a run of cuts (`dominators`) with no weights between them. It stands 
 with the bias.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vgjax.diagnosis.dataflow import dominators, is_opened, reaching, sources, weighted_nodes
+from vgjax.diagnosis.dataflow import between_cuts, dominators, is_opened, reaching, sources, weighted_nodes
 from vgjax.diagnosis.graphs import Graph, Node, Variable
 from vgjax.diagnosis.sites import Site, Sites
+from vgjax.diagnosis.spans import Spans, spans_between
 
 
 @dataclass(eq=False)
@@ -23,21 +25,30 @@ class State:
         sites: maps with weights on the way to it from the state before; its own, whose result it is, comes first.
         loops: those it stands in, outermost first.
         maker: the node that makes it; of a carry, the one that makes the next.
+        spans: on the way to it from the state before (`find_spans`); of a carry, from the last state of a step.
     """
 
     variables: list[Variable]
     sites: list[Site] = field(default_factory=list)
     loops: tuple[Node, ...] = ()
     maker: Node | None = None
+    spans: Spans = field(default_factory=Spans)
 
 
 @dataclass(eq=False)
 class Steps:
-    """The states of a loop's body, each once a step, and then the carry that comes out."""
+    """The states of a loop's body, each once a step, and then the carry that comes out.
+
+    Attributes:
+        node: the loop.
+        states, result: of the body; the carry that comes out.
+        entry: spans on the way into the loop from the state before it (`find_spans`).
+    """
 
     node: Node
     states: list[State]
     result: State
+    entry: Spans = field(default_factory=Spans)
 
 
 @dataclass(eq=False)
@@ -112,7 +123,7 @@ class Ways:
                 pending = []
             run = []
 
-        between = _between(graph, begins, sinks, cuts)
+        between = between_cuts(graph, begins, sinks, cuts)
         for i, cut in enumerate([None, *cuts]):
             if isinstance(cut, Variable):
                 run.append(cut)
@@ -193,25 +204,6 @@ class Ways:
         return items[::-1]
 
 
-def _between(
-    graph: Graph, begins: list[Variable], sinks: list[Variable], cuts: list[Variable | Node]
-) -> dict[int, list[Node]]:
-    """The nodes that gradient passes behind each cut and before the next; -1: before the first."""
-    number: dict[Variable | Node, int] = {cut: i for i, cut in enumerate(cuts)}
-    behind = {v: number.get(v, -1) for v in begins}
-    alive = reaching(graph, sinks)
-    nodes: dict[int, list[Node]] = {}
-    for node in graph.nodes:
-        known = [behind[v] for v in node.inputs if v in behind]
-        if not any(v in alive for v in node.outputs) or not (known or any(v in behind for v in node.outputs)):
-            continue
-        last = max(known, default=-1)
-        if node not in number:
-            nodes.setdefault(last, []).append(node)
-        behind.update((v, number.get(v, number.get(node, last))) for v in node.outputs if v.is_state)
-    return nodes
-
-
 def _state(run: list[Variable], sites: list[Site], loops: tuple[Node, ...]) -> State:
     """A run of cuts as one state: the result of the site before it, bias included, else its first variable."""
     own = [site for site in sites if site.variable in run]
@@ -224,3 +216,45 @@ def _around(chain: list[State], before: Variable, loops: tuple[Node, ...], maker
     """The states of one step: the carry before it, with the sites that make the next one, the last of the chain; then
     those on the way."""
     return [State([before], chain[-1].sites, loops, maker), *chain[1:-1]]
+
+
+# --- what lies between ----------------------------------------------------------------------------------------------
+
+
+def find_spans(way: Way, graph: Graph) -> None:
+    """Say of all states what lies between them and the state before, where they are cuts of one variable each."""
+    before: Variable | None = None
+    for item in way.items if way.all_gradient else []:
+        if isinstance(item, Steps):
+            _find_spans_of_steps(item, graph, before)
+            before = _single(item.result)
+        else:
+            here = _single(item)
+            item.spans = _spans(graph, before, here)
+            before = here
+
+
+def _find_spans_of_steps(steps: Steps, graph: Graph, before: Variable | None) -> None:
+    """A loop's, if all of its gradient comes in by the carry, and that of its entry, if all of it leaves there."""
+    node, body = steps.node, steps.node.graphs[0]
+    carry = _single(steps.states[0])
+    if carry is None or node not in graph.nodes:
+        return
+    position = body.inputs.index(carry)
+    taken, used = node.inputs[position], [v for v in node.outputs if v.users or v in graph.outputs]
+    if [v for v in node.inputs if v.is_state] == [taken] and len(taken.users) == 1:
+        steps.entry = _spans(graph, before, taken)
+    if [v for v in used if v.is_state] == steps.result.variables:
+        for one, other in itertools.pairwise(steps.states):
+            other.spans = _spans(body, _single(one), _single(other))
+        last, following = _single(steps.states[-1]), body.outputs[position - node.counts[0]]
+        steps.states[0].spans = steps.result.spans = _spans(body, last, following)
+
+
+def _spans(graph: Graph, before: Variable | None, here: Variable | None) -> Spans:
+    return Spans() if before is None or here is None else spans_between(graph, before, here)
+
+
+def _single(state: State) -> Variable | None:
+    """The variable of a state that is no more than one."""
+    return state.variables[0] if len(state.variables) == 1 else None

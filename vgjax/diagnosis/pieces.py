@@ -222,7 +222,8 @@ class Compiled:
     def _marks(self, variable: Variable) -> Any:
         f = variable.nonlinearity
         activation = f and (f.steepest, self.nonlinearity(f))
-        return (*_shape(variable.aval), variable.batch, variable.differentiable, variable.read, activation)
+        read = variable.read, variable.cotangent_only
+        return (*_shape(variable.aval), variable.batch, variable.differentiable, *read, activation)
 
     def nonlinearity(self, f: Nonlinearity) -> Any:
         """Equal for equal functions of arrays of one shape."""

@@ -16,7 +16,7 @@ from vgjax.diagnosis.graphs import Variable
 from vgjax.diagnosis.layout import Layout
 from vgjax.diagnosis.models import Model
 from vgjax.diagnosis.numbers import Numbers, left_range, signals_are_doubtful
-from vgjax.diagnosis.paths import Way
+from vgjax.diagnosis.paths import Way, find_spans
 from vgjax.diagnosis.pieces import Compiled, Part, divide
 from vgjax.diagnosis.readings import NAN, Path, Readings
 from vgjax.diagnosis.rows import Rows
@@ -51,6 +51,8 @@ class Prepared:
         )
         for variable in self.layout.parameters:
             variable.read = variable.differentiable
+        for way in self.layout.ways:
+            find_spans(way, self.layout.graph)
         if not parameters:
             self._leave_out_weights()
         self.program = divide(self.layout.graph, self._mark_read())
@@ -68,7 +70,7 @@ class Prepared:
         """Mark the states as read, as the sites are; they are the cuts."""
         cuts = {v for state in self.layout.states() for v in state.variables}
         for variable in cuts:
-            variable.read = variable.differentiable
+            variable.read, variable.cotangent_only = variable.differentiable, False
             variable.nonlinearity = variable.nonlinearity or find_nonlinearity(variable, self.compiled)
         return cuts
 

@@ -10,6 +10,15 @@ from vgjax.values import by_content
 
 NAN = float("nan")
 
+Kind = Literal["kernel", "activation", "norm", "branch", "recurrence", "scale", "pooling", "other"]
+"""What lies between two states.
+
+A map with weights; a nonlinearity, by entry or a softmax; entries centred or divided by means of their own; several
+ways with weights or products of states in them (a residual block with its skip, attention, a gate); a loop over time; a
+factor that is no state (a constant, a weight, a mask of dropout); sums, means or the largest of entries; and slices,
+branchings, what has a rule of its own.
+"""
+
 
 @by_content
 @dataclass(frozen=True)
@@ -29,6 +38,9 @@ class Row:
         log_parameter_gradient: ln ||dL/dW|| of the parameter it is named after; NaN if it is named after none.
         zeros: share of exact zeros in the activation that follows; NaN if none does.
         saturated: share of units whose activation passes less than a twentieth of its steepest slope on; NaN as above.
+        kinds: of what lies on the way to it from the state before, in order (`Kind`); empty where that is not told
+            apart.
+        log_cuts: ln of the norm of the gradient between those, one fewer.
         sites: of a state, the maps with weights on the way to it.
     """
 
@@ -44,6 +56,8 @@ class Row:
     log_parameter_gradient: float = NAN
     zeros: float = NAN
     saturated: float = NAN
+    kinds: tuple[Kind, ...] = ()
+    log_cuts: tuple[float, ...] = ()
     sites: "tuple[Row, ...]" = ()
 
 

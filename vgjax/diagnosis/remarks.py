@@ -3,13 +3,15 @@
 import math
 
 from vgjax.diagnosis.readings import Readings
+from vgjax.diagnosis.table import log_gains_by_kind
 from vgjax.diagnosis.verdict import Verdict, Word, inner, theil_sen, zero_factors
 from vgjax.diagnosis.words import listed, number
 
 
 def remarks(readings: Readings, verdict: Verdict) -> list[str]:
     """What else a person should know, a sentence each."""
-    said = [_of_weight_gradients(readings, verdict), _of_the_signal(verdict), _of_the_frontier(readings)]
+    said = [_of_kinds(readings, verdict), _of_weight_gradients(readings, verdict), _of_the_signal(verdict)]
+    said.append(_of_the_frontier(readings))
     zero = zero_factors(readings)
     if zero:
         said.append(f"exactly 0 by construction: {listed(zero)}; what it multiplies gets no gradient at first")
@@ -32,6 +34,21 @@ def remarks(readings: Readings, verdict: Verdict) -> list[str]:
     if readings.cotangent == "random":
         said.append("no loss: random vectors at the output; norms squared estimate ||d out/d h||_F^2 (Hutchinson)")
     return [sentence for sentence in said if sentence]
+
+
+def _of_kinds(readings: Readings, verdict: Verdict) -> str:
+    """What it is that changes the gradient between the states that are judged."""
+    path = next((path for path in readings.paths if path.name == verdict.path), None)
+    if path is None or verdict.word not in (Word.VANISHING, Word.EXPLODING):
+        return ""
+    judged = {id(row) for row in inner(path)}
+    places = [i for i, row in enumerate(path.rows) if id(row) in judged]
+    gains = log_gains_by_kind(path.rows[places[0] : places[-1] + 1])
+    sums = {kind: sum(some[1:]) for kind, some in gains.items()}
+    if len(sums) < 2 or not all(map(math.isfinite, sums.values())):
+        return ""
+    largest = [kind for kind in sorted(sums, key=lambda kind: -abs(sums[kind])) if abs(sums[kind]) >= 0.05]
+    return "what changes it, in ln over all layers: " + ", ".join(f"{kind} {sums[kind]:+.1f}" for kind in largest)
 
 
 def _of_weight_gradients(readings: Readings, verdict: Verdict) -> str:

@@ -4,13 +4,14 @@ import base64
 import functools
 import html
 import io
+import itertools
 import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ from vgjax.checks import kinds, known, positive_integer
 from vgjax.diagnosis.readings import NAN, Path, Readings, Row
 from vgjax.diagnosis.remarks import remarks
 from vgjax.diagnosis.serialization import plain, readings_from_json, readings_to_json
-from vgjax.diagnosis.table import as_html, as_text, lines, log_gains
+from vgjax.diagnosis.table import as_html, as_text, gains_by_kind, lines, log_gains, log_gains_by_kind
 from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest
 from vgjax.diagnosis.words import named, number, rate
 from vgjax.ensembles.result import NATURAL, import_xarray
@@ -89,25 +90,38 @@ class Diagnosis:
     # --- by layer ---
 
     @kinds
-    def blame(self, parts: int | None = None, *, path: int = 0) -> dict[str, float]:
+    def blame(
+        self, level: int | None = None, *, by: Literal["layer", "kind", "both"] = "layer", path: int = 0
+    ) -> dict[str, float]:
         """What each layer does to the gradient on its way back: a budget of ln gain that adds up to the whole.
 
         Args:
-            parts: sum over what shares its first parts of the name (1: ``encoder``, ``decoder``); left out, every state
+            level: sum over what shares so many parts of its name (1: ``encoder``, ``decoder``); left out, every state
                 by itself.
+            by: the layer; the kind of what it is made of, summed over all layers; or both, ``layers/3/kernel: norm``.
+                A layer reaches from preactivation to preactivation: the activation in it is that of the state before.
             path: which of the readings' paths, by number.
 
         Returns:
             ln of the factor, by name, input first; negative takes from the gradient. -inf where it ends; what lies
-            before has 0, for nothing is left to lose.
+            before has 0, for nothing is left to lose. Kinds are ``kernel`` (one map with weights), ``activation`` (a
+            softmax too), ``norm``, ``branch`` (several ways, with weights in them: a residual block with its skip,
+            attention, a gate), ``recurrence``, ``scale`` (a factor, or dropout), ``pooling`` and ``other``; ``unsplit``
+            is what cannot be told apart: steps of a recurrence of which each is used, and where there are ways around.
+
+        Raises:
+            ValueError: a level of kinds that are summed over all layers.
         """
-        if parts is not None:
-            positive_integer("parts", parts)
-        rows = self._path(path).rows
+        if level is not None:
+            positive_integer("level", level)
+        if level is not None and by == "kind":
+            raise ValueError(f'level must be left out of what is summed over all layers (by="kind"), got {level}')
         budget: dict[str, float] = {}
-        for row, gain in list(zip(rows, log_gains(rows), strict=True))[1:]:
-            name = named(row) if parts is None else "/".join(row.name.split("/")[:parts])
-            budget[name] = budget.get(name, 0.0) + gain
+        for before, row in itertools.pairwise(self._path(path).rows):
+            layer = named(row) if level is None else "/".join(row.name.split("/")[:level])
+            for kind, gain in gains_by_kind(before, row):
+                name = {"layer": layer, "kind": kind or "unsplit", "both": f"{layer}: {kind}" if kind else layer}[by]
+                budget[name] = budget.get(name, 0.0) + gain
         return budget
 
     @kinds
@@ -191,7 +205,7 @@ class Diagnosis:
 
     @kinds
     def to_xarray(self, *, path: int = 0) -> "xarray.Dataset":
-        """A labelled `xarray.Dataset` of one path over ``state``.
+        """A labelled `xarray.Dataset` of one path over ``state``; gains by kind over ``kind`` too, if any is known.
 
         Args:
             path: which of the readings' paths, by number.
@@ -202,12 +216,16 @@ class Diagnosis:
         rows, xr = self._path(path).rows, import_xarray()
         units = {"units": NATURAL}
         logs = ("log_rms", "log_cotangent", "log_parameter_gradient")
-        variables = {name: ("state", [getattr(row, name) for row in rows], units) for name in logs}
+        variables: dict[str, Any] = {name: ("state", [getattr(row, name) for row in rows], units) for name in logs}
         variables |= {"log_gain": ("state", log_gains(rows), units)}
         variables |= {name: ("state", [getattr(row, name) for row in rows], {}) for name in ("zeros", "saturated")}
         told = ("name", "where", "operation", "dtype")
         coordinates: dict[str, Any] = {name: ("state", [getattr(row, name) for row in rows]) for name in told}
         coordinates["step"] = ("state", [NAN if row.step is None else float(row.step) for row in rows])
+        by_kind = log_gains_by_kind(rows)
+        if by_kind:
+            variables["log_gain_by_kind"] = (("kind", "state"), [*by_kind.values()], units)
+            coordinates["kind"] = [*by_kind]
         said = {"path": self._path(path).name, "word": str(self.verdict.word), "verdict": self.verdict.sentence}
         return xr.Dataset(variables, coords=coordinates, attrs=said)
 

@@ -9,10 +9,11 @@ import numpy as np
 from vgjax.diagnosis.graphs import Node
 from vgjax.diagnosis.layout import Layout
 from vgjax.diagnosis.numbers import Index, Numbers, joined
-from vgjax.diagnosis.paths import State, Way
+from vgjax.diagnosis.paths import State, Steps, Way
 from vgjax.diagnosis.pieces import Part, Piece
 from vgjax.diagnosis.readings import NAN, Frontier, Row
 from vgjax.diagnosis.sites import Site
+from vgjax.diagnosis.spans import Spans
 
 
 class Rows:
@@ -31,17 +32,29 @@ class Rows:
         """All rows of a way, steps of its loops one by one."""
         for position, item in enumerate(way.items):
             if isinstance(item, State):
-                yield self.of_state(item, index, None)
-                continue
-            steps = range(item.node.steps)
-            order = steps[::-1] if item.node.equation.params["reverse"] else steps
-            rows = [self.of_state(state, (*index, step), step) for step in order for state in item.states]
-            if rows and position:  # what a loop begins with is the state before it, once more
-                rows[0] = replace(rows[0], is_layer=False)
-            yield from rows
-            result = replace(self.of_state(item.result, index, None), name=self._layout.state_name(item.states[0]))
-            if result.log_cotangent > -math.inf or any(variable.users for variable in item.result.variables):
-                yield result
+                yield self._split(self.of_state(item, index, None), item.spans, index)
+            else:
+                yield from self._of_steps(item, index, is_first=position == 0)
+
+    def _of_steps(self, steps: Steps, index: Index, *, is_first: bool) -> Iterator[Row]:
+        """Of a loop's states at every step, then of the carry that comes out."""
+        numbers, (carry, *others) = range(steps.node.steps), steps.states
+        spans, before = steps.entry, index
+        for step in numbers[::-1] if steps.node.equation.params["reverse"] else numbers:
+            here = (*index, step)
+            is_again = not is_first and before is index  # what a loop begins with is the state before it, once more
+            yield self._split(replace(self.of_state(carry, here, step), is_layer=not is_again), spans, before)
+            for state in others:
+                yield self._split(self.of_state(state, here, step), state.spans, here)
+            spans, before = carry.spans, here
+        result = replace(self.of_state(steps.result, index, None), name=self._layout.state_name(carry))
+        if result.log_cotangent > -math.inf or any(variable.users for variable in steps.result.variables):
+            yield self._split(result, spans, before)
+
+    def _split(self, row: Row, spans: Spans, index: Index) -> Row:
+        """With what lies between it and the state before, read at these steps."""
+        logs = tuple(self._numbers.log_cotangent(cut, index) for cut in spans.cuts)
+        return row if any(map(math.isnan, logs)) else replace(row, kinds=spans.kinds, log_cuts=logs)
 
     def name_of_way(self, way: Way) -> str:
         """The name of its first state."""

@@ -43,8 +43,9 @@ def readings_from_json(described: dict[str, Any]) -> Readings:
 
 
 def _row(described: dict[str, Any]) -> Row:
-    parts = {"shape": tuple(described["shape"]), "sites": tuple(map(_row, described["sites"]))}
-    return _with_floats(Row, described | parts)
+    nested = {"shape": tuple(described["shape"]), "sites": tuple(map(_row, described["sites"]))}
+    nested |= {"kinds": tuple(described["kinds"]), "log_cuts": tuple(map(float, described["log_cuts"]))}
+    return _with_floats(Row, described | nested)
 
 
 def _with_floats(kind: Any, described: dict[str, Any]) -> Any:

@@ -23,12 +23,13 @@ _NO_ACTIVATION = {
 }  # fmt: skip
 """What makes no activation alone: norms and losses take squares too."""
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     "abs", "add", "add_any", "and", "clamp", "convert_element_type", "copy", "cos", "custom_jvp_call", "div", "eq",
-    "erf", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic", "lt",
-    "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "pow", "rsqrt", "select_n", "sign", "sin",
+    "erf", "erfc", "exp", "exp2", "expm1", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p", "logistic",
+    "lt", "max", "min", "mul", "ne", "neg", "not", "one_minus_square", "or", "pow", "rsqrt", "select_n", "sign", "sin",
     "sqrt", "square", "stop_gradient", "sub", "tan", "tanh"
 }  # fmt: skip
+"""What maps every entry by itself."""
 
 
 @dataclass(eq=False)
@@ -191,7 +192,7 @@ def _functions_of(argument: Variable) -> dict[Variable, Node]:
         node = candidates.pop(0)
         output = node.outputs[0] if len(node.outputs) == 1 else None
         known = all(v is argument or v in inside or v.literal is not None for v in node.inputs)
-        if output is None or not known or node.name not in _ELEMENTWISE or output.shape != argument.shape:
+        if output is None or not known or node.name not in ELEMENTWISE or output.shape != argument.shape:
             continue
         if output not in inside:
             inside[output] = node

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vgjax.diagnosis.readings import Path, Row
+from vgjax.diagnosis.readings import NAN, Kind, Path, Row
 from vgjax.diagnosis.verdict import BREAK, inner, leaves_range
 from vgjax.diagnosis.words import line_of, named, number, rate
 
@@ -55,11 +55,33 @@ def log_gains(rows: Sequence[Row]) -> list[float]:
 
     NaN for the first; -inf where the gradient ends, and 0 behind it, where nothing is left to lose.
     """
-    gains = [math.nan] if rows else []
-    for before, after in itertools.pairwise(rows):
-        both_zero = before.log_cotangent == after.log_cotangent == -math.inf
-        gains.append(0.0 if both_zero else before.log_cotangent - after.log_cotangent)
-    return gains
+    return [NAN, *_gains([row.log_cotangent for row in rows])] if rows else []
+
+
+def gains_by_kind(before: Row, row: Row) -> list[tuple[str, float]]:
+    """(kind, ln of the factor on the way back) of what lies between two neighbouring rows; they add up to the gain.
+
+    One of no kind where it is not told apart.
+    """
+    gains = _gains([before.log_cotangent, *row.log_cuts, row.log_cotangent])
+    return [*zip(row.kinds or ("",), gains, strict=True)]
+
+
+def log_gains_by_kind(rows: Sequence[Row]) -> dict[Kind, list[float]]:
+    """Of every kind, a number a row; together they are `log_gains`. NaN for the first, and where none is told apart."""
+    told: list[dict[str, float]] = []
+    for before, row in itertools.pairwise(rows):
+        told.append({})
+        for kind, gain in gains_by_kind(before, row):
+            told[-1][kind] = told[-1].get(kind, 0.0) + gain
+    of_all = dict.fromkeys(kind for row in rows[1:] for kind in row.kinds)
+    return {kind: [NAN, *(NAN if "" in sums else sums.get(kind, 0.0) for sums in told)] for kind in of_all}
+
+
+def _gains(logs: Sequence[float]) -> list[float]:
+    """ln of the factor from each to the one before."""
+    both_zero = -math.inf, -math.inf
+    return [0.0 if pair == both_zero else pair[0] - pair[1] for pair in itertools.pairwise(logs)]
 
 
 def as_text(path: Path) -> str:
