@@ -22,7 +22,7 @@ from typing import Any
 
 from common import SMALL, print_table, write_json
 
-ROUNDS = 1 if SMALL else 3
+ROUNDS = int(os.environ.get("ROUNDS", 1 if SMALL else 3))
 DEPTH, WIDTH, INPUTS, OUTPUTS = 12, 64, 32, 10
 IMAGE, CHANNELS, TOKENS, HEADS = (8, 8, 3), 8, 6, 4
 STAGES = (8, 16, 32)
