@@ -85,7 +85,8 @@ class Verdict:
 
     @property
     def xi(self) -> float:
-        """The depth scale: layers over which the gradient changes by a factor of e; infinite if it does not."""
+        """The depth scale: layers over which the gradient changes by a factor of e; infinite if it does not. Of a
+        recurrence steps: its effective memory."""
         return 1 / abs(self.slope) if self.slope else math.inf
 
     @property
