@@ -35,7 +35,7 @@ def one_blas_thread() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     """What counts is how long programs compile, for they run for milliseconds; but for modules that say they compute,
-    and where all is to be as users have it (`make smoke`)."""
+    or test the last digits of float32, and where all is to be as users have it (`make smoke`)."""
     quick = not hasattr(request.module, "COMPUTES") and "OPTIMIZED" not in os.environ
     jax.config.update("jax_disable_most_optimizations", quick)
     yield

@@ -15,6 +15,8 @@ from flax import nnx
 
 import vgjax as vg
 
+COMPUTES = True
+
 REFERENCE = json.loads((Path(__file__).parent / "spectrum_reference.json").read_text())["cases"]
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 
