@@ -9,7 +9,6 @@ Flax NNX with `lax.scan`, in the same process. Then ``python -m vgjax map`` with
 """
 
 import functools
-import itertools
 import json
 import os
 import subprocess
@@ -129,15 +128,18 @@ def build(vg: Any, name: str) -> Any:
     return vg.transformer(width=WIDTH, depth=DEPTH, heads=HEADS, inputs=(TOKENS, INPUTS), outputs=OUTPUTS)
 
 
-# --- the same networks in Flax --------------------------------------------------------------------------------------
+# --- the same network in Flax --------------------------------------------------------------------------------------
 
 
 def plain(name: str, x: Any) -> Callable[[], Any]:
     """Value and gradient of the loss of a network of plain Flax modules, compiled by its first call."""
+    # Not before the library, whose import is timed.
     import jax
     import optax
+    from plain_flax import in_flax
 
-    parameters, output = in_flax(name)
+    sizes = (INPUTS, WIDTH, OUTPUTS), DEPTH, (IMAGE[-1], CHANNELS), STAGES, HEADS
+    parameters, output = in_flax(name, *sizes)
 
     @jax.jit
     def step(parameters: Any, x: Any) -> Any:
@@ -145,113 +147,6 @@ def plain(name: str, x: Any) -> Callable[[], Any]:
         return jax.value_and_grad(of)(parameters)
 
     return lambda: step(parameters, x)
-
-
-def in_flax(name: str) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """Parameters, and the output at one input: stem, a scan over each stage, head."""
-    import jax
-    import jax.numpy as jnp
-    from flax import nnx
-    from jax import lax
-
-    kind, _, activation = name.partition(" ")
-    phi: Callable[[Any], Any] = {"tanh": jnp.tanh, "gelu": nnx.gelu}.get(activation, nnx.relu)
-    rngs = nnx.Rngs(0)
-
-    def stack(make: Callable[[nnx.Rngs], nnx.Module], depth: int) -> tuple[Any, Any]:
-        """The static part of a block, and the parameters of ``depth`` of them."""
-        of_one = lambda key: nnx.state(make(nnx.Rngs(key)))  # noqa: E731
-        return nnx.graphdef(make(nnx.Rngs(0))), jax.vmap(of_one)(jax.random.split(jax.random.key(0), depth))
-
-    def conv(a: int, b: int, rngs: nnx.Rngs, strides: int = 1) -> nnx.Conv:
-        return nnx.Conv(a, b, (3, 3), strides=strides, padding="CIRCULAR", rngs=rngs)
-
-    class Dense(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs):
-            self.linear = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
-
-        def __call__(self, h: Any) -> Any:
-            return self.linear(phi(h))
-
-    class Residual(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs):
-            self.first, self.second = (nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(2))
-
-        def __call__(self, h: Any) -> Any:
-            return h + self.second(jnp.tanh(self.first(h)))
-
-    class Image(nnx.Module):
-        def __init__(self, channels: int, rngs: nnx.Rngs):
-            self.conv = conv(channels, channels, rngs)
-
-        def __call__(self, h: Any) -> Any:
-            return self.conv(nnx.relu(h))
-
-    class ResidualImage(nnx.Module):
-        def __init__(self, channels: int, rngs: nnx.Rngs):
-            self.norms = nnx.List([nnx.GroupNorm(channels, num_groups=4, rngs=rngs) for _ in range(2)])
-            self.convs = nnx.List([conv(channels, channels, rngs) for _ in range(2)])
-
-        def __call__(self, h: Any) -> Any:
-            branch = h
-            for norm, of in zip(self.norms, self.convs, strict=True):
-                branch = of(nnx.relu(norm(branch)))
-            return h + branch
-
-    class Encoder(nnx.Module):
-        def __init__(self, rngs: nnx.Rngs):
-            self.norms = nnx.List([nnx.LayerNorm(WIDTH, rngs=rngs) for _ in range(2)])
-            self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
-            self.wide, self.narrow = nnx.Linear(WIDTH, 4 * WIDTH, rngs=rngs), nnx.Linear(4 * WIDTH, WIDTH, rngs=rngs)
-
-        def __call__(self, h: Any) -> Any:
-            h = h + self.attention(self.norms[0](h))
-            return h + self.narrow(nnx.gelu(self.wide(self.norms[1](h))))
-
-    def through(stage: tuple[Any, Any], h: Any) -> Any:
-        graph, states = stage
-        return lax.scan(lambda h, state: (nnx.merge(graph, state)(h), None), h, states)[0]
-
-    if kind == "lstm":
-        cell, head = nnx.OptimizedLSTMCell(INPUTS, WIDTH, rngs=rngs), nnx.Linear(WIDTH, OUTPUTS, rngs=rngs)
-        graph, parameters = nnx.split((cell, head))
-
-        def output(parameters: Any, x: Any) -> Any:
-            cell, head = nnx.merge(graph, parameters)
-            start = jnp.zeros(WIDTH), jnp.zeros(WIDTH)
-            _, last = nnx.split(cell)
-            of = nnx.graphdef(cell)
-            (_, h), _ = lax.scan(lambda carry, x: (nnx.merge(of, last)(carry, x)[0], None), start, x)
-            return head(h)
-
-        return parameters, output
-
-    if kind in ("mlp", "residual"):
-        ends = [nnx.Linear(INPUTS, WIDTH, rngs=rngs), nnx.Linear(WIDTH, OUTPUTS, rngs=rngs)]
-        stages = [stack(Residual if kind == "residual" else Dense, DEPTH)]
-    elif kind == "transformer":
-        ends = [nnx.Linear(INPUTS, WIDTH, rngs=rngs), nnx.Linear(WIDTH, OUTPUTS, rngs=rngs)]
-        stages = [stack(Encoder, DEPTH)]
-    elif kind == "cnn":
-        ends = [conv(IMAGE[-1], CHANNELS, rngs), nnx.Linear(CHANNELS, OUTPUTS, rngs=rngs)]
-        stages = [stack(functools.partial(Image, CHANNELS), DEPTH)]
-    else:
-        ends = [conv(IMAGE[-1], STAGES[0], rngs), nnx.Linear(STAGES[-1], OUTPUTS, rngs=rngs)]
-        stages = [stack(functools.partial(ResidualImage, channels), 3) for channels in STAGES]
-        ends += [conv(a, b, rngs, strides=2) for a, b in itertools.pairwise(STAGES)]
-    split = [nnx.split(end) for end in ends]
-    parameters = [state for _, state in split], [states for _, states in stages]
-
-    def forward(parameters: Any, x: Any) -> Any:
-        stem, head, *between = (nnx.merge(g, s) for (g, _), s in zip(split, parameters[0], strict=True))
-        h = stem(x)
-        for i, ((graph, _), states) in enumerate(zip(stages, parameters[1], strict=True)):
-            h = between[i - 1](h) if i else h
-            h = through((graph, states), h)
-        axes = tuple(range(h.ndim - 1))
-        return head(phi(h).mean(axes) if axes else phi(h))
-
-    return parameters, forward
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -319,7 +214,7 @@ def main() -> None:
     targets += [{"what": f"map, {what}", "value": command_line[what], "most": most} for what, most in limits.items()]
     targets = [target | {"reached": target["value"] <= target["most"]} for target in targets]
     print_table(targets)
-    write_json("first_call", {"networks": found, "map": command_line, "targets": targets})
+    write_json("first_call", {"rounds": ROUNDS, "networks": found, "map": command_line, "targets": targets})
 
 
 if __name__ == "__main__":
