@@ -46,9 +46,9 @@ def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
 def programs_end_with_their_module() -> Iterator[None]:
     """Every compiled program holds memory maps, of which a process may have 65,530: past them XLA aborts."""
     yield
-    from vgjax.ensembles import sweep  # not before pytest has put its hook for annotations in front of imports
+    from vgjax.ensembles import job  # not before pytest has put its hook for annotations in front of imports
 
-    sweep._program.cache_clear()
+    job._program.cache_clear()
     jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":  # what is free goes back to the system: a worker would grow to 5 GB
@@ -80,14 +80,14 @@ def strict_promotion() -> Iterator[None]:
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seeds of the pieces that are made."""
-    from vgjax.ensembles import sweep  # see above
+    from vgjax.ensembles.job import Job  # see above
 
     made: list[int] = []
-    piece = sweep.Job.piece
+    piece = Job.piece
 
     def counted(self: Any, drawn: Any, seed: int, *rest: Any) -> Any:
         made.append(seed)
         return piece(self, drawn, seed, *rest)
 
-    monkeypatch.setattr(sweep.Job, "piece", counted)
+    monkeypatch.setattr(Job, "piece", counted)
     return made

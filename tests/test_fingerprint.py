@@ -47,7 +47,7 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(sweeps.Job, "piece", stopped)
         with pytest.raises(stop):
-            vg.sweep(NET, X, folder=str(tmp_path), workers=workers, **RUN)
+            vg.sweep(NET, X, folder=str(tmp_path), workers=workers, on_error="raise", **RUN)
     kept = len(list(tmp_path.glob("0*.npz")))
     assert 1 <= kept <= 4  # of two workers, what both had done by then
     pieces.clear()

@@ -22,7 +22,7 @@ from flax import nnx
 
 import vgjax as vg
 from vgjax.blocks import spec
-from vgjax.ensembles import runner
+from vgjax.ensembles import job, runner
 from vgjax.ensembles import sweep as sweeps
 from vgjax.networks import sequential
 
@@ -317,7 +317,7 @@ def test_switches_of_jax_hold_in_every_thread_and_for_programs_compiled_before(w
     before = bits(vg.sweep(net, X, measure=streamed, workers=workers, **run))
     with another_switch("partitionable"):
         found = bits(vg.sweep(net, X, measure=streamed, workers=workers, **run))
-        sweeps._program.cache_clear()
+        job._program.cache_clear()
         assert bits(vg.sweep(net, X, measure=streamed, workers=1, **run)) == found != before
 
 
@@ -341,9 +341,9 @@ import jax, jax.numpy as jnp, numpy as np
 if sys.argv[2] == "again":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import vgjax as vg
-from vgjax.ensembles import sweep as sweeps
-made, piece = [], sweeps.Job.piece
-sweeps.Job.piece = lambda self, *rest: made.append(rest) or piece(self, *rest)
+from vgjax.ensembles.job import Job
+made, piece = [], Job.piece
+Job.piece = lambda self, *rest: made.append(rest) or piece(self, *rest)
 junk = [bytearray(i) for i in range(int(sys.argv[3]))]  # so that everything lies elsewhere
 numbers = np.linspace(1, 2, 3000)
 def out(parameters, scales, x):

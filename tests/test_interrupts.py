@@ -137,7 +137,7 @@ def test_a_set_killed_at_any_step_is_whole_or_not_there_and_the_next_one_cleans_
 
 def test_a_temporary_of_a_process_that_runs_is_left_alone(tmp_path: Path) -> None:
     with files.whole_file(tmp_path / "mine") as mine:
-        other = tmp_path / f".vgjax-{os.getppid()}-x.npz"
+        other = tmp_path / f".vgjax-{files._HERE}-{os.getppid()}-x.npz"
         other.write_text("being written")
         files.writable_folder(tmp_path)
         assert mine.exists()

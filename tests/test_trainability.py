@@ -19,7 +19,7 @@ from scipy.special import logsumexp
 
 import vgjax as vg
 from vgjax.ensembles import runner
-from vgjax.ensembles.sweep import Job, _program
+from vgjax.ensembles.job import Job, _program
 from vgjax.training import trainability
 
 KEY = jax.random.key(5)
@@ -280,14 +280,14 @@ def test_other_examples_of_the_same_shape_run_the_same_program_which_does_not_ke
 
 
 def counted_pieces(monkeypatch: pytest.MonkeyPatch, stop: BaseException | None = None) -> list[list[int]]:
-    """The points of every piece that is done from here on; the third stops the run."""
+    """The points of every piece that is done from here on, as often as the run is stopped at the third."""
     real, done = Job.piece, []
 
-    def piece(job: Job, drawn: Any, seed: int, taken: list[int], new: int) -> runner.Arrays:
+    def piece(job: Job, drawn: Any, seed: int, chunk: int) -> runner.Arrays:
         if stop is not None and len(done) == 2:
             raise stop
-        done.append(taken)
-        return real(job, drawn, seed, taken, new)
+        done.append(memory.chunk(job.grid.points, job.size[0], chunk)[0])
+        return real(job, drawn, seed, chunk)
 
     monkeypatch.setattr(Job, "piece", piece)
     return done
@@ -304,11 +304,11 @@ def test_a_sweep_that_was_stopped_goes_on_and_is_the_same_bit_for_bit(
 ) -> None:
     done = counted_pieces(monkeypatch, stop)
     with pytest.raises(type(stop)):
-        swept(folder=tmp_path, workers=1)
+        swept(folder=tmp_path, workers=1, on_error="raise")
     assert len(list(tmp_path.glob("*.npz"))) == 2
     done[:] = [[]]  # one more may be done before it stops again
     with pytest.raises(type(stop)):
-        swept(folder=str(tmp_path), workers=1)
+        swept(folder=str(tmp_path), workers=1, on_error="raise")
     done.clear()
     (tmp_path / sorted(path.name for path in tmp_path.glob("*.npz"))[1]).write_bytes(b"PK corrupt")
     assert_same(swept(folder=tmp_path, workers=2), wild)

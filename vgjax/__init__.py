@@ -8,10 +8,12 @@ from vgjax.activations import Activation
 from vgjax.comparison import compare
 from vgjax.diagnosis.calls import assert_trainable, diagnose
 from vgjax.diagnosis.watching import watch
+from vgjax.ensembles.folder import collect, status
+from vgjax.ensembles.loading import load
 from vgjax.ensembles.measurement import measurement
 from vgjax.ensembles.measurements import correlations, frobenius, gains, gradients, lyapunov, naive_readings, spectra
 from vgjax.ensembles.remedies import first_steps, remedies
-from vgjax.ensembles.result import Result, load
+from vgjax.ensembles.result import Result
 from vgjax.ensembles.sweep import sweep
 from vgjax.initializers import Scales
 from vgjax.measure.correlation import correlation
@@ -58,6 +60,7 @@ __all__ = [
     # the sweep, what it measures, what it gives
     "sweep", "gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius",
     "trainings", "first_steps", "measurement", "Result", "load", "remedies",
+    "collect", "status",
     # any other model
     "diagnose", "assert_trainable", "watch",
     # training

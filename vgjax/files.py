@@ -4,9 +4,11 @@ import contextlib
 import hashlib
 import io
 import os
+import platform
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ import numpy as np
 from vgjax import interrupts
 
 _OURS = ".vgjax-"
-"""What the name of a temporary begins with; its process follows, so that one which was killed is told from one that
-writes."""
+"""What the name of a temporary begins with; its machine and process follow, so that one which was killed is told from
+one that writes."""
+_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+_ABANDONED = 86400.0
+"""Seconds after which a temporary of another machine, whose processes nobody here can ask for, is one that was left."""
 _UMASK = threading.Lock()
 _SEAL = hashlib.sha256().digest_size
 _live: set[Path] = set()
@@ -28,10 +33,17 @@ _made: set[Path] = set()
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes it once all is written.
+def whole_file(path: Path, *, new: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes it once all is written and on the disk.
 
     A killed run leaves no half-written file.
+
+    Args:
+        path: where the file will be.
+        new: leave a file that is there by then, of whoever was first.
+
+    Raises:
+        FileExistsError: there is one, and this was to be the first.
     """
 
     def make(**where: Any) -> str:
@@ -47,7 +59,33 @@ def whole_file(path: Path) -> Iterator[Path]:
             umask = os.umask(0)
             os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; results are ordinary ones
+        if new:
+            _link(temporary, path)
+        else:
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name if no other has it, which of several writers one alone can do."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links
+        if path.exists():
+            raise FileExistsError(f"{str(path)!r} is there") from None
         os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A name is on the disk when its folder is."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -66,6 +104,7 @@ def whole_set(folder: Path, last: str) -> Iterator[Path]:
         (folder / last).unlink(missing_ok=True)
         for name in names:
             os.replace(temporary / name, folder / name)
+        _sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -75,7 +114,7 @@ def _temporary(folder: Path, make: Callable[..., str]) -> Iterator[Path]:
     _made.update(missing)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(make(dir=folder, prefix=f"{_OURS}{os.getpid()}-"))
+        temporary = Path(make(dir=folder, prefix=f"{_OURS}{_HERE}-{os.getpid()}-"))
         _live.add(temporary)
         try:
             yield temporary
@@ -97,10 +136,18 @@ def _remove_live() -> None:
 
 def remove_left(folder: Path) -> None:
     """Remove the temporaries that killed processes left in a folder."""
-    for path in folder.glob(f"{_OURS}*-*"):
-        process = path.name.removeprefix(_OURS).partition("-")[0]
-        if process.isdecimal() and path not in _live and not _runs(int(process)):
+    for path in folder.glob(f"{_OURS}*-*-*"):
+        machine, process, _ = path.name.removeprefix(_OURS).split("-", 2)
+        if len(machine) != len(_HERE) or not process.isdecimal() or path in _live:
+            continue
+        if not _runs(int(process)) if machine == _HERE else _abandoned(path):
             _remove(path)
+
+
+def _abandoned(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # gone meanwhile
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    return False
 
 
 def foreign(folder: Path) -> list[Path]:

@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+import jax
+
 MEMORY = 2**28
 """Default budget of one chunk, in bytes: 256 MiB, small beside any machine's memory and large beside its caches."""
 
@@ -15,13 +17,27 @@ def chunk_size(points: int, bytes_per_point: int, memory: int) -> int:
     return -(-points // chunks)
 
 
-def chunks(points: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """The chunks of ``range(points)``: the points each takes, and how many of them are new.
+def chunk(points: int, size: int, number: int) -> tuple[list[int], int]:
+    """One of the chunks of ``range(points)``: the points it takes, and how many of them are new.
 
     All have the same size, so that one compiled program serves them; the last is filled up by repeating its last point.
     """
-    for start in range(0, points, size):
-        yield [min(i, points - 1) for i in range(start, start + size)], min(size, points - start)
+    start = number * size
+    return [min(i, points - 1) for i in range(start, start + size)], min(size, points - start)
+
+
+def chunks(points: int, size: int) -> Iterator[tuple[list[int], int]]:
+    """All of them."""
+    for number in range(-(-points // size)):
+        yield chunk(points, size, number)
+
+
+def of_device() -> int:
+    """The budget of one piece: on an accelerator a quarter of its memory (what a piece needs is known about, and the
+    program's own constants and copies come to it), where the device says how much it has; else `MEMORY`."""
+    (device,) = jax.device_put(0).devices()
+    known = device.memory_stats() or {} if device.platform != "cpu" else {}
+    return int(known.get("bytes_limit", 4 * MEMORY)) // 4
 
 
 def of_machine() -> float:

@@ -14,11 +14,10 @@ import numpy as np
 from vgjax.checks import kinds, known
 from vgjax.ensembles.fingerprint import digest_of_network
 from vgjax.ensembles.runner import switches
-from vgjax.files import read_arrays, whole_file, write_arrays
+from vgjax.files import whole_file, write_arrays
 from vgjax.networks.network import Network
 from vgjax.networks.serialization import network_from_json, network_to_json
 from vgjax.values import by_content
-from vgjax.version import VERSION
 
 if TYPE_CHECKING:
     import xarray
@@ -26,8 +25,10 @@ if TYPE_CHECKING:
 _EXPONENTS = {"float32": (-126, 128), "bfloat16": (-126, 128), "float16": (-14, 16)}
 """Exponents of the smallest normal number and of the first power of two beyond the largest (IEEE 754)."""
 
+MISSING, FAILED = "missing_points", "failed_pieces"
+"""What a provenance says of what is not there: how many points, and of pieces that raised what they said."""
 NATURAL = "natural logarithm"
-_RESULT = "result"
+SEAL = "result"
 """What the seal of a saved result is of."""
 
 
@@ -107,6 +108,12 @@ class Result:
         return int(next(iter(self.arrays.values())).shape[int(self.several)])
 
     @property
+    def missing_points(self) -> int:
+        """Points, of all seeds and networks, that have not been measured and are NaN: of a run that is not finished, or
+        of which pieces failed (``provenance["failed_pieces"]``)."""
+        return int(self.provenance.get(MISSING, 0))
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Every dimension's size."""
         found: dict[str, int] = {}
@@ -143,7 +150,8 @@ class Result:
             f"{size} {names.get(name, name)}{'s' if size > 1 and name in names else ''}" for name, size in sizes.items()
         )
         of = f"{len(self.networks)} networks" if self.several else next(iter(self.networks.values())) or "a network"
-        return f"{self.measure} of {of} over {', '.join(over)}"
+        missing = f", {self.missing_points} points missing" if self.missing_points else ""
+        return f"{self.measure} of {of} over {', '.join(over)}{missing}"
 
     # --- statistics over seeds ---
 
@@ -291,7 +299,7 @@ class Result:
             ValueError: another suffix.
             OSError: the path cannot be written.
         """
-        path = _with_known_suffix(path)
+        path = with_known_suffix(path)
         if path.suffix == ".nc":
             dataset = self.to_xarray()
             checked = {name: {"fletcher32": True} for name, a in dataset.variables.items() if a.ndim}
@@ -302,7 +310,7 @@ class Result:
         arrays |= {f"axis/{name}": values for name, values in self.axes.items()}
         arrays |= {f"coordinate/{name}": values for name, values in self.coordinates.items()}
         arrays |= {f"variable/{name}": values for name, values in self.arrays.items()}
-        write_arrays(path, arrays, _RESULT, compressed=True)
+        write_arrays(path, arrays, SEAL, compressed=True)
         return path
 
     def _description(self) -> dict[str, Any]:
@@ -313,48 +321,18 @@ class Result:
             "coordinate_names": list(self.coordinates),  # xarray has a use of its own for an attribute "coordinates"
             "dims": {name: list(dims) for name, dims in self.dims.items()},
             "networks": {name: net and network_to_json(net) for name, net in self.networks.items()},
-            "programs": {name: _program_of(net) for name, net in self.networks.items()},
+            "programs": {name: program_of(net) for name, net in self.networks.items()},
             "fixed": self.fixed,
             "provenance": self.provenance,
         }
 
 
-@kinds
-def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None) -> Result:
-    """Read back what `Result.save` wrote.
-
-    Args:
-        path: ``.npz`` or ``.nc``.
-        network: the network, or several by name, where a file cannot hold them: with an activation, a block or a law
-            of your own.
-
-    Raises:
-        ValueError: a suffix other than ``.npz`` and ``.nc``, a file that holds no result, or a network that is not one
-            of the result's.
-        FileNotFoundError: there is no such file.
-    """
-    path = _with_known_suffix(path)
-    try:
-        found = (_read_nc if path.suffix == ".nc" else _read_npz)(path)
-    except FileNotFoundError:
-        raise
-    # What files of anything and damaged ones raise: the system, netCDF, JSON, and what looks for what is not there.
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"path must hold a whole saved result, got {str(path)!r} ({said})") from None
-    try:
-        return _result_of(found, network)
-    except (KeyError, TypeError, AttributeError):
-        version = found[0].get("provenance", {}).get("vgjax", "no known version")
-        raise ValueError(
-            f"path must hold a result as version {VERSION} writes it, got {str(path)!r} of {version}"
-        ) from None
-
-
 Read = tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]
+"""A description, axes, coordinates and variables, as files hold them."""
 
 
-def _result_of(found: Read, network: Network | Mapping[str, Network] | None) -> Result:
+def result_of(found: Read, network: Network | Mapping[str, Network] | None) -> Result:
+    """A result of what a file holds of it, with those networks that a file cannot hold."""
     description, axes, coordinates, arrays = found
     networks = {name: each and network_from_json(each) for name, each in description["networks"].items()}
     given = {"": network} if isinstance(network, Network) else dict(network or {})
@@ -365,7 +343,7 @@ def _result_of(found: Read, network: Network | Mapping[str, Network] | None) -> 
     for (name, each), said in zip(networks.items(), description["provenance"].get("networks", []), strict=False):
         if name in given and repr(given[name]) != said:
             raise ValueError(f"network must be that of the result, {said}, got {given[name]!r}")
-        if name in given and here and _program_of(given[name]) != description["programs"][name]:
+        if name in given and here and program_of(given[name]) != description["programs"][name]:
             raise ValueError(f"network must be that of the result, got another of the same name, {said}")
         networks[name] = given.get(name, each)
     dims = {name: tuple(each) for name, each in description["dims"].items()}
@@ -373,29 +351,7 @@ def _result_of(found: Read, network: Network | Mapping[str, Network] | None) -> 
     return Result(description["measure"], axes, arrays, dims, coordinates, networks, *kept)
 
 
-def _read_npz(path: Path) -> Read:
-    arrays = read_arrays(path, _RESULT)
-    if arrays is None:
-        raise ValueError("something else, or not all of one")
-    kinds: dict[str, dict[str, np.ndarray]] = {"axis": {}, "coordinate": {}, "variable": {}}
-    description = json.loads(str(arrays.pop("description")))
-    for key, a in arrays.items():
-        kind, _, name = key.partition("/")
-        kinds[kind][name] = a
-    return description, kinds["axis"], kinds["coordinate"], kinds["variable"]
-
-
-def _read_nc(path: Path) -> Read:
-    with import_xarray().open_dataset(path) as dataset:
-        data = dataset.load()
-    if "measure" not in data.attrs:
-        raise ValueError("something else")
-    description = {name: json.loads(value) for name, value in data.attrs.items()}
-    axes, coordinates = ({n: data[n].values for n in description[kind]} for kind in ("axes", "coordinate_names"))
-    return description, axes, coordinates, {name: data[name].values for name in description["dims"]}
-
-
-def _program_of(network: Network | None) -> str:
+def program_of(network: Network | None) -> str:
     """The fingerprint of a network that its description does not give back; empty for all others."""
     if network is None or network_from_json(network_to_json(network)) == network:
         return ""
@@ -426,13 +382,6 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _with_known_suffix(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if path.suffix not in (".npz", ".nc"):
-        raise ValueError(f"path must end in .npz or .nc, got {str(path)!r}")
-    return path
-
-
 def import_xarray() -> Any:
     """xarray, which is imported where it is needed alone.
 
@@ -444,3 +393,10 @@ def import_xarray() -> Any:
     except ImportError:
         raise ImportError("labelled results need xarray: pip install 'vgjax[xarray]'") from None
     return xarray
+
+
+def with_known_suffix(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix not in (".npz", ".nc"):
+        raise ValueError(f"path must end in .npz or .nc, got {str(path)!r}")
+    return path

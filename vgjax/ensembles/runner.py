@@ -1,42 +1,41 @@
-"""The runner: long work in pieces, with a progress bar, on all cores, and kept on disk as it comes."""
+"""The runner: long work in pieces, several at a time, by threads or by any executor, with a progress bar."""
 
 import contextlib
-import json
 import os
+import queue
 import sys
 import threading
-import warnings
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from pathlib import Path
-from typing import Any, TypeVar
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from vgjax.ensembles.fingerprint import digest_of_text
-from vgjax.files import foreign, read_arrays, refused_in_a_sentence, whole_file, writable_folder, write_arrays
-
 T = TypeVar("T")
 
 Arrays = dict[str, np.ndarray]
 
-LAYOUT = "chunks"
-"""Where a folder's settings say how its run is cut into pieces."""
-DIGEST = "digest"
-"""And what all of them came to when they were written."""
-_VARIABLE = "variable/"
-"""Before the name of a variable in a file: NumPy writes arrays by keyword, and "file" is one of its own."""
+_ATTEMPTS = 2
+"""How often a piece is tried: what failed for a reason of its machine does not fail again on another."""
+_POLL = 0.05
+"""Seconds between two looks at futures that call nobody back (submitit's)."""
+
+
+def progress_bar(total: int, label: str, show: bool | None = None) -> Any:
+    """A progress bar on standard error: shown on a terminal if ``show`` is None, always or never if it says so."""
+    hidden = not (sys.stderr.isatty() if show is None else show)
+    return tqdm(total=total, desc=label, disable=hidden, leave=False)
 
 
 def progress(work: Iterable[T], total: int, label: str, show: bool | None = None) -> Iterator[T]:
-    """The work with a progress bar on standard error.
-
-    Shown on a terminal if ``show`` is None, always or never if it says so.
-    """
-    hidden = not (sys.stderr.isatty() if show is None else show)
-    yield from tqdm(work, total=total, desc=label, disable=hidden, leave=False)
+    """The work with a progress bar."""
+    with progress_bar(total, label, show) as bar:
+        for each in work:
+            yield each
+            bar.update()
 
 
 def cores() -> int:
@@ -62,7 +61,7 @@ def switches() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _switched(to: Mapping[str, Any]) -> Iterator[None]:
+def switched(to: Mapping[str, Any]) -> Iterator[None]:
     """As they were in another: JAX's settings belong to a thread."""
     with contextlib.ExitStack() as stack:
         for name, value in to.items():
@@ -83,136 +82,146 @@ class Once:
         return self._made[0]
 
 
-def run(
-    work: Mapping[str, Callable[[], Arrays]],
-    label: str,
-    *,
-    checkpoint: "Checkpoint | None" = None,
-    workers: int = 1,
-    show: bool | None = None,
-) -> dict[str, Arrays]:
-    """Do all pieces of a long work, several at a time, and keep each as soon as it is done.
+class Failed(NamedTuple):
+    """What became of a piece that raised each time it was tried."""
 
-    What the checkpoint holds already is read, not done again. Whatever ends the run early (an error, an interrupt), the
-    pieces that were done by then are in the checkpoint.
+    error: Exception
+    attempts: int
 
-    Args:
-        work: by name, what makes a piece.
-        label: of the progress bar.
-        checkpoint: where pieces are kept; None keeps them in memory alone.
-        workers: threads.
-        show: as for `progress`.
 
-    Returns:
-        The pieces, by name, in the order of ``work``.
-    """
-    kept = {name: found for name in work if checkpoint and (found := checkpoint.read(name)) is not None}
+class _Serial(Executor):
+    """One piece after the other, in the thread of the caller, where an interrupt ends it at once."""
 
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+Begin = Callable[[Any, T, int], Any]
+"""What submits a piece to an executor, at which attempt, and returns its future."""
+
+
+def in_this_process(do: Callable[[T], Arrays]) -> Begin[T]:
+    """What submits pieces that a function makes here, in whichever thread, under JAX's settings of this one."""
     now = switches()
 
-    def done(name: str) -> tuple[str, Arrays]:
-        with _switched(now), jax.debug_nans(False):
-            made = work[name]()
-        if checkpoint:
-            checkpoint.write(name, made)
-        return name, made
+    def done(piece: T) -> Arrays:
+        with switched(now), jax.debug_nans(False):
+            return do(piece)
 
-    missing = [name for name in work if name not in kept]
-    if workers == 1:
-        kept |= dict(progress(map(done, missing), len(missing), label, show))
-        return {name: kept[name] for name in work}
-    with ThreadPoolExecutor(workers) as pool:
-        futures: list[Future[tuple[str, Arrays]]] = [pool.submit(done, name) for name in missing]
-        try:
-            finished = (future.result() for future in as_completed(futures))
-            kept |= dict(progress(finished, len(missing), label, show))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {name: kept[name] for name in work}
+    return lambda executor, piece, attempt: executor.submit(done, piece)
 
 
-class Checkpoint:
-    """A folder that holds the pieces of one run, so that a run that was killed goes on where it was.
+class _OnTheWay(Generic[T]):
+    """The pieces that an executor works on, each with how often it has been tried."""
+
+    def __init__(self, executor: Any):
+        self._executor, self._calling_back = executor, True
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._pieces: dict[Any, tuple[T, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def submit(self, begin: Begin[T], piece: T, attempt: int = 1) -> None:
+        """Set a piece on its way."""
+        future = begin(self._executor, piece, attempt)
+        self._pieces[future] = piece, attempt
+        if hasattr(future, "add_done_callback"):
+            future.add_done_callback(self._done.put)
+        else:
+            self._calling_back = False
+
+    def next(self) -> tuple[T, int, Any]:
+        """One that has come back, when there is one: piece, attempt and future."""
+        while not self._calling_back and not (done := [each for each in self._pieces if each.done()]):
+            time.sleep(_POLL)
+        future = self._done.get() if self._calling_back else done[0]
+        return *self._pieces.pop(future), future
+
+    def given_up(self) -> Iterator[tuple[T, Arrays]]:
+        """Call back those that have not begun; those that have come back by then."""
+        for future in self._pieces:
+            future.cancel()
+        for future, (piece, _) in self._pieces.items():
+            if future.done() and not _cancelled(future) and future.exception() is None:
+                yield piece, future.result()
+
+
+def _cancelled(future: Any) -> bool:
+    return isinstance(future, Future) and future.cancelled()
+
+
+def run(
+    work: Iterable[T],
+    begin: Begin[T],
+    keep: Callable[[T, Arrays], None],
+    *,
+    executor: Any = None,
+    workers: int = 1,
+) -> Iterator[tuple[T, Arrays | Failed]]:
+    """Do all pieces of a long work, several at a time, in the order in which they are done.
+
+    A piece that raises is tried again, by an executor wherever that puts it; then it is a `Failed` one, and the others
+    go on. Whatever ends the run early (an interrupt, an error of whoever reads it), the pieces that were done by then
+    have been kept. No more are on their way than keeps all workers busy, so that a million take no memory.
 
     Args:
-        folder: made if it is missing.
-        settings: what the results depend on, as plain JSON values: a folder of other settings is refused.
-        layout: how they are cut into pieces, as plain JSON values: that of an earlier run in the folder goes on, be it
-            from a machine with more cores.
-
-    Attributes:
-        layout: the one that holds.
+        work: the pieces; asked for one by one, when there is room.
+        begin: what submits a piece to the executor.
+        keep: what is done with each as soon as it is there, in this thread.
+        executor: any with ``submit``, which stays open; None does the work here, in ``workers`` threads.
+        workers: pieces done at once.
 
     Raises:
-        ValueError: a folder that cannot be written to, holds something else, or a run of other settings.
+        RuntimeError: an executor that has lost its processes.
     """
-
-    def __init__(self, folder: str | os.PathLike[str], settings: dict[str, Any], layout: Any = None):
-        self.folder, self.layout = writable_folder(folder, "folder"), layout
-        self._warned = threading.Lock()
-        path, settings = self.folder / "settings.json", json.loads(json.dumps(settings))
-        if path.exists():
-            self.layout = _earlier_layout(path, settings)
-        elif foreign(self.folder):
-            raise ValueError(f"folder must be empty or hold an earlier run, got {str(folder)!r} with other files")
-        self._run = _digest_of_run(settings, self.layout)
-        if not path.exists():
-            with refused_in_a_sentence(self.folder, "folder"), whole_file(path) as temporary:
-                whole = {**settings, LAYOUT: self.layout, DIGEST: self._run}
-                temporary.write_text(json.dumps(whole, indent=1) + "\n")
-
-    def read(self, name: str) -> Arrays | None:
-        """A piece; None if it is not there, is not to be read, or is not what this run wrote: it is done again."""
+    with _pool(executor, workers) as pool:
+        on_the_way, waiting, window = _OnTheWay[T](pool), iter(work), 1 if workers == 1 and executor is None else 2
         try:
-            found = read_arrays(self._path(name), self._of(name))
-        except OSError:
-            return None
-        return found and {variable.removeprefix(_VARIABLE): a for variable, a in found.items()}
-
-    def write(self, name: str, piece: Arrays) -> None:
-        """Keep a piece, whole; where the disk is full the run goes on without it, with a warning."""
-        try:
-            arrays = {f"{_VARIABLE}{variable}": a for variable, a in piece.items()}
-            write_arrays(self._path(name), arrays, self._of(name))
-        except OSError as error:
-            if self._warned.acquire(blocking=False):
-                text = f"folder {str(self.folder)!r} takes no more pieces ({error.strerror}); the run goes on in memory"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npz"
-
-    def _of(self, name: str) -> str:
-        return f"{self._run} {name}"
-
-
-def _digest_of_run(settings: dict[str, Any], layout: Any) -> str:
-    return digest_of_text(json.dumps([settings, layout], sort_keys=True))
-
-
-def _earlier_layout(path: Path, settings: dict[str, Any]) -> Any:
-    try:
-        found = dict(json.loads(path.read_text()))
-        layout, digest = found.pop(LAYOUT), found.pop(DIGEST)
-        whole = digest == _digest_of_run(found, layout)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what reading and parsing any bytes can raise
-        whole = False
-    if not whole:
-        raise ValueError(f"folder must hold an earlier run, got an unreadable or damaged {str(path)!r}")
-    differ = list(_differing(found, settings))
-    if differ:
-        raise ValueError(
-            f"folder must hold an earlier run of the same settings, got one that differs in {', '.join(differ)}"
-        )
-    return layout
+            while True:
+                while len(on_the_way) < window * workers and (piece := next(waiting, None)) is not None:
+                    on_the_way.submit(begin, piece)
+                if not on_the_way:
+                    return
+                piece, attempt, future = on_the_way.next()
+                error = future.exception()
+                if error is None:
+                    keep(piece, made := future.result())
+                    yield piece, made
+                elif not isinstance(error, Exception) or isinstance(error, (BrokenExecutor, Refused)):
+                    raise error
+                elif attempt < _ATTEMPTS:
+                    on_the_way.submit(begin, piece, attempt + 1)
+                else:
+                    yield piece, Failed(error, attempt)
+        except BaseException as error:
+            if executor is None:
+                pool.shutdown(wait=True, cancel_futures=True)
+            for piece, made in on_the_way.given_up():
+                keep(piece, made)
+            if isinstance(error, BrokenExecutor):
+                said = f"executor must keep its processes alive, got one that lost them ({error})"
+                raise RuntimeError(
+                    f"{said}: call again with a new one, and with a folder, which keeps pieces"
+                ) from error
+            raise
 
 
-def _differing(found: dict[str, Any], settings: dict[str, Any], within: str = "") -> Iterator[str]:
-    """The names of the settings that differ, of nested ones with dots."""
-    for name in {**found, **settings}:
-        before, now = found.get(name), settings.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            yield from _differing(before, now, f"{within}{name}.")
-        elif json.dumps(before) != json.dumps(now):  # NaN is the same as NaN, and -0 is not 0
-            yield within + name
+class Refused(ValueError):
+    """A worker that would not compute what is asked for: no other piece can be done there either."""
+
+
+@contextlib.contextmanager
+def _pool(executor: Any, workers: int) -> Iterator[Any]:
+    if executor is not None:
+        yield executor
+    elif workers == 1:
+        yield _Serial()
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            yield pool

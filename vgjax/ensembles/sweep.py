@@ -7,28 +7,31 @@ layer comes out of one pass; one compiled program serves all seeds, pieces and l
 import dataclasses
 import difflib
 import functools
-import itertools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
+from jax.sharding import Mesh
 
-from vgjax.checks import ArrayLike, RandomKey, kinds, known, nan_is_data, positive_integer, short
+from vgjax.checks import ArrayLike, RandomKey, is_whole, kinds, known, nan_is_data, positive_integer, short
 from vgjax.ensembles import runner
-from vgjax.ensembles.fingerprint import digest, digest_of_program, digest_of_text, options_of
+from vgjax.ensembles.assembly import Arrays, Assembly, Outline, Place
+from vgjax.ensembles.fingerprint import digest, digest_of_text, options_of
+from vgjax.ensembles.folder import COMPUTED, Checkpoint, Status, in_one_line, named, outline_to_json, status
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
-from vgjax.ensembles.measurement import Arrays, Measurement
+from vgjax.ensembles.job import AXIS, Job, axis_of, in_other_processes
+from vgjax.ensembles.measurement import Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
 from vgjax.files import disk_size
 from vgjax.initializers import Scales
-from vgjax.memory import MEMORY, chunks, of_machine
+from vgjax.memory import of_device, of_machine
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network
 from vgjax.version import VERSION
@@ -52,6 +55,26 @@ MEASUREMENTS = (
 _Measure = Annotated[Measurement | str, "a measurement such as vgjax.gains()"]
 
 
+OnError = Literal["record", "raise"]
+_HOPELESS = 4
+"""Pieces that fail before any is done, from which on it is the sweep that fails."""
+
+
+@overload
+def sweep(
+    network: Networks,
+    *inputs: ArrayLike,
+    key: RandomKey,
+    folder: str | os.PathLike[str],
+    part: tuple[int, int],
+    **options: Any,
+) -> Status: ...
+
+
+@overload
+def sweep(network: Networks, *inputs: ArrayLike, key: RandomKey, part: None = None, **options: Any) -> Result: ...
+
+
 @kinds
 @nan_is_data
 def sweep(
@@ -63,16 +86,23 @@ def sweep(
     scales: Scales | None = None,
     leading: str | None = None,
     folder: str | os.PathLike[str] | None = None,
-    memory: int = MEMORY,
+    part: tuple[int, int] | None = None,
+    memory: int | None = None,
     workers: int | None = None,
+    executor: Any = None,
+    mesh: Mesh | None = None,
+    on_error: OnError = "record",
     progress: bool | None = None,
     **axes: Any,
-) -> Result:
+) -> Result | Status:
     """One measurement at every point of a grid of scales, for every seed and every network.
 
     Seed s draws from ``fold_in(key, s)``, the same parameters for every measurement: those of
     ``init(jax.random.split(jax.random.fold_in(key, s))[0], network)``. One compilation serves all seeds and pieces, and
     a second grid of the same size.
+
+    A piece that raises is tried once more, elsewhere where there is an elsewhere; then its points are NaN, a warning
+    names it, ``result.missing_points`` counts them, and all others are done.
 
     Args:
         network: one; or several, an axis ``network`` of the result: a list, or a dict by name.
@@ -85,9 +115,17 @@ def sweep(
         leading: what a leading axis of the inputs stands for: ``"seed"``: one input for each seed; ``"example"``: a
             batch, an axis ``example`` of the result.
         folder: where finished pieces are kept; called again with the same arguments after it was stopped, it goes on
-            from there and gives the same result.
-        memory: budget in bytes for one piece of the grid.
-        workers: pieces done at once; default: the cores of this process where a piece does not fill them alone.
+            from there and gives the same result. Several processes and machines may write to one at once.
+        part: (i, n): do the i-th n-th of the pieces alone, i from 0, and keep them in the folder: for job arrays, whose
+            result `vgjax.collect` reads.
+        memory: budget in bytes for one piece of the grid; default: 256 MiB, of an accelerator a quarter of its memory.
+        workers: pieces done at once; default: the cores of this process where a piece does not fill them alone. With an
+            executor: its workers; twice as many pieces are on their way to it.
+        executor: what does the pieces: any `concurrent.futures.Executor` of other processes, of Dask
+            (``client.get_executor()``), or what has ``submit`` alike. It stays open.
+        mesh: the devices along which the points of a piece are laid: one axis, or that called ``points``; default: all
+            devices of this process.
+        on_error: ``"raise"``: the first piece that fails twice ends the sweep with its error.
         progress: a bar on standard error, one step a piece; None shows it on a terminal only.
         **axes: the grid: the name of a scale (or of what else the measurement takes: ``learning_rate``) with its
             values, shape ``(points,)``; a plain number stays fixed. Schedules of a scale along the layers, shape
@@ -95,112 +133,88 @@ def sweep(
             coordinate ``sigma_w``.
 
     Returns:
-        `Result`, with dimensions (network, seed, *axes) and those of the measurement.
+        `Result`, with dimensions (network, seed, *axes) and those of the measurement; of a part the `Status` of its
+        folder.
 
     Raises:
         ValueError: an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
             that do not fit the network or whose leading axis is not named, a result that no machine holds, a folder of
-            another run, or one for a program that calls back into Python (`jax.pure_callback`).
+            another run, or one for a program that calls back into Python (`jax.pure_callback`), a part that is none or
+            has no folder, an executor for what cannot be pickled or whose workers are of another version, a mesh
+            without an axis for points.
+        RuntimeError: an executor that has lost its processes.
+        Exception: what the pieces raise, if the first of them all do.
     """
-    measure = gains() if measure is None else measure
-    if not isinstance(measure, Measurement):
-        near = difflib.get_close_matches(measure, MEASUREMENTS, n=1) if isinstance(measure, str) else []
-        hint = f"; did you mean vgjax.{near[0]}()?" if near else ""
-        raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {short(measure)}{hint}")
-    seeds, memory = positive_integer("seeds", seeds), positive_integer("memory", memory, 2**62)
+    measure = _checked_measure(gains() if measure is None else measure)
+    seeds, memory = positive_integer("seeds", seeds), _checked_memory(memory)
+    part = None if part is None else _checked_part(part, folder)
+    mesh = _checked_mesh(mesh, executor)
     fixed = Scales() if scales is None else scales
-    cases, many = cases_of(network), not isinstance(network, (Network, Case))
+    cases, several = cases_of(network), not isinstance(network, (Network, Case))
     grids = [grid_of(case, measure, fixed, axes) for case in cases.values()]
-    _check_size(cases, grids, measure, seeds, folder)
+    _check_size(cases, grids, measure, seeds, folder, assembled=part is None)
     jobs = [
-        _job(name, case, measure, grid, inputs, key, seeds, leading)
+        dataclasses.replace(_job(name, case, measure, grid, inputs, key, seeds, leading), mesh=mesh)
         for (name, case), grid in zip(cases.items(), grids, strict=True)
     ]
-    parallel = measure.parallel and jax.default_backend() == "cpu"
-    workers = (runner.cores() if parallel else 1) if workers is None else positive_integer("workers", workers)
+    workers = _checked_workers(workers, measure, executor, mesh)
     with measure.computing(jobs[0].network):
-        layout = [list(job.chunk(memory, workers)) for job in jobs]
-        settings, checkpoint = _settings(jobs, key, seeds), None
-        if folder is not None:
-            checkpoint = runner.Checkpoint(folder, {**settings, "computed": _computed(jobs)}, layout)
-            layout = checkpoint.layout
-            jobs = [dataclasses.replace(job, finish_last=not _ours(job.measure)) for job in jobs]
-        jobs = [dataclasses.replace(job, size=tuple(size)) for job, size in zip(jobs, layout, strict=True)]
-        pieces = runner.run(
-            _in_turn(jobs, workers), measure.name, checkpoint=checkpoint, workers=workers, show=progress
-        )
-    return _assembled(jobs, pieces, many, {**settings, "chunks": layout})
+        jobs, outline, checkpoint = _begun(jobs, several, folder, memory, workers * (part[1] if part else 1))
+        begin = _here(jobs, workers) if executor is None else in_other_processes(jobs)
+        keep = _kept_in(checkpoint, strictly=part is not None)
+        assembly = None if part else Assembly(outline, _finish_of(jobs))
+        about: dict[str, Any] = {"begin": begin, "keep": keep, "executor": executor, "workers": workers}
+        failed = _done(outline, part or (0, 1), checkpoint, assembly, about, on_error, progress)
+    _warn(outline, failed)
+    if assembly is None:
+        return status(checkpoint.folder)  # type: ignore[union-attr]
+    return assembly.result({place: in_one_line(each.error) for place, each in failed.items()})
 
 
-# --- the work of one network ----------------------------------------------------------------------------------------
+# --- what is asked for ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that is measured of one network.
+def _checked_measure(measure: Any) -> Measurement:
+    if isinstance(measure, Measurement):
+        return measure
+    near = difflib.get_close_matches(measure, MEASUREMENTS, n=1) if isinstance(measure, str) else []
+    hint = f"; did you mean vgjax.{near[0]}()?" if near else ""
+    raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {short(measure)}{hint}")
 
-    Attributes:
-        name: of the network.
-        network, scales: what is drawn, and the scales of its own.
-        measure: what is measured of it.
-        grid: the points.
-        inputs: for each seed.
-        batch: whether they have an axis of examples.
-        key, seeds: of the draws.
-        size: points a piece, and points a batch.
-        finish_last: whether pieces are kept as the program made them, and finished when all are there: what a user's
-            code does on the host has no fingerprint.
-    """
 
-    name: str
-    network: Network
-    scales: Mapping[str, Any]
-    measure: Measurement
-    grid: Grid
-    inputs: list[tuple[Any, ...]]
-    batch: bool
-    key: Array
-    seeds: int
-    size: tuple[int, ...] = (1, 1)
-    finish_last: bool = False
+def _checked_memory(memory: int | None) -> int:
+    return of_device() if memory is None else positive_integer("memory", memory, 2**62)
 
-    def chunk(self, memory: int, workers: int) -> tuple[int, int]:
-        """Points a piece and points a batch, if every example of a point takes its share of the memory."""
-        examples = len(self.inputs[0][0]) if self.batch else 1
-        return self.measure.chunk(self.network, self.grid.points, max(1, memory // examples), workers)
 
-    def pieces(self, number: int, workers: int) -> Iterator[tuple[str, Callable[[], Arrays]]]:
-        """The pieces: their names, and what makes them."""
-        drawn = functools.lru_cache(maxsize=workers)(self.draw)  # a seed's pieces come one behind the other
-        for seed in range(self.seeds):
-            for i, (taken, new) in enumerate(chunks(self.grid.points, self.size[0])):
-                yield f"{number:04d}-{seed:05d}-{i:05d}", functools.partial(self.piece, drawn, seed, taken, new)
+def _checked_part(part: Any, folder: Any) -> tuple[int, int]:
+    if len(part) != 2 or not all(map(is_whole, part)) or not 0 <= part[0] < part[1]:
+        raise ValueError(f"part must be (i, n) with i from 0 to n - 1, got {tuple(part)}")
+    if folder is None:
+        raise ValueError(f"part must come with a folder, where its pieces are kept, got {tuple(part)} without one")
+    return int(part[0]), int(part[1])
 
-    def draw(self, seed: int) -> Any:
-        """What is drawn once a seed."""
-        return self.measure.draw(jax.random.fold_in(self.key, np.uint32(seed)), self.network)
 
-    def piece(self, drawn: Callable[[int], Any], seed: int, taken: list[int], new: int) -> Arrays:
-        """One piece, measured and, unless that comes last, finished."""
-        arguments = self.arguments(drawn(seed), self.inputs[seed], taken)
-        leaves, tree = jax.tree.flatten(arguments)
-        shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves)
-        switches = tuple(runner.switches().items())
-        program = _program(self.measure.compiled_for(), self.batch, self.size[1], tree, shapes, switches)()
-        found = {name: _numpy(a)[:new] for name, a in flat(program(*arguments)).items()}
-        return found if self.finish_last else self.finished(seed, found)
+def _checked_mesh(mesh: Mesh | None, executor: Any) -> Mesh | None:
+    """The devices that share a piece; None for one alone."""
+    if mesh is not None:
+        if executor is not None:
+            raise ValueError(f"mesh must be left out where an executor's workers have their own devices, got {mesh}")
+        axis_of(mesh)
+        return mesh
+    devices = jax.local_devices()
+    if executor is not None or len(devices) == 1 or runner.switches()["jax_default_device"] is not None:
+        return None
+    return Mesh(np.array(devices), (AXIS,))
 
-    def finished(self, seed: int, found: Arrays) -> Arrays:
-        """What becomes of a piece on the host."""
-        return self.measure.finish(found, f" of seed {seed}")
 
-    def arguments(self, drawn: Any, inputs: tuple[Any, ...], taken: list[int]) -> tuple[Any, ...]:
-        """What the program is called with for some of the points."""
-        swept, numbers = self.grid.take(taken)
-        numbers = {**{n: np.broadcast_to(v, len(taken)) for n, v in self.grid.numbers.items()}, **numbers}
-        fixed = Scales(**self.grid.scales)
-        rest = jax.device_put((fixed, Scales(**swept), numbers, np.arange(len(taken)), inputs))
-        return (drawn, *rest)
+def _checked_workers(workers: int | None, measure: Measurement, executor: Any, mesh: Mesh | None) -> int:
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise ValueError(f"executor must have submit(function, *arguments), got {short(executor)}")
+    if workers is not None:
+        return positive_integer("workers", workers)
+    alone = executor is None and mesh is None
+    side_by_side = executor is not None or (alone and measure.parallel and jax.default_backend() == "cpu")
+    return runner.cores() if side_by_side else 1
 
 
 def _check_size(
@@ -209,6 +223,7 @@ def _check_size(
     measure: Measurement,
     seeds: int,
     folder: str | os.PathLike[str] | None,
+    assembled: bool,
 ) -> None:
     """Refuse a result that no machine holds, before anything of its length is made."""
     numbers = 0
@@ -216,7 +231,7 @@ def _check_size(
         lengths = {"layer": case.network.depth + 1, "block": case.network.depth}
         of_one = max(math.prod(lengths.get(dim, 1) for dim in dims) for dims in case.adapt(measure).dims.values())
         numbers += seeds * grid.points * of_one
-    limits = {"the memory of this machine": of_machine()}
+    limits = {"the memory of this machine": of_machine()} if assembled else {}
     if folder is not None:
         limits["the disk of the folder"] = disk_size(folder)
     for where, size in limits.items():
@@ -258,132 +273,135 @@ def _job(
     return Job(name, case.network, case.scales, adapted, grid, [one for _, one in checked], batch, key, seeds)
 
 
-@functools.lru_cache(maxsize=64)  # a compiled program holds memory maps, of which a process has but 65,530
-def _program(
-    measure: Measurement, batch: bool, together: int, tree: Any, shapes: tuple[jax.ShapeDtypeStruct, ...], _: Any
-) -> runner.Once:
-    """The program of a piece, compiled by the first thread that wants it while the others go on with their own; of
-    JAX's settings at that time, too."""
-    arguments = jax.tree.unflatten(tree, shapes)
-    return runner.Once(lambda: _measure_points.lower(measure, batch, together, *arguments).compile())
+# --- the work -------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("measure", "batch", "together"))
-def _measure_points(
-    measure: Measurement,
-    batch: bool,
-    together: int,
-    drawn: Any,
-    fixed: Scales,
-    swept: Scales,
-    numbers: dict[str, Array],
-    index: Array,
-    inputs: tuple[Array, ...],
-) -> dict[str, Any]:
-    """One draw at many points, with a leading axis of points."""
-
-    def at(point: tuple[Scales, dict[str, Array], Array]) -> dict[str, Any]:
-        scales = Scales._of({**fixed, **point[0]})
-        if batch:
-            return measure.over_examples(drawn, scales, point[1], *inputs)[0]
-        return measure.measure(drawn, scales, point[1], *inputs)
-
-    points = (swept, numbers, index)
-    if len(index) == 1:  # as the call of one network would be: no batch axis anywhere
-        return jax.tree.map(lambda a: a[None], at(jax.tree.map(lambda a: a[0], points)))
-    if together >= len(index):
-        return jax.vmap(at)(points)
-    # One after the other where a single point fills a core, or where its decompositions do not gain from a batch.
-    return lax.map(at, points, batch_size=together if together > 1 else None)
+def _begun(
+    jobs: list[Job], several: bool, folder: str | os.PathLike[str] | None, memory: int, workers: int
+) -> tuple[list[Job], Outline, Checkpoint | None]:
+    """The jobs cut into pieces, what their result will be, and the folder, whose earlier run says how they are cut."""
+    layout, settings, checkpoint = [list(job.chunk(memory, workers)) for job in jobs], _settings(jobs), None
+    outline = _outline(jobs, several, layout, settings)
+    if folder is not None:
+        theirs = not all(_ours(job.measure) for job in jobs)
+        computed = digest_of_text(" ".join(job.computed() for job in jobs))
+        checkpoint = Checkpoint(
+            folder, {**settings, COMPUTED: computed}, layout, outline_to_json(outline, readable=not theirs)
+        )
+        jobs = [dataclasses.replace(job, finish_last=not _ours(job.measure)) for job in jobs]
+        outline = _outline(jobs, several, checkpoint.layout, settings)
+    sizes = outline.provenance["chunks"]
+    return (
+        [dataclasses.replace(job, size=tuple(size)) for job, size in zip(jobs, sizes, strict=True)],
+        outline,
+        checkpoint,
+    )
 
 
-def _in_turn(jobs: list[Job], workers: int) -> dict[str, Callable[[], Arrays]]:
-    """A piece of every network in turn, so that their programs are compiled side by side; the deepest first."""
-    deepest_first = sorted(enumerate(jobs), key=lambda job: -job[1].network.depth)
-    rounds = itertools.zip_longest(*(job.pieces(i, workers) for i, job in deepest_first))
-    return dict(piece for pieces in rounds for piece in pieces if piece is not None)
-
-
-# --- the result -----------------------------------------------------------------------------------------------------
-
-
-def flat(tree: Mapping[str, Any]) -> Arrays:
-    """Nested dicts of arrays as one, by names with dots; a Flax path's "/" is one too."""
-    leaves = jax.tree_util.tree_leaves_with_path(dict(tree))
-    names = ("/".join(str(step.key) for step in path).replace("/", ".") for path, _ in leaves)
-    return {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
-
-
-def _numpy(a: Any) -> np.ndarray:
-    """An array as files can hold it: NumPy has no bfloat16 and its like, and float32 holds them exactly."""
-    a = np.asarray(a)
-    return a.astype(np.float32) if a.dtype.kind == "V" else a
-
-
-def _assembled(jobs: list[Job], pieces: dict[str, Arrays], many: bool, settings: dict[str, Any]) -> Result:
-    """The pieces as one result: of several networks, the largest of each dimension, NaN where one does not reach."""
-    whole = [_whole(job, i, pieces) for i, job in enumerate(jobs)]
-    order = list(jobs[0].measure.dims)
-    found = dict.fromkeys(name for each in whole for name in each)
-    names = sorted(found, key=lambda name: order.index(name.partition(".")[0]))
-    dims = {
-        name: next(_dims(job, name, each[name]) for job, each in zip(jobs, whole, strict=True) if name in each)
-        for name in names
-    }
-    arrays = {name: _stacked([each.get(name) for each in whole]) if many else whole[0][name] for name in names}
+def _outline(jobs: list[Job], several: bool, layout: list[list[int]], settings: dict[str, Any]) -> Outline:
     first = jobs[0]
     coordinates = first.grid.schedules
     for job in jobs:  # of several networks the longest
         for dim, values in job.measure.coordinates(job.network).items():
             coordinates[dim] = max(coordinates.get(dim, values), values, key=len)
     fixed = {name: np.asarray(v).tolist() for name, v in {**first.grid.scales, **first.grid.numbers}.items()}
-    return Result(
+    return Outline(
         measure=first.measure.name,
         axes=first.grid.labels,
-        arrays=arrays,
-        dims=dims,
         coordinates=coordinates,
+        fixed={name: value for name, value in fixed.items() if not several or name not in first.scales},
         networks={job.name: job.network for job in jobs},
-        fixed={name: value for name, value in fixed.items() if not many or name not in first.scales},
-        provenance=settings,
+        dims=first.measure.dims,
+        seeds=first.seeds,
+        sizes=tuple(size for size, _ in layout),
+        depths=tuple(job.network.depth for job in jobs),
+        provenance={**settings, "chunks": layout},
     )
 
 
-def _whole(job: Job, number: int, pieces: dict[str, Arrays]) -> Arrays:
-    """All of one network's pieces, with leading dimensions (seed, *axes)."""
-    mine = [pieces[name] for name, _ in job.pieces(number, 1)]
-    if job.finish_last:
-        each = len(mine) // job.seeds
-        mine = [job.finished(i // each, piece) for i, piece in enumerate(mine)]
-    shape = (job.seeds, *job.grid.shape)
-    return {n: np.concatenate([p[n] for p in mine]).reshape(*shape, *mine[0][n].shape[1:]) for n in mine[0]}
+def _here(jobs: list[Job], workers: int) -> Callable[[Any, Place, int], Any]:
+    """What submits pieces that are made in this process."""
+    draws = [functools.lru_cache(maxsize=workers)(job.draw) for job in jobs]  # a seed's pieces come one by one
+    return runner.in_this_process(
+        lambda place: jobs[place.network].piece(draws[place.network], place.seed, place.chunk)
+    )
 
 
-def _dims(job: Job, name: str, a: np.ndarray) -> tuple[str, ...]:
-    """Names of a variable's dimensions behind seed and axes."""
-    dims = job.measure.dims[name.partition(".")[0]]
-    behind = a.ndim - 1 - len(job.grid.shape)
-    return ("example", *dims) if behind == len(dims) + 1 else dims[:behind]
+def _kept_in(checkpoint: Checkpoint | None, strictly: bool) -> Callable[[Place, Arrays], None]:
+    """What keeps a piece.
+
+    Args:
+        checkpoint: where; None: nowhere.
+        strictly: whether a piece that cannot be kept is lost, there being no result in memory.
+    """
+
+    def keep(place: Place, piece: Arrays) -> None:
+        if checkpoint and not checkpoint.write(place.name, piece) and strictly:
+            raise OSError(f"folder {str(checkpoint.folder)!r} takes no more pieces; those in it are whole")
+
+    return keep
 
 
-def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray:
-    """One a network along a new first axis."""
-    there = [a for a in arrays if a is not None]
-    if len({a.ndim for a in there}) > 1:
-        raise ValueError("networks of a sweep must be alike in what they take as one input, got batches and examples")
-    shape = tuple(max(sizes) for sizes in zip(*(a.shape for a in there), strict=True))
-    if all(a is not None and a.shape == shape for a in arrays):
-        return np.stack(there)
-    whole = np.full((len(arrays), *shape), np.nan, np.result_type(np.float32, *(a.dtype for a in there)))
-    for row, a in zip(whole, arrays, strict=True):
-        if a is not None:
-            row[tuple(slice(size) for size in a.shape)] = a
-    return whole
+def _finish_of(jobs: list[Job]) -> Callable[[Place, Arrays], Arrays]:
+    def finish(place: Place, piece: Arrays) -> Arrays:
+        job = jobs[place.network]
+        return job.finished(place.seed, piece) if job.finish_last else piece
+
+    return finish
 
 
-def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
+def _done(
+    outline: Outline,
+    part: tuple[int, int],
+    checkpoint: Checkpoint | None,
+    assembly: Assembly | None,
+    about: dict[str, Any],
+    on_error: OnError,
+    show: bool | None,
+) -> dict[Place, runner.Failed]:
+    """Do what the folder does not hold yet; those pieces that failed."""
+    failed: dict[Place, runner.Failed] = {}
+    count, total = 0, outline.count(part)
+
+    def work() -> Iterator[Place]:
+        nonlocal count
+        for place in outline.places(part):
+            kept = checkpoint.read(place.name) if checkpoint else None
+            if kept is None:
+                yield place
+                continue
+            count += 1
+            bar.update()
+            if assembly:
+                assembly.put(place, kept)
+
+    with runner.progress_bar(total, outline.measure, show) as bar:
+        for place, made in runner.run(work(), **about):
+            bar.update()
+            if isinstance(made, runner.Failed):
+                failed[place] = made
+                if on_error == "raise" or (not count and len(failed) == min(_HOPELESS, total)):
+                    made.error.add_note(f"in the piece of {outline.said(place)}")
+                    raise made.error
+                if checkpoint:
+                    checkpoint.write_failed(place.name, made)
+                continue
+            count += 1
+            if assembly:
+                assembly.put(place, made)
+    return failed
+
+
+def _warn(outline: Outline, failed: Mapping[Place, runner.Failed]) -> None:
+    if failed:
+        each = [f"{outline.said(place)} ({in_one_line(one.error)})" for place, one in failed.items()]
+        text = f"{len(failed)} of {outline.pieces} pieces failed and are NaN in the result: {named(each)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def _settings(jobs: list[Job]) -> dict[str, Any]:
     """Where a result comes from, as plain JSON values."""
-    options = {job.name: options_of(job.measure) for job in jobs}
+    key, options = jobs[0].key, {job.name: options_of(job.measure) for job in jobs}
     shared = options[jobs[0].name]
     key_data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return {
@@ -394,25 +412,11 @@ def _settings(jobs: list[Job], key: Array, seeds: int) -> dict[str, Any]:
         "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],
         "state_size": int(state_sizes(jobs[0].network)[-1]),
         "key": np.asarray(key_data).tolist(),
-        "seeds": seeds,
+        "seeds": jobs[0].seeds,
         "axes": {name: values.tolist() for name, values in jobs[0].grid.axes.items()},
         "fixed": {name: np.asarray(v).tolist() for name, v in {**jobs[0].grid.scales, **jobs[0].grid.numbers}.items()},
         "inputs": digest(*(x for job in jobs for one in job.inputs for x in one)),
     }
-
-
-def _computed(jobs: list[Job]) -> str:
-    """A fingerprint of all that is computed: what tells two functions of one name apart."""
-    parts = []
-    for job in jobs:
-
-        def program(key: Array, inputs: tuple[Array, ...], job: Job = job) -> Any:
-            drawn = job.measure.draw(key, job.network)
-            return _measure_points(job.measure.compiled_for(), job.batch, 1, *job.arguments(drawn, inputs, [0]))
-
-        given = {**job.grid.axes, **job.grid.scales, **job.grid.numbers}
-        parts += [digest_of_program(jax.make_jaxpr(program)(job.key, job.inputs[0])), *given, digest(*given.values())]
-    return digest_of_text(" ".join(parts))
 
 
 def _ours(measure: Measurement) -> bool:

@@ -1,0 +1,201 @@
+"""What a sweep's result will be of, how it is cut into pieces, and how these become one result again."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vgjax.ensembles.result import FAILED, MISSING, Result
+from vgjax.networks.network import Network
+
+Arrays = dict[str, np.ndarray]
+
+
+class Place(NamedTuple):
+    """Where a piece belongs: a chunk of the grid, of one seed, of one network, each by number."""
+
+    network: int
+    seed: int
+    chunk: int
+
+    @property
+    def name(self) -> str:
+        """What its file is called."""
+        return f"{self.network:04d}-{self.seed:05d}-{self.chunk:05d}"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All that is known of a result before anything of it is measured.
+
+    Attributes:
+        measure, axes, coordinates, fixed: as in `Result`.
+        networks: by name, as in `Result`.
+        dims: of the measurement's variables, in its order.
+        seeds: how many draws.
+        sizes: points a piece, of every network.
+        depths: of the networks; the deepest is begun first.
+    """
+
+    measure: str
+    axes: dict[str, np.ndarray]
+    coordinates: dict[str, np.ndarray]
+    fixed: dict[str, Any]
+    networks: dict[str, Network | None]
+    dims: Mapping[str, tuple[str, ...]]
+    seeds: int
+    sizes: tuple[int, ...]
+    depths: tuple[int, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points along each axis."""
+        return tuple(len(values) for values in self.axes.values())
+
+    @property
+    def points(self) -> int:
+        """Of the grid."""
+        return math.prod(self.shape)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Pieces a seed, of every network."""
+        return tuple(-(-self.points // size) for size in self.sizes)
+
+    @property
+    def pieces(self) -> int:
+        """How many there are of all."""
+        return self.seeds * sum(self.chunks)
+
+    def places(self, part: tuple[int, int] = (0, 1)) -> Iterator[Place]:
+        """All pieces, or the i-th of n equal parts of them.
+
+        One of every network in turn, so that their programs are compiled side by side, the deepest first; a seed's
+        come one behind the other, since they share its draw.
+        """
+        deepest_first = sorted(range(len(self.sizes)), key=lambda k: -self.depths[k])
+        rounds = itertools.zip_longest(*map(self._places_of, deepest_first))
+        in_turn = (place for places in rounds for place in places if place is not None)
+        return itertools.islice(in_turn, *self._bounds(part))
+
+    def count(self, part: tuple[int, int] = (0, 1)) -> int:
+        """How many pieces a part has."""
+        first, end = self._bounds(part)
+        return end - first
+
+    def _bounds(self, part: tuple[int, int]) -> tuple[int, int]:
+        i, n = part
+        return i * self.pieces // n, (i + 1) * self.pieces // n
+
+    def _places_of(self, network: int) -> Iterator[Place]:
+        for seed in range(self.seeds):
+            for chunk in range(self.chunks[network]):
+                yield Place(network, seed, chunk)
+
+    def rows(self, place: Place) -> slice:
+        """The points of a piece, in the order of the flattened grid."""
+        size = self.sizes[place.network]
+        return slice(place.chunk * size, min((place.chunk + 1) * size, self.points))
+
+    def said(self, place: Place) -> str:
+        """A piece in words."""
+        rows, name = self.rows(place), [*self.networks][place.network]
+        last = rows.stop - 1
+        points = f"points {rows.start} to {last}" if last > rows.start else f"point {last}"
+        return f"{f'{name}, ' if name else ''}seed {place.seed}, {points}"
+
+    def dims_of(self, name: str, ndim: int) -> tuple[str, ...]:
+        """Names of the dimensions of a variable behind network, seed and axes, of which it has ``ndim``."""
+        dims = self.dims[name.partition(".")[0]]
+        return ("example", *dims) if ndim == len(dims) + 1 else dims[:ndim]
+
+
+class Assembly:
+    """A result in the making: as large as the result will be, whatever the number of pieces, which come in any order.
+
+    Args:
+        outline: of the result.
+        finish: what becomes of a piece's arrays first; left out, nothing.
+    """
+
+    def __init__(self, outline: Outline, finish: Callable[[Place, Arrays], Arrays] | None = None):
+        self._outline, self._finish = outline, finish
+        self._whole: list[Arrays] = [{} for _ in outline.sizes]
+        self._there = [np.zeros((outline.seeds, chunks), bool) for chunks in outline.chunks]
+
+    def put(self, place: Place, piece: Arrays) -> None:
+        """Give a piece its place."""
+        outline, whole = self._outline, self._whole[place.network]
+        piece = self._finish(place, piece) if self._finish else piece
+        for name, a in piece.items():
+            if name not in whole:
+                whole[name] = np.zeros((outline.seeds, outline.points, *a.shape[1:]), a.dtype)
+            whole[name][place.seed, outline.rows(place)] = a
+        self._there[place.network][place.seed, place.chunk] = True
+
+    def missing(self) -> Iterator[Place]:
+        """What has not come."""
+        for network, there in enumerate(self._there):
+            yield from (Place(network, int(seed), int(chunk)) for seed, chunk in np.argwhere(~there))
+
+    def result(self, failed: Mapping[Place, str] | None = None) -> Result:
+        """The result; what is not there is NaN, and counted in the provenance.
+
+        Raises:
+            ValueError: nothing is there.
+        """
+        outline, missing = self._outline, list(self.missing())
+        whole = [self._marked(i) for i in range(len(self._whole))]
+        order = list(outline.dims)
+        names = sorted(dict.fromkeys(itertools.chain(*whole)), key=lambda name: order.index(name.partition(".")[0]))
+        if not names:
+            raise ValueError(f"a result must have one piece at least, got none of {outline.pieces}")
+        lead = (outline.seeds, *outline.shape)
+        shaped = [{name: a.reshape(*lead, *a.shape[2:]) for name, a in each.items()} for each in whole]
+        several = "" not in outline.networks
+        arrays = {n: _stacked([each.get(n) for each in shaped]) if several else shaped[0][n] for n in names}
+        lost = sum(len(range(outline.points)[outline.rows(place)]) for place in missing)
+        counted = {MISSING: lost} if missing else {}
+        errors = {FAILED: {outline.said(place): error for place, error in failed.items()}} if failed else {}
+        return Result(
+            measure=outline.measure,
+            axes=outline.axes,
+            arrays=arrays,
+            dims={name: outline.dims_of(name, arrays[name].ndim - len(lead) - several) for name in names},
+            coordinates=outline.coordinates,
+            networks=outline.networks,
+            fixed=outline.fixed,
+            provenance={**outline.provenance, **counted, **errors},
+        )
+
+    def _marked(self, network: int) -> Arrays:
+        """One network's arrays, NaN where pieces are missing."""
+        whole, there = self._whole[network], self._there[network]
+        if there.all():
+            return whole
+        size, points = self._outline.sizes[network], self._outline.points
+        lost = ~np.repeat(there, size, axis=1)[:, :points]
+        marked = {name: a.astype(np.result_type(np.float32, a.dtype)) for name, a in whole.items()}
+        for a in marked.values():
+            a[lost] = np.nan
+        return marked
+
+
+def _stacked(arrays: Iterable[np.ndarray | None]) -> np.ndarray:
+    """One a network along a new first axis: the largest of each dimension, NaN where one does not reach."""
+    arrays = list(arrays)
+    there = [a for a in arrays if a is not None]
+    if len({a.ndim for a in there}) > 1:
+        raise ValueError("networks of a sweep must be alike in what they take as one input, got batches and examples")
+    shape = tuple(max(sizes) for sizes in zip(*(a.shape for a in there), strict=True))
+    if all(a is not None and a.shape == shape for a in arrays):
+        return np.stack(there)
+    whole = np.full((len(arrays), *shape), np.nan, np.result_type(np.float32, *(a.dtype for a in there)))
+    for row, a in zip(whole, arrays, strict=True):
+        if a is not None:
+            row[tuple(slice(size) for size in a.shape)] = a
+    return whole

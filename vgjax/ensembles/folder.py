@@ -1,0 +1,403 @@
+"""The folder of a run: its pieces, each written whole, and what they are pieces of; the one truth of long work.
+
+Nothing else is remembered anywhere: no queue, no lease, no supervisor. Pieces are deterministic, so that one which is
+done twice costs time, not truth; any number of processes and machines may write here at once.
+"""
+
+import datetime
+import json
+import os
+import platform
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vgjax.checks import kinds
+from vgjax.ensembles.assembly import Arrays, Assembly, Outline, Place
+from vgjax.ensembles.fingerprint import digest_of_text
+from vgjax.ensembles.result import Result, result_of
+from vgjax.ensembles.runner import Failed
+from vgjax.files import foreign, read_arrays, refused_in_a_sentence, whole_file, writable_folder, write_arrays
+from vgjax.networks.network import Network
+
+SETTINGS = "settings.json"
+_VARIABLE = "variable/"
+"""Before the name of a variable in a file: NumPy writes arrays by keyword, and "file" is one of its own."""
+_LAYOUT, _OUTLINE, _DIGEST = "chunks", "outline", "digest"
+"""Where the settings say how the run is cut into pieces, what its result is of, and what all of them came to."""
+COMPUTED = "computed"
+"""And the fingerprint of the program that makes the pieces."""
+_FAILED = ".failed.json"
+_SHOWN = 10
+"""Missing pieces that a sentence names."""
+_RECENT = 100
+"""Pieces that the rate is of."""
+
+
+class Checkpoint:
+    """A folder that holds the pieces of one run, so that a run that was killed goes on where it was.
+
+    Args:
+        folder: made if it is missing.
+        settings: what the results depend on, as plain JSON values: a folder of other settings is refused.
+        layout: how they are cut into pieces, as plain JSON values: that of an earlier run in the folder goes on, be it
+            from a machine with more cores.
+        outline: what the result is of, as plain JSON values.
+
+    Attributes:
+        layout: the one that holds.
+
+    Raises:
+        ValueError: a folder that cannot be written to, holds something else, or a run of other settings.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], settings: dict[str, Any], layout: Any = None, outline: Any = None
+    ):
+        self.folder, self._warned = writable_folder(folder, "folder"), threading.Lock()
+        path, settings = self.folder / SETTINGS, json.loads(json.dumps(settings))
+        if not path.exists():
+            if foreign(self.folder):
+                raise ValueError(f"folder must be empty or hold an earlier run, got {str(folder)!r} with other files")
+            self._begin(path, {**settings, _LAYOUT: layout, _OUTLINE: outline})
+        found = read_settings(path)  # of this run or, if several begin at once, of the first of them
+        self.layout, self._run = found.pop(_LAYOUT), found.pop(_DIGEST)
+        found.pop(_OUTLINE)
+        differ = list(_differing(found, settings))
+        if differ:
+            raise ValueError(
+                f"folder must hold an earlier run of the same settings, got one that differs in {', '.join(differ)}"
+            )
+
+    def _begin(self, path: Path, content: dict[str, Any]) -> None:
+        whole = {**content, _DIGEST: _digest(json.loads(json.dumps(content)))}
+        try:
+            with refused_in_a_sentence(self.folder, "folder"), whole_file(path, new=True) as temporary:
+                temporary.write_text(json.dumps(whole, indent=1) + "\n")
+        except FileExistsError:
+            pass
+
+    def read(self, name: str) -> Arrays | None:
+        """A piece; None if it is not there, is not to be read, or is not what this run wrote: it is done again."""
+        return _read(self.folder, self._run, name)
+
+    def write(self, name: str, piece: Arrays) -> bool:
+        """Keep a piece, whole; where the disk is full the run goes on without it, with a warning.
+
+        Returns:
+            Whether it is kept.
+        """
+        try:
+            arrays = {f"{_VARIABLE}{variable}": a for variable, a in piece.items()}
+            write_arrays(self.folder / f"{name}.npz", arrays, f"{self._run} {name}")
+            (self.folder / f"{name}{_FAILED}").unlink(missing_ok=True)  # an earlier attempt's
+        except OSError as error:
+            if self._warned.acquire(blocking=False):
+                text = f"folder {str(self.folder)!r} takes no more pieces ({error.strerror}); the run goes on in memory"
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
+            return False
+        return True
+
+    def write_failed(self, name: str, failed: Failed) -> None:
+        """Say of a piece why it is not there."""
+        said = {
+            "error": in_one_line(failed.error),
+            "traceback": "".join(traceback.format_exception(failed.error)),
+            "attempts": failed.attempts,
+            "machine": platform.node(),
+        }
+        try:
+            with whole_file(self.folder / f"{name}{_FAILED}") as temporary:
+                temporary.write_text(json.dumps(said, indent=1) + "\n")
+        except OSError:
+            pass  # a full disk, of which the pieces speak
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _read(folder: Path, run: str, name: str) -> Arrays | None:
+    try:
+        found = read_arrays(folder / f"{name}.npz", f"{run} {name}")
+    except OSError:
+        return None
+    return found and {variable.removeprefix(_VARIABLE): a for variable, a in found.items()}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return digest_of_text(json.dumps(content, sort_keys=True))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """All that a folder's settings hold.
+
+    Raises:
+        ValueError: they are not whole.
+    """
+    try:
+        found = dict(json.loads(path.read_text()))
+        content = {name: value for name, value in found.items() if name != _DIGEST}
+        whole = found[_DIGEST] == _digest(content) and {_LAYOUT, _OUTLINE} <= found.keys()
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what reading and parsing any bytes can raise
+        whole = False
+    if not whole:
+        raise ValueError(f"folder must hold an earlier run, got an unreadable or damaged {str(path)!r}")
+    return found
+
+
+def _differing(found: dict[str, Any], settings: dict[str, Any], within: str = "") -> Iterator[str]:
+    """The names of the settings that differ, of nested ones with dots."""
+    for name in {**found, **settings}:
+        before, now = found.get(name), settings.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differing(before, now, f"{within}{name}.")
+        elif json.dumps(before) != json.dumps(now):  # NaN is the same as NaN, and -0 is not 0
+            yield within + name
+
+
+# --- outlines as JSON values ----------------------------------------------------------------------------------------
+
+
+def outline_to_json(outline: Outline, readable: bool) -> dict[str, Any]:
+    """An outline as plain values.
+
+    Args:
+        outline: of the result.
+        readable: whether pieces are kept as they come into the result; not those that a user's own code finishes.
+    """
+    empty = Result(outline.measure, {}, {}, {}, networks=outline.networks, fixed=outline.fixed)
+    return {
+        "description": {name: value for name, value in empty._description().items() if name != "provenance"},
+        "axes": {name: _array_to_json(a) for name, a in outline.axes.items()},
+        "coordinates": {name: _array_to_json(a) for name, a in outline.coordinates.items()},
+        "dims": {name: list(dims) for name, dims in outline.dims.items()},
+        "seeds": outline.seeds,
+        "depths": list(outline.depths),
+        "readable": readable,
+    }
+
+
+def _array_to_json(a: np.ndarray) -> dict[str, Any]:
+    return {"dtype": a.dtype.name, "values": a.tolist()}
+
+
+def _array_from_json(found: Mapping[str, Any]) -> np.ndarray:
+    return np.array(found["values"], found["dtype"])
+
+
+def _outline_of(found: dict[str, Any], network: Network | Mapping[str, Network] | None) -> Outline:
+    given = found[_OUTLINE]
+    axes, coordinates = ({name: _array_from_json(a) for name, a in given[k].items()} for k in ("axes", "coordinates"))
+    provenance = {name: value for name, value in found.items() if name not in (_OUTLINE, _DIGEST, COMPUTED)}
+    empty = result_of(({**given["description"], "provenance": provenance}, axes, coordinates, {}), network)
+    return Outline(
+        measure=empty.measure,
+        axes=axes,
+        coordinates=coordinates,
+        fixed=empty.fixed,
+        networks=empty.networks,
+        dims={name: tuple(dims) for name, dims in given["dims"].items()},
+        seeds=given["seeds"],
+        sizes=tuple(size for size, _ in found[_LAYOUT]),
+        depths=tuple(given["depths"]),
+        provenance=empty.provenance,
+    )
+
+
+# --- reading a folder -----------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A folder that is read.
+
+    Attributes:
+        folder: where it is.
+        outline: what its result is of.
+        digest: of its settings.
+    """
+
+    folder: Path
+    outline: Outline
+    digest: str
+
+    def read(self, place: Place) -> Arrays | None:
+        """A piece, None if it is not there or not whole."""
+        return _read(self.folder, self.digest, place.name)
+
+    def failed(self) -> dict[Place, str]:
+        """Pieces that raised, with what they said."""
+        names = [name for name in os.listdir(self.folder) if name.endswith(_FAILED)]
+        there = {Place(*map(int, name.removesuffix(_FAILED).split("-"))): name for name in names}
+        return {place: _error_in(self.folder / name) for place, name in sorted(there.items())}
+
+
+def _error_in(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["error"])
+    except (OSError, ValueError, KeyError, TypeError):  # gone meanwhile, or not whole
+        return "an error that cannot be read"
+
+
+def open_run(
+    folder: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None, *, pieces: bool = True
+) -> Run:
+    """The run in a folder.
+
+    Args:
+        folder: of a sweep.
+        network: as for `load`.
+        pieces: whether they are to be read.
+
+    Raises:
+        ValueError: a folder without one, or of pieces that only their sweep can finish.
+    """
+    path = Path(folder)
+    if not (path / SETTINGS).is_file():
+        raise ValueError(f"folder must hold the run of a sweep, got {str(folder)!r} without {SETTINGS}")
+    found = read_settings(path / SETTINGS)
+    if pieces and not found[_OUTLINE]["readable"]:
+        raise ValueError(
+            "folder must hold pieces that the library can finish, got those of a measurement with a finish of its own: "
+            "call vgjax.sweep again with the same arguments and this folder, which reads them"
+        )
+    return Run(path, _outline_of(found, network), found[_DIGEST])
+
+
+def _assembled(run: Run) -> Assembly:
+    assembly = Assembly(run.outline)
+    for place in run.outline.places():
+        if (piece := run.read(place)) is not None:
+            assembly.put(place, piece)
+    return assembly
+
+
+def load_folder(folder: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None) -> Result:
+    """What is there of a run: see `load`."""
+    run = open_run(folder, network)
+    assembly, errors = _assembled(run), run.failed()
+    return assembly.result({place: errors[place] for place in assembly.missing() if place in errors})
+
+
+@kinds
+def collect(folder: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None) -> Result:
+    """The result of a run whose pieces were done by any number of processes and machines.
+
+    Args:
+        folder: of `vgjax.sweep`.
+        network: the network, or several by name, where a file cannot hold them, as for `load`.
+
+    Raises:
+        ValueError: a folder that holds no run, or not all pieces of one: the sentence says which are missing.
+    """
+    run = open_run(folder, network)
+    assembly = _assembled(run)
+    if missing := list(assembly.missing()):
+        errors = run.failed()
+        of = [f"{run.outline.said(place)}{f' ({errors[place]})' if place in errors else ''}" for place in missing]
+        raise ValueError(
+            f"folder must hold all {run.outline.pieces} pieces of its run, got one without {len(missing)}: {named(of)}"
+        )
+    return assembly.result()
+
+
+def named(pieces: list[str]) -> str:
+    """Some of them, for a sentence."""
+    more = f" and {len(pieces) - _SHOWN} more" if len(pieces) > _SHOWN else ""
+    return "; ".join(pieces[:_SHOWN]) + more
+
+
+# --- how far it is --------------------------------------------------------------------------------------------------
+
+
+class Status(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        total: its pieces.
+        done: that are there.
+        failed: that raised, and are tried again by the next run.
+        rate: pieces a second, of the latest ones; NaN of fewer than two.
+        seconds_since: since the latest one; NaN without one.
+    """
+
+    total: int
+    done: int
+    failed: int
+    rate: float
+    seconds_since: float
+
+    @property
+    def remaining(self) -> int:
+        """Pieces that are neither done nor failed."""
+        return self.total - self.done - self.failed
+
+    @property
+    def seconds_left(self) -> float:
+        """Until all are done, at this rate."""
+        return (self.total - self.done) / self.rate if self.done < self.total else 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every piece is done."""
+        return self.done == self.total
+
+    def __str__(self) -> str:
+        said = f"{self.done} of {self.total} pieces done, {self.failed} failed, {self.remaining} remaining"
+        if self.is_complete or not self.rate > 0:
+            return said
+        if self.seconds_since > max(60.0, 20 / self.rate):
+            return f"{said}; nothing since {_duration(self.seconds_since)}"
+        end = datetime.datetime.now() + datetime.timedelta(seconds=self.seconds_left)
+        return f"{said}; {self.rate:.3g} a second, expected end {end:%Y-%m-%d %H:%M} ({_duration(self.seconds_left)})"
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+@kinds
+def status(folder: str | os.PathLike[str]) -> Status:
+    """How far the run in a folder is, by the names of its files alone; whether they are whole, `collect` reads.
+
+    Args:
+        folder: of `vgjax.sweep`.
+
+    Raises:
+        ValueError: a folder that holds no run.
+    """
+    run = open_run(folder, pieces=False)
+    with os.scandir(run.folder) as entries:
+        names = {entry.name for entry in entries}
+    done = [name for name in names if name.endswith(".npz") and _is_of(run.outline, name.removesuffix(".npz"))]
+    failed = [name for name in names if name.endswith(_FAILED) and name.replace(_FAILED, ".npz") not in names]
+    times = np.sort([mtime for name in done if (mtime := _mtime(run.folder / name))])
+    recent = times[-_RECENT:]
+    spent = recent[-1] - recent[0] if len(recent) > 1 else 0.0
+    rate = (len(recent) - 1) / spent if spent > 0 else np.nan
+    since = time.time() - times[-1] if len(times) else np.nan
+    return Status(run.outline.pieces, len(done), len(failed), float(rate), float(since))
+
+
+def _is_of(outline: Outline, name: str) -> bool:
+    """Whether a file's name is that of a piece."""
+    numbers = name.split("-")
+    if len(numbers) != 3 or not all(each.isdecimal() for each in numbers):
+        return False
+    place = Place(*map(int, numbers))
+    in_it = place.network < len(outline.sizes) and place.seed < outline.seeds
+    return in_it and place.chunk < outline.chunks[place.network] and place.name == name
+
+
+def _mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 0.0
