@@ -126,6 +126,12 @@ class World:
         dims = dict.fromkeys(arrays, ("layer",)) | {"first_inexact_layer": ()}
         return vg.Result("gains", axes, arrays, dims, networks={"": self.network}, provenance={"state_size": 4})
 
+    @functools.cached_property
+    def run(self) -> Path:
+        """The folder of a finished one."""
+        vg.sweep(self.network, self.x, key=self.key, seeds=1, folder=self.folder / "run")
+        return self.folder / "run"
+
     def trainings(self, networks: dict[str, vg.Network], axes: dict[str, np.ndarray]) -> vg.Result:
         """Whose loss falls at the first half of every axis."""
         lead = *([len(networks)] if "" not in networks else []), 1, *map(len, axes.values())
@@ -357,6 +363,9 @@ def arguments(name: str) -> dict[str, Any]:
         "ensembles.remedy_examples": dict,
         "ensembles.remedy_table": lambda: {"result": w.steps},
         "remedies": dict,
+        "collect": lambda: {"folder": w.run},
+        "status": lambda: {"folder": w.run},
+        "ensembles.open_dataset": lambda: {"folder": w.run},
         "load": lambda: {"path": w.folder / "result.npz"},
         "compare": lambda: {"result": w.sweep},
         "Result": lambda: {name: getattr(w.sweep, name) for name in ("measure", "axes", "arrays", "dims")},

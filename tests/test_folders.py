@@ -24,6 +24,7 @@ import vgjax as vg
 from vgjax.blocks import spec
 from vgjax.ensembles import job, runner
 from vgjax.ensembles import sweep as sweeps
+from vgjax.ensembles.folder import Checkpoint
 from vgjax.networks import sequential
 
 Given = dict[str, Any]
@@ -414,7 +415,11 @@ def test_whatever_becomes_of_a_folder_s_files_the_result_is_the_same_or_there_is
     work = {f"{i:04d}": lambda i=i: {"loss": np.arange(3.0) + i} for i in range(4)}
 
     def go_on() -> dict[str, runner.Arrays]:
-        return runner.run(work, "test", checkpoint=runner.Checkpoint(tmp_path, settings, [[2, 1], [4, 4]]))
+        checkpoint = Checkpoint(tmp_path, settings, [[2, 1], [4, 4]])
+        kept = {name: piece for name in work if (piece := checkpoint.read(name)) is not None}
+        begin = runner.in_this_process(lambda name: work[name]())
+        missing = [name for name in work if name not in kept]
+        return {**kept, **dict(runner.run(missing, begin, checkpoint.write))}
 
     whole = go_on()
     for name in list(work)[pieces_left:]:

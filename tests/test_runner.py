@@ -17,6 +17,7 @@ import pytest
 
 from vgjax import files, memory
 from vgjax.ensembles import runner
+from vgjax.ensembles.folder import Checkpoint
 
 SETTINGS = {"steps": 5, "rate": 0.1, "axes": {"sigma_w": [1.0, 2.0]}}
 NAMES = [f"piece-{i}" for i in range(4)]
@@ -37,8 +38,19 @@ class Work:
         return {name: lambda name=name: self.piece(name) for name in NAMES}
 
 
+def run(
+    pieces: dict[str, Callable[[], runner.Arrays]], checkpoint: Checkpoint | None = None, **options: Any
+) -> dict[str, Any]:
+    """All pieces by name; those that the checkpoint holds are read, and the others kept in it."""
+    kept = {name: found for name in pieces if checkpoint and (found := checkpoint.read(name)) is not None}
+    missing = (name for name in pieces if name not in kept)
+    begin = runner.in_this_process(lambda name: pieces[name]())
+    done = runner.run(missing, begin, lambda name, made: checkpoint and checkpoint.write(name, made), **options)
+    return {**kept, **dict(done)}
+
+
 def assert_same(found: dict[str, runner.Arrays], expected: dict[str, runner.Arrays]) -> None:
-    assert list(found) == list(expected)
+    assert sorted(found) == sorted(expected)
     for name, piece in expected.items():
         assert list(found[name]) == list(piece)
         for key, array in piece.items():
@@ -48,7 +60,7 @@ def assert_same(found: dict[str, runner.Arrays], expected: dict[str, runner.Arra
 @pytest.fixture
 def whole() -> dict[str, runner.Arrays]:
     """All pieces, done in one go and kept nowhere."""
-    return runner.run(Work()(), "test")
+    return run(Work()())
 
 
 def listed(folder: Path) -> list[str]:
@@ -113,13 +125,13 @@ def test_a_value_that_could_not_be_made_is_tried_again() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_pieces_come_back_in_the_order_of_the_work(whole: dict[str, runner.Arrays], workers: int) -> None:
-    """The first takes the longest, and is the first nevertheless."""
+def test_every_piece_is_done_once(whole: dict[str, runner.Arrays], workers: int) -> None:
+    """The first takes the longest."""
     work = Work()
     pieces = work()
     first = pieces[NAMES[0]]
     pieces[NAMES[0]] = lambda: time.sleep(0.05) or first()
-    assert_same(runner.run(pieces, "test", workers=workers), whole)
+    assert_same(run(pieces, workers=workers), whole)
     assert sorted(work.made) == NAMES
 
 
@@ -127,26 +139,79 @@ def test_workers_work_at_once() -> None:
     """Each piece waits for the other: one after the other they would never end."""
     together = threading.Barrier(2, timeout=5)
     pieces = {name: lambda: {"number": np.array(together.wait() >= 0)} for name in "ab"}
-    assert list(runner.run(pieces, "test", workers=2)) == ["a", "b"]
+    assert sorted(run(pieces, workers=2)) == ["a", "b"]
 
 
-def test_a_bar_counts_the_pieces_on_standard_error_and_only_if_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    runner.run(Work()(), "the label", show=True)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_no_more_pieces_are_asked_for_than_keep_the_workers_busy(workers: int) -> None:
+    """A million would be held in memory."""
+    asked, most = 0, 0
+
+    def work() -> Iterator[int]:
+        nonlocal asked
+        for i in range(100):
+            asked += 1
+            yield i
+
+    begin = runner.in_this_process(lambda i: {"number": np.array(i)})
+    for done, _ in enumerate(runner.run(work(), begin, lambda *_: None, workers=workers)):
+        most = max(most, asked - done)
+    assert asked == 100
+    assert most <= 2 * workers
+
+
+def test_a_bar_counts_on_standard_error_and_only_if_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    list(runner.progress(NAMES, 4, "the label", show=True))
     shown = capsys.readouterr()
     assert "the label:" in shown.err
     assert "0/4" in shown.err
-    runner.run(Work()(), "the label", show=False)
-    runner.run(Work()(), "the label")  # no terminal here
+    list(runner.progress(NAMES, 4, "the label", show=False))
+    list(runner.progress(NAMES, 4, "the label"))  # no terminal here
     assert capsys.readouterr() == ("", "")
     assert shown.out == ""
+
+
+# --- pieces that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("error", [RuntimeError("stop"), MemoryError(), StopIteration(), TimeoutError()])
+def test_a_piece_that_fails_twice_is_said_to_and_all_others_are_done(
+    whole: dict[str, runner.Arrays], workers: int, error: Exception
+) -> None:
+    work, tried = Work(), []
+
+    def fails() -> runner.Arrays:
+        tried.append(1)
+        raise error
+
+    found = run({**work(), NAMES[1]: fails}, workers=workers)
+    failed = found.pop(NAMES[1])
+    assert (failed.error, failed.attempts, len(tried)) == (error, 2, 2)
+    assert_same(found, {name: a for name, a in whole.items() if name != NAMES[1]})
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_piece_that_fails_once_is_done_like_the_others(whole: dict[str, runner.Arrays], workers: int) -> None:
+    work = Work()
+    pieces, errors = work(), iter([RuntimeError("the network is away")])
+    real = pieces[NAMES[2]]
+
+    def at_first() -> runner.Arrays:
+        for error in errors:
+            raise error
+        return real()
+
+    assert_same(run(pieces | {NAMES[2]: at_first}, workers=workers), whole)
 
 
 # --- a run that is stopped ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stop", [RuntimeError("stop"), MemoryError(), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(1), runner.Refused("another version")])
 def test_a_run_that_was_stopped_goes_on_where_it_was(
-    tmp_path: Path, whole: dict[str, runner.Arrays], stop: BaseException
+    tmp_path: Path, whole: dict[str, runner.Arrays], stop: BaseException, workers: int
 ) -> None:
     work = Work()
     pieces = work()
@@ -156,46 +221,37 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 
     pieces[NAMES[2]] = stopped
     with pytest.raises(type(stop)):
-        runner.run(pieces, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS))
-    assert work.made[:2] == NAMES[:2]
-    kept = [f"{name}.npz" for name in work.made]
-    assert listed(tmp_path) == [*sorted(kept), "settings.json"]
+        run(pieces, Checkpoint(tmp_path, SETTINGS), workers=workers)
+    assert sorted(work.made)[:2] == NAMES[:2]
+    assert listed(tmp_path) == [*sorted(f"{name}.npz" for name in work.made), "settings.json"]
 
     again = Work()
-    assert_same(runner.run(again(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole)
+    assert_same(run(again(), Checkpoint(tmp_path, SETTINGS)), whole)
     assert sorted([*work.made, *again.made]) == NAMES  # each was made once
-    assert_same(
-        runner.run({name: None for name in NAMES}, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole
-    )
+    assert_same(run(dict.fromkeys(NAMES), Checkpoint(tmp_path, SETTINGS)), whole)
 
 
-def test_pieces_that_run_when_another_fails_are_kept_and_no_new_one_begins(tmp_path: Path) -> None:
-    failed = threading.Event()
-    work = Work()
-    pieces = work()
+def test_whoever_stops_reading_leaves_what_is_done_and_no_new_piece_begins(tmp_path: Path) -> None:
+    """Those that are being made when it stops are kept."""
+    checkpoint, made = Checkpoint(tmp_path, SETTINGS), []
 
-    def fails() -> runner.Arrays:
-        failed.set()
-        raise RuntimeError("stop")
-
-    def slow() -> runner.Arrays:
-        failed.wait(5)
+    def piece(i: int) -> runner.Arrays:
+        made.append(str(i))
         time.sleep(0.1)
-        return work.piece(NAMES[1])
+        return {"number": np.array(i)}
 
-    pieces |= {NAMES[0]: fails, NAMES[1]: slow}
-    with pytest.raises(RuntimeError, match="stop"):
-        runner.run(pieces, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS), workers=2)
-    assert NAMES[1] in work.made
-    assert len(work.made) <= 2  # at most the one that took the place of the failed one
-    assert listed(tmp_path) == [*sorted(f"{name}.npz" for name in work.made), "settings.json"]
+    done = runner.run(range(100), runner.in_this_process(piece), lambda i, a: checkpoint.write(str(i), a), workers=3)
+    next(done)
+    done.close()
+    assert 3 <= len(made) <= 6
+    assert listed(tmp_path) == [*sorted(f"{name}.npz" for name in made), "settings.json"]
 
 
 def test_a_piece_is_in_the_folder_before_the_next_is_done(tmp_path: Path) -> None:
     """What is seen on the disk while the run goes on: whole pieces, and nothing else."""
     work, seen = Work(), []
     pieces = {name: lambda f=f: seen.append(listed(tmp_path)) or f() for name, f in work().items()}
-    runner.run(pieces, "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS))
+    run(pieces, Checkpoint(tmp_path, SETTINGS))
     assert seen == [[*(f"{name}.npz" for name in NAMES[:i]), "settings.json"] for i in range(4)]
 
 
@@ -203,7 +259,7 @@ def test_a_piece_is_in_the_folder_before_the_next_is_done(tmp_path: Path) -> Non
 def test_a_file_that_could_not_be_finished_is_never_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
 ) -> None:
-    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
+    checkpoint = Checkpoint(tmp_path, SETTINGS)
     seen = []
 
     def half(path: Path, whole: bytes) -> None:
@@ -224,20 +280,20 @@ def test_a_file_that_could_not_be_finished_is_never_there(
 
 
 def test_a_corrupt_piece_is_made_again(tmp_path: Path, whole: dict[str, runner.Arrays]) -> None:
-    runner.run(Work()(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS))
+    run(Work()(), Checkpoint(tmp_path, SETTINGS))
     paths = [tmp_path / f"{name}.npz" for name in NAMES]
     good = paths[1].read_bytes()
     paths[0].write_bytes(b"")
     paths[1].write_bytes(good[: len(good) // 2])
     paths[2].write_bytes(b"no archive at all")
     work = Work()
-    assert_same(runner.run(work(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole)
+    assert_same(run(work(), Checkpoint(tmp_path, SETTINGS)), whole)
     assert work.made == NAMES[:3]
     assert paths[1].read_bytes() == good
 
 
 def test_whatever_byte_of_a_piece_is_wrong_it_is_read_as_it_was_or_not_at_all(tmp_path: Path) -> None:
-    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
+    checkpoint = Checkpoint(tmp_path, SETTINGS)
     piece = {"loss": np.arange(3, dtype=np.float32)}
     checkpoint.write("piece", piece)
     path = tmp_path / "piece.npz"
@@ -259,7 +315,7 @@ def test_whatever_byte_of_a_piece_is_wrong_it_is_read_as_it_was_or_not_at_all(tm
 
 
 def test_a_piece_that_is_another_kind_of_file_is_made_again(tmp_path: Path) -> None:
-    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
+    checkpoint = Checkpoint(tmp_path, SETTINGS)
     array = io.BytesIO()
     np.save(array, np.zeros(3))
     pickled = io.BytesIO()
@@ -290,42 +346,42 @@ def test_a_piece_that_is_another_kind_of_file_is_made_again(tmp_path: Path) -> N
 def test_a_folder_of_other_settings_is_refused_with_their_names(
     tmp_path: Path, changed: dict[str, Any], names: str
 ) -> None:
-    runner.Checkpoint(tmp_path, SETTINGS).write("piece", {"loss": np.zeros(3)})
+    Checkpoint(tmp_path, SETTINGS).write("piece", {"loss": np.zeros(3)})
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     rule = "folder must hold an earlier run of the same settings, got one that differs in "
     refused = pytest.raises(ValueError, match=f"^{rule}{names}$") if names else contextlib.nullcontext()
     with refused:
-        runner.Checkpoint(tmp_path, {**SETTINGS, **changed})
+        Checkpoint(tmp_path, {**SETTINGS, **changed})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_settings_are_compared_as_the_json_they_are_kept_as(tmp_path: Path) -> None:
     settings = {"shape": (2, 3), "rate": 0.1}  # a tuple comes back as a list
-    runner.Checkpoint(tmp_path, settings)
-    runner.Checkpoint(tmp_path, settings)
+    Checkpoint(tmp_path, settings)
+    Checkpoint(tmp_path, settings)
     kept = json.loads((tmp_path / "settings.json").read_text())
     assert kept.pop("digest")
-    assert kept == {"shape": [2, 3], "rate": 0.1, "chunks": None}
+    assert kept == {"shape": [2, 3], "rate": 0.1, "chunks": None, "outline": None}
 
 
 def test_the_layout_of_an_earlier_run_holds(tmp_path: Path) -> None:
-    assert runner.Checkpoint(tmp_path, SETTINGS, [[4, 2]]).layout == [[4, 2]]
-    assert runner.Checkpoint(tmp_path, SETTINGS, [[8, 8], [1, 1]]).layout == [[4, 2]]
+    assert Checkpoint(tmp_path, SETTINGS, [[4, 2]]).layout == [[4, 2]]
+    assert Checkpoint(tmp_path, SETTINGS, [[8, 8], [1, 1]]).layout == [[4, 2]]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "piece-0.npz", ".hidden"])
 def test_a_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=r"folder must be empty or hold an earlier run, got .* with other files"):
-        runner.Checkpoint(tmp_path, SETTINGS)
+        Checkpoint(tmp_path, SETTINGS)
     assert listed(tmp_path) == [name]
     assert (tmp_path / name).read_text() == "mine"
 
 
 def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[str, runner.Arrays]) -> None:
-    runner.Checkpoint(tmp_path, SETTINGS)
+    Checkpoint(tmp_path, SETTINGS)
     (tmp_path / "notes.txt").write_text("mine")
-    assert_same(runner.run(Work()(), "test", checkpoint=runner.Checkpoint(tmp_path, SETTINGS)), whole)
+    assert_same(run(Work()(), Checkpoint(tmp_path, SETTINGS)), whole)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -333,7 +389,7 @@ def test_files_beside_an_earlier_run_are_left_alone(tmp_path: Path, whole: dict[
 def test_settings_that_cannot_be_read_are_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(ValueError, match=r"must hold an earlier run, got an unreadable or damaged .*settings\.json"):
-        runner.Checkpoint(tmp_path, SETTINGS)
+        Checkpoint(tmp_path, SETTINGS)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +397,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
     taken.write_text("a file")
     for folder in (taken, taken / "below"):
         with pytest.raises(ValueError, match=r"folder must be a folder that can be written to, got '.*taken.*' \("):
-            runner.Checkpoint(folder, SETTINGS)
+            Checkpoint(folder, SETTINGS)
     assert taken.read_text() == "a file"
 
     def refuse(*_: Any, **__: Any) -> Any:
@@ -349,11 +405,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"can be written to, got .*new' \(Read-only file system\)"):
-        runner.Checkpoint(tmp_path / "new", SETTINGS)
+        Checkpoint(tmp_path / "new", SETTINGS)
 
 
 def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
-    runner.Checkpoint(tmp_path / "a" / "b", SETTINGS).write("piece", {"loss": np.zeros(3)})
+    Checkpoint(tmp_path / "a" / "b", SETTINGS).write("piece", {"loss": np.zeros(3)})
     assert listed(tmp_path / "a" / "b") == ["piece.npz", "settings.json"]
 
 
@@ -364,14 +420,14 @@ def test_a_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 def test_on_a_full_disk_the_run_goes_on_in_memory_and_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, runner.Arrays], where: str
 ) -> None:
-    checkpoint = runner.Checkpoint(tmp_path, SETTINGS)
+    checkpoint = Checkpoint(tmp_path, SETTINGS)
 
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr({"savez": np, "mkstemp": files.tempfile}.get(where, os), where, full)
     with pytest.warns(RuntimeWarning, match="takes no more pieces .No space left on device.; the run goes on") as all_:
-        found = runner.run(Work()(), "test", checkpoint=checkpoint, workers=3)
+        found = run(Work()(), checkpoint, workers=3)
     assert len(all_) == 1
     assert_same(found, whole)
     monkeypatch.undo()

@@ -20,6 +20,7 @@ from scipy.special import logsumexp
 import vgjax as vg
 from vgjax.ensembles import runner
 from vgjax.ensembles.job import Job, _program
+from vgjax.memory import chunk as points_of
 from vgjax.training import trainability
 
 KEY = jax.random.key(5)
@@ -44,7 +45,7 @@ def eight_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainability, "_WORK", 1)
 
 
-ABOUT_SWEEP = ("key", "seeds", "folder", "memory", "workers", "sigma_w", "sigma_b")
+ABOUT_SWEEP = ("on_error", "key", "seeds", "folder", "memory", "workers", "sigma_w", "sigma_b")
 
 
 def swept(rates: Any = WILD, network: Any = NET, **options: Any) -> vg.Result:
@@ -286,7 +287,7 @@ def counted_pieces(monkeypatch: pytest.MonkeyPatch, stop: BaseException | None =
     def piece(job: Job, drawn: Any, seed: int, chunk: int) -> runner.Arrays:
         if stop is not None and len(done) == 2:
             raise stop
-        done.append(memory.chunk(job.grid.points, job.size[0], chunk)[0])
+        done.append(points_of(job.grid.points, job.size[0], chunk)[0])
         return real(job, drawn, seed, chunk)
 
     monkeypatch.setattr(Job, "piece", piece)

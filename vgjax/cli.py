@@ -1,4 +1,4 @@
-"""``python -m vgjax map`` and ``python -m vgjax diagnose``: the library's two jobs from the command line."""
+"""``python -m vgjax map``, ``diagnose``, ``status``, ``collect``: the library's jobs from the command line."""
 
 import argparse
 import importlib
@@ -16,6 +16,7 @@ from vgjax import interrupts, plots
 from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
 from vgjax.compilation_cache import SWITCH, keep_programs
+from vgjax.ensembles.folder import MissingPieces
 from vgjax.ensembles.result import nearest
 from vgjax.files import whole_file, whole_set, writable_folder
 from vgjax.initializers import KERNEL_INITS
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it worked, 1 of a model whose gradient is sick, 2 with one sentence on standard error if the
-    input was bad or nothing could be written. An interrupt ends the process (`vgjax.interrupts`)."""
+    """Run a command; 0 if it worked, 1 of a model whose gradient is sick and of a run that is not done, 2 with one
+    sentence on standard error if the input was bad or nothing could be written. An interrupt ends the process
+    (`vgjax.interrupts`)."""
     arguments = _parser().parse_args(argv)
-    if not arguments.no_cache:
+    if not getattr(arguments, "no_cache", True):
         keep_programs()
+    commands = {"map": _map, "diagnose": _diagnose, "status": _status, "collect": _collect}
     try:
-        return _diagnose(arguments) if arguments.command == "diagnose" else _map(arguments)
+        return commands[arguments.command](arguments)
     except (ValueError, ImportError, OSError) as error:
         print(f"vgjax: {error}", file=sys.stderr)
         return 2
@@ -81,9 +84,41 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--html", metavar="FILE", help="write the report as one page")
     p.add_argument("--json", metavar="FILE", help="write verdict and numbers as JSON")
     about = "compile everything anew, instead of keeping it in the user's cache folder for the next command"
-    for command in commands.choices.values():
+    for command in (commands.choices["map"], commands.choices["diagnose"]):
         command.add_argument("--no-cache", action="store_true", help=f"{about} (as {SWITCH}=off does)")
+    about = "Say how far the run in a folder of vgjax.sweep is; exit status 0 if every piece is done, else 1."
+    p = commands.add_parser("status", help=about, description=about)
+    p.add_argument("folder")
+    p.add_argument("--json", action="store_true", help="as JSON")
+    about = "Write the result of the run in a folder; exit status 1 if pieces are missing, which are named."
+    p = commands.add_parser("collect", help=about, description=about)
+    p.add_argument("folder")
+    p.add_argument("out", metavar="FILE", help="a result: .npz, or .nc (netCDF)")
     return parser
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """0 of a run whose pieces are all done, else 1."""
+    import vgjax as vg
+
+    found = vg.status(arguments.folder)
+    said = {**found._asdict(), "remaining": found.remaining, "seconds_left": found.seconds_left}
+    known = {name: value if np.isfinite(value) else None for name, value in said.items()}
+    print(json.dumps(known, allow_nan=False) if arguments.json else found)
+    return 0 if found.is_complete else 1
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    """0 if the result is written, 1 if pieces of it are missing."""
+    import vgjax as vg
+
+    try:
+        result = vg.collect(arguments.folder)
+    except MissingPieces as error:
+        print(f"vgjax: {error}", file=sys.stderr)
+        return 1
+    print(result, result.save(arguments.out), sep="\n")
+    return 0
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:

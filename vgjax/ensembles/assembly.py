@@ -52,6 +52,11 @@ class Outline:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def several(self) -> bool:
+        """Whether there is a dimension ``network``."""
+        return "" not in self.networks
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Points along each axis."""
         return tuple(len(values) for values in self.axes.values())
@@ -108,7 +113,36 @@ class Outline:
         points = f"points {rows.start} to {last}" if last > rows.start else f"point {last}"
         return f"{f'{name}, ' if name else ''}seed {place.seed}, {points}"
 
-    def dims_of(self, name: str, ndim: int) -> tuple[str, ...]:
+    def result(
+        self,
+        arrays: Mapping[str, Any],
+        kept: Mapping[str, np.ndarray],
+        missing: Iterable[Place] = (),
+        failed: Mapping[Place, str] | None = None,
+    ) -> Result:
+        """The result.
+
+        Args:
+            arrays: its variables, also such as are not in memory.
+            kept: those that it holds.
+            missing: pieces that are not there.
+            failed: of them those that raised, and what.
+        """
+        lost = sum(rows.stop - rows.start for rows in map(self.rows, missing))
+        errors = {self.said(place): error for place, error in (failed or {}).items()}
+        not_there = {**({MISSING: lost} if lost else {}), **({FAILED: errors} if errors else {})}
+        return Result(
+            measure=self.measure,
+            axes=self.axes,
+            arrays=dict(kept),
+            dims={name: self._dims_of(name, a.ndim - self.several - 1 - len(self.shape)) for name, a in arrays.items()},
+            coordinates=self.coordinates,
+            networks=self.networks,
+            fixed=self.fixed,
+            provenance={**self.provenance, **not_there},
+        )
+
+    def _dims_of(self, name: str, ndim: int) -> tuple[str, ...]:
         """Names of the dimensions of a variable behind network, seed and axes, of which it has ``ndim``."""
         dims = self.dims[name.partition(".")[0]]
         return ("example", *dims) if ndim == len(dims) + 1 else dims[:ndim]
@@ -148,29 +182,8 @@ class Assembly:
         Raises:
             ValueError: nothing is there.
         """
-        outline, missing = self._outline, list(self.missing())
-        whole = [self._marked(i) for i in range(len(self._whole))]
-        order = list(outline.dims)
-        names = sorted(dict.fromkeys(itertools.chain(*whole)), key=lambda name: order.index(name.partition(".")[0]))
-        if not names:
-            raise ValueError(f"a result must have one piece at least, got none of {outline.pieces}")
-        lead = (outline.seeds, *outline.shape)
-        shaped = [{name: a.reshape(*lead, *a.shape[2:]) for name, a in each.items()} for each in whole]
-        several = "" not in outline.networks
-        arrays = {n: _stacked([each.get(n) for each in shaped]) if several else shaped[0][n] for n in names}
-        lost = sum(len(range(outline.points)[outline.rows(place)]) for place in missing)
-        counted = {MISSING: lost} if missing else {}
-        errors = {FAILED: {outline.said(place): error for place, error in failed.items()}} if failed else {}
-        return Result(
-            measure=outline.measure,
-            axes=outline.axes,
-            arrays=arrays,
-            dims={name: outline.dims_of(name, arrays[name].ndim - len(lead) - several) for name in names},
-            coordinates=outline.coordinates,
-            networks=outline.networks,
-            fixed=outline.fixed,
-            provenance={**outline.provenance, **counted, **errors},
-        )
+        arrays = shaped(self._outline, [self._marked(i) for i in range(len(self._whole))])
+        return self._outline.result(arrays, arrays, self.missing(), failed)
 
     def _marked(self, network: int) -> Arrays:
         """One network's arrays, NaN where pieces are missing."""
@@ -185,7 +198,22 @@ class Assembly:
         return marked
 
 
-def _stacked(arrays: Iterable[np.ndarray | None]) -> np.ndarray:
+def shaped(outline: Outline, whole: list[dict[str, Any]]) -> dict[str, Any]:
+    """The variables of a result: of every network's arrays of shape ``(seeds, points, ...)``, of NumPy or like them,
+    none of one without a piece.
+
+    Raises:
+        ValueError: nothing is there.
+    """
+    order, lead = list(outline.dims), (outline.seeds, *outline.shape)
+    names = sorted(dict.fromkeys(itertools.chain(*whole)), key=lambda name: order.index(name.partition(".")[0]))
+    if not names:
+        raise ValueError(f"a result must have one piece at least, got none of {outline.pieces}")
+    each = [{name: a.reshape(*lead, *a.shape[2:]) for name, a in one.items()} for one in whole]
+    return {name: _stacked([one.get(name) for one in each]) if outline.several else each[0][name] for name in names}
+
+
+def _stacked(arrays: Iterable[Any]) -> Any:
     """One a network along a new first axis: the largest of each dimension, NaN where one does not reach."""
     arrays = list(arrays)
     there = [a for a in arrays if a is not None]
@@ -194,8 +222,11 @@ def _stacked(arrays: Iterable[np.ndarray | None]) -> np.ndarray:
     shape = tuple(max(sizes) for sizes in zip(*(a.shape for a in there), strict=True))
     if all(a is not None and a.shape == shape for a in arrays):
         return np.stack(there)
-    whole = np.full((len(arrays), *shape), np.nan, np.result_type(np.float32, *(a.dtype for a in there)))
-    for row, a in zip(whole, arrays, strict=True):
-        if a is not None:
-            row[tuple(slice(size) for size in a.shape)] = a
-    return whole
+    kind = np.result_type(np.float32, *(a.dtype for a in there))
+    return np.stack([np.full(shape, np.nan, kind) if a is None else _filled(a, shape, kind) for a in arrays])
+
+
+def _filled(a: Any, shape: tuple[int, ...], kind: np.dtype) -> Any:
+    """An array with NaN where it does not reach."""
+    behind = [(0, size - mine) for size, mine in zip(shape, a.shape, strict=True)]
+    return np.pad(a.astype(kind), behind, constant_values=np.nan)

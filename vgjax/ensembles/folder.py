@@ -286,6 +286,10 @@ def load_folder(folder: str | os.PathLike[str], network: Network | Mapping[str, 
     return assembly.result({place: errors[place] for place in assembly.missing() if place in errors})
 
 
+class MissingPieces(ValueError):
+    """A run that is not done, where its result was asked for."""
+
+
 @kinds
 def collect(folder: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None) -> Result:
     """The result of a run whose pieces were done by any number of processes and machines.
@@ -302,7 +306,7 @@ def collect(folder: str | os.PathLike[str], network: Network | Mapping[str, Netw
     if missing := list(assembly.missing()):
         errors = run.failed()
         of = [f"{run.outline.said(place)}{f' ({errors[place]})' if place in errors else ''}" for place in missing]
-        raise ValueError(
+        raise MissingPieces(
             f"folder must hold all {run.outline.pieces} pieces of its run, got one without {len(missing)}: {named(of)}"
         )
     return assembly.result()

@@ -116,8 +116,11 @@ class Result:
     @property
     def sizes(self) -> dict[str, int]:
         """Every dimension's size."""
+        return self._sizes_of(self.arrays)
+
+    def _sizes_of(self, arrays: Mapping[str, Any]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for name, a in self.arrays.items():
+        for name, a in arrays.items():
             found |= dict(zip((*self.lead, *self.dims[name]), a.shape, strict=True))
         return found
 
@@ -270,9 +273,13 @@ class Result:
         Raises:
             ImportError: xarray is not installed.
         """
-        xr, sizes = import_xarray(), self.sizes
-        units = {name: {"units": NATURAL} if name.startswith("log_") else {} for name in self.arrays}
-        variables = {name: ((*self.lead, *self.dims[name]), a, units[name]) for name, a in self.arrays.items()}
+        return self._labelled(self.arrays)
+
+    def _labelled(self, arrays: Mapping[str, Any]) -> "xarray.Dataset":
+        """`to_xarray` of variables of this result that need not be in memory."""
+        xr, sizes = import_xarray(), self._sizes_of(arrays)
+        units = {name: {"units": NATURAL} if name.startswith("log_") else {} for name in arrays}
+        variables = {name: ((*self.lead, *self.dims[name]), a, units[name]) for name, a in arrays.items()}
         counted: dict[str, Any] = {dim: np.arange(sizes[dim]) for dim in ("seed", "layer") if dim in sizes}
         counted |= {"block": np.arange(1, sizes["block"] + 1)} if "block" in sizes else {}
         named: dict[str, Any] = {"network": np.array(list(self.networks))} if self.several else {}

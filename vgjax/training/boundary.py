@@ -10,7 +10,7 @@ import numpy as np
 
 from vgjax.checks import kinds, positive_integer, whole_numbers
 from vgjax.ensembles.result import Result
-from vgjax.training.trainability import RATE, check_trainings
+from vgjax.training.trainability import RATE, check_complete, check_trainings
 from vgjax.values import by_content
 
 _GROUP = f"{RATE}_"
@@ -122,6 +122,7 @@ def converged_of(what: str, result: Result, seed: int) -> np.ndarray:
         ValueError: there is no such plane, or no such draw.
     """
     check_trainings(what, result)
+    check_complete(what, result)
     if len(result.axes) != 2 or result.several:
         lead = [name for name in result.lead if name != "seed"]
         raise ValueError(f"{what} needs a sweep of one network over two axes, got {', '.join(lead) or 'none'}")

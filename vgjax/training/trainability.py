@@ -210,7 +210,7 @@ def _weights(network: Network) -> int:
 def best(result: Result, name: str = "train_accuracy") -> np.ndarray:
     """The mean accuracy over seeds at the end of training, at the best of the learning rates.
 
-    A network whose numbers are not finite answers wrong: its accuracy counts as 0.
+    A network whose numbers are not finite answers wrong: its accuracy counts as 0. NaN where one is missing.
 
     Args:
         result: of a sweep of `trainings`.
@@ -224,7 +224,7 @@ def best(result: Result, name: str = "train_accuracy") -> np.ndarray:
     """
     check_trainings("best", result)
     known("name", name, ("train_accuracy", "test_accuracy"))
-    end = np.where(result.diverged, 0, result.arrays[name][..., -1]).mean(axis=result.lead.index("seed"))
+    end = np.where(result.diverged == 1, 0, result.arrays[name][..., -1]).mean(axis=result.lead.index("seed"))
     left = [axis for axis in result.lead if axis != "seed"]
     return end.max(axis=tuple(i for i, axis in enumerate(left) if axis.startswith(RATE)))
 
@@ -242,9 +242,11 @@ def trainable_depth(result: Result, threshold: float = _LEARNED, name: str = "tr
         Shape of the result's axes other than learning rates.
 
     Raises:
-        ValueError: a result of one network, or one read from a file without its networks (`vgjax.load`).
+        ValueError: a result of one network, one with missing points, or one read from a file without its networks
+            (`vgjax.load`).
     """
     learned = best(result, name) >= threshold
+    check_complete("a trainable depth", result)
     if not result.several:
         raise ValueError("a trainable depth needs a sweep over several networks, got one")
     depths = [network.depth for network in result.networks.values() if network is not None]
@@ -257,3 +259,9 @@ def check_trainings(what: str, result: Result) -> None:
     """Raise ValueError unless a result is one of trainings."""
     if result.measure != Trainings.name:
         raise ValueError(f"{what} needs a sweep of trainings, got one of {result.measure}")
+
+
+def check_complete(what: str, result: Result) -> None:
+    """Raise ValueError if points of a result are missing."""
+    if result.missing_points:
+        raise ValueError(f"{what} needs all points, got a result without {result.missing_points} of them")
