@@ -287,13 +287,17 @@ def made(task: Task) -> Arrays:
     Raises:
         Refused: it would compute something else, being of another version.
     """
-    here = _computes()
-    differ = [f"{name} ({here.get(name)} there, {value} here)" for name, value in task.machine if here[name] != value]
+    with switched(dict(task.switches)), jax.debug_nans(False):
+        _check_same(dict(task.machine), _computes())
+        job, drawn = _unpacked(task.job)
+        with job.measure.computing(job.network):
+            return job.piece(drawn, task.place.seed, task.place.chunk)
+
+
+def _check_same(asked: dict[str, Any], worker: dict[str, Any]) -> None:
+    differ = [f"{name} ({worker[name]} there, {value} here)" for name, value in asked.items() if worker[name] != value]
     if differ:
         raise Refused(f"a worker must compute as the sweep's own process does, got one of another {', '.join(differ)}")
-    job, drawn = _unpacked(task.job)
-    with switched(dict(task.switches)), jax.debug_nans(False), job.measure.computing(job.network):
-        return job.piece(drawn, task.place.seed, task.place.chunk)
 
 
 def _computes() -> dict[str, Any]:

@@ -389,7 +389,7 @@ def _done(
             count += 1
             if assembly:
                 assembly.put(place, made)
-    return failed
+    return dict(sorted(failed.items()))
 
 
 def _warn(outline: Outline, failed: Mapping[Place, runner.Failed]) -> None:
