@@ -4,6 +4,7 @@ Nothing else is remembered anywhere: no queue, no lease, no supervisor. Pieces a
 done twice costs time, not truth; any number of processes and machines may write here at once.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -77,11 +78,10 @@ class Checkpoint:
 
     def _begin(self, path: Path, content: dict[str, Any]) -> None:
         whole = {**content, _DIGEST: _digest(json.loads(json.dumps(content)))}
-        try:
-            with refused_in_a_sentence(self.folder, "folder"), whole_file(path, new=True) as temporary:
-                temporary.write_text(json.dumps(whole, indent=1) + "\n")
-        except FileExistsError:
-            pass
+        # Of several that begin at once one is the first.
+        first = contextlib.suppress(FileExistsError)
+        with refused_in_a_sentence(self.folder, "folder"), first, whole_file(path, new=True) as temporary:
+            temporary.write_text(json.dumps(whole, indent=1) + "\n")
 
     def read(self, name: str) -> Arrays | None:
         """A piece; None if it is not there, is not to be read, or is not what this run wrote: it is done again."""
@@ -112,11 +112,9 @@ class Checkpoint:
             "attempts": failed.attempts,
             "machine": platform.node(),
         }
-        try:
-            with whole_file(self.folder / f"{name}{_FAILED}") as temporary:
-                temporary.write_text(json.dumps(said, indent=1) + "\n")
-        except OSError:
-            pass  # a full disk, of which the pieces speak
+        full = contextlib.suppress(OSError)  # a full disk, of which the pieces speak
+        with full, whole_file(self.folder / f"{name}{_FAILED}") as temporary:
+            temporary.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def in_one_line(error: BaseException) -> str:
