@@ -14,7 +14,7 @@ from common import SMALL, best_of, piece_of_sweep, print_table, write_json
 from jax import Array, lax
 
 import vgjax as vg
-from vgjax.ensembles import sweep
+from vgjax.ensembles import job
 from vgjax.measure.flow import directions
 
 WIDTH, DEPTH, POINTS, RUNS = (16, 4, 4, 1) if SMALL else (256, 50, 256, 5)
@@ -62,7 +62,7 @@ def swept(network: vg.Network, scale: str) -> Callable[[], Any]:
     values = jnp.linspace(0.1, 0.9, POINTS) if scale == "dropout" else jnp.linspace(0.5, 2, POINTS)
     u = directions(key, network, 1)
     static, traced = piece_of_sweep(parameters, x, u, vg.Scales(**{scale: values}))
-    return lambda: sweep._measure_points(*static, *traced)
+    return lambda: job._measure_points(*static, *traced)
 
 
 def products(shapes: list[tuple[int, int, int]], depth: int) -> Callable[[], Any]:

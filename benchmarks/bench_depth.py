@@ -51,11 +51,11 @@ def compiled(static: tuple[Any, ...], traced: tuple[Any, ...]) -> tuple[float, A
     """Seconds from the Python function to the compiled program, with nothing cached, and that program."""
     import jax
 
-    from vgjax.ensembles import sweep
+    from vgjax.ensembles import job
 
     jax.clear_caches()
     start = time.perf_counter()
-    program = sweep._measure_points.lower(*static, *traced).compile()
+    program = job._measure_points.lower(*static, *traced).compile()
     return time.perf_counter() - start, program
 
 

@@ -36,7 +36,7 @@ from common import SMALL, best_of, piece_of_sweep, print_table, write_json
 from jax import Array, lax
 
 import vgjax as vg
-from vgjax.ensembles import sweep
+from vgjax.ensembles import job
 from vgjax.measure import flow
 
 try:
@@ -282,7 +282,7 @@ def case(activation: str) -> dict[str, Any]:
     both = jnp.concatenate([states, tangents])
 
     def measure() -> Any:
-        return sweep._measure_points(*static, *traced)
+        return job._measure_points(*static, *traced)
 
     def bare_stacked() -> Any:
         return one_product(plain["kernels"], both)

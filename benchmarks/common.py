@@ -75,7 +75,7 @@ def best_of(runs: int, work: dict[str, Callable[[], Any]]) -> dict[str, float]:
 def piece_of_sweep(parameters: Any, x: Any, u: Any, swept: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The arguments of the program that a sweep of gains runs for one draw, all points of the grid at once.
 
-    Of `vgjax.ensembles.sweep._measure_points`: what it is compiled for, and what it is called with, on the device.
+    Of `vgjax.ensembles.job._measure_points`: what it is compiled for, and what it is called with, on the device.
     """
     import jax
     import jax.numpy as jnp
@@ -83,5 +83,5 @@ def piece_of_sweep(parameters: Any, x: Any, u: Any, swept: Any) -> tuple[tuple[A
     import vgjax as vg
 
     points = len(next(iter(swept.values())))
-    traced = (parameters, u), vg.Scales(), swept, {}, jnp.arange(points), (x,)
-    return (vg.gains(), False, points), jax.tree.map(jnp.asarray, traced)
+    traced = (parameters, u), (vg.Scales(), (x,)), (swept, {}, jnp.arange(points))
+    return (vg.gains(), False, points, None), jax.tree.map(jnp.asarray, traced)
