@@ -4,6 +4,7 @@ user brings; what cannot travel, or would be computed otherwise, is refused in o
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -122,14 +123,23 @@ class Faulty(Gains):
             return arrays
         if self.fault == "dies":
             os._exit(1)
-        raise Unpicklable(lambda: 0) if self.fault == "cannot come back" else ValueError("this seed is cursed")
+        if self.fault == "cannot leave":
+            raise Unpicklable(lambda: 0)
+        raise Unmade(1, 2) if self.fault == "cannot come back" else ValueError("this seed is cursed")
 
 
 class Unpicklable(Exception):
     """Of a kind that processes cannot send."""
 
 
-@pytest.mark.parametrize("fault", ["raises", "cannot come back"])
+class Unmade(Exception):
+    """Of a kind that is sent and cannot be made again, as most of JAX's own."""
+
+    def __init__(self, one: Any, other: Any):
+        super().__init__(f"{one} and {other}")
+
+
+@pytest.mark.parametrize("fault", ["raises", "cannot leave", "cannot come back"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_piece_that_fails_is_nan_and_named_and_all_others_are_done(
     processes: Executor, tmp_path: Path, elsewhere: bool, fault: str
@@ -185,6 +195,39 @@ def test_a_piece_that_failed_says_why_in_the_folder_and_is_done_by_the_next_run(
     assert_same(vg.collect(tmp_path), whole)
 
 
+def of_values(parameters: Any, scales: Any, x: Any) -> dict[str, Any]:
+    """A mistake that JAX has a kind of error for, which cannot be made again."""
+    return {"out": x[0] if x[0] > 0 else x[1]}
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_errors_of_jax_come_back(processes: Executor, elsewhere: bool) -> None:
+    executor = processes if elsewhere else None
+    with pytest.raises(
+        (RuntimeError, jax.errors.TracerBoolConversionError), match="Attempted boolean conversion of tr"
+    ):
+        swept(network=NET, measure=vg.measurement(of_values, {"out": ()}), executor=executor)
+    assert_same(swept(network=NET, executor=executor), swept(network=NET))  # and the processes live
+
+
+def test_a_finish_that_fails_is_one_piece_in_a_folder_too(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"network": NET, "seeds": 3, "folder": tmp_path}
+    with pytest.warns(
+        RuntimeWarning, match=r"^2 of 6 pieces failed and are NaN in the result: seed 1, point 0 \(Value"
+    ):
+        found = swept(measure=Faulty(1, False, "raises"), **options)
+    assert found.missing_points == 2
+    assert vg.status(tmp_path).is_complete  # what fails is done on the host again each time
+    with pytest.warns(RuntimeWarning, match=r"^2 of 6 pieces failed"):
+        assert_same(swept(measure=Faulty(1, False, "raises"), **options), found)
+
+
+def test_whoever_asked_is_warned(tmp_path: Path) -> None:
+    with pytest.warns(RuntimeWarning, match="pieces failed") as warned:
+        vg.sweep(NET, X, key=KEY, seeds=3, measure=Faulty(1, False, "raises"))
+    assert warned[0].filename == __file__
+
+
 @pytest.mark.parametrize("on_error", ["raise", "record"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_what_always_fails_ends_the_sweep_with_its_error(processes: Executor, on_error: str, elsewhere: bool) -> None:
@@ -198,6 +241,19 @@ def test_what_always_fails_ends_the_sweep_with_its_error(processes: Executor, on
     if on_error == "raise":
         with pytest.raises(ValueError, match="cursed"):
             swept(network=NET, measure=Faulty(1, False, "raises"), on_error=on_error)
+
+
+@pytest.mark.parametrize(("on_error", "failed"), [("raise", 1), ("record", 4)])
+def test_the_pieces_that_end_a_sweep_are_said_in_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: str, failed: int
+) -> None:
+    def cursed(*_: Any) -> Any:
+        raise OSError("cursed")
+
+    monkeypatch.setattr(job.Job, "piece", cursed)
+    with pytest.raises(OSError, match="cursed"):
+        swept(seeds=9, on_error=on_error, folder=tmp_path)
+    assert vg.status(tmp_path).failed == failed
 
 
 def deadly(parameters: Any, scales: Any, x: Any) -> dict[str, Any]:
@@ -230,7 +286,9 @@ def test_workers_of_another_version_are_refused_by_what_differs(
     assert not list(tmp_path.glob("0*"))
 
 
-def test_what_cannot_travel_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, pieces: list[int]) -> None:
+def test_what_cannot_travel_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: list[int]
+) -> None:
     class Never(Executor):
         def submit(self, *_: Any, **__: Any) -> Any:
             pytest.fail("submitted")
@@ -244,6 +302,9 @@ def test_what_cannot_travel_is_refused_before_any_work(monkeypatch: pytest.Monke
     ):
         swept(executor=Never())
     assert not pieces
+    with pytest.raises(ValueError, match=r"or define functions in a module$"):
+        swept(executor=Never(), folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_functions_of_modules_need_no_cloudpickle(processes: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,9 +312,39 @@ def test_functions_of_modules_need_no_cloudpickle(processes: Executor, monkeypat
     assert_same(swept(network=NET, executor=processes), swept(network=NET))
 
 
+def test_processes_that_fork_are_refused() -> None:
+    """They would hang."""
+    executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    with pytest.raises(ValueError, match=r"^executor must spawn its processes, .*, got one that forks$"):
+        swept(executor=executor)
+
+
+def test_many_networks_are_unpacked_and_compiled_once_each() -> None:
+    networks = {f"{depth}": vg.mlp(width=3, depth=depth, inputs=4) for depth in range(2, 9)}
+    with spawned(1) as executor:
+        swept(network=networks, executor=executor, workers=1)
+        assert executor.submit(programs).result() == [7, 21, 7]
+
+
+def test_a_task_holds_the_inputs_of_its_seed_alone(processes: Executor) -> None:
+    sizes: list[int] = []
+
+    class Weighs(Executor):
+        def submit(self, function: Any, task: Any, /) -> Any:  # type: ignore[override]
+            sizes.append(len(pickle.dumps(task)))
+            return processes.submit(function, task)
+
+    for seeds in (2, 40):
+        xs = np.random.default_rng(0).normal(size=(seeds, 4)).astype(np.float32)
+        options: dict[str, Any] = {"network": NET, "x": xs, "leading": "seed", "seeds": seeds, "sigma_w": 1.5}
+        assert_same(swept(executor=Weighs(), **options), swept(**options))
+    assert max(sizes) < 1.02 * min(sizes)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"executor": ProcessPoolExecutor}, r"^executor must have submit\(function, \*arguments\), got "),
         ({"executor": 3}, r"^executor must have submit\(function, \*arguments\), got 3$"),
         ({"workers": 0}, r"^workers must be at least 1, got 0$"),
         ({"on_error": "ignore"}, r"^on_error must be one of record, raise, got 'ignore'$"),

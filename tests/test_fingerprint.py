@@ -199,10 +199,10 @@ DIFFERENT: dict[str, tuple[Call, Call, str]] = {
     "two lambdas": (
         ((network(lambda h: jnp.tanh(h)), X), {}),
         ((network(lambda h: jnp.tanh(h) * 1.5), X), {}),
-        "computed",
+        "program",
     ),
-    "a number in a closure": (((NET, X), {"measure": own(1.0)}), ((NET, X), {"measure": own(2.0)}), "computed"),
-    "an array in a closure": (((NET, X), {"measure": own(ARRAY)}), ((NET, X), {"measure": own(CHANGED)}), "computed"),
+    "a number in a closure": (((NET, X), {"measure": own(1.0)}), ((NET, X), {"measure": own(2.0)}), "program"),
+    "an array in a closure": (((NET, X), {"measure": own(ARRAY)}), ((NET, X), {"measure": own(CHANGED)}), "program"),
 }
 
 

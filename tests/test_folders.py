@@ -419,7 +419,7 @@ def test_whatever_becomes_of_a_folder_s_files_the_result_is_the_same_or_there_is
         kept = {name: piece for name in work if (piece := checkpoint.read(name)) is not None}
         begin = runner.in_this_process(lambda name: work[name]())
         missing = [name for name in work if name not in kept]
-        return {**kept, **dict(runner.run(missing, begin, checkpoint.write))}
+        return {**kept, **dict(runner.run(missing, begin, checkpoint.write_or_warn))}
 
     whole = go_on()
     for name in list(work)[pieces_left:]:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -159,10 +160,24 @@ def test_numbers_read_off_a_part_are_refused_or_nan(tmp_path: Path) -> None:
     assert np.isnan(vg.training.best(found)).any()
     with pytest.raises(ValueError, match=r"^zoom needs all points, got a result without \d of them$"):
         vg.training.zoom(found, 2.0)
+    with pytest.raises(ValueError, match=r"^a trainability map needs all points, got a result without \d of them$"):
+        vg.plots.trainability_map(found)
     networks = {f"{d}": vg.mlp(width=4, depth=d, inputs=4, outputs=3) for d in (1, 2)}
     vg.sweep(networks, measure=CALLS["trainings"]["measure"], key=KEY, seeds=1, folder=tmp_path / "b", part=(0, 2))
     with pytest.raises(ValueError, match=r"^a trainable depth needs all points, got a result without \d of them$"):
         vg.trainable_depth(vg.load(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["edge", "naive_lost", "compare", "a phase map"])
+def test_what_would_not_show_a_missing_point_is_refused(tmp_path: Path, name: str) -> None:
+    swept(NETS["deep"], folder=tmp_path)
+    sorted(tmp_path.glob("0*.npz"))[1].unlink()
+    found = vg.load(tmp_path)
+    calls = {"edge": found.edge, "naive_lost": found.naive_lost}
+    calls |= {"compare": lambda: vg.compare(found), "a phase map": lambda: vg.plots.phase_map(found)}
+    with pytest.raises(ValueError, match=rf"^{name} needs all points, got a result without 2 of them$"):
+        calls[name]()
+    assert np.isnan(found.rate()).any()  # which shows it
 
 
 def test_a_folder_without_any_piece_has_no_result(tmp_path: Path) -> None:
@@ -238,12 +253,27 @@ def test_a_run_is_read_piece_by_piece(tmp_path: Path, name: str, lost: int, monk
             np.testing.assert_array_equal(stored[variable].values, expected[variable].values)
 
 
+def test_data_sets_read_lazily_have_chunks_that_zarr_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces that end within rows of a grid, networks of several depths, one without a piece; from another folder."""
+    pytest.importorskip("dask")
+    pytest.importorskip("zarr")
+    options: dict[str, Any] = {"sigma_b": np.linspace(0, 1, 3), "memory": 4 * vg.gains().bytes_per_point(NETS["deep"])}
+    swept(folder=tmp_path / "run", **options)
+    for path in (tmp_path / "run").glob("0000-*.npz"):
+        path.unlink()
+    monkeypatch.chdir(tmp_path)
+    lazily = vg.ensembles.open_dataset("run")
+    monkeypatch.chdir("/")
+    lazily.to_zarr(tmp_path / "all.zarr", consolidated=False, zarr_format=2)
+    assert lazily.load(scheduler="synchronous").identical(vg.load(tmp_path / "run").to_xarray())
+
+
 def test_a_damaged_piece_is_said_when_it_is_read(tmp_path: Path) -> None:
     pytest.importorskip("dask")
     swept(folder=tmp_path)
-    sorted(tmp_path.glob("0*.npz"))[-1].write_bytes(b"PK")
+    sorted(tmp_path.glob("0*.npz"))[0].write_bytes(b"PK")
     lazily = vg.ensembles.open_dataset(tmp_path)
-    with pytest.raises(ValueError, match=r"^folder must hold whole pieces, got a damaged .*: call the sweep again"):
+    with pytest.raises(ValueError, match=r"^folder must hold whole pieces, got .* that is damaged or gone: call the s"):
         lazily.load(scheduler="synchronous")
 
 
@@ -262,6 +292,61 @@ def test_whoever_begins_first_says_how_the_run_is_cut(tmp_path: Path, monkeypatc
         each.write(f"{i}", {"a": np.array(i)})
     assert all(each.read(f"{19 - i}") == {"a": 19 - i} for i, each in enumerate(begun))
     assert not list(tmp_path.glob(".vgjax*"))
+
+
+def test_a_run_that_another_begins_between_two_looks_is_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the two looks it is."""
+    real = folder.foreign
+
+    def begin_elsewhere() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "foreign", real)
+            folder.Checkpoint(tmp_path / name, {"a": 1}, [[1, 1]]).write("1", {"a": np.array(1)})
+
+    def before(path: Path) -> list[Path]:
+        begin_elsewhere()
+        return real(path)
+
+    def behind(path: Path) -> list[Path]:
+        found = real(path)
+        begin_elsewhere()
+        return found
+
+    for name, look in {"before": before, "behind": behind}.items():
+        monkeypatch.setattr(folder, "foreign", look)
+        assert folder.Checkpoint(tmp_path / name, {"a": 1}, [[2, 2]]).layout == [[1, 1]]
+
+
+def test_a_folder_that_is_removed_is_not_made_again(tmp_path: Path) -> None:
+    """What would be written there belongs to nothing."""
+    checkpoint = folder.Checkpoint(tmp_path / "run", {"a": 1})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(OSError, match=r"takes no more pieces \(its settings\.json is gone\)$"):
+        checkpoint.write("1", {"a": np.array(1)})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_ends_where_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence, and what is written stays."""
+    swept(folder=tmp_path, part=(0, 3))
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match=r"^folder '.*' takes no more pieces \(No space left on device\)$"):
+        swept(folder=tmp_path, part=(1, 3))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+
+
+def test_a_folder_of_an_earlier_version_is_refused_by_that(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"vgjax": "0.0.1", "chunks": [[1, 1]], "digest": "0"}')
+    for read in (vg.load, lambda path: swept(folder=path)):
+        with pytest.raises(
+            ValueError, match=r"^folder must hold a run as version .* writes it, got .* of an earlier one$"
+        ):
+            read(tmp_path)
 
 
 def test_of_two_runs_that_begin_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,6 +420,7 @@ def test_status_says_how_far_a_run_is(tmp_path: Path) -> None:
     (tmp_path / "0001-00001-00002.failed.json").write_text("{}")
     (tmp_path / "0009-00001-00002.npz").write_text("of nobody")
     (tmp_path / "result.npz").write_text("of the user")
+    (tmp_path / "notes.failed.json").write_text("of the user")
     status = vg.status(tmp_path)
     assert (status.total, status.done, status.failed, status.remaining) == (12, 6, 1, 5)
     assert status.rate == pytest.approx(0.5)

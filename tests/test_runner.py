@@ -2,13 +2,17 @@
 
 import contextlib
 import errno
+import gc
 import io
 import itertools
 import json
 import os
+import pickle
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +49,7 @@ def run(
     kept = {name: found for name in pieces if checkpoint and (found := checkpoint.read(name)) is not None}
     missing = (name for name in pieces if name not in kept)
     begin = runner.in_this_process(lambda name: pieces[name]())
-    done = runner.run(missing, begin, lambda name, made: checkpoint and checkpoint.write(name, made), **options)
+    done = runner.run(missing, begin, lambda name, made: checkpoint and checkpoint.write_or_warn(name, made), **options)
     return {**kept, **dict(done)}
 
 
@@ -188,6 +192,8 @@ def test_a_piece_that_fails_twice_is_said_to_and_all_others_are_done(
     found = run({**work(), NAMES[1]: fails}, workers=workers)
     failed = found.pop(NAMES[1])
     assert (failed.error, failed.attempts, len(tried)) == (error, 2, 2)
+    assert "in fails" in failed.traceback
+    assert failed.without_frames().error.__traceback__ is None
     assert_same(found, {name: a for name, a in whole.items() if name != NAMES[1]})
 
 
@@ -203,6 +209,78 @@ def test_a_piece_that_fails_once_is_done_like_the_others(whole: dict[str, runner
         return real()
 
     assert_same(run(pieces | {NAMES[2]: at_first}, workers=workers), whole)
+
+
+class Silent(Exception):
+    """Of a user, with a fault of its own."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("one\ntwo"), "ValueError: one"),
+        (MemoryError(), "MemoryError"),
+        (Silent(), "Silent: what it says cannot be read"),
+    ],
+)
+def test_an_error_is_said_in_one_line(error: Exception, said: str) -> None:
+    assert runner.Failed.of(error).said == said
+    travelled = pickle.loads(pickle.dumps(runner.Failed.of(error, travels=True)))
+    assert said in travelled.said
+
+
+def test_an_error_keeps_nothing_alive() -> None:
+    """Frames hold what they computed with."""
+    large = np.zeros(10)
+    alive = weakref.ref(large)
+
+    def fails(_: int) -> runner.Arrays:
+        mine = alive()
+        try:
+            raise KeyError(len(mine))  # type: ignore[arg-type]
+        except KeyError as error:
+            raise ValueError("stop") from error
+
+    ((_, failed),) = runner.run([0], runner.in_this_process(fails), lambda *_: None)
+    failed = failed.without_frames()
+    del large
+    gc.collect()
+    assert alive() is None
+    assert "KeyError" in failed.traceback
+
+
+class Strange:
+    """An executor that returns what is no future."""
+
+    def submit(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def test_executors_that_take_no_pieces_are_said_to() -> None:
+    closed = ThreadPoolExecutor(1)
+    closed.shutdown()
+    for executor in (closed, Strange()):
+        done = runner.run([0], runner.in_this_process(lambda _: {}), lambda *_: None, executor=executor)
+        with pytest.raises(
+            RuntimeError, match=r"^executor must (take pieces, got one that does not: cannot schedule|ret)"
+        ):
+            next(done)
+
+
+def test_a_piece_that_an_executor_calls_off_is_one_that_failed() -> None:
+    class Calls(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            future: Any = Future()
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return future
+
+    with Calls(1) as executor:
+        found = list(runner.run([0], runner.in_this_process(lambda _: {}), lambda *_: None, executor=executor))
+    assert [failed.said for _, failed in found] == ["CancelledError"]
 
 
 # --- a run that is stopped ------------------------------------------------------------------------------------------
@@ -269,7 +347,7 @@ def test_a_file_that_could_not_be_finished_is_never_there(
         raise stop("stop")
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.warns(RuntimeWarning) if stop is OSError else pytest.raises(KeyboardInterrupt):
+    with pytest.raises(stop):
         checkpoint.write(NAMES[0], {"loss": np.zeros(3)})
     assert f"{NAMES[0]}.npz" not in seen[0]
     assert listed(tmp_path) == ["settings.json"]

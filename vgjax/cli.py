@@ -181,7 +181,7 @@ def _map(arguments: argparse.Namespace) -> int:
     chosen = np.asarray(draw(key))
     x, y = (np.asarray(a)[chosen] for a in (images.inputs, images.labels))
 
-    common: dict[str, Any] = {"key": key, "seeds": seeds, "leading": "seed"}
+    common: dict[str, Any] = {"key": key, "seeds": seeds, "leading": "seed", "on_error": "raise"}
     common["progress"] = False if arguments.quiet else None
     sweep = vg.sweep(network, x, **grid, **common)
     sigma_b = nearest(grid["sigma_b"], arguments.at)

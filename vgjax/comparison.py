@@ -12,7 +12,7 @@ import numpy as np
 from vgjax import theory
 from vgjax.blocks.protocol import TheoryArguments
 from vgjax.checks import kinds, known
-from vgjax.ensembles.result import Result
+from vgjax.ensembles.result import Result, check_complete
 from vgjax.theory import normalization, residual
 from vgjax.values import by_content
 
@@ -110,8 +110,9 @@ def compare(result: Result, variable: str | None = None) -> Comparison:
         `Comparison`.
 
     Raises:
-        ValueError: a network, a variable or axes that theory does not cover.
+        ValueError: a network, a variable or axes that theory does not cover, or a result with missing points.
     """
+    check_complete("compare", result)
     measured = [name for name in _PREDICTIONS if name in result.arrays]
     if not measured or "first_inexact_layer" not in result.arrays:
         raise ValueError(f"compare needs gains, gradients or correlations, got {result.measure}")

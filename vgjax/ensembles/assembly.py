@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -153,18 +153,16 @@ class Assembly:
 
     Args:
         outline: of the result.
-        finish: what becomes of a piece's arrays first; left out, nothing.
     """
 
-    def __init__(self, outline: Outline, finish: Callable[[Place, Arrays], Arrays] | None = None):
-        self._outline, self._finish = outline, finish
+    def __init__(self, outline: Outline):
+        self._outline = outline
         self._whole: list[Arrays] = [{} for _ in outline.sizes]
         self._there = [np.zeros((outline.seeds, chunks), bool) for chunks in outline.chunks]
 
     def put(self, place: Place, piece: Arrays) -> None:
         """Give a piece its place."""
         outline, whole = self._outline, self._whole[place.network]
-        piece = self._finish(place, piece) if self._finish else piece
         for name, a in piece.items():
             if name not in whole:
                 whole[name] = np.zeros((outline.seeds, outline.points, *a.shape[1:]), a.dtype)

@@ -11,7 +11,6 @@ import os
 import platform
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,13 +25,14 @@ from vgjax.ensembles.result import Result, result_of
 from vgjax.ensembles.runner import Failed
 from vgjax.files import foreign, read_arrays, refused_in_a_sentence, whole_file, writable_folder, write_arrays
 from vgjax.networks.network import Network
+from vgjax.version import VERSION
 
 SETTINGS = "settings.json"
 _VARIABLE = "variable/"
 """Before the name of a variable in a file: NumPy writes arrays by keyword, and "file" is one of its own."""
 _LAYOUT, _OUTLINE, _DIGEST = "chunks", "outline", "digest"
 """Where the settings say how the run is cut into pieces, what its result is of, and what all of them came to."""
-COMPUTED = "computed"
+PROGRAM = "program"
 """And the fingerprint of the program that makes the pieces."""
 _FAILED = ".failed.json"
 _SHOWN = 10
@@ -63,8 +63,9 @@ class Checkpoint:
     ):
         self.folder, self._warned = writable_folder(folder, "folder"), threading.Lock()
         path, settings = self.folder / SETTINGS, json.loads(json.dumps(settings))
+        others = foreign(self.folder)  # before the settings, which another run may write at any time
         if not path.exists():
-            if foreign(self.folder):
+            if others:
                 raise ValueError(f"folder must be empty or hold an earlier run, got {str(folder)!r} with other files")
             self._begin(path, {**settings, _LAYOUT: layout, _OUTLINE: outline})
         found = read_settings(path)  # of this run or, if several begin at once, of the first of them
@@ -85,30 +86,36 @@ class Checkpoint:
 
     def read(self, name: str) -> Arrays | None:
         """A piece; None if it is not there, is not to be read, or is not what this run wrote: it is done again."""
-        return _read(self.folder, self._run, name)
+        return read_piece(self.folder, self._run, name)
 
-    def write(self, name: str, piece: Arrays) -> bool:
-        """Keep a piece, whole; where the disk is full the run goes on without it, with a warning.
+    def write(self, name: str, piece: Arrays) -> None:
+        """Keep a piece, whole.
 
-        Returns:
-            Whether it is kept.
+        Raises:
+            OSError: it cannot be kept.
         """
         try:
+            if not (self.folder / SETTINGS).exists():
+                raise FileNotFoundError(2, f"its {SETTINGS} is gone")
             arrays = {f"{_VARIABLE}{variable}": a for variable, a in piece.items()}
             write_arrays(self.folder / f"{name}.npz", arrays, f"{self._run} {name}")
             (self.folder / f"{name}{_FAILED}").unlink(missing_ok=True)  # an earlier attempt's
         except OSError as error:
+            raise OSError(f"folder {str(self.folder)!r} takes no more pieces ({error.strerror})") from error
+
+    def write_or_warn(self, name: str, piece: Arrays) -> None:
+        """Keep a piece; where the disk is full the run goes on without it, with a warning."""
+        try:
+            self.write(name, piece)
+        except OSError as error:
             if self._warned.acquire(blocking=False):
-                text = f"folder {str(self.folder)!r} takes no more pieces ({error.strerror}); the run goes on in memory"
-                warnings.warn(text, RuntimeWarning, stacklevel=2)
-            return False
-        return True
+                warnings.warn(f"{error}; the run goes on in memory", RuntimeWarning, stacklevel=2)
 
     def write_failed(self, name: str, failed: Failed) -> None:
         """Say of a piece why it is not there."""
         said = {
-            "error": in_one_line(failed.error),
-            "traceback": "".join(traceback.format_exception(failed.error)),
+            "error": failed.said,
+            "traceback": failed.traceback,
             "attempts": failed.attempts,
             "machine": platform.node(),
         }
@@ -117,12 +124,8 @@ class Checkpoint:
             temporary.write_text(json.dumps(said, indent=1) + "\n")
 
 
-def in_one_line(error: BaseException) -> str:
-    """An exception's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def _read(folder: Path, run: str, name: str) -> Arrays | None:
+def read_piece(folder: Path, run: str, name: str) -> Arrays | None:
+    """A piece of the run of that digest; None if it is not there, or not as it was written."""
     try:
         found = read_arrays(folder / f"{name}.npz", f"{run} {name}")
     except OSError:
@@ -140,14 +143,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: they are not whole.
     """
+    damaged = ValueError(f"folder must hold an earlier run, got an unreadable or damaged {str(path)!r}")
     try:
         found = dict(json.loads(path.read_text()))
         content = {name: value for name, value in found.items() if name != _DIGEST}
-        whole = found[_DIGEST] == _digest(content) and {_LAYOUT, _OUTLINE} <= found.keys()
+        whole = found[_DIGEST] == _digest(content)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what reading and parsing any bytes can raise
-        whole = False
-    if not whole:
-        raise ValueError(f"folder must hold an earlier run, got an unreadable or damaged {str(path)!r}")
+        raise damaged from None
+    if not whole and _OUTLINE not in found and "vgjax" in found:
+        raise ValueError(f"folder must hold a run as version {VERSION} writes it, got {str(path)!r} of an earlier one")
+    if not whole or not {_LAYOUT, _OUTLINE} <= found.keys():
+        raise damaged
     return found
 
 
@@ -194,7 +200,7 @@ def _array_from_json(found: Mapping[str, Any]) -> np.ndarray:
 def _outline_of(found: dict[str, Any], network: Network | Mapping[str, Network] | None) -> Outline:
     given = found[_OUTLINE]
     axes, coordinates = ({name: _array_from_json(a) for name, a in given[k].items()} for k in ("axes", "coordinates"))
-    provenance = {name: value for name, value in found.items() if name not in (_OUTLINE, _DIGEST, COMPUTED)}
+    provenance = {name: value for name, value in found.items() if name not in (_OUTLINE, _DIGEST, PROGRAM)}
     empty = result_of(({**given["description"], "provenance": provenance}, axes, coordinates, {}), network)
     return Outline(
         measure=empty.measure,
@@ -228,13 +234,31 @@ class Run(NamedTuple):
 
     def read(self, place: Place) -> Arrays | None:
         """A piece, None if it is not there or not whole."""
-        return _read(self.folder, self.digest, place.name)
+        return read_piece(self.folder, self.digest, place.name)
 
-    def failed(self) -> dict[Place, str]:
-        """Pieces that raised, with what they said."""
-        names = [name for name in os.listdir(self.folder) if name.endswith(_FAILED)]
-        there = {Place(*map(int, name.removesuffix(_FAILED).split("-"))): name for name in names}
-        return {place: _error_in(self.folder / name) for place, name in sorted(there.items())}
+    def files(self) -> tuple[dict[Place, Path], dict[Place, Path]]:
+        """Of pieces that are there, and of those that failed and are not."""
+        done: dict[Place, Path] = {}
+        failed: dict[Place, Path] = {}
+        for name in os.listdir(self.folder):
+            stem = name.removesuffix(".npz").removesuffix(_FAILED)
+            place = self._place(stem)
+            if place and name in (f"{stem}.npz", f"{stem}{_FAILED}"):
+                (done if name.endswith(".npz") else failed)[place] = self.folder / name
+        return done, {place: path for place, path in sorted(failed.items()) if place not in done}
+
+    def _place(self, name: str) -> Place | None:
+        """Of a piece of this run by its name."""
+        numbers, outline = name.split("-"), self.outline
+        if len(numbers) != 3 or not all(each.isdecimal() for each in numbers):
+            return None
+        place = Place(*map(int, numbers))
+        there = place.network < len(outline.sizes) and place.seed < outline.seeds and place.name == name
+        return place if there and place.chunk < outline.chunks[place.network] else None
+
+    def errors(self) -> dict[Place, str]:
+        """What those that failed said."""
+        return {place: _error_in(path) for place, path in self.files()[1].items()}
 
 
 def _error_in(path: Path) -> str:
@@ -242,6 +266,11 @@ def _error_in(path: Path) -> str:
         return str(json.loads(path.read_text())["error"])
     except (OSError, ValueError, KeyError, TypeError):  # gone meanwhile, or not whole
         return "an error that cannot be read"
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a run."""
+    return (Path(folder) / SETTINGS).is_file()
 
 
 def open_run(
@@ -258,7 +287,7 @@ def open_run(
         ValueError: a folder without one, or of pieces that only their sweep can finish.
     """
     path = Path(folder)
-    if not (path / SETTINGS).is_file():
+    if not is_run(folder):
         raise ValueError(f"folder must hold the run of a sweep, got {str(folder)!r} without {SETTINGS}")
     found = read_settings(path / SETTINGS)
     if pieces and not found[_OUTLINE]["readable"]:
@@ -266,7 +295,7 @@ def open_run(
             "folder must hold pieces that the library can finish, got those of a measurement with a finish of its own: "
             "call vgjax.sweep again with the same arguments and this folder, which reads them"
         )
-    return Run(path, _outline_of(found, network), found[_DIGEST])
+    return Run(path.resolve(), _outline_of(found, network), found[_DIGEST])
 
 
 def _assembled(run: Run) -> Assembly:
@@ -280,7 +309,7 @@ def _assembled(run: Run) -> Assembly:
 def load_folder(folder: str | os.PathLike[str], network: Network | Mapping[str, Network] | None = None) -> Result:
     """What is there of a run: see `load`."""
     run = open_run(folder, network)
-    assembly, errors = _assembled(run), run.failed()
+    assembly, errors = _assembled(run), run.errors()
     return assembly.result({place: errors[place] for place in assembly.missing() if place in errors})
 
 
@@ -302,7 +331,7 @@ def collect(folder: str | os.PathLike[str], network: Network | Mapping[str, Netw
     run = open_run(folder, network)
     assembly = _assembled(run)
     if missing := list(assembly.missing()):
-        errors = run.failed()
+        errors = run.errors()
         of = [f"{run.outline.said(place)}{f' ({errors[place]})' if place in errors else ''}" for place in missing]
         raise MissingPieces(
             f"folder must hold all {run.outline.pieces} pieces of its run, got one without {len(missing)}: {named(of)}"
@@ -376,26 +405,13 @@ def status(folder: str | os.PathLike[str]) -> Status:
         ValueError: a folder that holds no run.
     """
     run = open_run(folder, pieces=False)
-    with os.scandir(run.folder) as entries:
-        names = {entry.name for entry in entries}
-    done = [name for name in names if name.endswith(".npz") and _is_of(run.outline, name.removesuffix(".npz"))]
-    failed = [name for name in names if name.endswith(_FAILED) and name.replace(_FAILED, ".npz") not in names]
-    times = np.sort([mtime for name in done if (mtime := _mtime(run.folder / name))])
+    done, failed = run.files()
+    times = np.sort([mtime for path in done.values() if (mtime := _mtime(path))])
     recent = times[-_RECENT:]
     spent = recent[-1] - recent[0] if len(recent) > 1 else 0.0
     rate = (len(recent) - 1) / spent if spent > 0 else np.nan
     since = time.time() - times[-1] if len(times) else np.nan
     return Status(run.outline.pieces, len(done), len(failed), float(rate), float(since))
-
-
-def _is_of(outline: Outline, name: str) -> bool:
-    """Whether a file's name is that of a piece."""
-    numbers = name.split("-")
-    if len(numbers) != 3 or not all(each.isdecimal() for each in numbers):
-        return False
-    place = Place(*map(int, numbers))
-    in_it = place.network < len(outline.sizes) and place.seed < outline.seeds
-    return in_it and place.chunk < outline.chunks[place.network] and place.name == name
 
 
 def _mtime(path: Path) -> float:

@@ -4,7 +4,6 @@ A seed's draw is made once and shared by all its pieces; one compiled program se
 another one's, on one device or on all.
 """
 
-import contextlib
 import functools
 import hashlib
 import pickle
@@ -23,7 +22,7 @@ from vgjax.ensembles.fingerprint import digest, digest_of_program, digest_of_tex
 from vgjax.ensembles.grid import Grid
 from vgjax.ensembles.measurement import Measurement
 from vgjax.ensembles.result import describe_machine
-from vgjax.ensembles.runner import Once, Refused, switched, switches
+from vgjax.ensembles.runner import Failed, Once, Refused, switched, switches
 from vgjax.initializers import Scales
 from vgjax.networks.network import Network
 from vgjax.version import VERSION
@@ -41,7 +40,7 @@ class Job:
         network, scales: what is drawn, and the scales of its own.
         measure: what is measured of it.
         grid: the points.
-        inputs: for each seed.
+        inputs: by seed; one and the same object where they are the same.
         batch: whether they have an axis of examples.
         key, seeds: of the draws.
         size: points a piece, and points a batch.
@@ -55,7 +54,7 @@ class Job:
     scales: Mapping[str, Any]
     measure: Measurement
     grid: Grid
-    inputs: list[tuple[Any, ...]]
+    inputs: list[tuple[Any, ...]] | dict[int, tuple[Any, ...]]
     batch: bool
     key: Array
     seeds: int
@@ -218,7 +217,7 @@ def _numpy(a: Any) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Packed:
+class Packed:
     """A pickled job, known by its digest."""
 
     digest: str
@@ -230,72 +229,92 @@ class Task:
     """One piece for another process: all that it needs, as one value that can be pickled.
 
     Attributes:
-        job: pickled once for all pieces of a network.
+        job: pickled once for all pieces of a network, without inputs that are others for every seed.
         place: the piece.
+        inputs: those of its seed, if they are.
+        size: as that of the job.
         switches: JAX's settings where the sweep was called.
         machine: what computes there.
         attempt: counted from 1: an engine that remembers what it was asked (Dask) answers another attempt anew.
     """
 
-    job: _Packed
+    job: Packed
     place: Place
+    inputs: tuple[Any, ...] | None
+    size: tuple[int, ...]
     switches: tuple[tuple[str, Any], ...]
     machine: tuple[tuple[str, Any], ...]
     attempt: int
 
 
-def packed(job: Job) -> _Packed:
+def packed(job: Job) -> Packed:
     """A job that can travel.
 
     Raises:
         ValueError: it holds what cannot be pickled.
     """
-    job = replace(job, mesh=None)  # a worker has devices of its own
-    dumps: Callable[[Any], bytes] = pickle.dumps
-    with contextlib.suppress(ImportError):  # which takes functions without a name in a module, and those of scripts
-        import cloudpickle
-
-        dumps = cloudpickle.dumps
+    job = replace(job, mesh=None, inputs={} if _own_inputs(job) else {0: job.inputs[0]})
+    dumps, remedy = _pickler()
     try:
         content = dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"executor must get what can be pickled, got {job.name or 'a network'} measured by {job.measure.name} that "
-            f"cannot ({error}): install cloudpickle (pip install 'vgjax[pickle]') or define functions in a module"
+            f"cannot ({error}){remedy}"
         ) from None
-    return _Packed(hashlib.sha256(content).hexdigest(), content)
+    return Packed(hashlib.sha256(content).hexdigest(), content)
 
 
-def in_other_processes(jobs: list[Job]) -> Callable[[Any, Place, int], Any]:
-    """What submits pieces to an executor of other processes.
+def _pickler() -> tuple[Callable[[Any], bytes], str]:
+    """Cloudpickle, which takes functions without a name in a module, and those of scripts; without it, what to do."""
+    try:
+        import cloudpickle
+    except ImportError:
+        return pickle.dumps, ": install cloudpickle (pip install 'vgjax[pickle]') or define functions in a module"
+    return cloudpickle.dumps, ""
 
-    Raises:
-        ValueError: a job that cannot travel.
-    """
-    all_packed, machine = [packed(job) for job in jobs], tuple(_computes().items())
+
+def _own_inputs(job: Job) -> bool:
+    """Whether every seed has its own."""
+    return any(job.inputs[seed] is not job.inputs[0] for seed in range(job.seeds))
+
+
+def in_other_processes(jobs: list[Job], all_packed: list[Packed]) -> Callable[[Any, Place, int], Any]:
+    """What submits pieces of packed jobs to an executor of other processes."""
+    machine, own = tuple(_computes().items()), [_own_inputs(job) for job in jobs]
     now = {name: getattr(value, "platform", value) for name, value in switches().items()}  # a device is one of here
 
     def begin(executor: Any, place: Place, attempt: int) -> Any:
-        return executor.submit(made, Task(all_packed[place.network], place, tuple(now.items()), machine, attempt))
+        job = jobs[place.network]
+        inputs = job.inputs[place.seed] if own[place.network] else None
+        task = Task(all_packed[place.network], place, inputs, job.size, tuple(now.items()), machine, attempt)
+        return executor.submit(made, task)
 
     return begin
 
 
-def made(task: Task) -> Arrays:
-    """The piece of a task: what another process does.
+def made(task: Task) -> Arrays | Failed:
+    """The piece of a task, or why there is none: what another process does.
 
     Raises:
         Refused: it would compute something else, being of another version.
     """
     with switched(dict(task.switches)), jax.debug_nans(False):
         _check_same(dict(task.machine), _computes())
-        job, drawn = _unpacked(task.job)
-        with job.measure.computing(job.network):
-            return job.piece(drawn, task.place.seed, task.place.chunk)
+        try:
+            job, drawn = _unpacked(task.job)
+            inputs = {task.place.seed: job.inputs[0] if task.inputs is None else task.inputs}
+            job = replace(job, size=task.size, inputs=inputs)
+            with job.measure.computing(job.network):
+                return job.piece(drawn, task.place.seed, task.place.chunk)
+        except Exception as error:  # not all can travel: of JAX's own, few
+            return Failed.of(error, travels=True)
 
 
 def _check_same(asked: dict[str, Any], worker: dict[str, Any]) -> None:
-    differ = [f"{name} ({worker[name]} there, {value} here)" for name, value in asked.items() if worker[name] != value]
+    differ = [
+        f"{name} ({worker.get(name)} there, {value} here)" for name, value in asked.items() if worker.get(name) != value
+    ]
     if differ:
         raise Refused(f"a worker must compute as the sweep's own process does, got one of another {', '.join(differ)}")
 
@@ -304,8 +323,8 @@ def _computes() -> dict[str, Any]:
     return {"vgjax": VERSION, **describe_machine()}
 
 
-@functools.lru_cache(maxsize=4)  # pieces of as many networks come in turn
-def _unpacked(packed: _Packed) -> tuple[Job, Callable[[int], Any]]:
+@functools.lru_cache(maxsize=64)  # as programs: pieces of many networks come in turn
+def _unpacked(packed: Packed) -> tuple[Job, Callable[[int], Any]]:
     """A job and its draws, which a process makes once for all its pieces."""
     job: Job = pickle.loads(packed.content)
     return job, functools.lru_cache(maxsize=1)(job.draw)

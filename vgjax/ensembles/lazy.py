@@ -1,14 +1,16 @@
 """A run's folder as a data set that is read piece by piece, when it is asked for: also one larger than memory."""
 
+import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vgjax.checks import kinds
-from vgjax.ensembles.assembly import Arrays, Place, shaped
-from vgjax.ensembles.folder import Run, open_run
+from vgjax.ensembles.assembly import Arrays, Outline, Place, shaped
+from vgjax.ensembles.folder import Run, open_run, read_piece
 from vgjax.ensembles.result import import_xarray
 from vgjax.networks.network import Network
 
@@ -39,46 +41,57 @@ def open_dataset(
     except ImportError:
         raise ImportError("a run that is read lazily needs dask: pip install 'vgjax[zarr]'") from None
     run = open_run(folder, network)
-    there = {place for place in run.outline.places() if (run.folder / f"{place.name}.npz").is_file()}
-    arrays = shaped(run.outline, [_lazy(run, i, there) for i in range(len(run.outline.sizes))])
-    return run.outline.result(arrays, {}, set(run.outline.places()) - there)._labelled(arrays)
+    there, missing = run.files()[0], set(run.outline.places())
+    missing -= there.keys()
+    each = [_lazy(run, i, there, not missing) for i in range(len(run.outline.sizes))]
+    some = next(filter(None, each), {})
+    each = [mine or {name: _nothing(a.shape, a.dtype) for name, a in some.items()} for mine in each]
+    arrays = {name: a.rechunk(_uniform(run.outline, a.shape)) for name, a in shaped(run.outline, each).items()}
+    return run.outline.result(arrays, {}, missing, run.errors())._labelled(arrays)
 
 
-def _lazy(run: Run, network: int, there: set[Place]) -> dict[str, Any]:
+def _uniform(outline: Outline, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunks of one size, as zarr wants them: of one network and seed, as many points as a piece has, or a few more."""
+    axes = outline.shape
+    each = max(1, min(outline.sizes) // max(1, math.prod(axes[1:])))
+    lead = (*([1] if outline.several else []), 1, *([each, *axes[1:]] if axes else []))
+    return (*lead, *shape[len(lead) :])
+
+
+def _lazy(run: Run, network: int, there: Mapping[Place, Path], complete: bool) -> dict[str, Any]:
     """One network's variables as dask arrays of shape ``(seeds, points, ...)``; none without a piece."""
     import dask
     import dask.array
 
-    outline = run.outline
-    mine = [place for place in there if place.network == network]
-    if not mine:
-        return {}
-    like = _whole_piece(run, min(mine))
-    kinds_of = {n: a.dtype if len(there) == outline.pieces else np.result_type(np.float32, a) for n, a in like.items()}
+    outline, mine = run.outline, sorted(place for place in there if place.network == network)
+    like = next((piece for place in mine if (piece := run.read(place)) is not None), {})
+    kinds_of = {name: a.dtype if complete else np.result_type(np.float32, a.dtype) for name, a in like.items()}
+    read = {place: dask.delayed(_whole_piece)(str(run.folder), run.digest, place.name) for place in mine}
 
-    def block(place: Place, name: str, read: Any) -> Any:
+    def block(name: str, place: Place) -> Any:
         rows = outline.rows(place)
         shape = (rows.stop - rows.start, *like[name].shape[1:])
         if place not in there:
-            return dask.array.full(shape, np.nan, kinds_of[name])
+            return _nothing(shape, kinds_of[name])
         return dask.array.from_delayed(read[place][name], shape, like[name].dtype).astype(kinds_of[name])
 
-    read = {place: dask.delayed(_whole_piece)(run, place) for place in mine}
-    numbers = range(outline.chunks[network])
-    return {
-        name: dask.array.stack(
-            [
-                dask.array.concatenate([block(Place(network, seed, i), name, read) for i in numbers])
-                for seed in range(outline.seeds)
-            ]
-        )
-        for name in like
-    }
+    def of_seed(name: str, seed: int) -> Any:
+        return dask.array.concatenate([block(name, Place(network, seed, i)) for i in range(outline.chunks[network])])
+
+    return {name: dask.array.stack([of_seed(name, seed) for seed in range(outline.seeds)]) for name in like}
 
 
-def _whole_piece(run: Run, place: Place) -> Arrays:
-    found = run.read(place)
+def _nothing(shape: tuple[int, ...], dtype: Any) -> Any:
+    """NaN. Not `dask.array.full`, a part of which is asked for as if it were there already (dask 2026.8)."""
+    import dask
+    import dask.array
+
+    return dask.array.from_delayed(dask.delayed(np.full)(shape, np.nan, dtype), shape, dtype)
+
+
+def _whole_piece(folder: str, digest: str, name: str) -> Arrays:
+    found = read_piece(Path(folder), digest, name)
     if found is None:
-        path = str(run.folder / f"{place.name}.npz")
-        raise ValueError(f"folder must hold whole pieces, got a damaged {path!r}: call the sweep again, which mends it")
+        path = str(Path(folder) / f"{name}.npz")
+        raise ValueError(f"folder must hold whole pieces, got {path!r} that is damaged or gone: call the sweep again")
     return found

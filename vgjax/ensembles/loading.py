@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vgjax.checks import kinds
-from vgjax.ensembles.folder import load_folder
+from vgjax.ensembles.folder import is_run, load_folder, open_run
 from vgjax.ensembles.result import SEAL, Read, Result, import_xarray, result_of, with_known_suffix
 from vgjax.files import read_arrays
 from vgjax.networks.network import Network
@@ -31,8 +31,10 @@ def load(path: str | os.PathLike[str], network: Network | Mapping[str, Network] 
             is not one of the result's.
         FileNotFoundError: there is no such file.
     """
-    if Path(path).is_dir() and Path(path).suffix not in (".npz", ".nc"):
+    if is_run(path):
         return load_folder(path, network)
+    if Path(path).is_dir() and Path(path).suffix not in (".npz", ".nc"):
+        open_run(path)  # which says what is missing
     path = with_known_suffix(path)
     try:
         found = (_read_nc if path.suffix == ".nc" else _read_npz)(path)

@@ -180,8 +180,10 @@ def measurement(
         bytes_per_point: about what one point keeps alive, from which follows how many are taken at once.
 
     Raises:
-        ValueError: a variable named as something else of a `Result` is, or a dimension that all variables have.
+        ValueError: no variable, one named as something else of a `Result` is, or a dimension that all variables have.
     """
+    if not dims:
+        raise ValueError("dims must name one variable at least, got none")
     for name, each in dims.items():
         if not name.isidentifier() or hasattr(Result, name):
             raise ValueError(f"dims must name variables that a result has no other meaning for, got {name!r}")

@@ -22,7 +22,7 @@ from vgjax.data import Examples
 from vgjax.ensembles.grid import Case
 from vgjax.ensembles.measurement import Arrays, Measurement
 from vgjax.ensembles.measurements import Gradients
-from vgjax.ensembles.result import Result
+from vgjax.ensembles.result import Result, check_complete
 from vgjax.initializers import Scales
 from vgjax.measure import losses, naive
 from vgjax.measure.gradients import GradientFlow
@@ -304,6 +304,7 @@ def remedy_table(result: Result, *, markdown: bool = False) -> str:
     """
     if result.measure != FirstSteps.name or not result.several or result.axes:
         raise ValueError(f"a table of remedies needs first_steps of several networks without axes, got {result!r:.80}")
+    check_complete("a table of remedies", result)
     rows = _rows(result)
     if not markdown:
         return _aligned([list(rows[0]), *(list(row.values()) for row in rows)])

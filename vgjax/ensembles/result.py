@@ -215,8 +215,9 @@ class Result:
             Values of that axis, of the shape of the remaining ones; NaN where there is no such change.
 
         Raises:
-            ValueError: a result without gains or without such an axis.
+            ValueError: a result without gains or without such an axis, or with missing points.
         """
+        check_complete("edge", self)
         rate = self.rate()
         if not self.axes:
             raise ValueError("edge needs a sweep along some axis, got one without axes")
@@ -242,9 +243,11 @@ class Result:
             Booleans of the shape of ``log_gain``.
 
         Raises:
-            ValueError: a result without gains, or a dtype other than float32, bfloat16 and float16.
+            ValueError: a result without gains or with missing points, or a dtype other than float32, bfloat16 and
+                float16.
         """
         self._gains()
+        check_complete("naive_lost", self)
         lowest, highest = _EXPONENTS[known("dtype", dtype, _EXPONENTS)]
         square, n = 2 * self.log_gain, self.provenance["state_size"]
         # A sum of squares is 0 when its largest term is: about 2 ln n times the mean of n Gaussian ones.
@@ -356,6 +359,12 @@ def result_of(found: Read, network: Network | Mapping[str, Network] | None) -> R
     dims = {name: tuple(each) for name, each in description["dims"].items()}
     kept = description["fixed"], description["provenance"]
     return Result(description["measure"], axes, arrays, dims, coordinates, networks, *kept)
+
+
+def check_complete(what: str, result: Result) -> None:
+    """Raise ValueError if points of a result are missing, where what is read off it would not show that."""
+    if result.missing_points:
+        raise ValueError(f"{what} needs all points, got a result without {result.missing_points} of them")
 
 
 def program_of(network: Network | None) -> str:

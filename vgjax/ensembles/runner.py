@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import pickle
 import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -20,6 +22,8 @@ Arrays = dict[str, np.ndarray]
 
 _ATTEMPTS = 2
 """How often a piece is tried: what failed for a reason of its machine does not fail again on another."""
+_WINDOW = 128
+"""Pieces on their way to an executor at least: it need not say how many workers it has."""
 _POLL = 0.05
 """Seconds between two looks at futures that call nobody back (submitit's)."""
 
@@ -83,10 +87,53 @@ class Once:
 
 
 class Failed(NamedTuple):
-    """What became of a piece that raised each time it was tried."""
+    """A piece that raised.
+
+    Attributes:
+        error: what.
+        traceback: where, as a text: frames would keep what they computed with alive.
+        attempts: how often it was tried.
+    """
 
     error: Exception
-    attempts: int
+    traceback: str
+    attempts: int = 1
+
+    @classmethod
+    def of(cls, error: Exception, *, travels: bool = False) -> "Failed":
+        """What an exception says; one that travels and cannot is told of by another."""
+        where = "".join(traceback.format_exception(error))
+        return cls(_that_travels(error) if travels else error, where)
+
+    @property
+    def said(self) -> str:
+        """In one line."""
+        return in_one_line(self.error)
+
+    def without_frames(self) -> "Failed":
+        """The same, which keeps nothing alive but texts."""
+        error: BaseException | None = self.error
+        while error is not None:
+            error.__traceback__, error = None, error.__cause__ or error.__context__
+        return self
+
+
+def _that_travels(error: Exception) -> Exception:
+    """An exception, if another process can make it again, or one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(in_one_line(error))
+    return error
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's kind and the first line of what it says."""
+    try:
+        text = str(error).partition("\n")[0]
+    except Exception:  # of a user's own kind
+        text = "what it says cannot be read"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class _Serial(Executor):
@@ -129,31 +176,45 @@ class _OnTheWay(Generic[T]):
 
     def submit(self, begin: Begin[T], piece: T, attempt: int = 1) -> None:
         """Set a piece on its way."""
-        future = begin(self._executor, piece, attempt)
+        try:
+            future = begin(self._executor, piece, attempt)
+        except RuntimeError as error:
+            if isinstance(error, BrokenExecutor) or isinstance(self._executor, _Serial):
+                raise
+            raise RuntimeError(f"executor must take pieces, got one that does not: {error}") from error
+        if not callable(getattr(future, "done", None)):
+            raise RuntimeError(f"executor must return futures with done() and result(), got one that returns {future}")
         self._pieces[future] = piece, attempt
         if hasattr(future, "add_done_callback"):
             future.add_done_callback(self._done.put)
         else:
             self._calling_back = False
 
-    def next(self) -> tuple[T, int, Any]:
-        """One that has come back, when there is one: piece, attempt and future."""
+    def next(self) -> tuple[T, int, Arrays | Failed]:
+        """One that has come back, when there is one: piece, attempt and what became of it."""
         while not self._calling_back and not (done := [each for each in self._pieces if each.done()]):
             time.sleep(_POLL)
         future = self._done.get() if self._calling_back else done[0]
-        return *self._pieces.pop(future), future
+        return *self._pieces.pop(future), _outcome(future)
 
     def given_up(self) -> Iterator[tuple[T, Arrays]]:
         """Call back those that have not begun; those that have come back by then."""
         for future in self._pieces:
             future.cancel()
         for future, (piece, _) in self._pieces.items():
-            if future.done() and not _cancelled(future) and future.exception() is None:
-                yield piece, future.result()
+            with contextlib.suppress(Exception):
+                if future.done() and not isinstance(made := _outcome(future), Failed):
+                    yield piece, made
 
 
-def _cancelled(future: Any) -> bool:
-    return isinstance(future, Future) and future.cancelled()
+def _outcome(future: Any) -> Arrays | Failed:
+    try:
+        made: Arrays | Failed = future.result()
+    except (BrokenExecutor, Refused):
+        raise
+    except Exception as error:
+        return Failed.of(error)
+    return made
 
 
 def run(
@@ -172,43 +233,41 @@ def run(
 
     Args:
         work: the pieces; asked for one by one, when there is room.
-        begin: what submits a piece to the executor.
+        begin: what submits a piece to the executor, whose future gives its arrays, `Failed`, or raises.
         keep: what is done with each as soon as it is there, in this thread.
         executor: any with ``submit``, which stays open; None does the work here, in ``workers`` threads.
         workers: pieces done at once.
 
     Raises:
-        RuntimeError: an executor that has lost its processes.
+        RuntimeError: an executor that takes no pieces, or has lost its processes.
     """
+    window = max(2 * workers, _WINDOW) if executor is not None else workers if workers == 1 else 2 * workers
     with _pool(executor, workers) as pool:
-        on_the_way, waiting, window = _OnTheWay[T](pool), iter(work), 1 if workers == 1 and executor is None else 2
+        on_the_way, waiting = _OnTheWay[T](pool), iter(work)
         try:
             while True:
-                while len(on_the_way) < window * workers and (piece := next(waiting, None)) is not None:
+                while len(on_the_way) < window and (piece := next(waiting, None)) is not None:
                     on_the_way.submit(begin, piece)
                 if not on_the_way:
                     return
-                piece, attempt, future = on_the_way.next()
-                error = future.exception()
-                if error is None:
-                    keep(piece, made := future.result())
-                    yield piece, made
-                elif not isinstance(error, Exception) or isinstance(error, (BrokenExecutor, Refused)):
-                    raise error
+                piece, attempt, made = on_the_way.next()
+                if not isinstance(made, Failed):
+                    keep(piece, made)
                 elif attempt < _ATTEMPTS:
                     on_the_way.submit(begin, piece, attempt + 1)
+                    continue
                 else:
-                    yield piece, Failed(error, attempt)
+                    made = made._replace(attempts=attempt)
+                yield piece, made
         except BaseException as error:
             if executor is None:
                 pool.shutdown(wait=True, cancel_futures=True)
-            for piece, made in on_the_way.given_up():
-                keep(piece, made)
+            with contextlib.suppress(OSError):  # a full disk, while something else ends the run
+                for piece, arrays in on_the_way.given_up():
+                    keep(piece, arrays)
             if isinstance(error, BrokenExecutor):
                 said = f"executor must keep its processes alive, got one that lost them ({error})"
-                raise RuntimeError(
-                    f"{said}: call again with a new one, and with a folder, which keeps pieces"
-                ) from error
+                raise RuntimeError(f"{said}: call again with a new one, and a folder, which keeps pieces") from error
             raise
 
 

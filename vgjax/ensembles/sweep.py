@@ -6,12 +6,10 @@ layer comes out of one pass; one compiled program serves all seeds, pieces and l
 
 import dataclasses
 import difflib
-import functools
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, overload
+from collections.abc import Mapping
+from typing import Annotated, Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +19,15 @@ from jax.sharding import Mesh
 
 from vgjax.checks import ArrayLike, RandomKey, is_whole, kinds, known, nan_is_data, positive_integer, short
 from vgjax.ensembles import runner
-from vgjax.ensembles.assembly import Arrays, Assembly, Outline, Place
+from vgjax.ensembles.assembly import Outline
 from vgjax.ensembles.fingerprint import digest, digest_of_text, options_of
-from vgjax.ensembles.folder import COMPUTED, Checkpoint, Status, in_one_line, named, outline_to_json, status
+from vgjax.ensembles.folder import PROGRAM, Checkpoint, Status, outline_to_json
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
-from vgjax.ensembles.job import AXIS, Job, axis_of, in_other_processes
+from vgjax.ensembles.job import AXIS, Job, axis_of, in_other_processes, packed
 from vgjax.ensembles.measurement import Measurement
 from vgjax.ensembles.measurements import gains
 from vgjax.ensembles.result import Result, describe_machine
+from vgjax.ensembles.work import OnError, Work
 from vgjax.files import disk_size
 from vgjax.initializers import Scales
 from vgjax.memory import of_device, of_machine
@@ -53,11 +52,6 @@ MEASUREMENTS = (
 
 # A string is told which one it means.
 _Measure = Annotated[Measurement | str, "a measurement such as vgjax.gains()"]
-
-
-OnError = Literal["record", "raise"]
-_HOPELESS = 4
-"""Pieces that fail before any is done, from which on it is the sweep that fails."""
 
 
 @overload
@@ -86,7 +80,7 @@ def sweep(
     scales: Scales | None = None,
     leading: str | None = None,
     folder: str | os.PathLike[str] | None = None,
-    part: tuple[int, int] | None = None,
+    part: tuple[int, ...] | None = None,
     memory: int | None = None,
     workers: int | None = None,
     executor: Any = None,
@@ -120,9 +114,9 @@ def sweep(
             result `vgjax.collect` reads.
         memory: budget in bytes for one piece of the grid; default: 256 MiB, of an accelerator a quarter of its memory.
         workers: pieces done at once; default: the cores of this process where a piece does not fill them alone. With an
-            executor: its workers; twice as many pieces are on their way to it.
-        executor: what does the pieces: any `concurrent.futures.Executor` of other processes, of Dask
-            (``client.get_executor()``), or what has ``submit`` alike. It stays open.
+            executor of more than 64 workers, how many it has, so that none of them waits.
+        executor: what does the pieces: any `concurrent.futures.Executor` of other processes (that are spawned: JAX does
+            not survive a fork), of Dask (``client.get_executor()``), or what has ``submit`` alike. It stays open.
         mesh: the devices along which the points of a piece are laid: one axis, or that called ``points``; default: all
             devices of this process.
         on_error: ``"raise"``: the first piece that fails twice ends the sweep with its error.
@@ -158,17 +152,14 @@ def sweep(
         for (name, case), grid in zip(cases.items(), grids, strict=True)
     ]
     workers = _checked_workers(workers, measure, executor, mesh)
+    elsewhere = None if executor is None else [packed(job) for job in jobs]
     with measure.computing(jobs[0].network):
         jobs, outline, checkpoint = _begun(jobs, several, folder, memory, workers * (part[1] if part else 1))
-        begin = _here(jobs, workers) if executor is None else in_other_processes(jobs)
-        keep = _kept_in(checkpoint, strictly=part is not None)
-        assembly = None if part else Assembly(outline, _finish_of(jobs))
-        about: dict[str, Any] = {"begin": begin, "keep": keep, "executor": executor, "workers": workers}
-        failed = _done(outline, part or (0, 1), checkpoint, assembly, about, on_error, progress)
-    _warn(outline, failed)
-    if assembly is None:
-        return status(checkpoint.folder)  # type: ignore[union-attr]
-    return assembly.result({place: in_one_line(each.error) for place, each in failed.items()})
+        work = Work(outline, jobs, checkpoint, part, on_error)
+        begin = work.here(workers) if elsewhere is None else in_other_processes(jobs, elsewhere)
+        work.do(begin, progress, executor=executor, workers=workers)
+    work.warn(stacklevel=4)  # of whoever called what `kinds` and `nan_is_data` have wrapped
+    return work.result()
 
 
 # --- what is asked for ----------------------------------------------------------------------------------------------
@@ -208,8 +199,14 @@ def _checked_mesh(mesh: Mesh | None, executor: Any) -> Mesh | None:
 
 
 def _checked_workers(workers: int | None, measure: Measurement, executor: Any, mesh: Mesh | None) -> int:
-    if executor is not None and not callable(getattr(executor, "submit", None)):
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
         raise ValueError(f"executor must have submit(function, *arguments), got {short(executor)}")
+    start = getattr(getattr(executor, "_mp_context", None), "get_start_method", lambda: "")()
+    if start == "fork":  # the default on Linux before Python 3.14
+        raise ValueError(
+            "executor must spawn its processes, in which JAX hangs if they are forked: "
+            "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn')), got one that forks"
+        )
     if workers is not None:
         return positive_integer("workers", workers)
     alone = executor is None and mesh is None
@@ -286,7 +283,7 @@ def _begun(
         theirs = not all(_ours(job.measure) for job in jobs)
         computed = digest_of_text(" ".join(job.computed() for job in jobs))
         checkpoint = Checkpoint(
-            folder, {**settings, COMPUTED: computed}, layout, outline_to_json(outline, readable=not theirs)
+            folder, {**settings, PROGRAM: computed}, layout, outline_to_json(outline, readable=not theirs)
         )
         jobs = [dataclasses.replace(job, finish_last=not _ours(job.measure)) for job in jobs]
         outline = _outline(jobs, several, checkpoint.layout, settings)
@@ -315,88 +312,8 @@ def _outline(jobs: list[Job], several: bool, layout: list[list[int]], settings: 
         seeds=first.seeds,
         sizes=tuple(size for size, _ in layout),
         depths=tuple(job.network.depth for job in jobs),
-        provenance={**settings, "chunks": layout},
+        provenance={**settings, "chunks": layout, **({} if first.mesh is None else {"devices": first.mesh.size})},
     )
-
-
-def _here(jobs: list[Job], workers: int) -> Callable[[Any, Place, int], Any]:
-    """What submits pieces that are made in this process."""
-    draws = [functools.lru_cache(maxsize=workers)(job.draw) for job in jobs]  # a seed's pieces come one by one
-    return runner.in_this_process(
-        lambda place: jobs[place.network].piece(draws[place.network], place.seed, place.chunk)
-    )
-
-
-def _kept_in(checkpoint: Checkpoint | None, strictly: bool) -> Callable[[Place, Arrays], None]:
-    """What keeps a piece.
-
-    Args:
-        checkpoint: where; None: nowhere.
-        strictly: whether a piece that cannot be kept is lost, there being no result in memory.
-    """
-
-    def keep(place: Place, piece: Arrays) -> None:
-        if checkpoint and not checkpoint.write(place.name, piece) and strictly:
-            raise OSError(f"folder {str(checkpoint.folder)!r} takes no more pieces; those in it are whole")
-
-    return keep
-
-
-def _finish_of(jobs: list[Job]) -> Callable[[Place, Arrays], Arrays]:
-    def finish(place: Place, piece: Arrays) -> Arrays:
-        job = jobs[place.network]
-        return job.finished(place.seed, piece) if job.finish_last else piece
-
-    return finish
-
-
-def _done(
-    outline: Outline,
-    part: tuple[int, int],
-    checkpoint: Checkpoint | None,
-    assembly: Assembly | None,
-    about: dict[str, Any],
-    on_error: OnError,
-    show: bool | None,
-) -> dict[Place, runner.Failed]:
-    """Do what the folder does not hold yet; those pieces that failed."""
-    failed: dict[Place, runner.Failed] = {}
-    count, total = 0, outline.count(part)
-
-    def work() -> Iterator[Place]:
-        nonlocal count
-        for place in outline.places(part):
-            kept = checkpoint.read(place.name) if checkpoint else None
-            if kept is None:
-                yield place
-                continue
-            count += 1
-            bar.update()
-            if assembly:
-                assembly.put(place, kept)
-
-    with runner.progress_bar(total, outline.measure, show) as bar:
-        for place, made in runner.run(work(), **about):
-            bar.update()
-            if isinstance(made, runner.Failed):
-                failed[place] = made
-                if on_error == "raise" or (not count and len(failed) == min(_HOPELESS, total)):
-                    made.error.add_note(f"in the piece of {outline.said(place)}")
-                    raise made.error
-                if checkpoint:
-                    checkpoint.write_failed(place.name, made)
-                continue
-            count += 1
-            if assembly:
-                assembly.put(place, made)
-    return dict(sorted(failed.items()))
-
-
-def _warn(outline: Outline, failed: Mapping[Place, runner.Failed]) -> None:
-    if failed:
-        each = [f"{outline.said(place)} ({in_one_line(one.error)})" for place, one in failed.items()]
-        text = f"{len(failed)} of {outline.pieces} pieces failed and are NaN in the result: {named(each)}"
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def _settings(jobs: list[Job]) -> dict[str, Any]:
@@ -415,7 +332,7 @@ def _settings(jobs: list[Job]) -> dict[str, Any]:
         "seeds": jobs[0].seeds,
         "axes": {name: values.tolist() for name, values in jobs[0].grid.axes.items()},
         "fixed": {name: np.asarray(v).tolist() for name, v in {**jobs[0].grid.scales, **jobs[0].grid.numbers}.items()},
-        "inputs": digest(*(x for job in jobs for one in job.inputs for x in one)),
+        "inputs": digest(*(x for job in jobs for seed in range(job.seeds) for x in job.inputs[seed])),
     }
 
 

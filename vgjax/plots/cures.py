@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vgjax.checks import kinds, not_empty
-from vgjax.ensembles.result import Result
+from vgjax.ensembles.result import Result, check_complete
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def remedies(*found: Result) -> "matplotlib.figure.Figure":
     for one in found:
         if one.measure != "first_steps" or not one.several:
             raise ValueError(f"found must be sweeps of first_steps over several networks, got {one!r}")
+        check_complete("remedies", one)
     not_empty("found", found)
     counts = [len(one.networks) for one in found]
     figure = Figure(figsize=(7.2, 0.19 * sum(counts) + 0.75 * len(found)), layout="constrained")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Num
 
 from vgjax.checks import AnyArray, kinds, not_empty, positive_integer
-from vgjax.ensembles.result import Result
+from vgjax.ensembles.result import Result, check_complete
 from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
 from vgjax.training.boundary import converged_of
 from vgjax.training.loop import Training
@@ -130,6 +130,7 @@ def trainability_map(
     """
     from matplotlib.figure import Figure
 
+    check_complete("a trainability map", result)
     figure = Figure(figsize=(4.3, 3.2), layout="constrained")
     ax = figure.subplots()
     depths = np.array([network.depth for network in result.networks.values() if network is not None])

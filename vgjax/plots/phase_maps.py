@@ -7,7 +7,7 @@ from jaxtyping import Bool, Num
 
 from vgjax.checks import AnyArray, kinds
 from vgjax.comparison import Comparison
-from vgjax.ensembles.result import Result
+from vgjax.ensembles.result import Result, check_complete
 from vgjax.plots.style import (
     THEORY,
     colour_bar,
@@ -46,10 +46,11 @@ def phase_map(
         theory: `vgjax.compare` of the sweep; draws the critical line over the measured edge.
 
     Raises:
-        ValueError: a sweep over more than two scales, or with fewer than two values along one.
+        ValueError: a sweep over more than two scales, with fewer than two values along one, or with missing points.
     """
     from matplotlib.figure import Figure
 
+    check_complete("a phase map", sweep)
     if sweep.several:
         raise ValueError(f"a phase map is of one network, got {len(sweep.networks)}")
     names = [*sweep.axes]

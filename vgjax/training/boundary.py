@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgjax.checks import kinds, positive_integer, whole_numbers
-from vgjax.ensembles.result import Result
-from vgjax.training.trainability import RATE, check_complete, check_trainings
+from vgjax.ensembles.result import Result, check_complete
+from vgjax.training.trainability import RATE, check_trainings
 from vgjax.values import by_content
 
 _GROUP = f"{RATE}_"

@@ -19,7 +19,7 @@ from jax import Array
 from vgjax.checks import ArrayLike, kinds, known, positive_integer
 from vgjax.data import Examples
 from vgjax.ensembles.measurement import Arrays, Measurement
-from vgjax.ensembles.result import Result
+from vgjax.ensembles.result import Result, check_complete
 from vgjax.initializers import Scales
 from vgjax.measure.losses import Loss, checked_loss
 from vgjax.memory import chunk_size
@@ -259,9 +259,3 @@ def check_trainings(what: str, result: Result) -> None:
     """Raise ValueError unless a result is one of trainings."""
     if result.measure != Trainings.name:
         raise ValueError(f"{what} needs a sweep of trainings, got one of {result.measure}")
-
-
-def check_complete(what: str, result: Result) -> None:
-    """Raise ValueError if points of a result are missing."""
-    if result.missing_points:
-        raise ValueError(f"{what} needs all points, got a result without {result.missing_points} of them")
