@@ -71,7 +71,7 @@ def ended(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def at_operation(folder: Path, k: int, do: Callable[[], Any]) -> list[int]:
+def at_operation(folder: Path, k: int, do: Callable[[str, tuple[Any, ...]], Any]) -> list[int]:
     """From here on, do something before the k-th operation in a folder, and before all later ones; what counts them."""
     met: list[int] = []
 
@@ -80,7 +80,7 @@ def at_operation(folder: Path, k: int, do: Callable[[], Any]) -> list[int]:
         if touches and str(arguments[0]).startswith(str(folder)):
             met.append(1)
             if len(met) >= k:
-                do()
+                do(event, arguments)
 
     sys.addaudithook(hook)
     return met
@@ -90,7 +90,7 @@ def killed_at(folder: Path, k: int, work: Callable[[], Any]) -> bool:
     """A process that does this, killed before its k-th operation; whether it had so many."""
 
     def until() -> None:
-        at_operation(folder, k, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        at_operation(folder, k, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         work()
 
     status = ended(child(until))
@@ -125,8 +125,10 @@ def two_drivers(folder: Path, k: int) -> bool:
 def full_disk(folder: Path, k: int) -> bool:
     """From the k-th operation on: the result is whole in memory, or refused before any work."""
 
-    def full() -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(event: str, arguments: tuple[Any, ...]) -> None:
+        reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if not reads and event not in ("os.listdir", "os.scandir", "os.remove"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def work() -> None:
         met = at_operation(folder, k, full)
@@ -207,7 +209,7 @@ def count_operations(folder: Path) -> int:
     run, count = folder / "counted", folder / "count"
 
     def work() -> None:
-        met = at_operation(run, sys.maxsize, lambda: None)
+        met = at_operation(run, sys.maxsize, lambda *_: None)
         sweep(run)
         count.write_text(str(len(met)))
 

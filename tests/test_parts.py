@@ -84,13 +84,13 @@ def test_parts_are_disjoint_and_nearly_equal(parts: int) -> None:
     outline = assembly.Outline(
         axes={"a": np.arange(5)}, networks=dict.fromkeys(["x", "y"]), sizes=(2, 1), depths=(1, 9), **about
     )
-    each = [list(outline.places((i, parts))) for i in range(parts)]
-    assert list(itertools.chain(*each)) == list(outline.places())
-    assert len(set(outline.places())) == outline.pieces == 2 * (3 + 5)
+    each = [list(outline.slots((i, parts))) for i in range(parts)]
+    assert list(itertools.chain(*each)) == list(outline.slots())
+    assert len(set(outline.slots())) == outline.pieces == 2 * (3 + 5)
     assert [len(one) for one in each] == [outline.count((i, parts)) for i in range(parts)]
     assert max(map(len, each)) - min(map(len, each)) <= 1
-    assert [place.network for place in outline.places()][:4] == [1, 0, 1, 0]  # in turn, the deepest first
-    covered = [i for place in outline.places() if place[:2] == (0, 1) for i in range(5)[outline.rows(place)]]
+    assert [slot.network for slot in outline.slots()][:4] == [1, 0, 1, 0]  # in turn, the deepest first
+    covered = [i for slot in outline.slots() if slot[:2] == (0, 1) for i in range(5)[outline.rows(slot)]]
     assert covered == list(range(5))
 
 

@@ -48,6 +48,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="vgjax", description="Maps where gradients vanish or explode in deep networks."
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (_add_map, _add_diagnose, _add_status, _add_collect):
+        add(commands)
+    about = "compile everything anew, instead of keeping it in the user's cache folder for the next command"
+    for command in (commands.choices["map"], commands.choices["diagnose"]):
+        command.add_argument("--no-cache", action="store_true", help=f"{about} (as {SWITCH}=off does)")
+    return parser
+
+
+def _add_map(commands: Any) -> None:
     about = "Draw the map over (sigma_w, sigma_b) and depth from real images, and the gradient against layer."
     p = commands.add_parser(
         "map", help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -78,23 +87,28 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--key", type=int, default=0, help="seed of all draws")
     p.add_argument("--out", default="results", help="folder for the figures (PNG, PDF) and the data (.npz)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_diagnose(commands: Any) -> None:
     about = "Say what is wrong with the gradient of a model: where it vanishes, explodes or ends, and why."
     p = commands.add_parser("diagnose", help=about, description=about)
     p.add_argument("function", metavar="package.module:function", help="returns (model, batch) or (model, batch, loss)")
     p.add_argument("--html", metavar="FILE", help="write the report as one page")
     p.add_argument("--json", metavar="FILE", help="write verdict and numbers as JSON")
-    about = "compile everything anew, instead of keeping it in the user's cache folder for the next command"
-    for command in (commands.choices["map"], commands.choices["diagnose"]):
-        command.add_argument("--no-cache", action="store_true", help=f"{about} (as {SWITCH}=off does)")
+
+
+def _add_status(commands: Any) -> None:
     about = "Say how far the run in a folder of vgjax.sweep is; exit status 0 if every piece is done, else 1."
     p = commands.add_parser("status", help=about, description=about)
     p.add_argument("folder")
     p.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_collect(commands: Any) -> None:
     about = "Write the result of the run in a folder; exit status 1 if pieces are missing, which are named."
     p = commands.add_parser("collect", help=about, description=about)
     p.add_argument("folder")
     p.add_argument("out", metavar="FILE", help="a result: .npz, or .nc (netCDF)")
-    return parser
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from vgjax.networks.network import Network
 Arrays = dict[str, np.ndarray]
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a piece belongs: a chunk of the grid, of one seed, of one network, each by number."""
 
     network: int
@@ -76,15 +76,15 @@ class Outline:
         """How many there are of all."""
         return self.seeds * sum(self.chunks)
 
-    def places(self, part: tuple[int, int] = (0, 1)) -> Iterator[Place]:
+    def slots(self, part: tuple[int, int] = (0, 1)) -> Iterator[Slot]:
         """All pieces, or the i-th of n equal parts of them.
 
         One of every network in turn, so that their programs are compiled side by side, the deepest first; a seed's
         come one behind the other, since they share its draw.
         """
         deepest_first = sorted(range(len(self.sizes)), key=lambda k: -self.depths[k])
-        rounds = itertools.zip_longest(*map(self._places_of, deepest_first))
-        in_turn = (place for places in rounds for place in places if place is not None)
+        rounds = itertools.zip_longest(*map(self._slots_of, deepest_first))
+        in_turn = (slot for slots in rounds for slot in slots if slot is not None)
         return itertools.islice(in_turn, *self._bounds(part))
 
     def count(self, part: tuple[int, int] = (0, 1)) -> int:
@@ -96,29 +96,29 @@ class Outline:
         i, n = part
         return i * self.pieces // n, (i + 1) * self.pieces // n
 
-    def _places_of(self, network: int) -> Iterator[Place]:
+    def _slots_of(self, network: int) -> Iterator[Slot]:
         for seed in range(self.seeds):
             for chunk in range(self.chunks[network]):
-                yield Place(network, seed, chunk)
+                yield Slot(network, seed, chunk)
 
-    def rows(self, place: Place) -> slice:
+    def rows(self, slot: Slot) -> slice:
         """The points of a piece, in the order of the flattened grid."""
-        size = self.sizes[place.network]
-        return slice(place.chunk * size, min((place.chunk + 1) * size, self.points))
+        size = self.sizes[slot.network]
+        return slice(slot.chunk * size, min((slot.chunk + 1) * size, self.points))
 
-    def said(self, place: Place) -> str:
+    def said(self, slot: Slot) -> str:
         """A piece in words."""
-        rows, name = self.rows(place), [*self.networks][place.network]
+        rows, name = self.rows(slot), [*self.networks][slot.network]
         last = rows.stop - 1
         points = f"points {rows.start} to {last}" if last > rows.start else f"point {last}"
-        return f"{f'{name}, ' if name else ''}seed {place.seed}, {points}"
+        return f"{f'{name}, ' if name else ''}seed {slot.seed}, {points}"
 
     def result(
         self,
         arrays: Mapping[str, Any],
         kept: Mapping[str, np.ndarray],
-        missing: Iterable[Place] = (),
-        failed: Mapping[Place, str] | None = None,
+        missing: Iterable[Slot] = (),
+        failed: Mapping[Slot, str] | None = None,
     ) -> Result:
         """The result.
 
@@ -129,7 +129,7 @@ class Outline:
             failed: of them those that raised, and what.
         """
         lost = sum(rows.stop - rows.start for rows in map(self.rows, missing))
-        errors = {self.said(place): error for place, error in (failed or {}).items()}
+        errors = {self.said(slot): error for slot, error in (failed or {}).items()}
         not_there = {**({MISSING: lost} if lost else {}), **({FAILED: errors} if errors else {})}
         return Result(
             measure=self.measure,
@@ -160,21 +160,21 @@ class Assembly:
         self._whole: list[Arrays] = [{} for _ in outline.sizes]
         self._there = [np.zeros((outline.seeds, chunks), bool) for chunks in outline.chunks]
 
-    def put(self, place: Place, piece: Arrays) -> None:
-        """Give a piece its place."""
-        outline, whole = self._outline, self._whole[place.network]
+    def put(self, slot: Slot, piece: Arrays) -> None:
+        """Put a piece where it belongs."""
+        outline, whole = self._outline, self._whole[slot.network]
         for name, a in piece.items():
             if name not in whole:
                 whole[name] = np.zeros((outline.seeds, outline.points, *a.shape[1:]), a.dtype)
-            whole[name][place.seed, outline.rows(place)] = a
-        self._there[place.network][place.seed, place.chunk] = True
+            whole[name][slot.seed, outline.rows(slot)] = a
+        self._there[slot.network][slot.seed, slot.chunk] = True
 
-    def missing(self) -> Iterator[Place]:
+    def missing(self) -> Iterator[Slot]:
         """What has not come."""
         for network, there in enumerate(self._there):
-            yield from (Place(network, int(seed), int(chunk)) for seed, chunk in np.argwhere(~there))
+            yield from (Slot(network, int(seed), int(chunk)) for seed, chunk in np.argwhere(~there))
 
-    def result(self, failed: Mapping[Place, str] | None = None) -> Result:
+    def result(self, failed: Mapping[Slot, str] | None = None) -> Result:
         """The result; what is not there is NaN, and counted in the provenance.
 
         Raises:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgjax.checks import kinds
-from vgjax.ensembles.assembly import Arrays, Assembly, Outline, Place
+from vgjax.ensembles.assembly import Arrays, Assembly, Outline, Slot
 from vgjax.ensembles.fingerprint import digest_of_text
 from vgjax.ensembles.result import Result, result_of
 from vgjax.ensembles.runner import Failed
@@ -148,7 +148,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         found = dict(json.loads(path.read_text()))
         content = {name: value for name, value in found.items() if name != _DIGEST}
         whole = found[_DIGEST] == _digest(content)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what reading and parsing any bytes can raise
+    except OSError as error:
+        raise ValueError(f"folder must hold a run that can be read, got {str(path)!r} ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError, RecursionError):  # what parsing any bytes can raise
         raise damaged from None
     if not whole and _OUTLINE not in found and "vgjax" in found:
         raise ValueError(f"folder must hold a run as version {VERSION} writes it, got {str(path)!r} of an earlier one")
@@ -232,33 +234,33 @@ class Run(NamedTuple):
     outline: Outline
     digest: str
 
-    def read(self, place: Place) -> Arrays | None:
+    def read(self, slot: Slot) -> Arrays | None:
         """A piece, None if it is not there or not whole."""
-        return read_piece(self.folder, self.digest, place.name)
+        return read_piece(self.folder, self.digest, slot.name)
 
-    def files(self) -> tuple[dict[Place, Path], dict[Place, Path]]:
+    def files(self) -> tuple[dict[Slot, Path], dict[Slot, Path]]:
         """Of pieces that are there, and of those that failed and are not."""
-        done: dict[Place, Path] = {}
-        failed: dict[Place, Path] = {}
+        done: dict[Slot, Path] = {}
+        failed: dict[Slot, Path] = {}
         for name in os.listdir(self.folder):
             stem = name.removesuffix(".npz").removesuffix(_FAILED)
-            place = self._place(stem)
-            if place and name in (f"{stem}.npz", f"{stem}{_FAILED}"):
-                (done if name.endswith(".npz") else failed)[place] = self.folder / name
-        return done, {place: path for place, path in sorted(failed.items()) if place not in done}
+            slot = self._slot(stem)
+            if slot and name in (f"{stem}.npz", f"{stem}{_FAILED}"):
+                (done if name.endswith(".npz") else failed)[slot] = self.folder / name
+        return done, {slot: path for slot, path in sorted(failed.items()) if slot not in done}
 
-    def _place(self, name: str) -> Place | None:
+    def _slot(self, name: str) -> Slot | None:
         """Of a piece of this run by its name."""
         numbers, outline = name.split("-"), self.outline
         if len(numbers) != 3 or not all(each.isdecimal() for each in numbers):
             return None
-        place = Place(*map(int, numbers))
-        there = place.network < len(outline.sizes) and place.seed < outline.seeds and place.name == name
-        return place if there and place.chunk < outline.chunks[place.network] else None
+        slot = Slot(*map(int, numbers))
+        there = slot.network < len(outline.sizes) and slot.seed < outline.seeds and slot.name == name
+        return slot if there and slot.chunk < outline.chunks[slot.network] else None
 
-    def errors(self) -> dict[Place, str]:
+    def errors(self) -> dict[Slot, str]:
         """What those that failed said."""
-        return {place: _error_in(path) for place, path in self.files()[1].items()}
+        return {slot: _error_in(path) for slot, path in self.files()[1].items()}
 
 
 def _error_in(path: Path) -> str:
@@ -300,9 +302,9 @@ def open_run(
 
 def _assembled(run: Run) -> Assembly:
     assembly = Assembly(run.outline)
-    for place in run.outline.places():
-        if (piece := run.read(place)) is not None:
-            assembly.put(place, piece)
+    for slot in run.outline.slots():
+        if (piece := run.read(slot)) is not None:
+            assembly.put(slot, piece)
     return assembly
 
 
@@ -310,7 +312,7 @@ def load_folder(folder: str | os.PathLike[str], network: Network | Mapping[str, 
     """What is there of a run: see `load`."""
     run = open_run(folder, network)
     assembly, errors = _assembled(run), run.errors()
-    return assembly.result({place: errors[place] for place in assembly.missing() if place in errors})
+    return assembly.result({slot: errors[slot] for slot in assembly.missing() if slot in errors})
 
 
 class MissingPieces(ValueError):
@@ -332,7 +334,7 @@ def collect(folder: str | os.PathLike[str], network: Network | Mapping[str, Netw
     assembly = _assembled(run)
     if missing := list(assembly.missing()):
         errors = run.errors()
-        of = [f"{run.outline.said(place)}{f' ({errors[place]})' if place in errors else ''}" for place in missing]
+        of = [f"{run.outline.said(slot)}{f' ({errors[slot]})' if slot in errors else ''}" for slot in missing]
         raise MissingPieces(
             f"folder must hold all {run.outline.pieces} pieces of its run, got one without {len(missing)}: {named(of)}"
         )

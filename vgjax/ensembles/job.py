@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vgjax import memory
-from vgjax.ensembles.assembly import Arrays, Place
+from vgjax.ensembles.assembly import Arrays, Slot
 from vgjax.ensembles.fingerprint import digest, digest_of_program, digest_of_text
 from vgjax.ensembles.grid import Grid
 from vgjax.ensembles.measurement import Measurement
@@ -230,7 +230,7 @@ class Task:
 
     Attributes:
         job: pickled once for all pieces of a network, without inputs that are others for every seed.
-        place: the piece.
+        slot: the piece.
         inputs: those of its seed, if they are.
         size: as that of the job.
         switches: JAX's settings where the sweep was called.
@@ -239,7 +239,7 @@ class Task:
     """
 
     job: Packed
-    place: Place
+    slot: Slot
     inputs: tuple[Any, ...] | None
     size: tuple[int, ...]
     switches: tuple[tuple[str, Any], ...]
@@ -279,15 +279,15 @@ def _own_inputs(job: Job) -> bool:
     return any(job.inputs[seed] is not job.inputs[0] for seed in range(job.seeds))
 
 
-def in_other_processes(jobs: list[Job], all_packed: list[Packed]) -> Callable[[Any, Place, int], Any]:
+def in_other_processes(jobs: list[Job], all_packed: list[Packed]) -> Callable[[Any, Slot, int], Any]:
     """What submits pieces of packed jobs to an executor of other processes."""
     machine, own = tuple(_computes().items()), [_own_inputs(job) for job in jobs]
     now = {name: getattr(value, "platform", value) for name, value in switches().items()}  # a device is one of here
 
-    def begin(executor: Any, place: Place, attempt: int) -> Any:
-        job = jobs[place.network]
-        inputs = job.inputs[place.seed] if own[place.network] else None
-        task = Task(all_packed[place.network], place, inputs, job.size, tuple(now.items()), machine, attempt)
+    def begin(executor: Any, slot: Slot, attempt: int) -> Any:
+        job = jobs[slot.network]
+        inputs = job.inputs[slot.seed] if own[slot.network] else None
+        task = Task(all_packed[slot.network], slot, inputs, job.size, tuple(now.items()), machine, attempt)
         return executor.submit(made, task)
 
     return begin
@@ -303,10 +303,10 @@ def made(task: Task) -> Arrays | Failed:
         _check_same(dict(task.machine), _computes())
         try:
             job, drawn = _unpacked(task.job)
-            inputs = {task.place.seed: job.inputs[0] if task.inputs is None else task.inputs}
+            inputs = {task.slot.seed: job.inputs[0] if task.inputs is None else task.inputs}
             job = replace(job, size=task.size, inputs=inputs)
             with job.measure.computing(job.network):
-                return job.piece(drawn, task.place.seed, task.place.chunk)
+                return job.piece(drawn, task.slot.seed, task.slot.chunk)
         except Exception as error:  # not all can travel: of JAX's own, few
             return Failed.of(error, travels=True)
 

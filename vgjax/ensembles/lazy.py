@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import kinds
-from vgjax.ensembles.assembly import Arrays, Outline, Place, shaped
+from vgjax.ensembles.assembly import Arrays, Outline, Slot, shaped
 from vgjax.ensembles.folder import Run, open_run, read_piece
 from vgjax.ensembles.result import import_xarray
 from vgjax.networks.network import Network
@@ -41,7 +41,7 @@ def open_dataset(
     except ImportError:
         raise ImportError("a run that is read lazily needs dask: pip install 'vgjax[zarr]'") from None
     run = open_run(folder, network)
-    there, missing = run.files()[0], set(run.outline.places())
+    there, missing = run.files()[0], set(run.outline.slots())
     missing -= there.keys()
     each = [_lazy(run, i, there, not missing) for i in range(len(run.outline.sizes))]
     some = next(filter(None, each), {})
@@ -58,25 +58,25 @@ def _uniform(outline: Outline, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*lead, *shape[len(lead) :])
 
 
-def _lazy(run: Run, network: int, there: Mapping[Place, Path], complete: bool) -> dict[str, Any]:
+def _lazy(run: Run, network: int, there: Mapping[Slot, Path], complete: bool) -> dict[str, Any]:
     """One network's variables as dask arrays of shape ``(seeds, points, ...)``; none without a piece."""
     import dask
     import dask.array
 
-    outline, mine = run.outline, sorted(place for place in there if place.network == network)
-    like = next((piece for place in mine if (piece := run.read(place)) is not None), {})
+    outline, mine = run.outline, sorted(slot for slot in there if slot.network == network)
+    like = next((piece for slot in mine if (piece := run.read(slot)) is not None), {})
     kinds_of = {name: a.dtype if complete else np.result_type(np.float32, a.dtype) for name, a in like.items()}
-    read = {place: dask.delayed(_whole_piece)(str(run.folder), run.digest, place.name) for place in mine}
+    read = {slot: dask.delayed(_whole_piece)(str(run.folder), run.digest, slot.name) for slot in mine}
 
-    def block(name: str, place: Place) -> Any:
-        rows = outline.rows(place)
+    def block(name: str, slot: Slot) -> Any:
+        rows = outline.rows(slot)
         shape = (rows.stop - rows.start, *like[name].shape[1:])
-        if place not in there:
+        if slot not in there:
             return _nothing(shape, kinds_of[name])
-        return dask.array.from_delayed(read[place][name], shape, like[name].dtype).astype(kinds_of[name])
+        return dask.array.from_delayed(read[slot][name], shape, like[name].dtype).astype(kinds_of[name])
 
     def of_seed(name: str, seed: int) -> Any:
-        return dask.array.concatenate([block(name, Place(network, seed, i)) for i in range(outline.chunks[network])])
+        return dask.array.concatenate([block(name, Slot(network, seed, i)) for i in range(outline.chunks[network])])
 
     return {name: dask.array.stack([of_seed(name, seed) for seed in range(outline.seeds)]) for name in like}
 

@@ -1,0 +1,97 @@
+"""The page "More than one machine": its scripts run, its numbers are the benchmark's, its links lead somewhere."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vgjax as vg
+from vgjax import cli
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "more_than_one_machine.md"
+SCRIPTS = ROOT / "docs" / "scripts"
+
+
+def loaded(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_and_numbers_are_those_that_are_there() -> None:
+    text = PAGE.read_text()
+    links = re.findall(r"\]\((?!http)([^)]+)\)", text)
+    assert {f"scripts/{path.name}" for path in SCRIPTS.glob("*.py")} == set(links)
+    assert loaded(ROOT / "docs" / "costs.py").table() in text, "run: python docs/costs.py --write"
+
+
+def test_several_devices(tmp_path: Path) -> None:
+    code = "import several_gpus as s; print(s.main(width=8, points=3).provenance['devices'])"
+    flags = "--xla_force_host_platform_device_count=3"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{SCRIPTS}:{ROOT}"}
+    said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    assert said == "on 3 x cpu\n3\n"
+
+
+def test_processes(tmp_path: Path) -> None:
+    """The page's own lines, as a script."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    head = "import jax, numpy as np\nimport vgjax as vg\nnet, x, key = vg.mlp(width=4, depth=2, inputs=3), np.ones(3), "
+    script = tmp_path / "script.py"
+    script.write_text(f"{head}jax.random.key(0)\nsigma_w = [0.5, 1.5]\n{code}        print(result)\n")
+    said = subprocess.check_output(
+        [sys.executable, str(script)], text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert said.startswith("<gains of mlp(tanh, width 4, depth 2, inputs 3, outputs 1) over 64 draws, 2 sigma_w")
+
+
+def test_a_dask_cluster(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        found = loaded(SCRIPTS / "dask_cluster.py").main(client, str(tmp_path), steps=2)
+    assert found.missing_points == 0
+    assert found.loss.shape == (2, 4, 6, 2)
+    assert vg.collect(tmp_path) == found
+
+
+def test_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, folder, out = loaded(SCRIPTS / "job_array.py"), str(tmp_path / "run"), str(tmp_path / "out.npz")
+    for i in (1, 0):
+        assert str(script.main(folder, (i, 2), width=4)).startswith(f"{(2 - i) * 16} of 32 pieces done")
+    assert cli.main(["status", folder]) == cli.main(["collect", folder, out]) == 0
+    assert vg.load(out).log_gain.shape == (32, 24, 24, 101)
+    assert np.isfinite(vg.load(out).log_gain).all()
+    capsys.readouterr()
+
+
+def test_a_job_array_by_submitit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose processes are of this machine, where there is no SLURM."""
+    pytest.importorskip("submitit")
+    found = loaded(SCRIPTS / "with_submitit.py").main(str(tmp_path / "run"), parts=2, cluster="local", width=4)
+    assert found == loaded_array(tmp_path / "other")
+    assert capsys.readouterr().out.count("of 32 pieces done") == 2
+
+
+def loaded_array(folder: Path) -> vg.Result:
+    loaded(SCRIPTS / "job_array.py").main(str(folder), (0, 1), width=4)
+    return vg.collect(folder)
+
+
+def test_without_an_accelerator_its_benchmark_says_so() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench_device.py")]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    said = subprocess.check_output(command, text=True, env=environment)
+    assert said == "there is no accelerator here: nothing to compare the CPU with\n"
