@@ -224,29 +224,6 @@ class Packed:
     content: bytes = field(compare=False, repr=False)
 
 
-@dataclass(frozen=True)
-class Task:
-    """One piece for another process: all that it needs, as one value that can be pickled.
-
-    Attributes:
-        job: pickled once for all pieces of a network, without inputs that are others for every seed.
-        slot: the piece.
-        inputs: those of its seed, if they are.
-        size: as that of the job.
-        switches: JAX's settings where the sweep was called.
-        machine: what computes there.
-        attempt: counted from 1: an engine that remembers what it was asked (Dask) answers another attempt anew.
-    """
-
-    job: Packed
-    slot: Slot
-    inputs: tuple[Any, ...] | None
-    size: tuple[int, ...]
-    switches: tuple[tuple[str, Any], ...]
-    machine: tuple[tuple[str, Any], ...]
-    attempt: int
-
-
 def packed(job: Job) -> Packed:
     """A job that can travel.
 
@@ -280,33 +257,48 @@ def _own_inputs(job: Job) -> bool:
 
 
 def in_other_processes(jobs: list[Job], all_packed: list[Packed]) -> Callable[[Any, Slot, int], Any]:
-    """What submits pieces of packed jobs to an executor of other processes."""
-    machine, own = tuple(_computes().items()), [_own_inputs(job) for job in jobs]
-    now = {name: getattr(value, "platform", value) for name, value in switches().items()}  # a device is one of here
+    """What submits pieces of packed jobs to an executor of other processes.
+
+    What travels is a dict of plain values and bytes, so that a worker of another version can read what it is asked to
+    be before it reads anything else. The attempt is in it for engines that remember what they were asked (Dask).
+    """
+    about = {
+        "machine": _computes(),
+        "switches": {name: getattr(v, "platform", v) for name, v in switches().items()},  # a device is one of here
+    }
+    own = [_own_inputs(job) for job in jobs]
 
     def begin(executor: Any, slot: Slot, attempt: int) -> Any:
-        job = jobs[slot.network]
-        inputs = job.inputs[slot.seed] if own[slot.network] else None
-        task = Task(all_packed[slot.network], slot, inputs, job.size, tuple(now.items()), machine, attempt)
+        job, of_network = jobs[slot.network], all_packed[slot.network]
+        task = {
+            **about,
+            "digest": of_network.digest,
+            "job": of_network.content,
+            "seed": slot.seed,
+            "chunk": slot.chunk,
+            "size": job.size,
+            "inputs": job.inputs[slot.seed] if own[slot.network] else None,
+            "attempt": attempt,
+        }
         return executor.submit(made, task)
 
     return begin
 
 
-def made(task: Task) -> Arrays | Failed:
+def made(task: dict[str, Any]) -> Arrays | Failed:
     """The piece of a task, or why there is none: what another process does.
 
     Raises:
         Refused: it would compute something else, being of another version.
     """
-    with switched(dict(task.switches)), jax.debug_nans(False):
-        _check_same(dict(task.machine), _computes())
+    with switched(task["switches"]), jax.debug_nans(False):
+        _check_same(task["machine"], _computes())
         try:
-            job, drawn = _unpacked(task.job)
-            inputs = {task.slot.seed: job.inputs[0] if task.inputs is None else task.inputs}
-            job = replace(job, size=task.size, inputs=inputs)
+            job, drawn = _unpacked(Packed(task["digest"], task["job"]))
+            inputs = {task["seed"]: job.inputs[0] if task["inputs"] is None else task["inputs"]}
+            job = replace(job, size=task["size"], inputs=inputs)
             with job.measure.computing(job.network):
-                return job.piece(drawn, task.slot.seed, task.slot.chunk)
+                return job.piece(drawn, task["seed"], task["chunk"])
         except Exception as error:  # not all can travel: of JAX's own, few
             return Failed.of(error, travels=True)
 
