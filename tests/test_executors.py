@@ -109,6 +109,21 @@ def test_pieces_of_processes_are_kept_and_read(processes: Executor, tmp_path: Pa
     assert_same(vg.collect(tmp_path), whole)
 
 
+@dataclass(frozen=True)
+class Halved(Gains):
+    """Finished by a user's code, once: in a folder last."""
+
+    def finish(self, arrays: dict[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+        return {**arrays, "log_gain": arrays["log_gain"] / 2}
+
+
+def test_a_finish_of_one_s_own_is_done_once(processes: Executor, tmp_path: Path) -> None:
+    whole = swept(network=NET, measure=Halved(1, False))
+    assert not np.array_equal(whole.log_gain, swept(network=NET).log_gain, equal_nan=True)
+    for executor, folder in ((processes, None), (processes, tmp_path), (None, tmp_path)):
+        assert_same(swept(network=NET, measure=Halved(1, False), executor=executor, folder=folder), whole)
+
+
 # --- what fails -----------------------------------------------------------------------------------------------------
 
 
@@ -364,7 +379,7 @@ def test_bad_input_is_one_sentence(pieces: list[int], options: dict[str, Any], s
 def client() -> Iterator[Any]:
     """Of a scheduler and two worker processes."""
     distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         yield client
 

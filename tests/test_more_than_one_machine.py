@@ -15,6 +15,9 @@ import pytest
 import vgjax as vg
 from vgjax import cli
 
+COMPUTES = True
+"""Other processes optimize what they compile."""
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "more_than_one_machine.md"
 SCRIPTS = ROOT / "docs" / "scripts"
@@ -59,7 +62,7 @@ def test_processes(tmp_path: Path) -> None:
 
 def test_a_dask_cluster(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         found = loaded(SCRIPTS / "dask_cluster.py").main(client, str(tmp_path), steps=2)
     assert found.missing_points == 0
@@ -77,17 +80,15 @@ def test_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     capsys.readouterr()
 
 
-def test_a_job_array_by_submitit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whose processes are of this machine, where there is no SLURM."""
+def test_a_job_array_by_submitit(tmp_path: Path) -> None:
+    """Whose processes are of this machine, where there is no SLURM; as a script, whose functions travel."""
     pytest.importorskip("submitit")
-    found = loaded(SCRIPTS / "with_submitit.py").main(str(tmp_path / "run"), parts=2, cluster="local", width=4)
-    assert found == loaded_array(tmp_path / "other")
-    assert capsys.readouterr().out.count("of 32 pieces done") == 2
-
-
-def loaded_array(folder: Path) -> vg.Result:
-    loaded(SCRIPTS / "job_array.py").main(str(folder), (0, 1), width=4)
-    return vg.collect(folder)
+    command = [sys.executable, str(SCRIPTS / "with_submitit.py"), str(tmp_path / "run"), "2", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    said = subprocess.check_output(command, text=True, env=environment)
+    assert said.count("of 32 pieces done") == 2
+    loaded(SCRIPTS / "job_array.py").main(str(tmp_path / "other"), (0, 1), width=4)
+    assert vg.collect(tmp_path / "run") == vg.collect(tmp_path / "other")
 
 
 def test_without_an_accelerator_its_benchmark_says_so() -> None:

@@ -13,7 +13,7 @@ import vgjax as vg
 
 
 def main(folder: str, part: tuple[int, int], width: int = 256) -> object:
-    network = vg.mlp(width=width, depth=100, activation="tanh")
+    network = vg.mlp(width=width, depth=100, activation="tanh", inputs=width)
     x = jax.random.normal(jax.random.key(1), (width,))
     sigma = np.linspace(0.5, 3.0, 24, dtype=np.float32)
     return vg.sweep(

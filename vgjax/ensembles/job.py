@@ -277,6 +277,7 @@ def in_other_processes(jobs: list[Job], all_packed: list[Packed]) -> Callable[[A
             "seed": slot.seed,
             "chunk": slot.chunk,
             "size": job.size,
+            "finish_last": job.finish_last,
             "inputs": job.inputs[slot.seed] if own[slot.network] else None,
             "attempt": attempt,
         }
@@ -296,7 +297,7 @@ def made(task: dict[str, Any]) -> Arrays | Failed:
         try:
             job, drawn = _unpacked(Packed(task["digest"], task["job"]))
             inputs = {task["seed"]: job.inputs[0] if task["inputs"] is None else task["inputs"]}
-            job = replace(job, size=task["size"], inputs=inputs)
+            job = replace(job, size=task["size"], finish_last=task["finish_last"], inputs=inputs)
             with job.measure.computing(job.network):
                 return job.piece(drawn, task["seed"], task["chunk"])
         except Exception as error:  # not all can travel: of JAX's own, few

@@ -112,7 +112,8 @@ def sweep(
             from there and gives the same result. Several processes and machines may write to one at once.
         part: (i, n): do the i-th n-th of the pieces alone, i from 0, and keep them in the folder: for job arrays, whose
             result `vgjax.collect` reads.
-        memory: budget in bytes for one piece of the grid; default: 256 MiB, of an accelerator a quarter of its memory.
+        memory: budget in bytes for one piece of the grid; default: 256 MiB, of accelerators a quarter of
+            what they have.
         workers: pieces done at once; default: the cores of this process where a piece does not fill them alone. With an
             executor of more than 64 workers, how many it has, so that none of them waits.
         executor: what does the pieces: any `concurrent.futures.Executor` of other processes (that are spawned: JAX does
@@ -140,9 +141,10 @@ def sweep(
         Exception: what the pieces raise, if the first of them all do.
     """
     measure = _checked_measure(gains() if measure is None else measure)
-    seeds, memory = positive_integer("seeds", seeds), _checked_memory(memory)
+    seeds = positive_integer("seeds", seeds)
     part = None if part is None else _checked_part(part, folder)
     mesh = _checked_mesh(mesh, executor)
+    memory = _checked_memory(memory, mesh)
     fixed = Scales() if scales is None else scales
     cases, several = cases_of(network), not isinstance(network, (Network, Case))
     grids = [grid_of(case, measure, fixed, axes) for case in cases.values()]
@@ -173,8 +175,11 @@ def _checked_measure(measure: Any) -> Measurement:
     raise ValueError(f"measure must be a measurement such as vgjax.gains(), got {short(measure)}{hint}")
 
 
-def _checked_memory(memory: int | None) -> int:
-    return of_device() if memory is None else positive_integer("memory", memory, 2**62)
+def _checked_memory(memory: int | None, mesh: Mesh | None) -> int:
+    """The budget of a piece: by default of all devices that share it, if each has a memory of its own."""
+    if memory is not None:
+        return positive_integer("memory", memory, 2**62)
+    return of_device() * (1 if mesh is None or mesh.devices.flat[0].platform == "cpu" else mesh.size)
 
 
 def _checked_part(part: Any, folder: Any) -> tuple[int, int]:
