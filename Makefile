@@ -16,9 +16,9 @@ map: $(ENV)/ready
 test: $(ENV)/ready
 	$(RUN) -m pytest
 
-# What another Python, and so another JAX and Flax, is seen by: core identities, architectures, theory, diagnoses, README.
+# What another Python, and so another JAX and Flax, is seen by: core identities, architectures, theory, diagnoses, runs, README.
 SMOKE := $(patsubst %,tests/test_%.py,flow exactness networks architectures theory_mean_field diagnosis \
-	diagnosis_engine watching proposals house)
+	diagnosis_engine watching proposals house parts executors devices)
 
 smoke: $(ENV)/ready
 	OPTIMIZED=1 $(RUN) -m pytest $(wildcard $(SMOKE))
