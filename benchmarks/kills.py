@@ -148,6 +148,9 @@ def full_disk(folder: Path, k: int) -> bool:
 FULL = 3
 DISTURBED = {each.__name__: each for each in (driver, part, two_drivers, full_disk)}
 
+SHARED = {"part": 3, "two_drivers": 2}
+"""Among how many the operations are shared, about."""
+
 
 def digest(result: vg.Result) -> str:
     """Of all bits."""
@@ -229,8 +232,7 @@ def loop(kills: int) -> dict[str, Any]:
     for i in range(trials):
         for name, disturb in DISTURBED.items():
             run = folder / f"{name}-{i}"
-            # A part has a third of the operations, and the other driver may have done some.
-            met = disturb(run, 1 + i * operations // (3 if name == "part" else 1) // trials)
+            met = disturb(run, 1 + i * operations // SHARED.get(name, 1) // trials)
             counts[name] += met
             check(run)
             shutil.rmtree(run)
@@ -243,7 +245,7 @@ def loop(kills: int) -> dict[str, Any]:
             of_dask(client, folder / f"dask-{i}", i % PIECES)
         counts["dask"] += 1
     shutil.rmtree(folder)
-    return {"kills": counts, "operations": operations, "pieces": PIECES}
+    return {"trials": kills, "kills": counts, "operations": operations, "pieces": PIECES}
 
 
 UNDISTURBED = ""
