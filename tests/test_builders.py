@@ -294,12 +294,6 @@ def test_a_keyword_has_one_default_in_all_builders(name: str) -> None:
     assert len(defaults - {"(3, 3)"}) == 1  # conv takes the window itself, one number a dimension
 
 
-def test_no_public_function_has_more_than_twelve_parameters() -> None:
-    functions = [f for name, f in vars(vg).items() if not name.startswith("_") and inspect.isfunction(f)]
-    assert len(functions) > 30
-    assert max(len(inspect.signature(f).parameters) for f in functions) <= 12
-
-
 # --- what theory is told --------------------------------------------------------------------------------------------
 
 

@@ -218,7 +218,8 @@ def test_vmap_over_scales_is_the_loop_over_them() -> None:
         return vg.correlation(parameters, vg.Scales(sigma_w=sigma_w, sigma_b=0.2), X1, OTHER)
 
     together, loop = jax.vmap(found)(sigmas), [found(s) for s in sigmas]
-    jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, np.stack(b), atol=ROUNDING), together, *loop)
+    # Products of three points round otherwise than those of one, by how much a processor's instructions decide.
+    jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, np.stack(b), rtol=1e-5, atol=ROUNDING), together, *loop)
 
 
 def cosines(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:

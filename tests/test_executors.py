@@ -248,13 +248,11 @@ def test_whoever_asked_is_warned(tmp_path: Path) -> None:
 def test_what_always_fails_ends_the_sweep_with_its_error(processes: Executor, on_error: str, elsewhere: bool) -> None:
     """And what is asked to raise, when it first does."""
     wrong = vg.measurement(lambda p, s, x: {"out": jnp.zeros(2)}, {"out": ()})
-    with pytest.raises(
-        ValueError, match=r"(?s)^out must have dimensions \(\), got shape \(2,\).*\nin the piece of seed "
-    ) as e:
+    with pytest.raises(ValueError, match=r"(?s)^out must have dimensions \(\), got shape \(2,\)") as e:
         swept(network=NET, seeds=40, measure=wrong, on_error=on_error, executor=processes if elsewhere else None)
     assert not isinstance(e.value, runner.Refused)
     if on_error == "raise":
-        with pytest.raises(ValueError, match="cursed"):
+        with pytest.raises(ValueError, match=r"^this seed is cursed\nin the piece of seed 1, point 0$"):
             swept(network=NET, measure=Faulty(1, False, "raises"), on_error=on_error)
 
 

@@ -307,7 +307,7 @@ def test_what_goes_wrong_in_a_worker_comes_out(net: vg.Network, monkeypatch: pyt
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(sweeps.Job, "piece", broken)
-    with pytest.raises(RuntimeError, match=r"^the disk is on fire\nin the piece of seed \d, point 0$"):
+    with pytest.raises(RuntimeError, match=r"^the disk is on fire$"):
         vg.sweep(net, X, key=KEY, seeds=4, workers=2)
 
 

@@ -378,7 +378,7 @@ OTHERS = {
     "options.num_steps": {"num_steps": STEPS + 1},
     "key": {"key": jax.random.key(6)},
     "inputs": {"data": vg.data.Examples(DATA.inputs + 1e-6, DATA.labels)},
-    "inputs, computed": {"test": None},
+    "inputs, program": {"test": None},
     "^inputs": {"test": vg.data.Examples(HELD_OUT.inputs, HELD_OUT.labels + 1e-6)},
     "axes.learning_rate": {"rates": np.nextafter(WILD, 0)},
     "fixed.sigma_b": {"sigma_b": 0.26},
@@ -387,9 +387,9 @@ OTHERS = {
     "options.batch_size": {"batch_size": 7},
     "options.snapshots.num_eval": {"snapshots": vg.training.SnapshotConfig((), num_eval=7, gradients=False)},
     # functions of one name
-    "^computed": {"optimizer": with_clip(1.0000001)},
-    "^computed ": {"schedule": falling(1.0000001)},
-    "^computed  ": {"network": bent(0.1000001)},
+    "^program": {"optimizer": with_clip(1.0000001)},
+    "^program ": {"schedule": falling(1.0000001)},
+    "^program  ": {"network": bent(0.1000001)},
 }
 
 

@@ -48,7 +48,8 @@ def test_signal_and_gradient_are_those_of_a_perturbation_by_hand() -> None:
     moved = jax.grad(lambda m: network(WEIGHTS, X, Y, m)[0])([jnp.zeros((BATCH, WIDTH))] * LAYERS)
     assert float(value[0]) == float(right)
     assert jax.tree.map(jnp.shape, value[1]) == jax.tree.map(jnp.shape, states)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8), gradients, of_weights)
+    # Sums that cancel round otherwise on another processor: by eps of their largest term, of about .1.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=5e-8), gradients, of_weights)
     signal, gradient = of_name(scalars, "signal"), of_name(scalars, "gradient")
     for l in range(LAYERS):
         name = f"layers/{l}/kernel"

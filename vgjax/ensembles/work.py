@@ -93,8 +93,9 @@ class Work:
         if keep and self._checkpoint:
             self._checkpoint.write_failed(slot.name, failed)
         self._failed[slot] = failed
-        hopeless = not self._done and len(self._failed) == min(_HOPELESS, self._outline.count(self._part))
-        if hopeless or self._on_error == "raise":
+        if not self._done and len(self._failed) == min(_HOPELESS, self._outline.count(self._part)):
+            raise failed.error
+        if self._on_error == "raise":
             failed.error.add_note(f"in the piece of {self._outline.said(slot)}")
             raise failed.error
         self._failed[slot] = failed.without_frames()
