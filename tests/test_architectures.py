@@ -210,6 +210,7 @@ CASES = {
         ),
         "squared_error",
         {"sigma_w": 1.4, "sigma_b": 0.3},
+        dtype="float64",  # in float32 a norm over few channels is worth .9e-5 on one processor and 1.03e-5 on another
     ),
     "resnet": Case(
         functools.partial(
