@@ -24,6 +24,8 @@ import vgjax as vg
 from vgjax.ensembles import job, runner
 from vgjax.ensembles.measurements import Gains
 
+# Of processes that were killed, pipes and sockets are left to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 COMPUTES = True
 """Other processes optimize what they compile."""
 

@@ -15,6 +15,8 @@ import pytest
 import vgjax as vg
 from vgjax import cli
 
+# Of processes that were killed, pipes and sockets are left to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 COMPUTES = True
 """Other processes optimize what they compile."""
 
