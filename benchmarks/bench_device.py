@@ -37,8 +37,8 @@ def cases() -> Iterator[tuple[str, vg.Network, vg.ensembles.Measurement, tuple[A
     for name in ("tanh", "relu", "gelu", "sigmoid", "selu", "silu", "erf", "softplus", "sin", "hard_tanh"):
         yield f"gains, {name}", vg.mlp(activation=name, **stack), vg.gains(), (x,), GRID
     rest = {
-        "residual": (vg.mlp(residual=True, **stack), x),
-        "layer norm": (vg.mlp(norm="layer", **stack), x),
+        "residual": (vg.mlp(residual="pre", **stack), x),
+        "layer norm": (vg.mlp(norm=vg.norm("layer"), **stack), x),
         "cnn": (vg.cnn(channels=8, depth=6, inputs=(8, 8, 3), outputs=10), image),
         "rnn": (vg.rnn(width=24, depth=20, inputs=32, outputs=10), steps),
         "lstm": (vg.lstm(width=24, depth=20, inputs=32, outputs=10), steps),
@@ -77,7 +77,8 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
     known = np.isfinite(one)
     if (known != np.isfinite(other)).any():
         return np.inf
-    return float(np.max(np.abs(one - other)[known] / np.maximum(1, np.abs(one[known])), initial=0))
+    one, other = one[known], other[known]
+    return float(np.max(np.abs(one - other) / np.maximum(1, np.abs(one)), initial=0))
 
 
 # --- speed ----------------------------------------------------------------------------------------------------------

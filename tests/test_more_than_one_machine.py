@@ -98,3 +98,6 @@ def test_without_an_accelerator_its_benchmark_says_so() -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     said = subprocess.check_output(command, text=True, env=environment)
     assert said == "there is no accelerator here: nothing to compare the CPU with\n"
+    code = "import bench_device; print(len(list(bench_device.cases())))"  # its networks can be made
+    environment["PYTHONPATH"] += f":{ROOT / 'benchmarks'}"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment) == "30\n"
