@@ -1,12 +1,11 @@
 """The page "More than one machine": its scripts run, its numbers are the benchmark's, its links lead somewhere."""
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,11 @@ PAGE = ROOT / "docs" / "more_than_one_machine.md"
 SCRIPTS = ROOT / "docs" / "scripts"
 
 
-def loaded(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_links_and_numbers_are_those_that_are_there() -> None:
     text = PAGE.read_text()
     links = re.findall(r"\]\((?!http)([^)]+)\)", text)
     assert {f"scripts/{path.name}" for path in SCRIPTS.glob("*.py")} == set(links)
-    assert loaded(ROOT / "docs" / "costs.py").table() in text, "run: python docs/costs.py --write"
+    assert run_path(str(ROOT / "docs" / "costs.py"))["table"]() in text, "run: python docs/costs.py --write"
 
 
 def test_several_devices(tmp_path: Path) -> None:
@@ -66,16 +55,20 @@ def test_a_dask_cluster(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     options: dict[str, Any] = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        found = loaded(SCRIPTS / "dask_cluster.py").main(client, str(tmp_path), steps=2)
+        found = run_path(str(SCRIPTS / "dask_cluster.py"))["main"](client, str(tmp_path), steps=2)
     assert found.missing_points == 0
     assert found.loss.shape == (2, 4, 6, 2)
     assert vg.collect(tmp_path) == found
 
 
 def test_a_job_array(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script, folder, out = loaded(SCRIPTS / "job_array.py"), str(tmp_path / "run"), str(tmp_path / "out.npz")
+    main, folder, out = (
+        run_path(str(SCRIPTS / "job_array.py"))["main"],
+        str(tmp_path / "run"),
+        str(tmp_path / "out.npz"),
+    )
     for i in (1, 0):
-        assert str(script.main(folder, (i, 2), width=4)).startswith(f"{(2 - i) * 16} of 32 pieces done")
+        assert str(main(folder, (i, 2), width=4)).startswith(f"{(2 - i) * 16} of 32 pieces done")
     assert cli.main(["status", folder]) == cli.main(["collect", folder, out]) == 0
     assert vg.load(out).log_gain.shape == (32, 24, 24, 101)
     assert np.isfinite(vg.load(out).log_gain).all()
@@ -89,7 +82,7 @@ def test_a_job_array_by_submitit(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     said = subprocess.check_output(command, text=True, env=environment)
     assert said.count("of 32 pieces done") == 2
-    loaded(SCRIPTS / "job_array.py").main(str(tmp_path / "other"), (0, 1), width=4)
+    run_path(str(SCRIPTS / "job_array.py"))["main"](str(tmp_path / "other"), (0, 1), width=4)
     assert vg.collect(tmp_path / "run") == vg.collect(tmp_path / "other")
 
 

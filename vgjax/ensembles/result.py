@@ -412,6 +412,11 @@ def import_xarray() -> Any:
 
 
 def with_known_suffix(path: str | os.PathLike[str]) -> Path:
+    """The path, if it is one that a result is saved to and read from.
+
+    Raises:
+        ValueError: another suffix.
+    """
     path = Path(path)
     if path.suffix not in (".npz", ".nc"):
         raise ValueError(f"path must end in .npz or .nc, got {str(path)!r}")

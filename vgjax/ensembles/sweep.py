@@ -62,11 +62,13 @@ def sweep(
     folder: str | os.PathLike[str],
     part: tuple[int, int],
     **options: Any,
-) -> Status: ...
+) -> Status:
+    """Of a part: how far its folder is."""
 
 
 @overload
-def sweep(network: Networks, *inputs: ArrayLike, key: RandomKey, part: None = None, **options: Any) -> Result: ...
+def sweep(network: Networks, *inputs: ArrayLike, key: RandomKey, part: None = None, **options: Any) -> Result:
+    """Of the whole: the result."""
 
 
 @kinds
@@ -285,19 +287,14 @@ def _begun(
     layout, settings, checkpoint = [list(job.chunk(memory, workers)) for job in jobs], _settings(jobs), None
     outline = _outline(jobs, several, layout, settings)
     if folder is not None:
-        theirs = not all(_ours(job.measure) for job in jobs)
         computed = digest_of_text(" ".join(job.computed() for job in jobs))
-        checkpoint = Checkpoint(
-            folder, {**settings, PROGRAM: computed}, layout, outline_to_json(outline, readable=not theirs)
-        )
         jobs = [dataclasses.replace(job, finish_last=not _ours(job.measure)) for job in jobs]
-        outline = _outline(jobs, several, checkpoint.layout, settings)
-    sizes = outline.provenance["chunks"]
-    return (
-        [dataclasses.replace(job, size=tuple(size)) for job, size in zip(jobs, sizes, strict=True)],
-        outline,
-        checkpoint,
-    )
+        described = outline_to_json(outline, readable=not any(job.finish_last for job in jobs))
+        checkpoint = Checkpoint(folder, {**settings, PROGRAM: computed}, layout, described)
+        layout = checkpoint.layout
+        outline = _outline(jobs, several, layout, settings)
+    jobs = [dataclasses.replace(job, size=tuple(size)) for job, size in zip(jobs, layout, strict=True)]
+    return jobs, outline, checkpoint
 
 
 def _outline(jobs: list[Job], several: bool, layout: list[list[int]], settings: dict[str, Any]) -> Outline:
