@@ -46,7 +46,7 @@ def public_objects() -> dict[str, Any]:
 
 RESULTS = (
     "Critical", "MeanField", "Shaped", "Facts", "Spectrum",
-    "Change", "Diagnosis", "Frontier", "Path", "Readings", "Row", "Verdict",
+    "Change", "Diagnosis", "Frontier", "Path", "Readings", "Row", "Verdict", "Root", "Edge",
 )  # fmt: skip
 """Dataclasses that the library makes and users read."""
 
@@ -187,6 +187,13 @@ class World:
         return vg.compare(self.sweep)
 
     @functools.cached_property
+    def edge(self) -> Any:
+        line = {name: self.grid for name in ("values", "edge", "standard_error", "slope", "theory")}
+        told = {"target_rate": 0.0, "seeds": 2, "reasons": ("", "", ""), "about_theory": ("", "", "")}
+        count = np.full(3, 8)
+        return vg.ensembles.Edge("sigma_w", "sigma_b", **line, **told, evaluations=count, network="mlp")
+
+    @functools.cached_property
     def spec(self) -> vg.blocks.Spec:
         return vg.dense(4, 4, "tanh")
 
@@ -267,6 +274,7 @@ def arguments(name: str) -> dict[str, Any]:
     sizes = {"width": 4, "depth": 2, "inputs": 4}
     at = {"activation": "tanh", "sigma_w": 1.5, "sigma_b": 0.1}
     rngs = nnx.Rngs(0)
+    searched = {"network": w.network, "inputs": w.x, "key": w.key, "seeds": 2, "options": {"sigma_out": 1.0}}
     table: dict[str, Callable[[], dict[str, Any]]] = {
         # networks
         "mlp": lambda: sizes,
@@ -470,7 +478,13 @@ def arguments(name: str) -> dict[str, Any]:
         "theory.shaping.tailored_smooth": lambda: {"activation": "tanh", "curvature": 0.1},
         "theory.shaping.tailored_leaky_relu": lambda: {"depth": 10, "correlation": 0.8},
         "theory.shaping.leaky_relu_c_map": lambda: {"c": 0.5, "slope": 0.1},
+        # the edge
+        "solve": lambda: searched,
+        "trace_edge": lambda: searched | {"along": "sigma_b", "values": w.grid},
+        "ensembles.Edge.save": lambda: {"self": w.edge, "path": w.folder / "edge.npz"},
         # pictures
+        "plots.draw_edge": lambda: {"ax": w.ax, "found": w.edge},
+        "plots.edge": lambda: {"found": w.edge},
         "plots.colour_bar": lambda: colour_bar(w),
         "plots.depth_profile": lambda: {"curves": {"one": w.xs}},
         "plots.describe": lambda: {"sweep": w.sweep},
@@ -555,6 +569,10 @@ def instances() -> dict[str, Any]:
         "diagnosis.Row": w.readings.sites[0],
         "diagnosis.Verdict": w.diagnosis.verdict,
         "ensembles.Case": vg.ensembles.Case(w.network, {"sigma_w": 1.0}),
+        "ensembles.Edge": w.edge,
+        "ensembles.Root": vg.ensembles.Root(
+            "sigma_w", 1.0, 0.1, 0.0, w.grid, 1.0, (0.5, 2.0), 16, "", float("nan"), "theory has none"
+        ),
         "ensembles.Remedy": vg.ensembles.Remedy(w.network),
         "measure.Correlation": vg.correlation(*pass_, -w.x),
         "measure.Frobenius": vg.log_frobenius(*pass_),

@@ -33,7 +33,8 @@ for wing, below in (
     BELOW[wing] = BELOW[below] | {below}
 BELOW["theory"] = {"checks", "values", "activations", "initializers"}
 BELOW["comparison"] = BELOW["ensembles"] | {"ensembles", "theory"}
-BELOW["plots"] = BELOW["training"] | {"training", "theory", "comparison"}
+BELOW["edges"] = BELOW["comparison"]
+BELOW["plots"] = BELOW["training"] | {"training", "theory", "comparison", "edges"}
 BELOW["diagnosis"] = BELOW["plots"] | {"plots"}
 BELOW["cli"] = BELOW["diagnosis"] | {"diagnosis", "compilation_cache", ""}
 BELOW["__main__"] = {"cli"}

@@ -8,6 +8,7 @@ from vgjax.activations import Activation
 from vgjax.comparison import compare
 from vgjax.diagnosis.calls import assert_trainable, diagnose
 from vgjax.diagnosis.watching import watch
+from vgjax.edges import solve, trace_edge
 from vgjax.ensembles.folder import collect, status
 from vgjax.ensembles.loading import load
 from vgjax.ensembles.measurement import measurement
@@ -61,6 +62,8 @@ __all__ = [
     "sweep", "gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius",
     "trainings", "first_steps", "measurement", "Result", "load", "remedies",
     "collect", "status",
+    # the edge, measured
+    "solve", "trace_edge",
     # any other model
     "diagnose", "assert_trainable", "watch",
     # training

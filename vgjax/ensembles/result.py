@@ -196,12 +196,11 @@ class Result:
         if from_layer is not None and not 0 <= from_layer < min(depths):
             raise ValueError(f"from_layer must lie in 0 .. {min(depths) - 1}, got {from_layer}")
 
-        def growth(mean: np.ndarray, depth: int) -> np.ndarray:
-            start = depth // 2 if from_layer is None else from_layer
-            last, first = mean[..., depth], mean[..., start]
-            return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (depth - start)
-
-        return np.stack(list(map(growth, mean, depths))) if self.several else growth(mean, depths[0])
+        growths = [
+            growth_per_layer(each, depth, from_layer)
+            for each, depth in zip(mean if self.several else [mean], depths, strict=True)
+        ]
+        return np.stack(growths) if self.several else growths[0]
 
     @kinds
     def edge(self, along: str | None = None) -> np.ndarray:
@@ -372,6 +371,19 @@ def program_of(network: Network | None) -> str:
     if network is None or network_from_json(network_to_json(network)) == network:
         return ""
     return digest_of_network(network)
+
+
+def growth_per_layer(log_gain: np.ndarray, depth: int, from_layer: int | None = None) -> np.ndarray:
+    """The log gain per layer from a layer (default: half the depth) to L; -inf where the gain is a true zero at L.
+
+    Args:
+        log_gain: shape ``(..., depth + 1)``, or longer.
+        depth: L.
+        from_layer: before L.
+    """
+    start = depth // 2 if from_layer is None else from_layer
+    last, first = log_gain[..., depth], log_gain[..., start]
+    return np.where(np.isneginf(last), -np.inf, last - np.where(np.isneginf(last), 0, first)) / (depth - start)
 
 
 def nearest(values: np.ndarray, value: float) -> float:

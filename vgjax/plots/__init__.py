@@ -7,6 +7,7 @@ and every distinction is also a line, a marker or a word.
 
 from vgjax.plots.cures import remedies
 from vgjax.plots.curves import depth_profile, draw_band, draw_profile, spectrum
+from vgjax.plots.edges import draw_edge, edge
 from vgjax.plots.learning import (
     draw_boundary,
     draw_gradient_heat,
@@ -53,6 +54,7 @@ __all__ = [
     "draw_band",
     "draw_boundary",
     "draw_critical_line",
+    "draw_edge",
     "draw_gain_against_depth",
     "draw_gradient_heat",
     "draw_losses",
@@ -60,6 +62,7 @@ __all__ = [
     "draw_rate",
     "draw_states",
     "draw_trainability",
+    "edge",
     "factor",
     "factor_ticks",
     "gradient_path",
