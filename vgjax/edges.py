@@ -20,7 +20,7 @@ from vgjax.ensembles.measurement import Measurement
 from vgjax.ensembles.result import Result, growth_per_layer
 from vgjax.ensembles.runner import progress
 from vgjax.ensembles.sweep import sweep
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 from vgjax.networks.network import Network
 
 Inputs = Annotated[ArrayLike | tuple[ArrayLike, ...], "an array of numbers, or a tuple of them"]
@@ -42,7 +42,7 @@ def solve(
     key: RandomKey,
     target_rate: float = 0.0,
     seeds: int = 16,
-    between: tuple[float, float] | None = None,
+    between: tuple[float, ...] | None = None,
     tolerance: float = 1e-3,
     from_layer: int | None = None,
     reading: Reading | None = None,
@@ -93,7 +93,7 @@ def trace_edge(
     key: RandomKey,
     target_rate: float = 0.0,
     seeds: int = 16,
-    between: tuple[float, float] | None = None,
+    between: tuple[float, ...] | None = None,
     tolerance: float = 1e-3,
     from_layer: int | None = None,
     reading: Reading | None = None,
@@ -190,26 +190,15 @@ class _Search:
         scale, before = self.network.scales[self.scale], self.sweeps
         grids = search_grids(scale, self.between) if near is None else grids_near(scale, self.between, *near)
         found = crossing(lambda values: self.rates(values, fixed), grids, self.target_rate, self.tolerance)
-        predicted, about = _theory(self, fixed)
-        evaluations = (self.sweeps - before) * POINTS
-        return Root(
-            self.scale,
-            found.value,
-            found.standard_error,
-            self.target_rate,
-            found.rates,
-            found.slope,
-            found.bracket,
-            evaluations,
-            found.reason,
-            predicted,
-            about,
-        )
+        evaluations, (predicted, about) = (self.sweeps - before) * POINTS, _theory(self, fixed)
+        told: dict[str, Any] = {"target_rate": self.target_rate, "evaluations": evaluations, "about_theory": about}
+        return Root(self.scale, standard_error=found.standard_error, theory=predicted, **told, **found._asdict())
 
     def rates(self, values: np.ndarray, fixed: dict[str, float]) -> np.ndarray:
         """Of every draw at some values, shape ``(seeds, points)``."""
         kept = {} if self.folder is None else {"folder": self.folder / f"{self.sweeps:03d}"}
-        result = sweep(self.network, *self.inputs, **self.asked, **fixed, **kept, **{self.scale: values})
+        asked: dict[str, Any] = {**self.asked, **fixed, **kept, self.scale: values}
+        result: Result = sweep(self.network, *self.inputs, **asked)
         self.sweeps += 1
         rates, shape = np.asarray(self.read(result), float), (result.seeds, len(values))
         if rates.shape != shape:
@@ -223,7 +212,7 @@ def _search(
     scale: str,
     asked: dict[str, Any],
     target_rate: float,
-    between: tuple[float, float] | None,
+    between: tuple[float, ...] | None,
     tolerance: float,
     from_layer: int | None,
     reading: Reading | None,
@@ -232,43 +221,47 @@ def _search(
     declared = network.scales[known("scale", scale, network.scales)]
     finite("target_rate", target_rate)
     finite("tolerance", tolerance, "positive", lambda v: v > 0)
-    asked = {**asked, "seeds": positive_integer("seeds", asked["seeds"])}
-    if asked["seeds"] < 2:
-        raise ValueError(f"seeds must be at least 2, of which an error is made, got {asked['seeds']}")
-    if between is not None:
-        for end in between:
-            declared.check(scale, end)
-        if len(between) != 2 or not between[0] < between[1]:
-            raise ValueError(f"between must be (low, high) with low below high, got {tuple(between)}")
-        between = float(between[0]), float(between[1])
     if from_layer is not None and not 0 <= from_layer < network.depth:
         raise ValueError(f"from_layer must lie in 0 .. {network.depth - 1}, got {from_layer}")
-    if scale in asked:
-        raise ValueError(f"{scale} must be left out where it is sought, got {short(asked[scale])}")
-    if "part" in asked:
-        raise ValueError(
-            f"part must be left out, for every sweep of a search needs the one before, got {asked['part']}"
-        )
-    for name in asked.keys() - inspect.signature(sweep).parameters.keys():
-        if not is_number(asked[name]):
-            raise ValueError(f"{name} must be one number beside a scale that is sought, got {short(asked[name])}")
+    asked = _checked_options(scale, asked)
     folder = asked.pop("folder", None)
-    read = _reading(network, asked.get("measure"), from_layer) if reading is None else reading
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     return _Search(
         network,
-        inputs,
+        inputs if isinstance(inputs, tuple) else (inputs,),
         scale,
         float(target_rate),
-        between,
+        None if between is None else _checked_between(scale, declared, between),
         float(tolerance),
-        read,
+        _growth(network, asked.get("measure"), from_layer) if reading is None else reading,
         asked,
         None if folder is None else Path(folder),
     )
 
 
-def _reading(network: Network, measure: Any, from_layer: int | None) -> Reading:
+def _checked_options(scale: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """What every sweep is asked, if it leaves one axis alone, and all draws to each."""
+    asked = {**asked, "seeds": positive_integer("seeds", asked["seeds"])}
+    if asked["seeds"] < 2:
+        raise ValueError(f"seeds must be at least 2, of which an error is made, got {asked['seeds']}")
+    if scale in asked:
+        raise ValueError(f"{scale} must be left out where it is sought, got {short(asked[scale])}")
+    if "part" in asked:
+        raise ValueError(f"part must be left out where each sweep needs the last one, got {short(asked['part'])}")
+    for name in asked.keys() - inspect.signature(sweep).parameters.keys():
+        if not is_number(asked[name]):
+            raise ValueError(f"{name} must be one number beside a scale that is sought, got {short(asked[name])}")
+    return asked
+
+
+def _checked_between(scale: str, declared: Scale, between: tuple[float, ...]) -> tuple[float, float]:
+    for end in between:
+        declared.check(scale, end)
+    if len(between) != 2 or not between[0] < between[1]:
+        raise ValueError(f"between must be (low, high) with low below high, got {tuple(between)}")
+    return float(between[0]), float(between[1])
+
+
+def _growth(network: Network, measure: Any, from_layer: int | None) -> Reading:
     """Growth of ln gain per layer of every draw; of a batch the mean over its examples."""
     if isinstance(measure, Measurement) and "log_gain" not in measure.dims:
         raise ValueError(f"reading must say what is sought in a measurement without log_gain, got {measure.name}")
@@ -284,7 +277,7 @@ def _checked_values(network: Network, along: str, values: ArrayLike) -> np.ndarr
     """Of the second scale, in order."""
     second = np.asarray(values, float)
     network.scales[along].check(along, second)
-    steps = np.diff(second, axis=0)
+    steps = np.diff(second.ravel())
     if second.ndim != 1 or not second.size or not ((steps > 0).all() or (steps < 0).all()):
         raise ValueError(f"values must be numbers that increase or decrease, at least one, got {short(values)}")
     return second

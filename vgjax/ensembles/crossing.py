@@ -104,8 +104,7 @@ def _closed_in(
         i = measured.cell(target)
         if i is None:
             return _none(measured, _why_none(measured, target))
-        found = _interpolated(measured, i, target)
-        low, high = found.bracket
+        found, (low, high) = _interpolated(measured, i, target), measured.values[i : i + 2]
         enough = max(tolerance, _RESOLUTION * max(abs(low), abs(high)))
         if high - low <= max(enough, np.nan_to_num(found.standard_error, posinf=0.0)):
             break
@@ -115,28 +114,33 @@ def _closed_in(
         before = high - low
         measured = measured.joined(grid, rates(grid))
     if np.isnan(found.value):
-        ends = " to ".join(f"{mean:.4g}" for mean in measured.mean[i : i + 2])
-        return _none(measured, f"the rate jumps from {ends} between {low:.6g} and {high:.6g}")
+        ends = " to ".join(f"{mean:.4g}" for mean in measured.mean[np.isin(measured.values, found.bracket)])
+        return found._replace(reason=f"the rate jumps from {ends} between {low:.6g} and {high:.6g}")
     return found
 
 
 def _interpolated(measured: _Measured, i: int, target: float) -> Crossing:
-    """What is known of the crossing behind a point: linear between it and the next."""
+    """What is known of the crossing behind a point: linear between it and the next; where it is one of several within
+    its error, as in chaos, that of the line through all of these."""
     (low, high), (below, above) = measured.values[i : i + 2], measured.rates[:, i : i + 2].T
     bracket = float(low), float(high)
     if not np.isfinite(measured.mean[i : i + 2]).all():
         return Crossing(np.nan, np.full(len(below), np.nan), np.nan, bracket)
-    share = (target - below.mean()) / (above.mean() - below.mean())
-    secant = Crossing(
-        float(low + share * (high - low)),
-        below + share * (above - below),
-        float((above.mean() - below.mean()) / (high - low)),
-        bracket,
-    )
-    reach = max(NEAR * secant.standard_error * 1.01, high - low)
-    near = (np.abs(measured.values - secant.value) <= reach) & np.isfinite(measured.mean)
-    line = np.polyfit(measured.values[near] - secant.value, measured.mean[near], 1)
-    return secant._replace(slope=float(line[0]))
+    rise = above.mean() - below.mean()
+    share = (target - below.mean()) / rise
+    value, rates = low + share * (high - low), below + share * (above - below)
+    secant = Crossing(float(value), rates, float(rise / (high - low)), bracket)
+    reach = max(1.01 * NEAR * secant.standard_error, high - low)
+    near = (np.abs(measured.values - value) <= reach) & np.isfinite(measured.mean)
+    values, mean = measured.values[near], measured.mean[near]
+    slope, excess = (float(each) for each in np.polyfit(values - value, mean - target, 1))
+    (turns,) = np.nonzero((mean[:-1] < target) != (mean[1:] < target))
+    if len(turns) == 1 or not slope:
+        return secant._replace(slope=slope)
+    # The first of several would lie too low, by about their error.
+    middle = float(np.clip(value - excess / slope, values[0], values[-1]))
+    rates = np.array([np.interp(middle, values, each) for each in measured.rates[:, near]])
+    return Crossing(middle, rates, slope, (float(values[turns[0]]), float(values[turns[-1] + 1])))
 
 
 def _neighbourhood(measured: _Measured, i: int, found: Crossing, target: float, enough: float) -> np.ndarray:

@@ -5,6 +5,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +25,13 @@ class Root:
     Attributes:
         scale: its name.
         value: NaN where there is none.
-        standard_error: of the value, from the spread of the draws: ``std(rates) / |slope| / sqrt(seeds)``.
+        standard_error: of the value, from the spread of the draws: ``std(rates) / |slope| / sqrt(seeds)``. In chaos,
+            where a rate is rough and the value that of a line through it, rather too large.
         target_rate: growth of ln gain per layer that was sought (of a reading of your own, its number).
-        rates: of every draw at the value, shape ``(seeds,)``; their mean is the target.
+        rates: of every draw at the value, shape ``(seeds,)``.
         slope: of the mean rate by the scale, there.
-        bracket: two measured values between which it lies; where there is none, the ends of where it was sought.
+        bracket: two measured values between which it lies (in chaos: all crossings near it); where there is none, the
+            ends of where it was sought, or of where the rate jumps.
         evaluations: values of the scale at which all draws were measured.
         reason: why there is none; empty if there is one.
         theory: the value at infinite width and depth; NaN where theory has none.
@@ -131,7 +134,9 @@ class Edge:
         if arrays is None:
             raise ValueError(f"path must hold a whole saved edge, got {str(path)!r}")
         rest = json.loads(str(arrays.pop("description")))
-        return cls(**arrays, **{name: tuple(v) if isinstance(v, list) else v for name, v in rest.items()})
+        told = {name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
+        fields: dict[str, Any] = {**told, **arrays}
+        return cls(**fields)
 
 
 def _npz(path: str | os.PathLike[str]) -> Path:

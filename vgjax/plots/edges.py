@@ -69,5 +69,5 @@ def _draw_sides(ax: "matplotlib.axes.Axes", found: Edge) -> None:
     row = int(np.flatnonzero(there)[there.sum() // 2])
     for end, colour, word in sides:
         ax.fill_betweenx(found.values, end, found.edge, color=colour, alpha=0.15, linewidth=0, zorder=0)
-        text_on_map(ax, float((0.6 * end + 0.4 * found.edge[row])), float(found.values[row]), word)
+        text_on_map(ax, float(0.6 * end + 0.4 * found.edge[row]), float(found.values[row]), word)
     ax.set(xlim=(left, right), ylim=(found.values.min(), found.values.max()))
