@@ -168,7 +168,6 @@ _WORDS: dict[Any, str] = {
     "Hashable": "hashable",
     "Spectrum": "a Spectrum (of vgjax.log_singular_values)",
     "Comparison": "a Comparison (of vgjax.compare)",
-    "Edge": "an Edge (of vgjax.trace_edge)",
     "Band": "a Band (of vgjax.theory.band)",
     "FloatExp": "a FloatExp",
     "PathLike": "a path",

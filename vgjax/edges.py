@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from vgjax import theory
-from vgjax.checks import ArrayLike, RandomKey, finite, is_number, kinds, known, positive_integer, short
+from vgjax.checks import ArrayLike, RandomKey, finite, is_number, kinds, known, positive_integer, short, takes
 from vgjax.ensembles.crossing import NEAR, POINTS, crossing, grids_near, search_grids
 from vgjax.ensembles.edge import Edge, Root
 from vgjax.ensembles.measurement import Measurement
@@ -221,6 +221,8 @@ def _search(
     declared = network.scales[known("scale", scale, network.scales)]
     finite("target_rate", target_rate)
     finite("tolerance", tolerance, "positive", lambda v: v > 0)
+    if reading is not None and not takes(reading, "result"):
+        raise ValueError(f"reading must be a function of one argument, a Result, got {short(reading)}")
     if from_layer is not None and not 0 <= from_layer < network.depth:
         raise ValueError(f"from_layer must lie in 0 .. {network.depth - 1}, got {from_layer}")
     asked = _checked_options(scale, asked)
