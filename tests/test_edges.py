@@ -237,6 +237,20 @@ def test_a_smooth_rate_is_found_in_few_sweeps_in_either_direction(power):
         assert len(asked) <= 4
 
 
+@pytest.mark.parametrize("ends", [(-1e-6, 1), (-1, 1e-6), (-0.01, 1)])
+def test_a_step_is_enclosed_where_interpolation_looks_elsewhere(ends):
+    asked: list[np.ndarray] = []
+
+    def rates(values: np.ndarray) -> np.ndarray:
+        asked.append(values)
+        return np.where(values < 0.7, *ends)[None] + np.array([[-1e-9], [1e-9]])
+
+    low, high = crossing(rates, GRID, 0.0, 1e-5).bracket
+    assert low < 0.7 <= high
+    assert high - low <= 1e-5
+    assert len(asked) <= 12
+
+
 def test_the_first_of_several_crossings():
     rates, _ = rates_of(lambda v: np.sin(3 * v) - 0.5)
     assert crossing(rates, GRID, 0.0, 1e-6).value == pytest.approx(np.pi / 18, abs=1e-3)

@@ -27,7 +27,7 @@ Inputs = Annotated[ArrayLike | tuple[ArrayLike, ...], "an array of numbers, or a
 Reading = Callable[[Result], Any]
 
 _FIRST_GUESS = 0.1
-"""How far from the first point of a line, relative to it, the second is expected: of later ones two others tell."""
+"""How far from the first point of a line the second is expected, relative to it: of later ones two others tell."""
 
 
 # --- the two questions ----------------------------------------------------------------------------------------------
@@ -124,20 +124,20 @@ def trace_edge(
     search = _search(network, inputs, scale, asked, target_rate, between, tolerance, from_layer, reading)
     roots: list[Root] = []
     for value in progress(second, len(second), f"{scale} over {along}", options.get("progress")):
-        roots.append(search.root({along: float(value)}, _expected(second, roots)))
+        roots.append(search.root({along: float(value)}, _expected(second, roots, search.tolerance)))
     return _line(search, along, second, roots)
 
 
-def _expected(second: np.ndarray, roots: list[Root]) -> tuple[float, float] | None:
+def _expected(second: np.ndarray, roots: list[Root], tolerance: float) -> tuple[float, float] | None:
     """Where the next point of a line is expected, from the last two that were found, and how far around it."""
-    known_ones = [(at, root) for at, root in zip(second, roots, strict=False) if root.found]
-    if not known_ones:
+    found = [(at, root) for at, root in zip(second, roots, strict=False) if root.found]
+    if not found:
         return None
-    at, last = known_ones[-1]
-    own = NEAR * last.standard_error
-    if len(known_ones) == 1:
-        return last.value, own + _FIRST_GUESS * max(abs(last.value), _FIRST_GUESS)
-    before, first = known_ones[-2]
+    at, last = found[-1]
+    own = max(NEAR * last.standard_error, tolerance)
+    if len(found) == 1:
+        return last.value, own + _FIRST_GUESS * max(abs(last.value), 1.0)
+    before, first = found[-2]
     step = (last.value - first.value) * (second[len(roots)] - at) / (at - before)
     return last.value + step, own + abs(step) / 4
 

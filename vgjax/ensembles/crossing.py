@@ -206,7 +206,7 @@ def search_grids(scale: Scale, between: tuple[float, float] | None) -> Iterator[
 
 def grids_near(scale: Scale, between: tuple[float, float] | None, value: float, half: float) -> Iterator[np.ndarray]:
     """Around an expected value, then four times as far, then those of `search_grids`."""
-    least = {"parameter": 0.0, "rate": 0.0, "divisor": value / 8}.get(scale.kind, -np.inf)
+    least = {"parameter": 0.0, "rate": 0.0, "divisor": abs(value) / 8}.get(scale.kind, -np.inf)
     low, high = between or (least, 0.99 if scale.kind == "rate" else np.inf)
     for reach in (half, _FACTOR * half):
         ends = max(value - reach, low), min(value + reach, high)

@@ -61,7 +61,8 @@ def _draw_sides(ax: "matplotlib.axes.Axes", found: Edge) -> None:
         return
     (left, right), up = ax.get_xlim(), np.nanmedian(found.slope) > 0
     span = right - left
-    left, right = left - 0.25 * span, right + 0.25 * span
+    least = 0.0 if np.nanmin(found.edge) >= 0 else -np.inf
+    left, right = max(left - 0.25 * span, least), right + 0.25 * span
     words = ("gradients\nvanish", "gradients\nexplode") if found.target_rate == 0 else ("rate\nbelow", "rate\nabove")
     sides = [(left, VANISHING, words[0]), (right, EXPLODING, words[1])]
     if not up:
