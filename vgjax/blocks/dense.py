@@ -20,7 +20,72 @@ from vgjax.floatexp import Ends, FloatExp, ParameterDegrees, add, normalize, sca
 from vgjax.initializers import Law, Scale, Scales
 
 
-class Affine(nnx.Module):
+class Activity(nnx.Module):
+    """What stands in front of a matrix product: ``after(phi(before(h)))``.
+
+    Args:
+        activation: phi: a name, an `Activation` or a callable.
+        before, after: specs of blocks on either side of phi (a normalization, dropout, a pooling).
+        rngs: where the draws come from.
+    """
+
+    activation: Activation
+    before: Any
+    after: Any
+
+    @kinds
+    def __init__(
+        self,
+        *,
+        activation: str | Activation | Elementwise = "linear",
+        before: Spec | None = None,
+        after: Spec | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activations.get(activation)
+        self.before = before.build(rngs) if before else None
+        self.after = after.build(rngs) if after else None
+
+    @property
+    def scales(self) -> Mapping[str, Scale]:
+        """Those of the blocks around phi."""
+        return protocol.scales_of(self.before, self.after)
+
+    @property
+    def degrees(self) -> Ends | None:
+        """Those of phi; with other blocks inside, to be measured."""
+        return None if self.before or self.after else self.activation.facts.ends
+
+    @property
+    def never_zero(self) -> bool:
+        """Whether a zero behind phi is an underflow: phi has no dead zone, and nothing else stands around it."""
+        return not (self.before or self.after or self.activation.facts.dead)
+
+    def __call__(self, h: Array, scales: Scales | None = None) -> Array:
+        """One state to what is multiplied; scales may be left out if no part declares any."""
+        scales = Scales() if scales is None else scales
+        a = self.activation(protocol.call(self.before, h, scales) if self.before else h)
+        return protocol.call(self.after, a, scales) if self.after else a
+
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
+        """The same for a normalized state of any size; the result is not normalized."""
+        # Normalized between the parts: each step takes a normalized state.
+        if self.before:
+            state = normalize(protocol.step(self.before, state, scales))[0]
+        a = activations.apply(self.activation, state)
+        return protocol.step(self.after, normalize(a)[0], scales) if self.after else a
+
+    def slopes(self, h: Array, scales: Scales | None = None) -> tuple[Array, float]:
+        """phi' of the units, of the shape of the state, and the largest |phi'|."""
+        h = protocol.call(self.before, h, Scales() if scales is None else scales) if self.before else h
+        return self.activation.derivative(h), self.activation.facts.largest_slope
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """What its parts absorb."""
+        return protocol.absorb_scales(scales, self.before, self.after)
+
+
+class Affine(Activity):
     """The layer of the theory: ``h' = sigma_w Z after(phi(before(h))) + sigma_b z``, Z any linear map.
 
     Z is drawn at unit gain (``E Z_ij^2 = 1 / fan_in``), the bias z at unit variance; a law or an array of one's own is
@@ -29,43 +94,35 @@ class Affine(nnx.Module):
 
     Args:
         outputs: units that come out.
-        activation: phi: a name, an `Activation` or a callable.
-        before, after: specs of blocks on either side of phi (a normalization, dropout, a pooling).
         names: of the scales of kernel and bias.
         follows: the scale that the kernel's takes its value of where it is not given itself.
         bias_init: a name in `initializers.BIAS_INITS`, whose scale is 0 where it is not given; or a law
             ``(key, shape, dtype)`` or an array of shape ``(outputs,)``, whose scale is then 1.
         dtype: of the parameters.
         rngs: where the draws come from.
+        **around: activation, before, after: as for `Activity`.
 
     Attributes:
         kernel_path: where the parameter that Z is made of stands.
     """
 
     kernel_path: ClassVar[str] = "kernel"
-    activation: Activation
-    before: Any
-    after: Any
     bias: nnx.Param
 
     def __init__(
         self,
         outputs: int,
         *,
-        activation: str | Activation | Elementwise = "linear",
-        before: Spec | None = None,
-        after: Spec | None = None,
         names: tuple[str, str] = ("sigma_w", "sigma_b"),
         follows: str | None = None,
         bias_init: Law = "gaussian",
         dtype: FloatDtype,
         rngs: nnx.Rngs,
+        **around: Any,
     ):
-        self.activation = activations.get(activation)
+        super().__init__(rngs=rngs, **around)
         self.names, self.follows = names, follows
         self.bias_init, self.bias_default = _named(bias_init), initializers.bias_default(bias_init)
-        self.before = before.build(rngs) if before else None
-        self.after = after.build(rngs) if after else None
         # Drawn after the kernel, whose subclass comes first: the order of the draws is part of what a key means.
         fan_in = math.prod(self.weights.shape[:-1])
         self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype, fan_in))
@@ -83,16 +140,7 @@ class Affine(nnx.Module):
     @property
     def scales(self) -> Mapping[str, Scale]:
         """Those of kernel and bias, and of the blocks around phi."""
-        of_kernel, of_bias = self.names
-        kernel, bias = Scale(1.0, "parameter", self.follows), Scale(self.bias_default, "parameter")
-        affine = {of_kernel: kernel, of_bias: bias}
-        affine |= {self.follows: Scale(1.0, "parameter")} if self.follows else {}
-        return affine | protocol.scales_of(self.before, self.after)
-
-    @property
-    def degrees(self) -> Ends | None:
-        """Those of phi; with other blocks inside, to be measured."""
-        return None if self.before or self.after else self.activation.facts.ends
+        return affine_scales(self.names, self.follows, self.bias_default) | super().scales
 
     @property
     def parameter_degrees(self) -> Mapping[str, ParameterDegrees] | None:
@@ -103,32 +151,16 @@ class Affine(nnx.Module):
         of_kernel, of_bias = ParameterDegrees(below, above, False), ParameterDegrees(Fraction(0), Fraction(0), False)
         return {self.kernel_path: of_kernel, "bias": of_bias}
 
-    @property
-    def never_zero(self) -> bool:
-        """Whether a zero behind phi is an underflow: phi has no dead zone, and nothing else stands around it."""
-        return not (self.before or self.after or self.activation.facts.dead)
-
     def __call__(self, h: Array, scales: Scales) -> Array:
         """One state to the next; leading axes (a batch, tokens) pass through."""
-        a = self.activation(protocol.call(self.before, h, scales) if self.before else h)
-        a = protocol.call(self.after, a, scales) if self.after else a
+        a = super().__call__(h, scales)
         return self.product(scales[self.names[0]] * a) + scales[self.names[1]] * self.bias[...]
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size; the result is not normalized."""
-        # Normalized between the parts: each step takes a normalized state.
-        if self.before:
-            state = normalize(protocol.step(self.before, state, scales))[0]
-        a = activations.apply(self.activation, state)
-        if self.after:
-            a = protocol.step(self.after, normalize(a)[0], scales)
+        a = super().step(state, scales)
         product = FloatExp(self.product(scales[self.names[0]] * a.value), a.exponent)
         return add(with_zero_exponent(product), scaled_bias(scales[self.names[1]], self.bias[...]))
-
-    def slopes(self, h: Array, scales: Scales) -> tuple[Array, float]:
-        """phi' of the units, of the shape of the state, and the largest |phi'|."""
-        h = protocol.call(self.before, h, scales) if self.before else h
-        return self.activation.derivative(h), self.activation.facts.largest_slope
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """W = sigma_w Z, b = sigma_b z."""
@@ -136,9 +168,13 @@ class Affine(nnx.Module):
         self.weights[...] = scales[of_kernel] * self.weights[...]
         self.bias[...] = scales[of_bias] * self.bias[...]
         # What the kernel's follows has been read as its.
-        return frozenset({*self.names, self.follows or of_kernel}) | protocol.absorb_scales(
-            scales, self.before, self.after
-        )
+        return frozenset({*self.names, self.follows or of_kernel}) | super().absorb_scales(scales)
+
+
+def affine_scales(names: tuple[str, str], follows: str | None, bias_default: float) -> dict[str, Scale]:
+    """The scales of a kernel and its bias."""
+    scales = {names[0]: Scale(1.0, "parameter", follows), names[1]: Scale(bias_default, "parameter")}
+    return scales | ({follows: Scale(1.0, "parameter")} if follows else {})
 
 
 def _named(law: Law) -> str | None:

@@ -77,21 +77,21 @@ def correlate(
     """`correlation`, unchecked and not compiled by itself: what sweeps `vmap`."""
     layers, network = bind(parameters, scales, x1), parameters.network
     x1, x2 = (as_dtype(parameters.dtype, x) for x in (x1, x2))
-    state, second = from_float(x1), _Second(from_float(x2), from_float(x2 - x1))
+    state, second = from_float(x1), Second(from_float(x2), from_float(x2 - x1))
     if layers.stem:
-        second = _behind(layers.stem, layers.stem, normalize(state)[0], second)
+        second = behind(layers.stem, layers.stem, normalize(state)[0], second)
         state = layers.first_state(x1)
 
     def visit(
-        layer: Layer, state: FloatExp, second: _Second, x: Array | None
-    ) -> tuple[_Second, tuple[_Reading, Doubts]]:
+        layer: Layer, state: FloatExp, second: Second, x: Array | None
+    ) -> tuple[Second, tuple[Reading, Doubts]]:
         other = layer if layer.input is None else replace(layer, input=x)
-        about = _read(state, second), doubts(other, *normalize(second.state))
-        return _behind(layer, other, state, second), about
+        about = read_pair(state, second), doubts(other, *normalize(second.state))
+        return behind(layer, other, state, second), about
 
     extras = by_stage(network, x2) if network.driven else None
     walked = layers.walk(state, visit, second, extras=extras)
-    last = jax.tree.map(lambda a: a[None], _read(walked.last, walked.carry))
+    last = jax.tree.map(lambda a: a[None], read_pair(walked.last, walked.carry))
     readings, in_doubt = zip(*walked.reports, strict=True)
     read = joined([*readings, last])
     other = exactness(read.log_norm, joined(in_doubt))
@@ -105,14 +105,14 @@ def correlate(
 _correlate = jax.jit(correlate)
 
 
-class _Second(NamedTuple):
+class Second(NamedTuple):
     """The second input's state, and how far it is from the first's (their plain difference loses what they share)."""
 
     state: FloatExp
     apart: FloatExp
 
 
-class _Reading(NamedTuple):
+class Reading(NamedTuple):
     """c and ln (1 - c) of two states, and ln of the norm of the second."""
 
     c: Array
@@ -120,7 +120,7 @@ class _Reading(NamedTuple):
     log_norm: Array
 
 
-def _behind(layer: Layer, other: Layer, state: FloatExp, second: _Second) -> _Second:
+def behind(layer: Layer, other: Layer, state: FloatExp, second: Second) -> Second:
     """The second state and the difference behind a layer (``other`` with the second input), not normalized.
 
     With r = |d| / |s|, a plain difference is right to eps / r, a tangent at the midpoint to r^2 where phi is smooth and
@@ -129,7 +129,7 @@ def _behind(layer: Layer, other: Layer, state: FloatExp, second: _Second) -> _Se
     there, apart = normalize(second.state)[0], normalize(second.apart)[0]
     after = layer.step(state)
     plain = other.step(there)
-    direct = _Second(plain, _minus(plain, after))
+    direct = Second(plain, _minus(plain, after))
     if layer.input is not None:  # the inputs differ too
         return direct
     tangent = layer.push(_sum(state, apart._replace(value=apart.value / 2)), apart)
@@ -142,7 +142,7 @@ def _behind(layer: Layer, other: Layer, state: FloatExp, second: _Second) -> _Se
     value = jnp.where(swallowed, jnp.nan, direct.apart.value)
     direct = direct._replace(apart=direct.apart._replace(value=value))
     # A state of its own would forget a difference below its rounding: it follows the tangent as long as that holds.
-    return jax.tree.map(lambda a, b: jnp.where(near, a, b), _Second(_sum(after, tangent), tangent), direct)
+    return jax.tree.map(lambda a, b: jnp.where(near, a, b), Second(_sum(after, tangent), tangent), direct)
 
 
 def _smooth(spec: Spec) -> bool:
@@ -160,7 +160,7 @@ def _minus(a: FloatExp, b: FloatExp) -> FloatExp:
     return add(with_zero_exponent(a), with_zero_exponent(b._replace(value=-b.value)))
 
 
-def _read(state: FloatExp, second: _Second) -> _Reading:
+def read_pair(state: FloatExp, second: Second) -> Reading:
     """c and 1 - c of s (normalized) and s'.
 
     Apart, from their directions u and u': 1 - c = |u - u'|^2 / 2. Close to each other, from d = s' - s: with k the
@@ -180,7 +180,7 @@ def _read(state: FloatExp, second: _Second) -> _Reading:
     c = jnp.where(close, along / length, jnp.sum(unit * other))
     log_one_minus_c = jnp.where(jnp.isnan(log_apart), jnp.nan, log_one_minus_c)
     nothing = jnp.isneginf(log_norm) | jnp.isneginf(log_other)
-    return _Reading(jnp.where(nothing, jnp.nan, c), jnp.where(nothing, jnp.nan, log_one_minus_c), log_other)
+    return Reading(jnp.where(nothing, jnp.nan, c), jnp.where(nothing, jnp.nan, log_one_minus_c), log_other)
 
 
 def _unit(number: FloatExp) -> tuple[Float[Array, "*state"], Float[Array, ""]]:

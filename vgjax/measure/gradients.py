@@ -201,7 +201,7 @@ def _gradient_flow(
         first_inexact,
         first_nan,
     )
-    return _marked(flow, forward.exactness, _exact_at_head(layers.head, forward, network.every_step))
+    return marked_gradients(flow, forward.exactness, _exact_at_head(layers.head, forward, network.every_step))
 
 
 def _exact_at_head(head: Layer | None, forward: Walk, every_step: bool) -> Array:
@@ -211,7 +211,7 @@ def _exact_at_head(head: Layer | None, forward: Walk, every_step: bool) -> Array
     return jnp.all(exact_at(ends, read) & ~jnp.isnan(forward.log_norms[:, -1:]), axis=1)
 
 
-def _marked(flow: GradientFlow, found: Exactness, exact: Array) -> GradientFlow:
+def marked_gradients(flow: GradientFlow, found: Exactness, exact: Array) -> GradientFlow:
     """NaN in place of every gradient that went through what means nothing."""
     depth = flow.log_gradient.shape[1] - 1
     log_gradient = marked_backward(found, jnp.where(exact[:, None], flow.log_gradient, jnp.nan), depth)
@@ -268,7 +268,7 @@ def _visit_back(
         _logs(back.gradients),
         _part_logs(back.cotangent, names),
         _over(layer, Layer.diagnostics, jax.vmap(to_float_clipped)(states)),
-        *_slope_statistics(layer, states),
+        *slope_statistics(layer, states),
     )
     return _Carry(back.before if entering is None else _sum(back.before, entering), tied), report
 
@@ -288,7 +288,7 @@ def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, Array]
     if stem is None:
         return {}
     x = jax.vmap(lambda x: normalize(from_float(x), once=True)[0])(xs.astype(first.value.dtype))
-    gradients = _parameter_gradients(stem.absorb_scales(), x, first)
+    gradients = parameter_gradients(stem.absorb_scales(), x, first)
     return {f"stem/{path}": log for path, log in _logs(gradients, once=True).items()}
 
 
@@ -305,7 +305,7 @@ def _where_loss_enters(
     read = joined([*forward.reports, read]) if network.every_step else read
     read = jax.tree.map(lambda a: a[-network.depth :], read)
     outputs = jax.vmap(jax.vmap(lambda s: normalize(head.step(s) if head else s, once=True)[0]))(read)
-    deltas, saturated = _cotangents(loss, network, outputs, ys)
+    deltas, saturated = cotangents_of_loss(loss, network, outputs, ys)
     deltas = deltas._replace(value=deltas.value / losses.mean_over(loss, network, len(ys)))
     if head is None:
         return deltas, {}, saturated
@@ -315,7 +315,7 @@ def _where_loss_enters(
     return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), logs, saturated
 
 
-def _cotangents(loss: losses.Loss, network: Network, outputs: FloatExp, ys: Array) -> tuple[FloatExp, Array]:
+def cotangents_of_loss(loss: losses.Loss, network: Network, outputs: FloatExp, ys: Array) -> tuple[FloatExp, Array]:
     """dL/d(output) with leading axes (states read, batch), and which examples are lost."""
     of_one = functools.partial(losses.cotangent, loss)
     if not network.every_step:
@@ -364,7 +364,7 @@ class _Back(NamedTuple):
 def _back(layer: Layer, states: FloatExp, cotangents: FloatExp, *, once: bool = False) -> _Back:
     cotangents, logs = jax.vmap(functools.partial(normalize, once=once))(cotangents)
     before = _over(layer, Layer.pull, states, cotangents)
-    return _Back(before, _parameter_gradients(layer, states, cotangents), cotangents, logs)
+    return _Back(before, parameter_gradients(layer, states, cotangents), cotangents, logs)
 
 
 def _over(layer: Layer, f: Callable[..., Any], *rows: Any) -> Any:
@@ -398,7 +398,7 @@ def _zeros(parameters: Parameters) -> dict[str, FloatExp]:
     return {path: FloatExp(jnp.zeros_like(leaf), jnp.asarray(ZERO)) for path, leaf in leaves}
 
 
-def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -> dict[str, FloatExp]:
+def parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -> dict[str, FloatExp]:
     """sum_b dL_b/d(parameter), not normalized, by path.
 
     The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each
@@ -433,7 +433,7 @@ def _parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -
     return {path: by_kind[kind][path] for path, kind in kinds.items()}
 
 
-def _slope_statistics(layer: Layer, states: FloatExp) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+def slope_statistics(layer: Layer, states: FloatExp) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """Mean of phi'^2, and the share of flat units, of every example; NaN past the float range where phi' grows."""
 
     def read(layer: Layer, state: FloatExp) -> tuple[Array, Array]:

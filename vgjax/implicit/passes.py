@@ -1,0 +1,394 @@
+"""Passes through a network that has no kernels: rows (states, differences, tangents) forward, cotangents backward.
+
+All rows that meet one kernel go through it together, and a layer costs a few vectors of its width. A row is a number
+with an exponent of its own (`vgjax.floatexp`), so it never leaves the float range; what stands between kernels is the
+library's own block, with its own derivatives.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Key
+
+from vgjax.checks import RandomKey, kinds
+from vgjax.floatexp import FloatExp, add, normalize, power_of_two, scaled_bias, with_zero_exponent
+from vgjax.implicit.frames import Seen, combined
+from vgjax.implicit.plans import AffineNode, PartNode, Plan, SkipNode, check_network, plan_of
+from vgjax.initializers import BIAS_INITS, Scales
+from vgjax.measure.correlation import Second, behind
+from vgjax.measure.gradients import parameter_gradients
+from vgjax.networks.exactness import Doubts, doubts
+from vgjax.networks.layer import Layer, draw, parameter_dtype, unit_scales
+from vgjax.networks.layers import by_stage
+from vgjax.networks.network import OF_HEAD, Network
+from vgjax.values import by_content
+
+
+@by_content
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["key"], meta_fields=["network"])
+@dataclass(frozen=True)
+class Undrawn:
+    """A network with a key in place of its parameters.
+
+    Attributes:
+        key: of everything random.
+        network: what it belongs to (static).
+    """
+
+    key: Array
+    network: Network
+
+    @property
+    def dtype(self) -> Any:
+        """That which its parameters would have."""
+        return parameter_dtype(self.network.stages[0].spec)
+
+
+@kinds
+def undrawn(key: RandomKey, network: Network) -> Undrawn:
+    """A network with a key in place of its parameters, for passes that draw none.
+
+    Raises:
+        ValueError: a block, a law or an architecture that needs its kernels drawn.
+    """
+    check_network(network)
+    return Undrawn(key, network)
+
+
+class Rows(NamedTuple):
+    """What travels through the layers together; each row with an exponent of its own.
+
+    Attributes:
+        states: value ``(inputs, *state)``.
+        apart: what the second state lies apart from the first, one row, or none.
+        tangents: value ``(tangents, *state)``.
+    """
+
+    states: FloatExp
+    apart: FloatExp
+    tangents: FloatExp
+
+
+def each(rows: FloatExp) -> tuple[FloatExp, Array]:
+    """Normalized rows, and ln of their norms."""
+    return jax.vmap(normalize)(rows)
+
+
+def normalized(rows: Rows) -> tuple[Rows, Rows]:
+    """Normalized rows, and ln of their norms in their places."""
+    found = [each(part) for part in rows]
+    return Rows(*(part for part, _ in found)), Rows(*(logs for _, logs in found))  # type: ignore[arg-type]
+
+
+def no_rows(like: FloatExp) -> FloatExp:
+    """None of them."""
+    return jax.tree.map(lambda a: a[:0], like)
+
+
+def _sum(*terms: FloatExp) -> FloatExp:
+    return jax.vmap(lambda *each: add(*map(with_zero_exponent, each)))(*terms)
+
+
+def _times(factor: Array, rows: FloatExp) -> FloatExp:
+    return rows._replace(value=factor * rows.value)
+
+
+def second_state(rows: Rows) -> FloatExp:
+    """The state that `Rows.apart` leads to, normalized."""
+    return each(_sum(jax.tree.map(lambda a: a[:1], rows.states), rows.apart))[0]
+
+
+# --- one node forward -----------------------------------------------------------------------------------------------
+
+
+class Passed(NamedTuple):
+    """What a node leaves for the way back.
+
+    Attributes:
+        states: before it, normalized.
+        activations: behind its activity, normalized.
+        seen: of its kernel.
+        inside: of the nodes within it.
+        added: what the branch of a skip connection adds.
+    """
+
+    states: FloatExp
+    activations: FloatExp | None = None
+    seen: Seen | None = None
+    inside: tuple[Any, ...] = ()
+    added: FloatExp | None = None
+
+
+class At(NamedTuple):
+    """Where in a network a chain stands.
+
+    Attributes:
+        key: of what is random there.
+        scales: one number each.
+        of: for every tangent, or cotangent, the input whose it is (static).
+    """
+
+    key: Key[Array, ""]
+    scales: Scales
+    of: tuple[int, ...]
+
+    def inside(self, i: int) -> "At":
+        """The same for what is numbered within."""
+        return self._replace(key=jax.random.fold_in(self.key, i))
+
+
+_KERNEL, _BACK, _BIAS, _PART = range(4)
+_SHORTCUT = 2**20
+"""What a node draws, by number; a shortcut is numbered past all nodes of a branch."""
+
+
+def forward(plan: Plan, at: At, rows: Rows) -> tuple[Rows, tuple[Passed, ...], Doubts]:
+    """Rows through a chain, normalized before and behind; and the doubts at its states, by input."""
+    passed, worries = [], []
+    for i, node in enumerate(plan):
+        rows, one, worry = _STEPS[type(node)](node, at.inside(i), rows)
+        rows = normalized(rows)[0]
+        passed.append(one)
+        worries.append(worry)
+    return rows, tuple(passed), jax.tree.map(lambda *a: functools.reduce(jnp.logical_or, a), *worries)
+
+
+def _layer(node: AffineNode | PartNode, at: At) -> Layer:
+    """The part of a node that has no kernel."""
+    part = node.activity if isinstance(node, AffineNode) else node.part
+    return Layer(part, draw(part, at.inside(_PART).key), at.scales)
+
+
+def _through_part(layer: Layer, at: At, rows: Rows) -> tuple[Rows, Doubts]:
+    """Rows through a block without kernels; not normalized."""
+    states, log_norms = each(rows.states)
+    apart = rows.apart
+    if len(apart.exponent):
+        first, other = (jax.tree.map(lambda a: a[0], part) for part in (states, second_state(rows)))
+        met = behind(layer, layer, first, Second(other, jax.tree.map(lambda a: a[0], apart)))
+        apart = jax.tree.map(lambda a: a[None], met.apart)
+    tangents = rows.tangents
+    if at.of:
+        tangents = jax.vmap(layer.push)(jax.tree.map(lambda a: a[jnp.asarray(at.of)], states), tangents)
+    worry = jax.vmap(functools.partial(doubts, layer))(states, log_norms)
+    return Rows(jax.vmap(layer.step)(states), apart, tangents), worry
+
+
+def _through_block(node: PartNode, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
+    after, worry = _through_part(_layer(node, at), at, rows)
+    return after, Passed(rows.states), worry
+
+
+def _through_affine(node: AffineNode, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
+    after, worry = _through_part(_layer(node, at), at, rows)
+    after = normalized(after)[0]
+    together = jax.tree.map(lambda *a: jnp.concatenate(a), *after)
+    product, seen = node.kernel.multiply(at.inside(_KERNEL).key, together)
+    product = _times(at.scales[node.names[0]], product)
+    counts = [len(part.exponent) for part in after]
+    ends = [sum(counts[:i]) for i in range(4)]
+    states, apart, tangents = (jax.tree.map(lambda a, i=i: a[ends[i] : ends[i + 1]], product) for i in range(3))
+    z = BIAS_INITS[node.bias_init](
+        at.inside(_BIAS).key, node.kernel.fan_out, product.value.dtype, node.kernel.fan_in
+    )
+    bias = scaled_bias(at.scales[node.names[1]], z)
+    states = jax.vmap(lambda state: add(with_zero_exponent(state), bias))(states)
+    return Rows(states, apart, tangents), Passed(rows.states, after.states, seen), worry
+
+
+def _through_skip(node: SkipNode, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
+    kept, of_shortcut, worry = rows, (), None
+    if node.shortcut is not None:
+        kept, of_shortcut, worry = forward(node.shortcut, at.inside(_SHORTCUT), rows)
+    added, of_branch, worries = forward(node.branch, at, rows)
+    factors = at.scales.skip, at.scales.branch
+    total = Rows(*(_sum(*map(_times, factors, pair)) for pair in zip(kept, added, strict=True)))
+    worries = worries if worry is None else jax.tree.map(jnp.logical_or, worry, worries)
+    return total, Passed(rows.states, inside=(of_branch, of_shortcut), added=added.states), worries
+
+
+_STEPS: Mapping[type, Any] = {AffineNode: _through_affine, PartNode: _through_block, SkipNode: _through_skip}
+
+
+# --- one node back --------------------------------------------------------------------------------------------------
+
+
+def backward(
+    plan: Plan, at: At, passed: tuple[Passed, ...], cotangents: FloatExp, *, gradients: bool
+) -> tuple[FloatExp, dict[str, Array]]:
+    """Cotangents behind a chain, normalized, to those before it, normalized too.
+
+    Args:
+        gradients: whether ln of the norms of the parameter gradients, sums over the cotangents, are wanted by path.
+    """
+    logs: dict[str, Array] = {}
+    for i, node in reversed(list(enumerate(plan))):
+        cotangents, found = _BACK_STEPS[type(node)](node, at.inside(i), passed[i], cotangents, gradients)
+        cotangents, logs = each(cotangents)[0], found | logs
+    return cotangents, logs
+
+
+def _back_through_part(
+    node: AffineNode | PartNode, at: At, states: FloatExp, cotangents: FloatExp, gradients: bool
+) -> tuple[FloatExp, dict[str, Array]]:
+    layer, states = _layer(node, at), jax.tree.map(lambda a: a[jnp.asarray(at.of)], each(states)[0])
+    logs: dict[str, Array] = {}
+    if gradients:
+        found = parameter_gradients(layer.absorb_scales(), states, cotangents)
+        logs = {f"{node.path}{path}": normalize(gradient)[1] for path, gradient in found.items()}
+    return jax.vmap(layer.pull)(states, cotangents), logs
+
+
+def _back_through_block(
+    node: PartNode, at: At, passed: Passed, cotangents: FloatExp, gradients: bool
+) -> tuple[FloatExp, dict[str, Array]]:
+    return _back_through_part(node, at, passed.states, cotangents, gradients)
+
+
+def _back_through_affine(
+    node: AffineNode, at: At, passed: Passed, cotangents: FloatExp, gradients: bool
+) -> tuple[FloatExp, dict[str, Array]]:
+    pulled, triangle = node.kernel.multiply_transposed(at.inside(_BACK).key, passed.seen, cotangents)
+    logs: dict[str, Array] = {}
+    if gradients:
+        logs = {
+            f"{node.path}kernel": _log_of_outer_products(passed, triangle, cotangents),
+            f"{node.path}bias": _log_of_sum(cotangents),
+        }
+    behind_activity = each(_times(at.scales[node.names[0]], pulled))[0]
+    before, inside = _back_through_part(node, at, passed.states, behind_activity, gradients)
+    return before, logs | inside
+
+
+def _back_through_skip(
+    node: SkipNode, at: At, passed: Passed, cotangents: FloatExp, gradients: bool
+) -> tuple[FloatExp, dict[str, Array]]:
+    of_branch, of_shortcut = passed.inside
+    factor, logs = at.scales.branch, {}
+    kept = each(_times(at.scales.skip, cotangents))[0]
+    if node.shortcut is not None:
+        kept, logs = backward(node.shortcut, at.inside(_SHORTCUT), of_shortcut, kept, gradients=gradients)
+    scaled = each(_times(factor, cotangents))[0]
+    added, inside = backward(node.branch, at, of_branch, scaled, gradients=gradients)
+    if gradients and node.gate:
+        logs |= {f"{node.path}gate": _log_of_products(passed.added, cotangents)}  # type: ignore[arg-type]
+    return _sum(kept, added), logs | inside
+
+
+_BACK_STEPS: Mapping[type, Any] = {
+    AffineNode: _back_through_affine,
+    PartNode: _back_through_block,
+    SkipNode: _back_through_skip,
+}
+
+
+# --- norms of sums over examples --------------------------------------------------------------------------------------
+
+
+def _shares(exponents: Array, dtype: Any) -> tuple[Array, Array]:
+    """The largest of exponents, and 2 to what each lacks to it."""
+    largest = jnp.max(exponents)
+    return largest, power_of_two(exponents - largest, dtype)
+
+
+def _log_of_outer_products(passed: Passed, triangle: Array, cotangents: FloatExp) -> Array:
+    """ln ||sum_b d_b a_b^T||: of the product of their triangles, whose frames have norm 1, so that nothing cancels."""
+    a, seen = passed.activations, passed.seen
+    count = len(a.exponent)  # type: ignore[union-attr]
+    sizes = [jnp.sqrt(jnp.sum(rows.value**2, axis=1)) for rows in (a, cotangents)]  # type: ignore[union-attr]
+    exponent, shares = _shares(a.exponent + cotangents.exponent, sizes[0].dtype)  # type: ignore[union-attr]
+    core = combined((triangle * shares * sizes[1]).T, (seen.triangle[:, :count] * sizes[0]).T)  # type: ignore[union-attr]
+    return normalize(FloatExp(core, exponent), once=True)[1]
+
+
+def _log_of_sum(cotangents: FloatExp) -> Array:
+    exponent, shares = _shares(cotangents.exponent, cotangents.value.dtype)
+    return normalize(FloatExp(jnp.sum(shares[:, None] * cotangents.value, axis=0), exponent), once=True)[1]
+
+
+def _log_of_products(states: FloatExp, cotangents: FloatExp) -> Array:
+    exponent, shares = _shares(states.exponent + cotangents.exponent, states.value.dtype)
+    total = jnp.sum(shares * jnp.sum(states.value * cotangents.value, axis=1))
+    return normalize(FloatExp(total[None], exponent), once=True)[1]
+
+
+# --- all layers -------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["draw", "scales"], meta_fields=[]
+)
+@dataclass(frozen=True)
+class UndrawnLayers:
+    """A network without kernels, ready for a pass.
+
+    Attributes:
+        draw: the key and the network.
+        scales: every scale that the network declares, one value a layer, shape ``(depth,)``.
+    """
+
+    draw: Undrawn
+    scales: Scales
+
+    @property
+    def network(self) -> Network:
+        """Whose layers they are."""
+        return self.draw.network
+
+    @property
+    def keys(self) -> tuple[Array, Array, Array]:
+        """Of the stem, of every layer, of the head: layer l's does not depend on how many there are."""
+        stem, of_layers, head = jax.random.split(self.draw.key, 3)
+        fold = functools.partial(jax.random.fold_in, of_layers)
+        return stem, jax.vmap(fold)(jnp.arange(self.network.depth)), head
+
+    def stem(self, of: tuple[int, ...] = ()) -> tuple[Plan, At]:
+        """Its plan, empty where there is none, with the scales of the first block."""
+        plan = plan_of(self.network.stem, "stem/") if self.network.stem else ()
+        return plan, At(self.keys[0], jax.tree.map(lambda s: s[0], self.scales), of)
+
+    def head(self, of: tuple[int, ...] = ()) -> tuple[Plan, At]:
+        """Its plan, empty where there is none, at unit gain but for `OF_HEAD`."""
+        network = self.network
+        plan = plan_of(network.head, "head/") if network.head else ()
+        unit = unit_scales(network.head, self.draw.dtype) if network.head else Scales()
+        own = {OF_HEAD: self.scales[OF_HEAD][-1]} if OF_HEAD in unit else {}
+        return plan, At(self.keys[2], Scales._of({**unit, **own}), of)
+
+    def scan(
+        self, carry: Any, visit: Any, *, of: tuple[int, ...], extras: Any = None, reverse: bool = False
+    ) -> tuple[Any, list[Any]]:
+        """Visit every layer, as `vgjax.networks.layers.Layers.scan` does: ``(plan, at, carry, extra) -> (carry,
+        report)``."""
+        stages = self.network.stages
+        here = by_stage(self.network, (self.keys[1], self.scales))
+        reports: list[Any] = [None] * len(stages)
+        for i in reversed(range(len(stages))) if reverse else range(len(stages)):
+            plan = plan_of(stages[i].spec)
+
+            def body(carry: Any, xs: Any, plan: Plan = plan) -> tuple[Any, Any]:
+                (key, scales), extra = xs
+                return visit(plan, At(key, scales, of), carry, extra)
+
+            xs = (here[i], extras[i] if extras is not None else None)
+            if stages[i].keeps_shape:
+                carry, reports[i] = lax.scan(body, carry, xs, length=stages[i].depth, reverse=reverse)
+            else:
+                carry, report = body(carry, jax.tree.map(lambda a: a[0], xs))
+                reports[i] = jax.tree.map(lambda a: a[None], report)
+        return carry, reports
+
+
+def bind_undrawn(draw: Undrawn, scales: Scales) -> UndrawnLayers:
+    """A network with its scales, those not given as `Network.completed` says."""
+    network = draw.network
+    along = {
+        name: jnp.broadcast_to(jnp.asarray(s, draw.dtype), (network.depth,))
+        for name, s in network.completed(scales).items()
+    }
+    return UndrawnLayers(draw, Scales._of(along))
