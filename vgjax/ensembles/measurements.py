@@ -22,7 +22,7 @@ from vgjax.measure import naive as _naive
 from vgjax.measure import norms as _norms
 from vgjax.measure import spectrum as _spectrum
 from vgjax.measure.correlation import correlate
-from vgjax.measure.flow import directions, push, push_all
+from vgjax.measure.flow import Push, directions, push, push_all
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters, init
@@ -55,14 +55,20 @@ class Gains(Measurement):
         (parameters, u), (x,) = drawn, inputs
         if len(u) == 1:
             return push(parameters, scales, x, u[0])._asdict()
-        pushed = push_all(parameters, scales, x, u)
-        log_gain = (jax.nn.logsumexp(2 * pushed.log_gain, axis=0) - jnp.log(len(u))) / 2
-        return pushed._replace(log_gain=log_gain)._asdict()
+        return over_directions(push_all(parameters, scales, x, u))
 
     def bytes_per_point(self, network: Network) -> int:
         """States and tangents before and after a layer, twice, and the results."""
         units = int(state_sizes(network).max())
         return 8 * (6 * (1 + self.probes) * units + (2 + self.probes) * (network.depth + 1))
+
+
+def over_directions(pushed: Push) -> dict[str, Any]:
+    """The gain's root mean square over directions, axis -2 of ``log_gain``; of one the gain itself."""
+    logs = pushed.log_gain
+    if logs.shape[-2] > 1:
+        total = (jax.nn.logsumexp(2 * logs, axis=-2) - jnp.log(logs.shape[-2])) / 2
+    return pushed._replace(log_gain=total if logs.shape[-2] > 1 else logs[..., 0, :])._asdict()
 
 
 @kinds
@@ -109,19 +115,20 @@ class Gradients(Measurement):
 
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
         """`gradient_flow` of one example."""
-        parameters, x, y, loss = self._resolved(drawn, inputs, single=True)
+        parameters, x, y, loss = self.resolved(drawn, inputs, single=True)
         return _gradients.of_one(parameters, scales, x, y, loss)._asdict()
 
     def over_examples(
         self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array
     ) -> tuple[dict[str, Any], frozenset[str]]:
         """`gradient_flow` of a batch: parameter gradients are of the summed loss."""
-        parameters, x, y, loss = self._resolved(drawn, inputs, single=False)
+        parameters, x, y, loss = self.resolved(drawn, inputs, single=False)
         return _gradients.of_batch(parameters, scales, x, y, loss)._asdict(), frozenset(_gradients.OF_BATCH)
 
-    def _resolved(
+    def resolved(
         self, drawn: Any, inputs: tuple[Array, ...], single: bool
-    ) -> tuple[Parameters, Array, Array, losses.Loss]:
+    ) -> tuple[Any, Array, Array, losses.Loss]:
+        """What was drawn, x, targets with a leading axis and the loss."""
         (parameters, key), (x, *y) = drawn, inputs
         batch = 1 if single else len(x)
         loss, ys = losses.targets(parameters.network, y[0] if y else None, self.loss, key, batch, single)

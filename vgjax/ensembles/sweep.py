@@ -23,6 +23,7 @@ from vgjax.ensembles.assembly import Outline
 from vgjax.ensembles.fingerprint import digest, digest_of_text, options_of
 from vgjax.ensembles.folder import PROGRAM, Checkpoint, Status, outline_to_json
 from vgjax.ensembles.grid import Case, Grid, Networks, cases_of, grid_of
+from vgjax.ensembles.implicit import WEIGHTS, without_weights
 from vgjax.ensembles.job import AXIS, Job, axis_of, in_other_processes, packed
 from vgjax.ensembles.measurement import Measurement
 from vgjax.ensembles.measurements import gains
@@ -80,6 +81,7 @@ def sweep(
     measure: _Measure | None = None,
     seeds: int = 8,
     scales: Scales | None = None,
+    weights: str = "drawn",
     leading: str | None = None,
     folder: str | os.PathLike[str] | None = None,
     part: tuple[int, ...] | None = None,
@@ -108,6 +110,10 @@ def sweep(
         measure: what is measured; left out, `gains`.
         seeds: independent draws.
         scales: those that stay fixed, as for `forward`.
+        weights: ``"implicit"``: no kernel is drawn. Gains, gradients and correlations of fully connected networks with
+            Gaussian or orthogonal kernels, skips and norms included: equal in law to drawn ones at every single point,
+            at the price of a few vectors a layer, or, for a grid of a plain stack, of a few numbers. The points of a
+            seed then share normals in place of weights, and two measurements of one seed are of two networks.
         leading: what a leading axis of the inputs stands for: ``"seed"``: one input for each seed; ``"example"``: a
             batch, an axis ``example`` of the result.
         folder: where finished pieces are kept; called again with the same arguments after it was stopped, it goes on
@@ -134,7 +140,7 @@ def sweep(
         folder.
 
     Raises:
-        ValueError: an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
+        ValueError: a network or a measurement that needs weights, an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
             that do not fit the network or whose leading axis is not named, a result that no machine holds, a folder of
             another run, or one for a program that calls back into Python (`jax.pure_callback`), a part that is none or
             has no folder, an executor for what cannot be pickled or whose workers are of another version, a mesh
@@ -143,6 +149,7 @@ def sweep(
         Exception: what the pieces raise, if the first of them all do.
     """
     measure = _checked_measure(gains() if measure is None else measure)
+    known("weights", weights, WEIGHTS)
     seeds = positive_integer("seeds", seeds)
     part = None if part is None else _checked_part(part, folder)
     mesh = _checked_mesh(mesh, executor)
@@ -155,7 +162,8 @@ def sweep(
         dataclasses.replace(_job(name, case, measure, grid, inputs, key, seeds, leading), mesh=mesh)
         for (name, case), grid in zip(cases.items(), grids, strict=True)
     ]
-    workers = _checked_workers(workers, measure, executor, mesh)
+    jobs = [without_weights(job) for job in jobs] if weights == "implicit" else jobs
+    workers = _checked_workers(workers, jobs[0].measure, executor, mesh)
     elsewhere = None if executor is None else [packed(job) for job in jobs]
     with measure.computing(jobs[0].network):
         jobs, outline, checkpoint = _begun(jobs, several, folder, memory, workers * (part[1] if part else 1))
@@ -326,6 +334,7 @@ def _settings(jobs: list[Job]) -> dict[str, Any]:
     return {
         "vgjax": VERSION,
         **describe_machine(),
+        "weights": "implicit" if "table_error" in jobs[0].measure.dims else "drawn",
         "options": shared if all(each == shared for each in options.values()) else options,
         "networks": [repr(job.network) for job in jobs],
         "scales": [{name: np.asarray(v).tolist() for name, v in job.scales.items()} for job in jobs],

@@ -24,7 +24,7 @@ from vgjax.measure.correlation import Second, behind
 from vgjax.measure.gradients import parameter_gradients
 from vgjax.networks.exactness import Doubts, doubts
 from vgjax.networks.layer import Layer, draw, parameter_dtype, unit_scales
-from vgjax.networks.layers import by_stage
+from vgjax.networks.layers import by_stage, scales_along
 from vgjax.networks.network import OF_HEAD, Network
 from vgjax.values import by_content
 
@@ -147,7 +147,7 @@ _SHORTCUT = 2**20
 """What a node draws, by number; a shortcut is numbered past all nodes of a branch."""
 
 
-def forward(plan: Plan, at: At, rows: Rows) -> tuple[Rows, tuple[Passed, ...], Doubts]:
+def forward_chain(plan: Plan, at: At, rows: Rows) -> tuple[Rows, tuple[Passed, ...], Doubts]:
     """Rows through a chain, normalized before and behind; and the doubts at its states, by input."""
     passed, worries = [], []
     for i, node in enumerate(plan):
@@ -204,8 +204,8 @@ def _through_affine(node: AffineNode, at: At, rows: Rows) -> tuple[Rows, Passed,
 def _through_skip(node: SkipNode, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
     kept, of_shortcut, worry = rows, (), None
     if node.shortcut is not None:
-        kept, of_shortcut, worry = forward(node.shortcut, at.inside(_SHORTCUT), rows)
-    added, of_branch, worries = forward(node.branch, at, rows)
+        kept, of_shortcut, worry = forward_chain(node.shortcut, at.inside(_SHORTCUT), rows)
+    added, of_branch, worries = forward_chain(node.branch, at, rows)
     factors = at.scales.skip, at.scales.branch
     total = Rows(*(_sum(*map(_times, factors, pair)) for pair in zip(kept, added, strict=True)))
     worries = worries if worry is None else jax.tree.map(jnp.logical_or, worry, worries)
@@ -218,7 +218,7 @@ _STEPS: Mapping[type, Any] = {AffineNode: _through_affine, PartNode: _through_bl
 # --- one node back --------------------------------------------------------------------------------------------------
 
 
-def backward(
+def backward_chain(
     plan: Plan, at: At, passed: tuple[Passed, ...], cotangents: FloatExp, *, gradients: bool
 ) -> tuple[FloatExp, dict[str, Array]]:
     """Cotangents behind a chain, normalized, to those before it, normalized too.
@@ -272,9 +272,9 @@ def _back_through_skip(
     factor, logs = at.scales.branch, {}
     kept = each(_times(at.scales.skip, cotangents))[0]
     if node.shortcut is not None:
-        kept, logs = backward(node.shortcut, at.inside(_SHORTCUT), of_shortcut, kept, gradients=gradients)
+        kept, logs = backward_chain(node.shortcut, at.inside(_SHORTCUT), of_shortcut, kept, gradients=gradients)
     scaled = each(_times(factor, cotangents))[0]
-    added, inside = backward(node.branch, at, of_branch, scaled, gradients=gradients)
+    added, inside = backward_chain(node.branch, at, of_branch, scaled, gradients=gradients)
     if gradients and node.gate:
         logs |= {f"{node.path}gate": _log_of_products(passed.added, cotangents)}  # type: ignore[arg-type]
     return _sum(kept, added), logs | inside
@@ -386,9 +386,4 @@ class UndrawnLayers:
 
 def bind_undrawn(draw: Undrawn, scales: Scales) -> UndrawnLayers:
     """A network with its scales, those not given as `Network.completed` says."""
-    network = draw.network
-    along = {
-        name: jnp.broadcast_to(jnp.asarray(s, draw.dtype), (network.depth,))
-        for name, s in network.completed(scales).items()
-    }
-    return UndrawnLayers(draw, Scales._of(along))
+    return UndrawnLayers(draw, scales_along(draw.network, scales, draw.dtype))

@@ -14,10 +14,10 @@ from vgjax.implicit.passes import (
     Rows,
     Undrawn,
     UndrawnLayers,
-    backward,
+    backward_chain,
     bind_undrawn,
     each,
-    forward,
+    forward_chain,
     no_rows,
     normalized,
     second_state,
@@ -69,7 +69,7 @@ def walk(layers: UndrawnLayers, xs: Float[Array, "inputs *input"], of: tuple[int
 
     def visit(plan: Any, at: Any, rows: Rows, _: None) -> tuple[Rows, Any]:
         rows, logs = normalized(rows)
-        after, _, worries = forward(plan, at, rows)
+        after, _, worries = forward_chain(plan, at, rows)
         return after, (rows, logs.states, logs.tangents, worries)
 
     last, outs = layers.scan(rows_at(_first_rows(layers, xs)), visit, of=of)
@@ -88,7 +88,7 @@ def _first_rows(layers: UndrawnLayers, xs: Array) -> FloatExp:
     states = _inputs(layers, xs)
     plan, at = layers.stem()
     if plan:
-        states = forward(plan, at, Rows(states, no_rows(states), no_rows(states)))[0].states
+        states = forward_chain(plan, at, Rows(states, no_rows(states), no_rows(states)))[0].states
     return states
 
 
@@ -121,6 +121,25 @@ def push_undrawn(draw: Undrawn, scales: Scales, x: Float[Array, "*input"], tange
     )
 
 
+def push_each_undrawn(
+    draw: Undrawn, scales: Scales, xs: Float[Array, "inputs *input"], tangents: Float[Array, "k *state"]
+) -> Push:
+    """`vgjax.push_forward` of several inputs, each with all tangents, through the same kernels; every field has a leading
+    axis of inputs, and ``log_gain`` one of tangents behind it."""
+    layers, m, k = bind_undrawn(draw, scales), len(xs), len(tangents)
+    u = jax.vmap(from_float)(jnp.tile(tangents.astype(draw.dtype), (m, 1)))
+    of = tuple(i for i in range(m) for _ in range(k))
+    walked = walk(layers, xs, of, lambda states: Rows(states, no_rows(states), u))
+    logs = walked.log_tangents.reshape(m, k, -1)
+    found = walked.exactness
+    return Push(
+        _mean_squares(draw.network, walked.log_norms),
+        found.first_inexact_layer,
+        found.first_nan_layer,
+        jax.vmap(marked_forward)(found, logs),
+    )
+
+
 def pull_back_undrawn(
     draw: Undrawn, scales: Scales, x: Float[Array, "*input"], seed: Array, depths: tuple[int, ...]
 ) -> Pull:
@@ -146,8 +165,8 @@ def pull_back_undrawn(
     def visit(plan: Any, where: Any, rows: FloatExp, extra: Any) -> tuple[FloatExp, Array]:
         before, behind = extra
         rows, logs = each(injected(rows, behind))
-        _, passed, _ = forward(plan, where._replace(of=()), before)
-        return backward(plan, where, passed, rows, gradients=False)[0], logs
+        _, passed, _ = forward_chain(plan, where._replace(of=()), before)
+        return backward_chain(plan, where, passed, rows, gradients=False)[0], logs
 
     nothing = FloatExp(jnp.zeros((len(of), sizes[-1]), draw.dtype), jnp.full(len(of), ZERO, jnp.int32))
     behind = by_stage(network, jnp.arange(network.depth) + 1)
@@ -185,8 +204,8 @@ def gradients_undrawn(
 
     def visit(plan: Any, at: Any, rows: FloatExp, before: Rows) -> tuple[FloatExp, Any]:
         rows, logs = each(rows)
-        _, passed, _ = forward(plan, at._replace(of=()), before)
-        pulled, of_parameters = backward(plan, at, passed, rows, gradients=True)
+        _, passed, _ = forward_chain(plan, at._replace(of=()), before)
+        pulled, of_parameters = backward_chain(plan, at, passed, rows, gradients=True)
         return pulled, (logs, of_parameters, _slopes(plan, at, before.states))
 
     rows, reports = layers.scan(deltas, visit, of=of, extras=walked.before, reverse=True)
@@ -225,7 +244,7 @@ def _where_loss_enters(
     which gradients mean something."""
     network, (plan, at) = layers.network, layers.head(of)
     rows = _alone(walked.last.states)
-    after, passed, _ = forward(plan, at._replace(of=()), rows) if plan else (rows, (), None)
+    after, passed, _ = forward_chain(plan, at._replace(of=()), rows) if plan else (rows, (), None)
     deltas, saturated = cotangents_of_loss(loss, network, jax.tree.map(lambda a: a[None], after.states), ys)
     deltas = jax.tree.map(lambda a: a[0], deltas)
     deltas = each(deltas._replace(value=deltas.value / losses.mean_over(loss, network, len(ys))))[0]
@@ -234,7 +253,7 @@ def _where_loss_enters(
         first = plan[0]
         if isinstance(first, AffineNode):
             ends = degrees(first.activity, walked.last.states.value.shape[1:], walked.log_norms.dtype, None)
-        deltas, logs = backward(plan, at, passed, deltas, gradients=True)
+        deltas, logs = backward_chain(plan, at, passed, deltas, gradients=True)
     last = walked.log_norms[:, -1]
     return deltas, logs, saturated, exact_at(ends, last) & ~jnp.isnan(last)
 
@@ -244,8 +263,8 @@ def _of_stem(layers: UndrawnLayers, xs: Array, rows: FloatExp, of: tuple[int, ..
     plan, at = layers.stem(of)
     if not plan:
         return {}
-    _, passed, _ = forward(plan, at._replace(of=()), _alone(_inputs(layers, xs)))
-    return backward(plan, at, passed, rows, gradients=True)[1]
+    _, passed, _ = forward_chain(plan, at._replace(of=()), _alone(_inputs(layers, xs)))
+    return backward_chain(plan, at, passed, rows, gradients=True)[1]
 
 
 def _slopes(plan: Any, at: Any, states: FloatExp) -> tuple[Array, Array]:
@@ -270,13 +289,13 @@ def correlate_undrawn(
     states, apart = (each(jax.vmap(from_float)(x[None]))[0] for x in (x1, x2 - x1))
     plan, at = layers.stem()
     rows = Rows(states, apart, no_rows(states))
-    rows = forward(plan, at, rows)[0] if plan else rows
+    rows = forward_chain(plan, at, rows)[0] if plan else rows
 
     def visit(plan: Any, at: Any, rows: Rows, _: None) -> tuple[Rows, Any]:
         rows, logs = normalized(rows)
-        after, _, worries = forward(plan, at, rows)
+        after, _, worries = forward_chain(plan, at, rows)
         # The second input's doubts are those of a pass of its own rows.
-        _, _, other = forward(plan, at, _alone(second_state(rows)))
+        _, _, other = forward_chain(plan, at, _alone(second_state(rows)))
         return after, (_read(rows), logs.states[0], jax.tree.map(lambda a: a[0], worries), jax.tree.map(lambda a: a[0], other))
 
     last, outs = layers.scan(rows, visit, of=())

@@ -353,3 +353,29 @@ def wishart(key: Key[Array, ""], m: Array, dtype: Any) -> Float[Array, "2 2"]:
     # With one unit alone, (g, t) is g times a direction: the off-diagonal normal is t itself up to sign.
     triangle = jnp.array([[first, jnp.zeros_like(first)], [rest, second]])
     return triangle @ triangle.T
+
+
+# --- flat units -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+@untraced
+def flat_ends(activation: Activation, share: float) -> tuple[tuple[float, float], ...]:
+    """Between what phi is flat: |phi'| below a share of its largest, as intervals, to about 1e-12."""
+    with jax.enable_x64(True):
+        slope = jax.jit(activation.derivative)
+        least = share * activation.facts.largest_slope
+
+        def is_flat(h: np.ndarray) -> np.ndarray:
+            return np.asarray(np.abs(slope(h)) < least)
+
+        far = np.concatenate([-np.geomspace(1e6, 30, 400), np.linspace(-30, 30, 60001), np.geomspace(30, 1e6, 400)])
+        at = is_flat(far)
+        changes = np.flatnonzero(at[1:] != at[:-1])
+        low, high = far[changes], far[changes + 1]
+        for _ in range(60):
+            middle = (low + high) / 2
+            same = is_flat(middle) == at[changes]
+            low, high = np.where(same, middle, low), np.where(same, high, middle)
+    ends = [*([-np.inf] if at[0] else []), *high.tolist(), *([np.inf] if at[-1] else [])]
+    return tuple(zip(ends[::2], ends[1::2], strict=True))

@@ -182,10 +182,14 @@ def bind(parameters: Parameters, scales: Scales, x: Array | None) -> Layers:
     ``x`` is the input of the network, which driven blocks read layer by layer: its leading axis is that of the layers.
     """
     network, dtype = parameters.network, parameters.dtype
-    along = {
-        name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in network.completed(scales).items()
-    }
-    return Layers(parameters, Scales._of(along), as_dtype(dtype, x) if network.driven else None)
+    along = scales_along(network, scales, dtype)
+    return Layers(parameters, along, as_dtype(dtype, x) if network.driven else None)
+
+
+def scales_along(network: Network, scales: Scales, dtype: Any) -> Scales:
+    """Every scale of a network, one value a layer, shape ``(depth,)``; those not given as `Network.completed` says."""
+    completed = network.completed(scales).items()
+    return Scales._of({name: jnp.broadcast_to(jnp.asarray(s, dtype), (network.depth,)) for name, s in completed})
 
 
 def checked_input(parameters: Parameters, scales: Scales, x: ArrayLike, *, batch: bool = False) -> Array:
