@@ -103,7 +103,10 @@ def _box(job: Job, inputs: list[np.ndarray]) -> tuple[Any, ...]:
     roots = [np.sqrt(extreme([np.mean(x**2) for x in inputs])) for extreme in (np.min, np.max)]
     biases = [stack.biased[0] * end["sigma_b"][0] for end in ends]  # type: ignore[union-attr]
     first = [np.hypot(end[stack.stem_scale][0] * root, b) for end, root, b in zip(ends, roots, biases, strict=True)]  # type: ignore[union-attr]
-    layers = [tuple(tuple((factor * end[name]).tolist()) for end in ends) for name, factor in (("sigma_w", 1), ("sigma_b", stack.biased[1]))]  # type: ignore[union-attr]
+    layers = [
+        tuple(tuple((factor * end[name]).tolist()) for end in ends)
+        for name, factor in (("sigma_w", 1), ("sigma_b", stack.biased[1]))
+    ]  # type: ignore[union-attr]
     return (tuple(map(float, first)), *layers)
 
 

@@ -125,9 +125,7 @@ class Gradients(Measurement):
         parameters, x, y, loss = self.resolved(drawn, inputs, single=False)
         return _gradients.of_batch(parameters, scales, x, y, loss)._asdict(), frozenset(_gradients.OF_BATCH)
 
-    def resolved(
-        self, drawn: Any, inputs: tuple[Array, ...], single: bool
-    ) -> tuple[Any, Array, Array, losses.Loss]:
+    def resolved(self, drawn: Any, inputs: tuple[Array, ...], single: bool) -> tuple[Any, Array, Array, losses.Loss]:
         """What was drawn, x, targets with a leading axis and the loss."""
         (parameters, key), (x, *y) = drawn, inputs
         batch = 1 if single else len(x)

@@ -193,9 +193,7 @@ def _through_affine(node: AffineNode, at: At, rows: Rows) -> tuple[Rows, Passed,
     counts = [len(part.exponent) for part in after]
     ends = [sum(counts[:i]) for i in range(4)]
     states, apart, tangents = (jax.tree.map(lambda a, i=i: a[ends[i] : ends[i + 1]], product) for i in range(3))
-    z = BIAS_INITS[node.bias_init](
-        at.inside(_BIAS).key, node.kernel.fan_out, product.value.dtype, node.kernel.fan_in
-    )
+    z = BIAS_INITS[node.bias_init](at.inside(_BIAS).key, node.kernel.fan_out, product.value.dtype, node.kernel.fan_in)
     bias = scaled_bias(at.scales[node.names[1]], z)
     states = jax.vmap(lambda state: add(with_zero_exponent(state), bias))(states)
     return Rows(states, apart, tangents), Passed(rows.states, after.states, seen), worry
@@ -320,9 +318,7 @@ def _log_of_products(states: FloatExp, cotangents: FloatExp) -> Array:
 # --- all layers -------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["draw", "scales"], meta_fields=[]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["draw", "scales"], meta_fields=[])
 @dataclass(frozen=True)
 class UndrawnLayers:
     """A network without kernels, ready for a pass.

@@ -78,9 +78,7 @@ def plan_of(block: Spec, path: str = "") -> Plan:
     if block.block is blocks.Chain:
         parts = {name: part for name, part in block.options if isinstance(part, Spec)}
         return tuple(
-            node
-            for name, part in parts.items()
-            for node in plan_of(_as_deterministic(part, block), f"{path}{name}/")
+            node for name, part in parts.items() for node in plan_of(_as_deterministic(part, block), f"{path}{name}/")
         )
     if block.block is blocks.Residual:
         inside = options.get("branch", block.arguments[0] if block.arguments else None)

@@ -290,9 +290,7 @@ def _marked_one(flow: GradientFlow, found: Exactness) -> GradientFlow:
     return jax.tree.map(lambda a: a[0], marked._replace(**without))._replace(**of_batch)
 
 
-def _entering(
-    drawn: DrawnStack, last: _At, c: Array, y: Array, loss: losses.Loss
-) -> tuple[_Cotangent, Array]:
+def _entering(drawn: DrawnStack, last: _At, c: Array, y: Array, loss: losses.Loss) -> tuple[_Cotangent, Array]:
     """dL/d(output), as a cotangent behind the head's kernel; and whether it is lost."""
     output = normalize(FloatExp(c * last.activation.value * drawn.read_out, last.activation.exponent))[0]
     with_axes = jax.tree.map(lambda a: a[None, None], output)

@@ -77,7 +77,8 @@ def walk(layers: UndrawnLayers, xs: Float[Array, "inputs *input"], of: tuple[int
     log_states, log_tangents, worries = map(joined, series)
     last, logs = normalized(last)
     log_norms, log_tangents = (
-        jnp.concatenate([along, end[None]]).T for along, end in ((log_states, logs.states), (log_tangents, logs.tangents))
+        jnp.concatenate([along, end[None]]).T
+        for along, end in ((log_states, logs.states), (log_tangents, logs.tangents))
     )
     found = jax.vmap(exactness)(log_norms, jax.tree.map(lambda a: a.T, worries))
     return Walked(list(before), last, marked_forward(found, log_norms), log_tangents, found)
@@ -195,7 +196,11 @@ def _injected(entering: dict[int, Array], at: Array, rows: FloatExp, layer: Arra
 
 
 def gradients_undrawn(
-    draw: Undrawn, scales: Scales, xs: Float[Array, "batch *input"], ys: Float[Array, "batch *target"], loss: losses.Loss
+    draw: Undrawn,
+    scales: Scales,
+    xs: Float[Array, "batch *input"],
+    ys: Float[Array, "batch *target"],
+    loss: losses.Loss,
 ) -> GradientFlow:
     """`vgjax.gradient_flow` of a batch."""
     network, layers, of = draw.network, bind_undrawn(draw, scales), tuple(range(len(xs)))
@@ -296,7 +301,12 @@ def correlate_undrawn(
         after, _, worries = forward_chain(plan, at, rows)
         # The second input's doubts are those of a pass of its own rows.
         _, _, other = forward_chain(plan, at, _alone(second_state(rows)))
-        return after, (_read(rows), logs.states[0], jax.tree.map(lambda a: a[0], worries), jax.tree.map(lambda a: a[0], other))
+        return after, (
+            _read(rows),
+            logs.states[0],
+            jax.tree.map(lambda a: a[0], worries),
+            jax.tree.map(lambda a: a[0], other),
+        )
 
     last, outs = layers.scan(rows, visit, of=())
     readings, logs, worries, others = map(joined, zip(*outs, strict=True))

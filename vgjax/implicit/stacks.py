@@ -200,7 +200,9 @@ def _all_layers(
 def _next_ends(stack: Stack, squares: Array, sigma_w: Array, sigma_b: Array) -> tuple[Array, Array]:
     """Between what the next radii lie, by intervals, and a little more: a maximum may lie between the nodes."""
     ends = []
-    for square, c, b, more in zip((jnp.min(squares), jnp.max(squares)), sigma_w, sigma_b, (1 / 1.02, 1.02), strict=True):
+    for square, c, b, more in zip(
+        (jnp.min(squares), jnp.max(squares)), sigma_w, sigma_b, (1 / 1.02, 1.02), strict=True
+    ):
         ends.append(jnp.clip(jnp.sqrt(c * c * square / stack.width + b * b) * more, LOWEST, HIGHEST))
     return ends[0], ends[1]
 

@@ -163,7 +163,9 @@ def smooth(
     return Smooth(low, high, coefficients), error, values[0] * divisors(activation, r)[0] ** 2
 
 
-def _relative_error(read: Array, true: Array, r: Array, names: tuple[str, ...], activation: Activation, n: int) -> Array:
+def _relative_error(
+    read: Array, true: Array, r: Array, names: tuple[str, ...], activation: Activation, n: int
+) -> Array:
     """The largest relative error at the probes: of |a|^2, and of the squares of the tangents, or of the cotangents,
     that are met there."""
     squares = functools.partial(_of_tangents, activation, r) if names == GAINS else functools.partial(_of_cotangents, n)

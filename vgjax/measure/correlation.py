@@ -82,9 +82,7 @@ def correlate(
         second = behind(layers.stem, layers.stem, normalize(state)[0], second)
         state = layers.first_state(x1)
 
-    def visit(
-        layer: Layer, state: FloatExp, second: Second, x: Array | None
-    ) -> tuple[Second, tuple[Reading, Doubts]]:
+    def visit(layer: Layer, state: FloatExp, second: Second, x: Array | None) -> tuple[Second, tuple[Reading, Doubts]]:
         other = layer if layer.input is None else replace(layer, input=x)
         about = read_pair(state, second), doubts(other, *normalize(second.state))
         return behind(layer, other, state, second), about
