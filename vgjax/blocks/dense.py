@@ -140,7 +140,7 @@ class Affine(Activity):
     @property
     def scales(self) -> Mapping[str, Scale]:
         """Those of kernel and bias, and of the blocks around phi."""
-        return affine_scales(self.names, self.follows, self.bias_default) | super().scales
+        return {**affine_scales(self.names, self.follows, self.bias_default), **super().scales}
 
     @property
     def parameter_degrees(self) -> Mapping[str, ParameterDegrees] | None:
@@ -151,7 +151,7 @@ class Affine(Activity):
         of_kernel, of_bias = ParameterDegrees(below, above, False), ParameterDegrees(Fraction(0), Fraction(0), False)
         return {self.kernel_path: of_kernel, "bias": of_bias}
 
-    def __call__(self, h: Array, scales: Scales) -> Array:
+    def __call__(self, h: Array, scales: Scales) -> Array:  # type: ignore[override]
         """One state to the next; leading axes (a batch, tokens) pass through."""
         a = super().__call__(h, scales)
         return self.product(scales[self.names[0]] * a) + scales[self.names[1]] * self.bias[...]

@@ -1,7 +1,7 @@
 """Measurements of networks whose kernels are never drawn (`vgjax.implicit`), for sweeps with ``weights="implicit"``.
 
-Each is the measurement that it stands for with another draw: of a plain stack and one input the sums of its layers, from
-which every point of the grid is read; of all else a key, with normals that all points share.
+Each is the measurement that it stands for with another draw: of a plain stack and one input the sums of its layers,
+from which every point of the grid is read; of all else a key, with normals that all points share.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from vgjax.implicit.readings import (
     push_each_undrawn,
     push_undrawn,
 )
-from vgjax.implicit.stacks import Box, DrawnStack, draw_stack, pieces_needed, stack_of
+from vgjax.implicit.stacks import Box, DrawnStack, Stack, draw_stack, pieces_needed, stack_of
 from vgjax.implicit.sums import GAINS, GRADIENTS, NODES
 from vgjax.initializers import Scales
 from vgjax.measure.flow import directions
@@ -58,7 +58,7 @@ def without_weights(job: Job) -> Job:
     if isinstance(measure, Correlations) and job.batch:
         raise ValueError("weights='implicit' takes one pair of inputs (or one for each seed), got a batch of them")
     check_network(job.network)
-    options = {field.name: getattr(measure, field.name) for field in dataclasses.fields(measure) if field.init}
+    options = {each.name: getattr(measure, each.name) for each in dataclasses.fields(measure) if each.init}  # type: ignore[arg-type]
     tables = _tables(job)
     if tables is None:
         return dataclasses.replace(job, measure=_DIRECT[type(measure)](**options))
@@ -75,9 +75,9 @@ def _tables(job: Job) -> dict[str, Any] | None:
         return None
     if not all(np.any(x) for x in {id(x): x for x in inputs}.values()):
         return None
-    box = _box(job, inputs)
+    box = _box(job, stack, inputs)
     names = GAINS if isinstance(measure, Gains) else GRADIENTS
-    pieces = pieces_needed(network, Box(*map(np.asarray, box)), names, parameter_dtype(network.stages[0].spec))
+    pieces = pieces_needed(network, _ends(box), names, parameter_dtype(network.stages[0].spec))
     if pieces is None or (stack.kind == "smooth" and job.grid.points < _WORTH * NODES * pieces):
         return None
     return {"box": box, "pieces": pieces}
@@ -87,27 +87,18 @@ _WORTH = 1
 """Points for every node of a table from which on it pays: a node costs about what a point does."""
 
 
-def _box(job: Job, inputs: list[np.ndarray]) -> tuple[Any, ...]:
+def _box(job: Job, stack: Stack, inputs: list[np.ndarray]) -> tuple[Any, ...]:
     """`Box` of a grid, as hashable numbers."""
-    network, stack = job.network, stack_of(job.network)
-    given = {**job.grid.scales, **{name: v for name, v in job.grid.axes.items() if name in job.grid.of_scales}}
-    ends = []
+    network, of_scales = job.network, {name: job.grid.axes[name] for name in job.grid.of_scales}
+    ends, roots = [], [np.sqrt(np.mean(x**2)) for x in inputs]
     for extreme in (np.min, np.max):
-        along = {}
-        for name, value in given.items():
-            sizes = np.abs(np.asarray(value, float))
-            swept = name in job.grid.axes
-            along[name] = extreme(sizes, axis=0) if swept else sizes
-        whole = network.completed(along)
-        ends.append({name: np.broadcast_to(np.abs(v), network.depth) for name, v in whole.items()})
-    roots = [np.sqrt(extreme([np.mean(x**2) for x in inputs])) for extreme in (np.min, np.max)]
-    biases = [stack.biased[0] * end["sigma_b"][0] for end in ends]  # type: ignore[union-attr]
-    first = [np.hypot(end[stack.stem_scale][0] * root, b) for end, root, b in zip(ends, roots, biases, strict=True)]  # type: ignore[union-attr]
-    layers = [
-        tuple(tuple((factor * end[name]).tolist()) for end in ends)
-        for name, factor in (("sigma_w", 1), ("sigma_b", stack.biased[1]))
-    ]  # type: ignore[union-attr]
-    return (tuple(map(float, first)), *layers)
+        swept = {name: extreme(np.abs(values), axis=0) for name, values in of_scales.items()}
+        completed = network.completed({**job.grid.scales, **swept})
+        along = {name: np.broadcast_to(np.abs(np.asarray(v, float)), network.depth) for name, v in completed.items()}
+        bias = [along["sigma_b"] * biased for biased in stack.biased]
+        first = np.hypot(along[stack.stem_scale][0] * extreme(roots), bias[0][0])
+        ends.append((float(first), tuple(along["sigma_w"].tolist()), tuple(bias[1].tolist())))
+    return tuple(zip(*ends, strict=True))
 
 
 # --- any network ----------------------------------------------------------------------------------------------------
@@ -263,12 +254,16 @@ class TabulatedGradients(Gradients):
         return 8 * 40 * (network.depth + 1)
 
 
+def _ends(box: tuple[Any, ...]) -> Box:
+    parts: list[Any] = [np.asarray(part, float) for part in box]
+    return Box(*parts)
+
+
 def _drawn_stack(
     key: Array, network: Network, box: tuple[Any, ...], names: tuple[str, ...], pieces: int
 ) -> tuple[DrawnStack, Array]:
     weights, rest = jax.random.split(key)
-    ends = Box(*(np.asarray(part, float) for part in box))
-    return draw_stack(weights, network, ends, names, pieces, parameter_dtype(network.stages[0].spec)), rest
+    return draw_stack(weights, network, _ends(box), names, pieces, parameter_dtype(network.stages[0].spec)), rest
 
 
 _DIRECT: dict[type[Measurement], Any] = {

@@ -54,7 +54,7 @@ class FirstSteps(Gradients):
 
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
         """Of one example, or of a batch that is one state."""
-        parameters, x, y, loss = self._resolved(drawn, inputs, single=True)
+        parameters, x, y, loss = self.resolved(drawn, inputs, single=True)
         flow = super().measure(drawn, scales, numbers, *inputs)
         lost = naive.of_batch(parameters, scales, x[None], y, loss, "float32")
         return self._read(flow, flow["log_gradient"], lost, absorbed(parameters, scales)[0])
@@ -63,7 +63,7 @@ class FirstSteps(Gradients):
         self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array
     ) -> tuple[dict[str, Any], frozenset[str]]:
         """Of a batch: the root mean square over its examples, and the first step of their summed loss."""
-        parameters, x, y, loss = self._resolved(drawn, inputs, single=False)
+        parameters, x, y, loss = self.resolved(drawn, inputs, single=False)
         flow, _ = super().over_examples(drawn, scales, numbers, *inputs)
         log_gradient = jax.nn.logsumexp(2 * flow["log_gradient"], axis=0) / 2
         lost = naive.of_batch(parameters, scales, x, y, loss, "float32")

@@ -140,11 +140,11 @@ def sweep(
         folder.
 
     Raises:
-        ValueError: a network or a measurement that needs weights, an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
-            that do not fit the network or whose leading axis is not named, a result that no machine holds, a folder of
-            another run, or one for a program that calls back into Python (`jax.pure_callback`), a part that is none or
-            has no folder, an executor for what cannot be pickled or whose workers are of another version, a mesh
-            without an axis for points.
+        ValueError: an unknown or forbidden scale, an empty grid, a count that is not a whole number above 0, inputs
+            that do not fit the network or whose leading axis is not named, a network or a measurement that needs its
+            weights drawn, a result that no machine holds, a folder of another run, or one for a program that calls back
+            into Python (`jax.pure_callback`), a part that is none or has no folder, an executor for what cannot be
+            pickled or whose workers are of another version, a mesh without an axis for points.
         RuntimeError: an executor that has lost its processes.
         Exception: what the pieces raise, if the first of them all do.
     """

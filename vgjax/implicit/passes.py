@@ -103,25 +103,44 @@ def second_state(rows: Rows) -> FloatExp:
     return each(_sum(jax.tree.map(lambda a: a[:1], rows.states), rows.apart))[0]
 
 
-# --- one node forward -----------------------------------------------------------------------------------------------
+# --- one node forward -------------------------------------------------------------------------------------------------
 
 
-class Passed(NamedTuple):
-    """What a node leaves for the way back.
+class PassedPart(NamedTuple):
+    """What a block leaves for the way back: the states before it, normalized."""
+
+    states: FloatExp
+
+
+class PassedAffine(NamedTuple):
+    """What an affine layer leaves.
 
     Attributes:
         states: before it, normalized.
-        activations: behind its activity, normalized.
+        activations: in front of its kernel, normalized.
         seen: of its kernel.
-        inside: of the nodes within it.
-        added: what the branch of a skip connection adds.
     """
 
     states: FloatExp
-    activations: FloatExp | None = None
-    seen: Seen | None = None
-    inside: tuple[Any, ...] = ()
-    added: FloatExp | None = None
+    activations: FloatExp
+    seen: Seen
+
+
+class PassedSkip(NamedTuple):
+    """What a skip connection leaves.
+
+    Attributes:
+        branch, shortcut: what the nodes of the two leave.
+        added: states behind the branch, normalized.
+    """
+
+    branch: "Passed"
+    shortcut: "Passed"
+    added: FloatExp
+
+
+Passed = tuple[PassedPart | PassedAffine | PassedSkip, ...]
+"""What the nodes of a chain leave."""
 
 
 class At(NamedTuple):
@@ -147,9 +166,10 @@ _SHORTCUT = 2**20
 """What a node draws, by number; a shortcut is numbered past all nodes of a branch."""
 
 
-def forward_chain(plan: Plan, at: At, rows: Rows) -> tuple[Rows, tuple[Passed, ...], Doubts]:
-    """Rows through a chain, normalized before and behind; and the doubts at its states, by input."""
-    passed, worries = [], []
+def forward_chain(plan: Plan, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
+    """Rows through a chain, normalized before and behind; and the doubts at its states, by input, the second last."""
+    passed: list[Any] = []
+    worries = []
     for i, node in enumerate(plan):
         rows, one, worry = _STEPS[type(node)](node, at.inside(i), rows)
         rows = normalized(rows)[0]
@@ -167,24 +187,26 @@ def _layer(node: AffineNode | PartNode, at: At) -> Layer:
 def _through_part(layer: Layer, at: At, rows: Rows) -> tuple[Rows, Doubts]:
     """Rows through a block without kernels; not normalized."""
     states, log_norms = each(rows.states)
+    worry = jax.vmap(functools.partial(doubts, layer))(states, log_norms)
     apart = rows.apart
     if len(apart.exponent):
-        first, other = (jax.tree.map(lambda a: a[0], part) for part in (states, second_state(rows)))
-        met = behind(layer, layer, first, Second(other, jax.tree.map(lambda a: a[0], apart)))
+        other = normalize(jax.tree.map(lambda a: a[0], second_state(rows)))
+        first, difference = (jax.tree.map(lambda a: a[0], part) for part in (states, apart))
+        met = behind(layer, layer, first, Second(other[0], difference))
         apart = jax.tree.map(lambda a: a[None], met.apart)
+        worry = jax.tree.map(lambda a, b: jnp.append(a, b), worry, doubts(layer, *other))
     tangents = rows.tangents
     if at.of:
         tangents = jax.vmap(layer.push)(jax.tree.map(lambda a: a[jnp.asarray(at.of)], states), tangents)
-    worry = jax.vmap(functools.partial(doubts, layer))(states, log_norms)
     return Rows(jax.vmap(layer.step)(states), apart, tangents), worry
 
 
-def _through_block(node: PartNode, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
+def _through_block(node: PartNode, at: At, rows: Rows) -> tuple[Rows, PassedPart, Doubts]:
     after, worry = _through_part(_layer(node, at), at, rows)
-    return after, Passed(rows.states), worry
+    return after, PassedPart(rows.states), worry
 
 
-def _through_affine(node: AffineNode, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
+def _through_affine(node: AffineNode, at: At, rows: Rows) -> tuple[Rows, PassedAffine, Doubts]:
     after, worry = _through_part(_layer(node, at), at, rows)
     after = normalized(after)[0]
     together = jax.tree.map(lambda *a: jnp.concatenate(a), *after)
@@ -196,28 +218,28 @@ def _through_affine(node: AffineNode, at: At, rows: Rows) -> tuple[Rows, Passed,
     z = BIAS_INITS[node.bias_init](at.inside(_BIAS).key, node.kernel.fan_out, product.value.dtype, node.kernel.fan_in)
     bias = scaled_bias(at.scales[node.names[1]], z)
     states = jax.vmap(lambda state: add(with_zero_exponent(state), bias))(states)
-    return Rows(states, apart, tangents), Passed(rows.states, after.states, seen), worry
+    return Rows(states, apart, tangents), PassedAffine(rows.states, after.states, seen), worry
 
 
-def _through_skip(node: SkipNode, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
-    kept, of_shortcut, worry = rows, (), None
-    if node.shortcut is not None:
-        kept, of_shortcut, worry = forward_chain(node.shortcut, at.inside(_SHORTCUT), rows)
+def _through_skip(node: SkipNode, at: At, rows: Rows) -> tuple[Rows, PassedSkip, Doubts]:
     added, of_branch, worries = forward_chain(node.branch, at, rows)
+    kept, of_shortcut = rows, ()
+    if node.shortcut is not None:
+        kept, of_shortcut, worry = forward_chain(node.shortcut, at.inside(_SHORTCUT), rows)  # type: ignore[assignment]
+        worries = jax.tree.map(jnp.logical_or, worry, worries)
     factors = at.scales.skip, at.scales.branch
     total = Rows(*(_sum(*map(_times, factors, pair)) for pair in zip(kept, added, strict=True)))
-    worries = worries if worry is None else jax.tree.map(jnp.logical_or, worry, worries)
-    return total, Passed(rows.states, inside=(of_branch, of_shortcut), added=added.states), worries
+    return total, PassedSkip(of_branch, of_shortcut, added.states), worries
 
 
 _STEPS: Mapping[type, Any] = {AffineNode: _through_affine, PartNode: _through_block, SkipNode: _through_skip}
 
 
-# --- one node back --------------------------------------------------------------------------------------------------
+# --- one node back ----------------------------------------------------------------------------------------------------
 
 
 def backward_chain(
-    plan: Plan, at: At, passed: tuple[Passed, ...], cotangents: FloatExp, *, gradients: bool
+    plan: Plan, at: At, passed: Passed, cotangents: FloatExp, *, gradients: bool
 ) -> tuple[FloatExp, dict[str, Array]]:
     """Cotangents behind a chain, normalized, to those before it, normalized too.
 
@@ -243,13 +265,13 @@ def _back_through_part(
 
 
 def _back_through_block(
-    node: PartNode, at: At, passed: Passed, cotangents: FloatExp, gradients: bool
+    node: PartNode, at: At, passed: PassedPart, cotangents: FloatExp, gradients: bool
 ) -> tuple[FloatExp, dict[str, Array]]:
     return _back_through_part(node, at, passed.states, cotangents, gradients)
 
 
 def _back_through_affine(
-    node: AffineNode, at: At, passed: Passed, cotangents: FloatExp, gradients: bool
+    node: AffineNode, at: At, passed: PassedAffine, cotangents: FloatExp, gradients: bool
 ) -> tuple[FloatExp, dict[str, Array]]:
     pulled, triangle = node.kernel.multiply_transposed(at.inside(_BACK).key, passed.seen, cotangents)
     logs: dict[str, Array] = {}
@@ -264,17 +286,16 @@ def _back_through_affine(
 
 
 def _back_through_skip(
-    node: SkipNode, at: At, passed: Passed, cotangents: FloatExp, gradients: bool
+    node: SkipNode, at: At, passed: PassedSkip, cotangents: FloatExp, gradients: bool
 ) -> tuple[FloatExp, dict[str, Array]]:
-    of_branch, of_shortcut = passed.inside
-    factor, logs = at.scales.branch, {}
+    factor, logs = at.scales.branch, dict[str, Array]()
     kept = each(_times(at.scales.skip, cotangents))[0]
     if node.shortcut is not None:
-        kept, logs = backward_chain(node.shortcut, at.inside(_SHORTCUT), of_shortcut, kept, gradients=gradients)
+        kept, logs = backward_chain(node.shortcut, at.inside(_SHORTCUT), passed.shortcut, kept, gradients=gradients)
     scaled = each(_times(factor, cotangents))[0]
-    added, inside = backward_chain(node.branch, at, of_branch, scaled, gradients=gradients)
+    added, inside = backward_chain(node.branch, at, passed.branch, scaled, gradients=gradients)
     if gradients and node.gate:
-        logs |= {f"{node.path}gate": _log_of_products(passed.added, cotangents)}  # type: ignore[arg-type]
+        logs |= {f"{node.path}gate": _log_of_products(passed.added, cotangents)}
     return _sum(kept, added), logs | inside
 
 
@@ -294,13 +315,13 @@ def _shares(exponents: Array, dtype: Any) -> tuple[Array, Array]:
     return largest, power_of_two(exponents - largest, dtype)
 
 
-def _log_of_outer_products(passed: Passed, triangle: Array, cotangents: FloatExp) -> Array:
+def _log_of_outer_products(passed: PassedAffine, triangle: Array, cotangents: FloatExp) -> Array:
     """ln ||sum_b d_b a_b^T||: of the product of their triangles, whose frames have norm 1, so that nothing cancels."""
     a, seen = passed.activations, passed.seen
-    count = len(a.exponent)  # type: ignore[union-attr]
-    sizes = [jnp.sqrt(jnp.sum(rows.value**2, axis=1)) for rows in (a, cotangents)]  # type: ignore[union-attr]
-    exponent, shares = _shares(a.exponent + cotangents.exponent, sizes[0].dtype)  # type: ignore[union-attr]
-    core = combined((triangle * shares * sizes[1]).T, (seen.triangle[:, :count] * sizes[0]).T)  # type: ignore[union-attr]
+    count = len(a.exponent)
+    sizes = [jnp.sqrt(jnp.sum(rows.value**2, axis=1)) for rows in (a, cotangents)]
+    exponent, shares = _shares(a.exponent + cotangents.exponent, sizes[0].dtype)
+    core = combined((triangle * shares * sizes[1]).T, (seen.triangle[:, :count] * sizes[0]).T)
     return normalize(FloatExp(core, exponent), once=True)[1]
 
 

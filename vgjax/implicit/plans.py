@@ -1,7 +1,7 @@
 """Plans: what of a network has a kernel and what has none, for passes that draw no kernel.
 
-A plan is a chain of nodes, read off a block's `Spec`: affine layers, skip connections around chains, and parts without a
-kernel, which are the library's own blocks. Anything else is refused by name.
+A plan is a chain of nodes, read off a block's `Spec`: affine layers, skip connections around chains, and parts without
+a kernel, which are the library's own blocks. Anything else is refused by name.
 """
 
 import functools
@@ -88,7 +88,7 @@ def plan_of(block: Spec, path: str = "") -> Plan:
         return (SkipNode(path, branch, shortcut, bool(options.get("gate"))),)
     if any(leaf.ndim > 1 for leaf in jax.tree.leaves(jax.eval_shape(lambda: draw(block, jax.random.key(0))))):
         raise ValueError(
-            f"weights='implicit' takes networks whose kernels are those of vgjax.dense, in chains and skip connections, "
+            "weights='implicit' takes networks whose kernels are those of vgjax.dense, in chains and skip connections, "
             f"got {block.block.__name__}; {REMEDY}"
         )
     return (PartNode(path, block),)

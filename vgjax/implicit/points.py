@@ -3,7 +3,8 @@
 With the state ``h = r g`` and the tangent ``u = p g + s t`` of a layer, and what `vgjax.implicit.sums` knows of
 ``a = phi(h)`` and ``d = phi'(h) u`` as functions of r, the next layer's numbers are (c = sigma_w / sqrt(n))
 
-    r'^2 = c^2 |a|^2 + sigma_b^2,  p' = c^2 a.d / r',  s'^2 = c^2 |d - a (a.d)/|a|^2|^2 + c^2 (a.d)^2/|a|^2 (sigma_b/r')^2,
+    r'^2 = c^2 |a|^2 + sigma_b^2,  p' = c^2 a.d / r',
+    s'^2 = c^2 |d - a (a.d) / |a|^2|^2 + c^2 (a.d)^2 / |a|^2 (sigma_b / r')^2,
 
 and a cotangent D behind the kernel, of which its norm v and w = g'.D count, becomes
 
@@ -38,13 +39,12 @@ from vgjax.implicit.sums import (
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.flow import Push
-from vgjax.measure.gradients import FLAT, GradientFlow, cotangents_of_loss, marked_gradients
+from vgjax.measure.gradients import FLAT, GradientFlow, cotangents_of_loss, marked_gradients, without_batch
 from vgjax.networks.exactness import Doubts, Exactness, exactness, marked_forward
 from vgjax.networks.layers import scales_along
 from vgjax.networks.network import OF_HEAD
 
-
-# --- numbers --------------------------------------------------------------------------------------------------------------
+# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def _tidy(value: Array, exponent: Array) -> FloatExp:
@@ -147,7 +147,7 @@ def _alive(stack: Stack, r: FloatExp) -> Array:
 
 
 def _exactness(stack: Stack, log_norms: Array) -> Exactness:
-    underflows = jnp.full(log_norms.shape[:-1] + (stack.depth,), not stack.activation.facts.dead)
+    underflows = jnp.full((stack.depth,), not stack.activation.facts.dead)
     return exactness(log_norms, Doubts(jnp.zeros_like(underflows), underflows))
 
 
@@ -155,7 +155,7 @@ def _log_mean_squares(stack: Stack, log_norms: Array) -> Array:
     return 2 * log_norms - np.log(stack.width).astype(log_norms.dtype)
 
 
-# --- forward --------------------------------------------------------------------------------------------------------------
+# --- forward ----------------------------------------------------------------------------------------------------------
 
 
 def push_stack(drawn: DrawnStack, scales: Scales, x: Float[Array, " inputs"]) -> Push:
@@ -201,7 +201,7 @@ def push_stack(drawn: DrawnStack, scales: Scales, x: Float[Array, " inputs"]) ->
     return Push(squares, found.first_inexact_layer, found.first_nan_layer, log_gain)
 
 
-# --- backward -------------------------------------------------------------------------------------------------------------
+# --- backward ---------------------------------------------------------------------------------------------------------
 
 
 class _Cotangent(NamedTuple):
@@ -246,48 +246,46 @@ def gradient_stack(
         descend, _pulled(stack, last, entering, zero, of_head), (before, drawn.bias_normals[:-1], c), reverse=True
     )
     log_gradient = jnp.concatenate([_log_of(down)[None], log_behind])
+    by_parameter = {
+        "head/bias": _log_of(entering),
+        "head/kernel": _log_of(entering) + _log(last.activation),
+        "stem/bias": log_gradient[0],
+        "stem/kernel": log_gradient[0] + normalize(from_float(x), once=True)[1],
+        "bias": log_gradient[1:],
+        "kernel": log_gradient[1:] + jax.vmap(_log)(before.activation),
+    }
     sizes = jax.tree.map(lambda along, end: jnp.append(along, end), before.r, last.r)
     log_norms = jax.vmap(_log)(sizes) + jnp.log(drawn.gram[:, 0]) / 2
-    log_a = jax.vmap(_log)(before.activation)
-    slopes, flat = jax.vmap(functools.partial(_slope_statistics, stack))(
-        before, jax.tree.map(lambda a: a[:-1], drawn.normals)
-    )
-    log_x = normalize(from_float(x), once=True)[1]
-    of_last = _log_of(entering)
-    found = _exactness(stack, log_norms)
-    nothing: dict[str, Array] = {}
-    flow = GradientFlow(
-        _log_mean_squares(stack, marked_forward(found, log_norms)),
-        log_gradient,
-        {
-            "head/bias": of_last,
-            "head/kernel": of_last + _log(last.activation),
-            "stem/bias": log_gradient[0],
-            "stem/kernel": log_gradient[0] + log_x,
-            "bias": log_gradient[1:],
-            "kernel": log_gradient[1:] + log_a,
-        },
-        nothing,
-        nothing,
-        nothing,
-        slopes,
-        flat,
-        saturated,
-        found.first_inexact_layer,
-        found.first_nan_layer,
-    )
-    return _marked_one(flow, found)
+    normals = jax.tree.map(lambda a: a[:-1], drawn.normals)
+    slopes = jax.vmap(functools.partial(_slope_statistics, stack))(before, normals)
+    return _flow(stack, log_norms, log_gradient, by_parameter, slopes, saturated)
 
 
-def _marked_one(flow: GradientFlow, found: Exactness) -> GradientFlow:
-    """`marked_gradients` of one example."""
-    of_batch: Any = {"log_parameter_gradient": flow.log_parameter_gradient}
-    without: Any = {name: {} for name in of_batch}
-    with_axis = jax.tree.map(lambda a: a[None], flow._replace(**without))._replace(**of_batch)
-    exact = ~jnp.isnan(flow.log_mean_square[-1:])
-    marked = marked_gradients(with_axis, jax.tree.map(lambda a: a[None], found), exact)
-    of_batch = {"log_parameter_gradient": marked.log_parameter_gradient}
-    return jax.tree.map(lambda a: a[0], marked._replace(**without))._replace(**of_batch)
+def _flow(
+    stack: Stack,
+    log_norms: Array,
+    log_gradient: Array,
+    by_parameter: dict[str, Array],
+    slopes: tuple[Array, Array],
+    saturated: Array,
+) -> GradientFlow:
+    """The flow of one example, marked where it means nothing."""
+    found, nothing = _exactness(stack, log_norms), dict[str, Array]()
+    squares = _log_mean_squares(stack, marked_forward(found, log_norms))
+    series = {
+        "log_mean_square": squares,
+        "log_gradient": log_gradient,
+        "mean_square_slope": slopes[0],
+        "saturation": slopes[1],
+        "saturated": saturated,
+        "first_inexact_layer": found.first_inexact_layer,
+        "first_nan_layer": found.first_nan_layer,
+    }
+    named = {"log_tied_gradient": nothing, "log_gradient_parts": nothing, "diagnostics": nothing}
+    of_batch: Any = {name: a[None] for name, a in series.items()} | named  # a batch of one
+    flow = GradientFlow(log_parameter_gradient=by_parameter, **of_batch)
+    exact = ~jnp.isnan(squares[None, -1])
+    return without_batch(marked_gradients(flow, jax.tree.map(lambda a: a[None], found), exact))
 
 
 def _entering(drawn: DrawnStack, last: _At, c: Array, y: Array, loss: losses.Loss) -> tuple[_Cotangent, Array]:
@@ -321,7 +319,7 @@ def _log_of(cotangent: _Cotangent) -> Array:
     return _log(FloatExp(cotangent.norm, cotangent.exponent))
 
 
-# --- flat units -----------------------------------------------------------------------------------------------------------
+# --- flat units -------------------------------------------------------------------------------------------------------
 
 
 def _slope_statistics(stack: Stack, at: _At, normals: Array) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from vgjax.floatexp import LINEAR, ZERO, FloatExp, from_float, normalize
 from vgjax.implicit.passes import (
+    At,
     Rows,
     Undrawn,
     UndrawnLayers,
@@ -22,12 +23,12 @@ from vgjax.implicit.passes import (
     normalized,
     second_state,
 )
-from vgjax.implicit.plans import AffineNode, plan_of
+from vgjax.implicit.plans import AffineNode, Plan
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.correlation import Correlation, Second, read_pair
 from vgjax.measure.flow import Pull, Push, direction
-from vgjax.measure.gradients import GradientFlow, cotangents_of_loss, marked_gradients, slope_statistics
+from vgjax.measure.gradients import GradientFlow, cotangents_of_loss, marked_gradients, slope_statistics, without_batch
 from vgjax.networks.exactness import (
     Exactness,
     exact_at,
@@ -67,7 +68,7 @@ def walk(layers: UndrawnLayers, xs: Float[Array, "inputs *input"], of: tuple[int
         rows_at: states before the first layer -> the `Rows` there.
     """
 
-    def visit(plan: Any, at: Any, rows: Rows, _: None) -> tuple[Rows, Any]:
+    def visit(plan: Plan, at: At, rows: Rows, extra: None) -> tuple[Rows, Any]:
         rows, logs = normalized(rows)
         after, _, worries = forward_chain(plan, at, rows)
         return after, (rows, logs.states, logs.tangents, worries)
@@ -125,8 +126,8 @@ def push_undrawn(draw: Undrawn, scales: Scales, x: Float[Array, "*input"], tange
 def push_each_undrawn(
     draw: Undrawn, scales: Scales, xs: Float[Array, "inputs *input"], tangents: Float[Array, "k *state"]
 ) -> Push:
-    """`vgjax.push_forward` of several inputs, each with all tangents, through the same kernels; every field has a leading
-    axis of inputs, and ``log_gain`` one of tangents behind it."""
+    """`vgjax.push_forward` of several inputs, each with all tangents, through the same kernels; every field has a
+    leading axis of inputs, and ``log_gain`` one of tangents behind it."""
     layers, m, k = bind_undrawn(draw, scales), len(xs), len(tangents)
     u = jax.vmap(from_float)(jnp.tile(tangents.astype(draw.dtype), (m, 1)))
     of = tuple(i for i in range(m) for _ in range(k))
@@ -163,7 +164,7 @@ def pull_back_undrawn(
 
     injected = functools.partial(_injected, {size: entering(size) for size in set(sizes.tolist())}, at)
 
-    def visit(plan: Any, where: Any, rows: FloatExp, extra: Any) -> tuple[FloatExp, Array]:
+    def visit(plan: Plan, where: At, rows: FloatExp, extra: Any) -> tuple[FloatExp, Array]:
         before, behind = extra
         rows, logs = each(injected(rows, behind))
         _, passed, _ = forward_chain(plan, where._replace(of=()), before)
@@ -207,7 +208,7 @@ def gradients_undrawn(
     walked = walk(layers, xs, (), _alone)
     deltas, of_head, saturated, exact = _where_loss_enters(layers, walked, ys, loss, of)
 
-    def visit(plan: Any, at: Any, rows: FloatExp, before: Rows) -> tuple[FloatExp, Any]:
+    def visit(plan: Plan, at: At, rows: FloatExp, before: Rows) -> tuple[FloatExp, Any]:
         rows, logs = each(rows)
         _, passed, _ = forward_chain(plan, at._replace(of=()), before)
         pulled, of_parameters = backward_chain(plan, at, passed, rows, gradients=True)
@@ -217,6 +218,7 @@ def gradients_undrawn(
     rows, first = each(rows)
     logs, by_parameter, slopes = zip(*reports, strict=True)
     nothing: dict[str, Array] = {}
+    mean_square_slope, saturation = (a.T for a in joined(slopes))
     flow = GradientFlow(
         _mean_squares(network, walked.log_norms),
         jnp.concatenate([first[:, None], joined(logs).T], axis=1),
@@ -224,7 +226,8 @@ def gradients_undrawn(
         nothing,
         nothing,
         nothing,
-        *(a.T for a in joined(slopes)),
+        mean_square_slope,
+        saturation,
         saturated,
         walked.exactness.first_inexact_layer,
         walked.exactness.first_nan_layer,
@@ -236,10 +239,7 @@ def gradient_undrawn(
     draw: Undrawn, scales: Scales, x: Float[Array, "*input"], y: Float[Array, "1 *target"], loss: losses.Loss
 ) -> GradientFlow:
     """The same of one example, without the batch axis; y has one of length 1."""
-    flow = gradients_undrawn(draw, scales, x[None], y, loss)
-    of_batch: Any = {"log_parameter_gradient": flow.log_parameter_gradient}
-    without: Any = {name: {} for name in of_batch}
-    return jax.tree.map(lambda a: a[0], flow._replace(**without))._replace(**of_batch)
+    return without_batch(gradients_undrawn(draw, scales, x[None], y, loss))
 
 
 def _where_loss_enters(
@@ -248,12 +248,14 @@ def _where_loss_enters(
     """dL/ds_L of every example, normalized; ln of the head's parameter gradients; which examples are saturated, and
     which gradients mean something."""
     network, (plan, at) = layers.network, layers.head(of)
-    rows = _alone(walked.last.states)
-    after, passed, _ = forward_chain(plan, at._replace(of=()), rows) if plan else (rows, (), None)
-    deltas, saturated = cotangents_of_loss(loss, network, jax.tree.map(lambda a: a[None], after.states), ys)
+    read, passed = walked.last.states, tuple[Any, ...]()
+    if plan:
+        after, passed, _ = forward_chain(plan, at._replace(of=()), _alone(read))
+        read = after.states
+    deltas, saturated = cotangents_of_loss(loss, network, jax.tree.map(lambda a: a[None], read), ys)
     deltas = jax.tree.map(lambda a: a[0], deltas)
     deltas = each(deltas._replace(value=deltas.value / losses.mean_over(loss, network, len(ys))))[0]
-    ends, logs = LINEAR, {}
+    ends, logs = LINEAR, dict[str, Array]()
     if plan:
         first = plan[0]
         if isinstance(first, AffineNode):
@@ -272,7 +274,7 @@ def _of_stem(layers: UndrawnLayers, xs: Array, rows: FloatExp, of: tuple[int, ..
     return backward_chain(plan, at, passed, rows, gradients=True)[1]
 
 
-def _slopes(plan: Any, at: Any, states: FloatExp) -> tuple[Array, Array]:
+def _slopes(plan: Plan, at: At, states: FloatExp) -> tuple[Array, Array]:
     """Mean of phi'^2 and the share of flat units, of a layer that is one activation and its kernel; else NaN."""
     if len(plan) == 1 and isinstance(plan[0], AffineNode):
         activity = plan[0].activity
@@ -296,20 +298,14 @@ def correlate_undrawn(
     rows = Rows(states, apart, no_rows(states))
     rows = forward_chain(plan, at, rows)[0] if plan else rows
 
-    def visit(plan: Any, at: Any, rows: Rows, _: None) -> tuple[Rows, Any]:
+    def visit(plan: Plan, at: At, rows: Rows, extra: None) -> tuple[Rows, Any]:
         rows, logs = normalized(rows)
         after, _, worries = forward_chain(plan, at, rows)
-        # The second input's doubts are those of a pass of its own rows.
-        _, _, other = forward_chain(plan, at, _alone(second_state(rows)))
-        return after, (
-            _read(rows),
-            logs.states[0],
-            jax.tree.map(lambda a: a[0], worries),
-            jax.tree.map(lambda a: a[0], other),
-        )
+        return after, (_read(rows), logs.states[0], worries)
 
     last, outs = layers.scan(rows, visit, of=())
-    readings, logs, worries, others = map(joined, zip(*outs, strict=True))
+    readings, logs, both_in_doubt = map(joined, zip(*outs, strict=True))
+    worries, others = (jax.tree.map(lambda a, i=i: a[:, i], both_in_doubt) for i in (0, 1))
     end = _read(normalized(last)[0])
     log_first = jnp.concatenate([logs, normalize(jax.tree.map(lambda a: a[0], last.states))[1][None]])
     readings = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), readings, end)

@@ -91,7 +91,7 @@ def stack_of(network: Network) -> Stack | None:
     return stack if stack.kind else None
 
 
-# --- one draw, for a box of scales --------------------------------------------------------------------------------------
+# --- one draw, for a box of scales ------------------------------------------------------------------------------------
 
 
 class Box(NamedTuple):
@@ -118,7 +118,7 @@ class DrawnStack:
     """One draw of a stack as functions of r.
 
     Attributes:
-        sums: `Smooth`, `Steps` or `Homogeneous`, with a leading axis of layers 0 ... L.
+        sums: `Smooth`, `PrefixSums` or `Homogeneous`, with a leading axis of layers 0 ... L.
         gram: g.g, g.t and t.t of every layer (for gradients e in place of t), shape ``(depth + 1, 3)``.
         bias_normals: e_b of every layer, shape ``(depth + 1,)``.
         read_out: the normals that the head makes of the last activations, shape ``(outputs,)``.

@@ -2,8 +2,8 @@
 
 The state of a plain layer is r g, g a vector of normals and r a number; a tangent has the part p g + s t beside it, t
 fresh normals, and a cotangent that comes back through the next kernel has fresh normals e. All that the layer does to
-them are inner products of ``a = phi(r g)``, ``phi'(r g)``, g, t and e, functions of r alone: had once a layer, they serve
-a whole grid of scales. Three ways to have them, by phi:
+them are inner products of ``a = phi(r g)``, ``phi'(r g)``, g, t and e, functions of r alone: had once a layer, they
+serve a whole grid of scales. Three ways to have them, by phi:
 
 - smooth: Chebyshev polynomials on pieces of ``y = ln(1 + r / (1/2))``, from the sums at a few r;
 - piecewise linear: exactly, from prefix sums over the units in the order in which they cross a kink;
@@ -11,6 +11,7 @@ a whole grid of scales. Three ways to have them, by phi:
 """
 
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ _TILE = 512
 
 GAINS = ("aa", "ag", "xx", "at", "xt", "tt")
 """Of activations (``a``) with themselves, with the slopes times g (``g``) and times t (``t``); and of what these have
-beside the activations, ``x`` and ``t``: a tangent that has become parallel to the state keeps the digits of the rest."""
+beside the activations, ``x`` and ``t``: a tangent almost parallel to the state keeps the digits of the rest."""
 GRADIENTS = ("aa", "ag", "ae", "ge", "bb", "be", "ee", "ff")
 """Of those with a cotangent's normals (``e``), of activations and normals behind the slopes (``b``, ``e``), and of the
 slopes (``f``)."""
@@ -212,7 +213,7 @@ def pieces_of(activation: Activation) -> tuple[np.ndarray, np.ndarray, np.ndarra
         return None
     kinks = np.sort(np.asarray(activation.kinks, float))
     ends = [kinks[0] - 8, *kinks, kinks[-1] + 8]
-    inside = np.array([[lo + (hi - lo) * share for share in (0.1, 0.5, 0.9)] for lo, hi in zip(ends, ends[1:])])
+    inside = np.array([lo + (hi - lo) * np.array([0.1, 0.5, 0.9]) for lo, hi in itertools.pairwise(ends)])
     value, slope = (
         np.asarray(a, float) for a in jax.jit(lambda h: jax.jvp(activation, (h,), (jnp.ones_like(h),)))(inside)
     )
@@ -222,7 +223,7 @@ def pieces_of(activation: Activation) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return (kinks, np.round(a, 6), np.round(b, 6)) if linear else None
 
 
-class Steps(NamedTuple):
+class PrefixSums(NamedTuple):
     """Sums that are polynomials in 1/r between the radii at which a unit crosses a kink.
 
     Attributes:
@@ -253,7 +254,7 @@ class Steps(NamedTuple):
 
 
 def _columns(a: Array, b: Array, z: Array, names: tuple[str, ...]) -> tuple[Array, Array]:
-    """What `Steps` sums over the units, ``(columns, n)``: those with a factor A, and those without."""
+    """What `PrefixSums` sums over the units, ``(columns, n)``: those with a factor A, and those without."""
     g, e = z
     if names == GAINS:
         return jnp.stack([a * a, a * b * g, a * b * e]), jnp.stack([b * b * g * g, b * b * g * e, b * b * e * e])
@@ -262,7 +263,7 @@ def _columns(a: Array, b: Array, z: Array, names: tuple[str, ...]) -> tuple[Arra
     return jnp.stack(with_a), jnp.stack(without)
 
 
-def steps(activation: Activation, z: Float[Array, "2 n"], names: tuple[str, ...]) -> Steps:
+def steps(activation: Activation, z: Float[Array, "2 n"], names: tuple[str, ...]) -> PrefixSums:
     """Prefix sums over the units in the order in which they cross a kink as r grows from 0."""
     kinks, a, b = pieces_of(activation)  # type: ignore[misc]
     g = z[0]
@@ -290,7 +291,7 @@ def steps(activation: Activation, z: Float[Array, "2 n"], names: tuple[str, ...]
     zero = jnp.zeros_like(with_a[:, :1]), jnp.zeros_like(without[:, :1])
     grown = jnp.sum(start[0], axis=1, keepdims=True) + jnp.concatenate([zero[0], jnp.cumsum(with_a, axis=1)], axis=1)
     left = jnp.concatenate([jnp.cumsum(without[:, ::-1], axis=1)[:, ::-1], zero[1]], axis=1)
-    return Steps(radii[order], jnp.concatenate([grown, jnp.sum(end[1], axis=1, keepdims=True) - left]))
+    return PrefixSums(radii[order], jnp.concatenate([grown, jnp.sum(end[1], axis=1, keepdims=True) - left]))
 
 
 # --- homogeneous ------------------------------------------------------------------------------------------------------

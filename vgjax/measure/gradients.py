@@ -131,7 +131,11 @@ def of_one(
     parameters: Parameters, scales: Scales, x: Shaped[Array, "*input"], y: Shaped[Array, "1 *target"], loss: losses.Loss
 ) -> GradientFlow:
     """`of_batch` of one example, without the batch axis; y has one of length 1."""
-    flow = _gradient_flow(parameters, scales, x[None], y, loss)
+    return without_batch(_gradient_flow(parameters, scales, x[None], y, loss))
+
+
+def without_batch(flow: GradientFlow) -> GradientFlow:
+    """Of a batch of one example, without the batch axis."""
     of_batch: Any = {name: getattr(flow, name) for name in OF_BATCH}
     without: Any = {name: {} for name in of_batch}
     return jax.tree.map(lambda a: a[0], flow._replace(**without))._replace(**of_batch)
