@@ -79,10 +79,18 @@ def each(rows: FloatExp) -> tuple[FloatExp, Array]:
     return jax.vmap(normalize)(rows)
 
 
-def normalized(rows: Rows) -> tuple[Rows, Rows]:
-    """Normalized rows, and ln of their norms in their places."""
+class LogNorms(NamedTuple):
+    """ln of the norms of `Rows`, one array each."""
+
+    states: Array
+    apart: Array
+    tangents: Array
+
+
+def normalized(rows: Rows) -> tuple[Rows, LogNorms]:
+    """Normalized rows, and ln of their norms."""
     found = [each(part) for part in rows]
-    return Rows(*(part for part, _ in found)), Rows(*(logs for _, logs in found))  # type: ignore[arg-type]
+    return Rows(*(part for part, _ in found)), LogNorms(*(logs for _, logs in found))
 
 
 def no_rows(like: FloatExp) -> FloatExp:
