@@ -107,6 +107,16 @@ def normalize(number: FloatExp, *, once: bool = False) -> tuple[FloatExp, Float[
     return FloatExp(value, jnp.where(nothing, ZERO, jnp.clip(kept, -FARTHEST, FARTHEST))), log_norm
 
 
+def unit(number: FloatExp) -> tuple[Array, FloatExp]:
+    """Direction and norm of any scaled number: an array of norm 1, zeros for an exact zero; and a number, shape ``()``,
+    whose value lies within the float range."""
+    value, exponent = number
+    total, taken_out = _sum_of_squares(value.reshape(-1))
+    size = jnp.sqrt(total)
+    direction = value * (power_of_two(-taken_out, value.dtype) / jnp.where(size == 0, 1, size))
+    return direction, FloatExp(size, jnp.where(total == 0, ZERO, exponent + taken_out))
+
+
 class Degrees(NamedTuple):
     """How a map f grows at one end of the float range: ``f(2^e u) - f(0)`` like ``2^(value e)``, and its Jacobian like
     ``2^(jacobian e)``, as e -> -inf or +inf.

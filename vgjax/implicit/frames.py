@@ -12,50 +12,56 @@ Source: Bolthausen 2014, "An iterative construction of solutions of the TAP equa
 dynamics of message passing on dense graphs", lemma 10; Yang 2020, "Tensor programs III", appendix.
 """
 
+import functools
 import math
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Float, Key
-
-from vgjax.floatexp import FloatExp
+from jaxtyping import Key
 
 LAWS = ("gaussian", "orthogonal")
 """How kernels may be distributed: those whose law does not change under rotations."""
 
-_FEW = 4
-"""Rows up to which a loop over them is written out: it then fuses, at a price in compilation."""
+FEW = 4
+"""Rows up to which loops over them are written out: they then fuse, at a price in compilation."""
+
+Vectors = Sequence[Array] | Array
+"""Rows of one length: as a list where they are few, so that none is copied to stand beside another."""
 
 
-def frame(
-    rows: Float[Array, "k n"], complement: Float[Array, "j n"] | None = None
-) -> tuple[Float[Array, "k n"], Float[Array, "k k"]]:
-    """Orthonormal Q and R with rows = R^T Q, by Gram-Schmidt done twice; a row in the span of those before it has a row
-    of zeros in Q.
+def frame(rows: Vectors, complement: Vectors = (), *, twice: bool = True) -> tuple[Vectors, Any]:
+    """Orthonormal q_i and R with ``rows_j = sum_i R_ij q_i``, by Gram-Schmidt; a row in the span of those before it has
+    a row of zeros.
 
     Args:
         rows: of norm 1 or 0.
-        complement: orthonormal rows (or zeros) that Q is kept orthogonal to.
+        complement: orthonormal rows (or zeros) that all q_i are kept orthogonal to.
+        twice: whether each row is projected twice, for the q_i to be orthogonal to all digits; R is so after one.
+
+    Returns:
+        q_i, and R by ``R[i][j]``, of which ``i <= j`` is used.
     """
-    known = [] if complement is None else list(complement)
-    if len(rows) > _FEW:
-        return _long_frame(rows, complement)
+    if len(rows) > FEW:
+        return _long_frame(jnp.asarray(rows), jnp.asarray(complement) if len(complement) else None)
     basis: list[Array] = []
-    columns = []
+    columns: list[list[Array]] = []
     for x in rows:
-        size, along = _norm(x), [jnp.zeros((), x.dtype) for _ in basis]
-        for _ in range(2):
-            for fixed in known:
+        column: list[Array] = []
+        for _ in range(2 if twice else 1):
+            for fixed in complement:
                 x = x - jnp.sum(fixed * x) * fixed
             shares = [jnp.sum(q * x) for q in basis]
-            along = [a + share for a, share in zip(along, shares, strict=True)]
-            x = x - sum(share * q for share, q in zip(shares, basis, strict=True))
-        direction, rest = _direction(x, size)
-        columns.append(jnp.stack([*along, rest, *[jnp.zeros((), x.dtype)] * (len(rows) - 1 - len(basis))]))
+            column = [a + share for a, share in zip(column, shares, strict=True)] if column else shares
+            for share, q in zip(shares, basis, strict=True):
+                x = x - share * q
+        direction, rest = _direction(x) if basis or len(complement) else (x, jnp.sqrt(jnp.sum(x * x)))
         basis.append(direction)
-    return jnp.stack(basis), jnp.stack(columns, axis=1)
+        columns.append([*column, rest])
+    return basis, [[columns[j][i] if i <= j else None for j in range(len(rows))] for i in range(len(rows))]
 
 
 def _long_frame(rows: Array, complement: Array | None) -> tuple[Array, Array]:
@@ -65,12 +71,11 @@ def _long_frame(rows: Array, complement: Array | None) -> tuple[Array, Array]:
     def add(j: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
         basis, r = found
         x, along = rows[j], jnp.zeros(len(rows), rows.dtype)
-        size = _norm(x)
         for _ in range(2):
             x = x - (known @ x) @ known
             shares = basis @ x
             x, along = x - shares @ basis, along + shares
-        direction, rest = _direction(x, size)
+        direction, rest = _direction(x)
         return basis.at[j].set(direction), r.at[:, j].set(along.at[j].set(rest))
 
     with jax.default_matmul_precision("highest"):
@@ -78,43 +83,47 @@ def _long_frame(rows: Array, complement: Array | None) -> tuple[Array, Array]:
         return lax.fori_loop(0, len(rows), add, start)
 
 
-def _norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(x * x))
-
-
-def _direction(x: Array, size: Array) -> tuple[Array, Array]:
-    """What is left of a row by direction and norm; zeros where that is the rounding of a row of that size."""
-    rest = _norm(x)
-    nothing = rest <= (1e-6 if x.dtype == jnp.float32 else 1e-14) * size
+def _direction(x: Array) -> tuple[Array, Array]:
+    """What is left of a row of norm 1 by direction and norm; zeros where that is rounding."""
+    rest = jnp.sqrt(jnp.sum(x * x))
+    nothing = rest <= (1e-6 if x.dtype == jnp.float32 else 1e-14)
     return jnp.where(nothing, 0, x / jnp.where(nothing, 1, rest)), jnp.where(nothing, 0, rest)
 
 
-def combined(weights: Float[Array, "k p"], rows: Float[Array, "k n"]) -> Float[Array, "p n"]:
-    """weights^T rows: written out where they are few, since a product of so small an inner size fuses with nothing."""
-    if len(rows) > _FEW:
+def each_row(f: Callable[..., Array], *rows: Vectors) -> Vectors:
+    """A function of every row."""
+    return jax.vmap(f)(*rows) if isinstance(rows[0], Array) else [f(*row) for row in zip(*rows, strict=True)]
+
+
+def combined(weights: Any, rows: Vectors) -> Vectors:
+    """``sum_i weights[i][j] rows_i``; what is None is left out."""
+    if isinstance(rows, Array):
         return jnp.dot(weights.T, rows, precision="highest")
-    return sum(weight[:, None] * row for weight, row in zip(weights, rows, strict=True))  # type: ignore[return-value]
+    terms = [
+        [weights[i][j] * row for i, row in enumerate(rows) if weights[i][j] is not None] for j in range(len(weights[0]))
+    ]
+    return [functools.reduce(jnp.add, each) for each in terms]
 
 
-def products(rows: Float[Array, "k n"], others: Float[Array, "p n"]) -> Float[Array, "k p"]:
-    """All inner products."""
-    if len(rows) * len(others) > _FEW**2:
-        return jnp.dot(rows, others.T, precision="highest")
-    return jnp.stack([jnp.stack([jnp.sum(a * b) for b in others]) for a in rows])
+def products(rows: Vectors, others: Vectors) -> Any:
+    """All inner products, ``[i][j]``."""
+    if isinstance(rows, Array):
+        return jnp.dot(rows, jnp.asarray(others).T, precision="highest")
+    return [[jnp.sum(a * b) for b in others] for a in rows]
 
 
 class Seen(NamedTuple):
     """A kernel at unit gain, by what it did: ``K inputs_i = outputs_i``.
 
     Attributes:
-        inputs: orthonormal rows, or zeros, shape ``(p, fan_in)``; of an orthogonal kernel padded to the larger size.
-        outputs: shape ``(p, fan_out)``, likewise.
-        triangle: what was asked for: ``triangle^T inputs`` at norm 1, shape ``(p, p)``.
+        inputs: orthonormal rows, or zeros, of length fan_in; of an orthogonal kernel padded to the larger size.
+        outputs: of length fan_out, likewise.
+        triangle: what was asked for, at norm 1: ``sum_i triangle[i][j] inputs_i``.
     """
 
-    inputs: Array
-    outputs: Array
-    triangle: Array
+    inputs: Any
+    outputs: Any
+    triangle: Any
 
 
 class Kernel(NamedTuple):
@@ -129,44 +138,53 @@ class Kernel(NamedTuple):
     fan_in: int
     fan_out: int
 
-    def multiply(self, key: Key[Array, ""], rows: FloatExp) -> tuple[FloatExp, Seen]:
-        """K v for the rows v, normalized; and what is then known. Jointly exact: give all that is to be asked."""
-        size = jax.vmap(_norm)(rows.value)
-        unit = rows.value / jnp.where(size > 0, size, 1)[:, None]
-        shape, dtype = (len(unit), self.fan_out), unit.dtype
-        if self.law == "gaussian":
-            inputs, triangle = frame(unit)
-            outputs = jax.random.normal(key, shape, dtype) / math.sqrt(self.fan_in)
-        else:  # the corner of a Haar matrix of the larger size, wide ones at the gain that keeps E K_ij^2
-            whole = max(self.fan_in, self.fan_out)
-            inputs, triangle = frame(jnp.pad(unit, ((0, 0), (0, whole - self.fan_in))))
-            outputs, _ = frame(_unit(jax.random.normal(key, (len(unit), whole), dtype)))
-            outputs = jnp.where(jnp.any(inputs != 0, axis=1, keepdims=True), outputs, 0)
-        value = self._gain * combined(triangle * size, outputs)[:, : self.fan_out]
-        return rows._replace(value=value), Seen(inputs, outputs, triangle)
+    def multiply(self, key: Key[Array, ""], rows: Vectors, *, keep: bool) -> tuple[Vectors, Seen]:
+        """K v for rows v of norm 1 (or 0), jointly exact: give all that is to be asked; and what is then known.
 
-    def multiply_transposed(self, key: Key[Array, ""], seen: Seen, rows: FloatExp) -> tuple[FloatExp, Array]:
-        """K^T d for the rows d, normalized, behind what was seen; and the triangle of their frame."""
-        size = jax.vmap(_norm)(rows.value)
-        unit = rows.value / jnp.where(size > 0, size, 1)[:, None]
-        fresh, shape = jax.random.normal(key, (len(unit), seen.inputs.shape[1]), unit.dtype), unit.shape
-        _, triangle = frame(unit)
+        Args:
+            keep: whether it is asked for K^T later.
+        """
+        shape, dtype = (len(rows), self.fan_out), rows[0].dtype
         if self.law == "gaussian":
-            fresh = fresh / math.sqrt(self.fan_in)
-            along, rest = products(seen.outputs, unit), triangle
-            fresh = fresh - combined(products(seen.inputs, fresh), seen.inputs)
+            inputs, triangle = frame(rows, twice=keep)
+            outputs = self._like(rows, jax.random.normal(key, shape, dtype) / math.sqrt(self.fan_in))
+            return combined(triangle, outputs), Seen(inputs, outputs, triangle)
+        # The corner of a Haar matrix of the larger size; wide ones at the gain that keeps E K_ij^2.
+        whole = max(self.fan_in, self.fan_out)
+        inputs, triangle = frame(self._padded(rows, whole), twice=keep)
+        fresh = jax.random.normal(key, (len(rows), whole), dtype)
+        outputs, _ = frame(self._like(rows, _unit_rows(fresh)))
+        outputs = each_row(lambda q, y: jnp.where(jnp.any(q != 0), y, 0), inputs, outputs)
+        return self._cut(combined(triangle, outputs), self.fan_out), Seen(inputs, outputs, triangle)
+
+    def multiply_transposed(self, key: Key[Array, ""], seen: Seen, rows: Vectors) -> tuple[Vectors, Any]:
+        """K^T d for rows d of norm 1 (or 0), behind what was seen; and the triangle of their frame."""
+        fresh = jax.random.normal(key, (len(rows), seen.inputs[0].shape[-1]), rows[0].dtype)
+        _, triangle = frame(rows)
+        if self.law == "gaussian":
+            draws = self._like(rows, fresh / math.sqrt(self.fan_in))
+            along, rest = products(seen.outputs, rows), triangle
+            draws = each_row(operator.sub, draws, combined(products(seen.inputs, draws), seen.inputs))
         else:
-            unit = jnp.pad(unit, ((0, 0), (0, seen.outputs.shape[1] - shape[1])))
-            along = products(seen.outputs, unit)
-            _, rest = frame(unit - combined(along, seen.outputs))
-            fresh, _ = frame(_unit(fresh), complement=seen.inputs)
-        value = self._gain * (combined(along, seen.inputs) + combined(rest, fresh))[:, : self.fan_in]
-        return rows._replace(value=value * size[:, None]), triangle
+            padded = self._padded(rows, seen.outputs[0].shape[-1])
+            along = products(seen.outputs, padded)
+            _, rest = frame(each_row(operator.sub, padded, combined(along, seen.outputs)))
+            draws, _ = frame(self._like(rows, _unit_rows(fresh)), complement=seen.inputs)
+        moved = each_row(operator.add, combined(along, seen.inputs), combined(rest, draws))
+        return self._cut(moved, self.fan_in), triangle
 
-    @property
-    def _gain(self) -> float:
-        return 1.0 if self.law == "gaussian" else math.sqrt(max(1.0, self.fan_out / self.fan_in))
+    def _padded(self, rows: Vectors, size: int) -> Vectors:
+        return each_row(lambda row: jnp.pad(row, (0, size - len(row))), rows)
+
+    def _cut(self, rows: Vectors, size: int) -> Vectors:
+        if self.law == "gaussian":
+            return rows
+        gain = math.sqrt(max(1.0, self.fan_out / self.fan_in))
+        return each_row(lambda row: gain * row[:size], rows)
+
+    def _like(self, rows: Vectors, others: Array) -> Vectors:
+        return others if isinstance(rows, Array) else list(others)
 
 
-def _unit(rows: Array) -> Array:
-    return rows / jax.vmap(_norm)(rows)[:, None]
+def _unit_rows(rows: Array) -> Array:
+    return rows / jnp.sqrt(jnp.sum(rows * rows, axis=1, keepdims=True))

@@ -6,7 +6,8 @@ library's own block, with its own derivatives.
 """
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from jax import Array, lax
 from jaxtyping import Key
 
 from vgjax.checks import RandomKey, kinds
-from vgjax.floatexp import FloatExp, add, normalize, power_of_two, scaled_bias, with_zero_exponent
-from vgjax.implicit.frames import Seen, combined
+from vgjax.floatexp import FloatExp, add, normalize, power_of_two, scaled_bias, unit, with_zero_exponent
+from vgjax.implicit.frames import FEW, Seen, Vectors
 from vgjax.implicit.plans import AffineNode, PartNode, Plan, SkipNode, check_network, plan_of
 from vgjax.initializers import BIAS_INITS, Scales
 from vgjax.measure.correlation import Second, behind
@@ -93,6 +94,25 @@ def normalized(rows: Rows) -> tuple[Rows, LogNorms]:
     return Rows(*(part for part, _ in found)), LogNorms(*(logs for _, logs in found))
 
 
+def _directions(*parts: FloatExp) -> tuple[Vectors, FloatExp]:
+    """All rows of some parts by direction, as a list where they are few, and norm."""
+    found = [jax.vmap(unit)(part) for part in parts]
+    sizes = jax.tree.map(lambda *a: jnp.concatenate(a), *(size for _, size in found))
+    if len(sizes.exponent) > FEW:
+        return jnp.concatenate([vectors for vectors, _ in found]), sizes
+    return [vectors[i] for vectors, size in found for i in range(len(size.exponent))], sizes
+
+
+def _of_sizes(vectors: Vectors, sizes: FloatExp, counts: Sequence[int]) -> list[FloatExp]:
+    """Rows at some norms, in parts of so many."""
+    ends = [sum(counts[:i]) for i in range(len(counts) + 1)]
+    parts = []
+    for low, high in itertools.pairwise(ends):
+        value = jnp.stack(list(vectors[low:high])) if high > low else jnp.zeros((0, vectors[0].shape[-1]), sizes.value.dtype)
+        parts.append(FloatExp(sizes.value[low:high, None] * value, sizes.exponent[low:high]))
+    return parts
+
+
 def no_rows(like: FloatExp) -> FloatExp:
     """None of them."""
     return jax.tree.map(lambda a: a[:0], like)
@@ -125,12 +145,12 @@ class PassedAffine(NamedTuple):
 
     Attributes:
         states: before it, normalized.
-        activations: in front of its kernel, normalized.
+        sizes: norms of all rows in front of its kernel, those of the states first.
         seen: of its kernel.
     """
 
     states: FloatExp
-    activations: FloatExp
+    sizes: FloatExp
     seen: Seen
 
 
@@ -158,11 +178,13 @@ class At(NamedTuple):
         key: of what is random there.
         scales: one number each.
         of: for every tangent, or cotangent, the input whose it is (static).
+        keep: whether there is a way back (static).
     """
 
     key: Key[Array, ""]
     scales: Scales
-    of: tuple[int, ...]
+    of: tuple[int, ...] = ()
+    keep: bool = False
 
     def inside(self, i: int) -> "At":
         """The same for what is numbered within."""
@@ -174,13 +196,17 @@ _SHORTCUT = 2**20
 """What a node draws, by number; a shortcut is numbered past all nodes of a branch."""
 
 
-def forward_chain(plan: Plan, at: At, rows: Rows) -> tuple[Rows, Passed, Doubts]:
-    """Rows through a chain, normalized before and behind; and the doubts at its states, by input, the second last."""
+def forward_chain(plan: Plan, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, Passed, Doubts]:
+    """Rows through a chain, not normalized behind it; and the doubts at its states, by input, the second last.
+
+    Args:
+        rows, logs: normalized, and ln of their norms.
+    """
     passed: list[Any] = []
-    worries = []
+    worries: list[Doubts] = []
     for i, node in enumerate(plan):
-        rows, one, worry = _STEPS[type(node)](node, at.inside(i), rows)
-        rows = normalized(rows)[0]
+        rows, logs = normalized(rows) if i else (rows, logs)
+        rows, one, worry = _STEPS[type(node)](node, at.inside(i), rows, logs)
         passed.append(one)
         worries.append(worry)
     return rows, tuple(passed), jax.tree.map(lambda *a: functools.reduce(jnp.logical_or, a), *worries)
@@ -192,52 +218,47 @@ def _layer(node: AffineNode | PartNode, at: At) -> Layer:
     return Layer(part, draw(part, at.inside(_PART).key), at.scales)
 
 
-def _through_part(layer: Layer, at: At, rows: Rows) -> tuple[Rows, Doubts]:
+def _through_part(layer: Layer, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, Doubts]:
     """Rows through a block without kernels; not normalized."""
-    states, log_norms = each(rows.states)
-    worry = jax.vmap(functools.partial(doubts, layer))(states, log_norms)
-    apart = rows.apart
+    states, apart, tangents = rows
+    worry = jax.vmap(functools.partial(doubts, layer))(states, logs.states)
     if len(apart.exponent):
         other = normalize(jax.tree.map(lambda a: a[0], second_state(rows)))
         first, difference = (jax.tree.map(lambda a: a[0], part) for part in (states, apart))
         met = behind(layer, layer, first, Second(other[0], difference))
         apart = jax.tree.map(lambda a: a[None], met.apart)
         worry = jax.tree.map(lambda a, b: jnp.append(a, b), worry, doubts(layer, *other))
-    tangents = rows.tangents
     if at.of:
         tangents = jax.vmap(layer.push)(jax.tree.map(lambda a: a[jnp.asarray(at.of)], states), tangents)
     return Rows(jax.vmap(layer.step)(states), apart, tangents), worry
 
 
-def _through_block(node: PartNode, at: At, rows: Rows) -> tuple[Rows, PassedPart, Doubts]:
-    after, worry = _through_part(_layer(node, at), at, rows)
+def _through_block(node: PartNode, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, PassedPart, Doubts]:
+    after, worry = _through_part(_layer(node, at), at, rows, logs)
     return after, PassedPart(rows.states), worry
 
 
-def _through_affine(node: AffineNode, at: At, rows: Rows) -> tuple[Rows, PassedAffine, Doubts]:
-    after, worry = _through_part(_layer(node, at), at, rows)
-    after = normalized(after)[0]
-    together = jax.tree.map(lambda *a: jnp.concatenate(a), *after)
-    product, seen = node.kernel.multiply(at.inside(_KERNEL).key, together)
-    product = _times(at.scales[node.names[0]], product)
-    counts = [len(part.exponent) for part in after]
-    ends = [sum(counts[:i]) for i in range(4)]
-    states, apart, tangents = (jax.tree.map(lambda a, i=i: a[ends[i] : ends[i + 1]], product) for i in range(3))
-    z = BIAS_INITS[node.bias_init](at.inside(_BIAS).key, node.kernel.fan_out, product.value.dtype, node.kernel.fan_in)
+def _through_affine(node: AffineNode, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, PassedAffine, Doubts]:
+    after, worry = _through_part(_layer(node, at), at, rows, logs)
+    vectors, sizes = _directions(*after)
+    product, seen = node.kernel.multiply(at.inside(_KERNEL).key, vectors, keep=at.keep)
+    scaled = sizes._replace(value=at.scales[node.names[0]] * sizes.value)
+    states, apart, tangents = _of_sizes(product, scaled, [len(part.exponent) for part in after])
+    z = BIAS_INITS[node.bias_init](at.inside(_BIAS).key, node.kernel.fan_out, sizes.value.dtype, node.kernel.fan_in)
     bias = scaled_bias(at.scales[node.names[1]], z)
     states = jax.vmap(lambda state: add(with_zero_exponent(state), bias))(states)
-    return Rows(states, apart, tangents), PassedAffine(rows.states, after.states, seen), worry
+    return Rows(states, apart, tangents), PassedAffine(rows.states, sizes, seen), worry
 
 
-def _through_skip(node: SkipNode, at: At, rows: Rows) -> tuple[Rows, PassedSkip, Doubts]:
-    added, of_branch, worries = forward_chain(node.branch, at, rows)
+def _through_skip(node: SkipNode, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, PassedSkip, Doubts]:
+    added, of_branch, worries = forward_chain(node.branch, at, rows, logs)
     kept, of_shortcut = rows, ()
     if node.shortcut is not None:
-        kept, of_shortcut, worry = forward_chain(node.shortcut, at.inside(_SHORTCUT), rows)  # type: ignore[assignment]
+        kept, of_shortcut, worry = forward_chain(node.shortcut, at.inside(_SHORTCUT), rows, logs)  # type: ignore[assignment]
         worries = jax.tree.map(jnp.logical_or, worry, worries)
     factors = at.scales.skip, at.scales.branch
     total = Rows(*(_sum(*map(_times, factors, pair)) for pair in zip(kept, added, strict=True)))
-    return total, PassedSkip(of_branch, of_shortcut, added.states), worries
+    return total, PassedSkip(of_branch, of_shortcut, each(added.states)[0] if node.gate else added.states), worries
 
 
 _STEPS: Mapping[type, Any] = {AffineNode: _through_affine, PartNode: _through_block, SkipNode: _through_skip}
@@ -281,14 +302,16 @@ def _back_through_block(
 def _back_through_affine(
     node: AffineNode, at: At, passed: PassedAffine, cotangents: FloatExp, gradients: bool
 ) -> tuple[FloatExp, dict[str, Array]]:
-    pulled, triangle = node.kernel.multiply_transposed(at.inside(_BACK).key, passed.seen, cotangents)
+    vectors, sizes = _directions(cotangents)
+    pulled, triangle = node.kernel.multiply_transposed(at.inside(_BACK).key, passed.seen, vectors)
     logs: dict[str, Array] = {}
     if gradients:
         logs = {
-            f"{node.path}kernel": _log_of_outer_products(passed, triangle, cotangents),
+            f"{node.path}kernel": _log_of_outer_products(passed, triangle, sizes),
             f"{node.path}bias": _log_of_sum(cotangents),
         }
-    behind_activity = each(_times(at.scales[node.names[0]], pulled))[0]
+    scaled = sizes._replace(value=at.scales[node.names[0]] * sizes.value)
+    behind_activity = each(_of_sizes(pulled, scaled, [len(at.of)])[0])[0]
     before, inside = _back_through_part(node, at, passed.states, behind_activity, gradients)
     return before, logs | inside
 
@@ -323,14 +346,21 @@ def _shares(exponents: Array, dtype: Any) -> tuple[Array, Array]:
     return largest, power_of_two(exponents - largest, dtype)
 
 
-def _log_of_outer_products(passed: PassedAffine, triangle: Array, cotangents: FloatExp) -> Array:
+def _log_of_outer_products(passed: PassedAffine, triangle: Any, sizes: FloatExp) -> Array:
     """ln ||sum_b d_b a_b^T||: of the product of their triangles, whose frames have norm 1, so that nothing cancels."""
-    a, seen = passed.activations, passed.seen
-    count = len(a.exponent)
-    sizes = [jnp.sqrt(jnp.sum(rows.value**2, axis=1)) for rows in (a, cotangents)]
-    exponent, shares = _shares(a.exponent + cotangents.exponent, sizes[0].dtype)
-    core = combined((triangle * shares * sizes[1]).T, (seen.triangle[:, :count] * sizes[0]).T)
+    count = len(sizes.exponent)
+    of_a = jax.tree.map(lambda a: a[:count], passed.sizes)
+    exponent, shares = _shares(of_a.exponent + sizes.exponent, sizes.value.dtype)
+    weights = shares * sizes.value * of_a.value
+    core = jnp.dot(_matrix(triangle)[:, :count] * weights, _matrix(passed.seen.triangle)[:, :count].T, precision="highest")
     return normalize(FloatExp(core, exponent), once=True)[1]
+
+
+def _matrix(triangle: Any) -> Array:
+    if isinstance(triangle, Array):
+        return triangle
+    zero = jnp.zeros_like(triangle[0][0])
+    return jnp.stack([jnp.stack([zero if entry is None else entry for entry in row]) for row in triangle])
 
 
 def _log_of_sum(cotangents: FloatExp) -> Array:
@@ -372,18 +402,18 @@ class UndrawnLayers:
         fold = functools.partial(jax.random.fold_in, of_layers)
         return stem, jax.vmap(fold)(jnp.arange(self.network.depth)), head
 
-    def stem(self, of: tuple[int, ...] = ()) -> tuple[Plan, At]:
+    def stem(self, of: tuple[int, ...] = (), *, keep: bool = False) -> tuple[Plan, At]:
         """Its plan, empty where there is none, with the scales of the first block."""
         plan = plan_of(self.network.stem, "stem/") if self.network.stem else ()
-        return plan, At(self.keys[0], jax.tree.map(lambda s: s[0], self.scales), of)
+        return plan, At(self.keys[0], jax.tree.map(lambda s: s[0], self.scales), of, keep)
 
     def head(self, of: tuple[int, ...] = ()) -> tuple[Plan, At]:
         """Its plan, empty where there is none, at unit gain but for `OF_HEAD`."""
         network = self.network
         plan = plan_of(network.head, "head/") if network.head else ()
-        unit = unit_scales(network.head, self.draw.dtype) if network.head else Scales()
-        own = {OF_HEAD: self.scales[OF_HEAD][-1]} if OF_HEAD in unit else {}
-        return plan, At(self.keys[2], Scales._of({**unit, **own}), of)
+        at_unit = unit_scales(network.head, self.draw.dtype) if network.head else Scales()
+        own = {OF_HEAD: self.scales[OF_HEAD][-1]} if OF_HEAD in at_unit else {}
+        return plan, At(self.keys[2], Scales._of({**at_unit, **own}), of, keep=True)
 
     def scan(
         self, carry: Any, visit: Any, *, of: tuple[int, ...], extras: Any = None, reverse: bool = False
@@ -398,7 +428,7 @@ class UndrawnLayers:
 
             def body(carry: Any, xs: Any, plan: Plan = plan) -> tuple[Any, Any]:
                 (key, scales), extra = xs
-                return visit(plan, At(key, scales, of), carry, extra)
+                return visit(plan, At(key, scales, of, keep=reverse), carry, extra)
 
             xs = (here[i], extras[i] if extras is not None else None)
             if stages[i].keeps_shape:

@@ -70,7 +70,7 @@ def walk(layers: UndrawnLayers, xs: Float[Array, "inputs *input"], of: tuple[int
 
     def visit(plan: Plan, at: At, rows: Rows, extra: None) -> tuple[Rows, Any]:
         rows, logs = normalized(rows)
-        after, _, worries = forward_chain(plan, at, rows)
+        after, _, worries = forward_chain(plan, at, rows, logs)
         return after, (rows, logs.states, logs.tangents, worries)
 
     last, outs = layers.scan(rows_at(_first_rows(layers, xs)), visit, of=of)
@@ -89,9 +89,7 @@ def _first_rows(layers: UndrawnLayers, xs: Array) -> FloatExp:
     """s_0 of every input, normalized."""
     states = _inputs(layers, xs)
     plan, at = layers.stem()
-    if plan:
-        states = forward_chain(plan, at, Rows(states, no_rows(states), no_rows(states)))[0].states
-    return states
+    return forward_chain(plan, at, *normalized(_alone(states)))[0].states if plan else states
 
 
 def _inputs(layers: UndrawnLayers, xs: Array) -> FloatExp:
@@ -167,7 +165,7 @@ def pull_back_undrawn(
     def visit(plan: Plan, where: At, rows: FloatExp, extra: Any) -> tuple[FloatExp, Array]:
         before, behind = extra
         rows, logs = each(injected(rows, behind))
-        _, passed, _ = forward_chain(plan, where._replace(of=()), before)
+        _, passed, _ = forward_chain(plan, where._replace(of=()), *normalized(before))
         return backward_chain(plan, where, passed, rows, gradients=False)[0], logs
 
     nothing = FloatExp(jnp.zeros((len(of), sizes[-1]), draw.dtype), jnp.full(len(of), ZERO, jnp.int32))
@@ -210,7 +208,7 @@ def gradients_undrawn(
 
     def visit(plan: Plan, at: At, rows: FloatExp, before: Rows) -> tuple[FloatExp, Any]:
         rows, logs = each(rows)
-        _, passed, _ = forward_chain(plan, at._replace(of=()), before)
+        _, passed, _ = forward_chain(plan, at._replace(of=()), *normalized(before))
         pulled, of_parameters = backward_chain(plan, at, passed, rows, gradients=True)
         return pulled, (logs, of_parameters, _slopes(plan, at, before.states))
 
@@ -250,8 +248,8 @@ def _where_loss_enters(
     network, (plan, at) = layers.network, layers.head(of)
     read, passed = walked.last.states, tuple[Any, ...]()
     if plan:
-        after, passed, _ = forward_chain(plan, at._replace(of=()), _alone(read))
-        read = after.states
+        after, passed, _ = forward_chain(plan, at._replace(of=()), *normalized(_alone(read)))
+        read = each(after.states)[0]
     deltas, saturated = cotangents_of_loss(loss, network, jax.tree.map(lambda a: a[None], read), ys)
     deltas = jax.tree.map(lambda a: a[0], deltas)
     deltas = each(deltas._replace(value=deltas.value / losses.mean_over(loss, network, len(ys))))[0]
@@ -267,10 +265,10 @@ def _where_loss_enters(
 
 def _of_stem(layers: UndrawnLayers, xs: Array, rows: FloatExp, of: tuple[int, ...]) -> dict[str, Array]:
     """ln of the stem's parameter gradients, from the cotangents of the first state."""
-    plan, at = layers.stem(of)
+    plan, at = layers.stem(of, keep=True)
     if not plan:
         return {}
-    _, passed, _ = forward_chain(plan, at._replace(of=()), _alone(_inputs(layers, xs)))
+    _, passed, _ = forward_chain(plan, at._replace(of=()), *normalized(_alone(_inputs(layers, xs))))
     return backward_chain(plan, at, passed, rows, gradients=True)[1]
 
 
@@ -296,11 +294,11 @@ def correlate_undrawn(
     states, apart = (each(jax.vmap(from_float)(x[None]))[0] for x in (x1, x2 - x1))
     plan, at = layers.stem()
     rows = Rows(states, apart, no_rows(states))
-    rows = forward_chain(plan, at, rows)[0] if plan else rows
+    rows = forward_chain(plan, at, *normalized(rows))[0] if plan else rows
 
     def visit(plan: Plan, at: At, rows: Rows, extra: None) -> tuple[Rows, Any]:
         rows, logs = normalized(rows)
-        after, _, worries = forward_chain(plan, at, rows)
+        after, _, worries = forward_chain(plan, at, rows, logs)
         return after, (_read(rows), logs.states[0], worries)
 
     last, outs = layers.scan(rows, visit, of=())
