@@ -108,13 +108,11 @@ def normalize(number: FloatExp, *, once: bool = False) -> tuple[FloatExp, Float[
 
 
 def unit(number: FloatExp) -> tuple[Array, FloatExp]:
-    """Direction and norm of any scaled number: an array of norm 1, zeros for an exact zero; and a number, shape ``()``,
-    whose value lies within the float range."""
-    value, exponent = number
-    total, taken_out = _sum_of_squares(value.reshape(-1))
+    """Direction (zeros for an exact zero) and norm, a number of shape ``()``, of any scaled number."""
+    total, taken_out = _sum_of_squares(number.value.reshape(-1))
     size = jnp.sqrt(total)
-    direction = value * (power_of_two(-taken_out, value.dtype) / jnp.where(size == 0, 1, size))
-    return direction, FloatExp(size, jnp.where(total == 0, ZERO, exponent + taken_out))
+    direction = number.value * (power_of_two(-taken_out, size.dtype) / jnp.where(size == 0, 1, size))
+    return direction, FloatExp(size, jnp.where(total == 0, ZERO, number.exponent + taken_out))
 
 
 class Degrees(NamedTuple):
@@ -171,10 +169,8 @@ def common_denominator(*degrees: Fraction | None) -> int:
 
 
 def times_degree(exponent: Int[Array, "*shape"], degree: Fraction | None) -> Int[Array, "*shape"]:
-    """``degree * exponent`` for exponents that its denominator divides, within `FARTHEST` and a little more.
-
-    0 for an unknown degree: what is computed there means nothing, and is marked (`vgjax.networks.layers`).
-    """
+    """``degree * exponent`` for exponents that its denominator divides, within `FARTHEST` and a little more; 0 for an
+    unknown degree: what is computed there means nothing, and is marked (`vgjax.networks.layers`)."""
     if not degree:
         return jnp.zeros_like(exponent)
     p, q = degree.numerator, degree.denominator

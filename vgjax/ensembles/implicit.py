@@ -113,6 +113,15 @@ def _with_error(found: dict[str, Any], error: Array | None = None) -> dict[str, 
     return {**found, "table_error": jnp.zeros(()) if error is None else error}
 
 
+def _shares(size: int, together: int, points: int, workers: int) -> tuple[int, int]:
+    share = min(size, max(_LEAST, -(-points // workers)))
+    return share, min(together, share)
+
+
+_LEAST = 64
+"""Points that a piece is not cut below."""
+
+
 @dataclass(frozen=True)
 class ImplicitGains(Gains):
     """`gains` without kernels."""
@@ -139,6 +148,10 @@ class ImplicitGains(Gains):
     def bytes_per_point(self, network: Network) -> int:
         """Rows before and behind a layer, and those of what is known of it."""
         return 2 * super().bytes_per_point(network)
+
+    def chunk(self, network: Network, points: int, memory: int, workers: int) -> tuple[int, int]:
+        """A share for every core: there is no product that fills them all."""
+        return _shares(*super().chunk(network, points, memory, workers), points, workers)
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,10 @@ class ImplicitGradients(Gradients):
         """All states, and a few rows of a layer."""
         sizes = state_sizes(network)
         return 8 * (2 * int(sizes.sum()) + 24 * int(sizes.max()))
+
+    def chunk(self, network: Network, points: int, memory: int, workers: int) -> tuple[int, int]:
+        """As for gains."""
+        return _shares(*super().chunk(network, points, memory, workers), points, workers)
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,9 @@ class Gains(Measurement):
 
 def over_directions(pushed: Push) -> dict[str, Any]:
     """The gain's root mean square over directions, axis -2 of ``log_gain``; of one the gain itself."""
-    logs = pushed.log_gain
-    if logs.shape[-2] > 1:
-        total = (jax.nn.logsumexp(2 * logs, axis=-2) - jnp.log(logs.shape[-2])) / 2
-    return pushed._replace(log_gain=total if logs.shape[-2] > 1 else logs[..., 0, :])._asdict()
+    logs, count = pushed.log_gain, pushed.log_gain.shape[-2]
+    together = (jax.nn.logsumexp(2 * logs, axis=-2) - jnp.log(count)) / 2 if count > 1 else logs[..., 0, :]
+    return pushed._replace(log_gain=together)._asdict()
 
 
 @kinds

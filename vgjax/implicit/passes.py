@@ -61,7 +61,7 @@ def undrawn(key: RandomKey, network: Network) -> Undrawn:
     return Undrawn(key, network)
 
 
-class Rows(NamedTuple):
+class Bundle(NamedTuple):
     """What travels through the layers together; each row with an exponent of its own.
 
     Attributes:
@@ -81,17 +81,17 @@ def each(rows: FloatExp) -> tuple[FloatExp, Array]:
 
 
 class LogNorms(NamedTuple):
-    """ln of the norms of `Rows`, one array each."""
+    """ln of the norms of `Bundle`, one array each."""
 
     states: Array
     apart: Array
     tangents: Array
 
 
-def normalized(rows: Rows) -> tuple[Rows, LogNorms]:
+def normalized(rows: Bundle) -> tuple[Bundle, LogNorms]:
     """Normalized rows, and ln of their norms."""
     found = [each(part) for part in rows]
-    return Rows(*(part for part, _ in found)), LogNorms(*(logs for _, logs in found))
+    return Bundle(*(part for part, _ in found)), LogNorms(*(logs for _, logs in found))
 
 
 def _directions(*parts: FloatExp) -> tuple[Vectors, FloatExp]:
@@ -108,7 +108,8 @@ def _of_sizes(vectors: Vectors, sizes: FloatExp, counts: Sequence[int]) -> list[
     ends = [sum(counts[:i]) for i in range(len(counts) + 1)]
     parts = []
     for low, high in itertools.pairwise(ends):
-        value = jnp.stack(list(vectors[low:high])) if high > low else jnp.zeros((0, vectors[0].shape[-1]), sizes.value.dtype)
+        mine = vectors[low:high]
+        value = jnp.stack(list(mine)) if high > low else jnp.zeros((0, vectors[0].shape[-1]), sizes.value.dtype)
         parts.append(FloatExp(sizes.value[low:high, None] * value, sizes.exponent[low:high]))
     return parts
 
@@ -126,8 +127,8 @@ def _times(factor: Array, rows: FloatExp) -> FloatExp:
     return rows._replace(value=factor * rows.value)
 
 
-def second_state(rows: Rows) -> FloatExp:
-    """The state that `Rows.apart` leads to, normalized."""
+def second_state(rows: Bundle) -> FloatExp:
+    """The state that `Bundle.apart` leads to, normalized."""
     return each(_sum(jax.tree.map(lambda a: a[:1], rows.states), rows.apart))[0]
 
 
@@ -196,7 +197,7 @@ _SHORTCUT = 2**20
 """What a node draws, by number; a shortcut is numbered past all nodes of a branch."""
 
 
-def forward_chain(plan: Plan, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, Passed, Doubts]:
+def forward_chain(plan: Plan, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, Passed, Doubts]:
     """Rows through a chain, not normalized behind it; and the doubts at its states, by input, the second last.
 
     Args:
@@ -218,7 +219,7 @@ def _layer(node: AffineNode | PartNode, at: At) -> Layer:
     return Layer(part, draw(part, at.inside(_PART).key), at.scales)
 
 
-def _through_part(layer: Layer, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, Doubts]:
+def _through_part(layer: Layer, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, Doubts]:
     """Rows through a block without kernels; not normalized."""
     states, apart, tangents = rows
     worry = jax.vmap(functools.partial(doubts, layer))(states, logs.states)
@@ -230,15 +231,15 @@ def _through_part(layer: Layer, at: At, rows: Rows, logs: LogNorms) -> tuple[Row
         worry = jax.tree.map(lambda a, b: jnp.append(a, b), worry, doubts(layer, *other))
     if at.of:
         tangents = jax.vmap(layer.push)(jax.tree.map(lambda a: a[jnp.asarray(at.of)], states), tangents)
-    return Rows(jax.vmap(layer.step)(states), apart, tangents), worry
+    return Bundle(jax.vmap(layer.step)(states), apart, tangents), worry
 
 
-def _through_block(node: PartNode, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, PassedPart, Doubts]:
+def _through_block(node: PartNode, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, PassedPart, Doubts]:
     after, worry = _through_part(_layer(node, at), at, rows, logs)
     return after, PassedPart(rows.states), worry
 
 
-def _through_affine(node: AffineNode, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, PassedAffine, Doubts]:
+def _through_affine(node: AffineNode, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, PassedAffine, Doubts]:
     after, worry = _through_part(_layer(node, at), at, rows, logs)
     vectors, sizes = _directions(*after)
     product, seen = node.kernel.multiply(at.inside(_KERNEL).key, vectors, keep=at.keep)
@@ -247,17 +248,17 @@ def _through_affine(node: AffineNode, at: At, rows: Rows, logs: LogNorms) -> tup
     z = BIAS_INITS[node.bias_init](at.inside(_BIAS).key, node.kernel.fan_out, sizes.value.dtype, node.kernel.fan_in)
     bias = scaled_bias(at.scales[node.names[1]], z)
     states = jax.vmap(lambda state: add(with_zero_exponent(state), bias))(states)
-    return Rows(states, apart, tangents), PassedAffine(rows.states, sizes, seen), worry
+    return Bundle(states, apart, tangents), PassedAffine(rows.states, sizes, seen), worry
 
 
-def _through_skip(node: SkipNode, at: At, rows: Rows, logs: LogNorms) -> tuple[Rows, PassedSkip, Doubts]:
+def _through_skip(node: SkipNode, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, PassedSkip, Doubts]:
     added, of_branch, worries = forward_chain(node.branch, at, rows, logs)
     kept, of_shortcut = rows, ()
     if node.shortcut is not None:
         kept, of_shortcut, worry = forward_chain(node.shortcut, at.inside(_SHORTCUT), rows, logs)  # type: ignore[assignment]
         worries = jax.tree.map(jnp.logical_or, worry, worries)
     factors = at.scales.skip, at.scales.branch
-    total = Rows(*(_sum(*map(_times, factors, pair)) for pair in zip(kept, added, strict=True)))
+    total = Bundle(*(_sum(*map(_times, factors, pair)) for pair in zip(kept, added, strict=True)))
     return total, PassedSkip(of_branch, of_shortcut, each(added.states)[0] if node.gate else added.states), worries
 
 
@@ -352,7 +353,8 @@ def _log_of_outer_products(passed: PassedAffine, triangle: Any, sizes: FloatExp)
     of_a = jax.tree.map(lambda a: a[:count], passed.sizes)
     exponent, shares = _shares(of_a.exponent + sizes.exponent, sizes.value.dtype)
     weights = shares * sizes.value * of_a.value
-    core = jnp.dot(_matrix(triangle)[:, :count] * weights, _matrix(passed.seen.triangle)[:, :count].T, precision="highest")
+    of_d, of_inputs = (_matrix(of)[:, :count] for of in (triangle, passed.seen.triangle))
+    core = jnp.dot(of_d * weights, of_inputs.T, precision="highest")
     return normalize(FloatExp(core, exponent), once=True)[1]
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from vgjax.floatexp import LINEAR, ZERO, FloatExp, from_float, normalize
 from vgjax.implicit.passes import (
     At,
-    Rows,
+    Bundle,
     Undrawn,
     UndrawnLayers,
     backward_chain,
@@ -52,8 +52,8 @@ class Walked(NamedTuple):
         exactness: of every input's states.
     """
 
-    before: list[Rows]
-    last: Rows
+    before: list[Bundle]
+    last: Bundle
     log_norms: Array
     log_tangents: Array
     exactness: Exactness
@@ -65,10 +65,10 @@ def walk(layers: UndrawnLayers, xs: Float[Array, "inputs *input"], of: tuple[int
     Args:
         xs: the inputs.
         of: for every tangent the input that it is at.
-        rows_at: states before the first layer -> the `Rows` there.
+        rows_at: states before the first layer -> the `Bundle` there.
     """
 
-    def visit(plan: Plan, at: At, rows: Rows, extra: None) -> tuple[Rows, Any]:
+    def visit(plan: Plan, at: At, rows: Bundle, extra: None) -> tuple[Bundle, Any]:
         rows, logs = normalized(rows)
         after, _, worries = forward_chain(plan, at, rows, logs)
         return after, (rows, logs.states, logs.tangents, worries)
@@ -100,8 +100,8 @@ def _mean_squares(network: Network, log_norms: Array) -> Array:
     return 2 * log_norms - np.log(state_sizes(network)).astype(log_norms.dtype)
 
 
-def _alone(states: FloatExp) -> Rows:
-    return Rows(states, no_rows(states), no_rows(states))
+def _alone(states: FloatExp) -> Bundle:
+    return Bundle(states, no_rows(states), no_rows(states))
 
 
 # --- one direction ----------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def push_undrawn(draw: Undrawn, scales: Scales, x: Float[Array, "*input"], tange
     """`vgjax.push_forward` of several tangents; ``log_gain`` has that leading axis."""
     layers, k = bind_undrawn(draw, scales), len(tangents)
     u = jax.vmap(from_float)(tangents.astype(draw.dtype))
-    walked = walk(layers, x[None], (0,) * k, lambda states: Rows(states, no_rows(states), u))
+    walked = walk(layers, x[None], (0,) * k, lambda states: Bundle(states, no_rows(states), u))
     found = jax.tree.map(lambda a: a[0], walked.exactness)
     return Push(
         _mean_squares(draw.network, walked.log_norms[0]),
@@ -129,7 +129,7 @@ def push_each_undrawn(
     layers, m, k = bind_undrawn(draw, scales), len(xs), len(tangents)
     u = jax.vmap(from_float)(jnp.tile(tangents.astype(draw.dtype), (m, 1)))
     of = tuple(i for i in range(m) for _ in range(k))
-    walked = walk(layers, xs, of, lambda states: Rows(states, no_rows(states), u))
+    walked = walk(layers, xs, of, lambda states: Bundle(states, no_rows(states), u))
     logs = walked.log_tangents.reshape(m, k, -1)
     found = walked.exactness
     return Push(
@@ -185,7 +185,7 @@ def pull_back_undrawn(
 
 
 def _injected(entering: dict[int, Array], at: Array, rows: FloatExp, layer: Array) -> FloatExp:
-    """Rows with those that start at a layer in their places."""
+    """Bundle with those that start at a layer in their places."""
     here = at == layer
     value = jnp.where(here[:, None], entering[rows.value.shape[1]], rows.value)
     return FloatExp(value, jnp.where(here, 0, rows.exponent))
@@ -206,7 +206,7 @@ def gradients_undrawn(
     walked = walk(layers, xs, (), _alone)
     deltas, of_head, saturated, exact = _where_loss_enters(layers, walked, ys, loss, of)
 
-    def visit(plan: Plan, at: At, rows: FloatExp, before: Rows) -> tuple[FloatExp, Any]:
+    def visit(plan: Plan, at: At, rows: FloatExp, before: Bundle) -> tuple[FloatExp, Any]:
         rows, logs = each(rows)
         _, passed, _ = forward_chain(plan, at._replace(of=()), *normalized(before))
         pulled, of_parameters = backward_chain(plan, at, passed, rows, gradients=True)
@@ -293,10 +293,10 @@ def correlate_undrawn(
     x1, x2 = (x.astype(draw.dtype) for x in (x1, x2))
     states, apart = (each(jax.vmap(from_float)(x[None]))[0] for x in (x1, x2 - x1))
     plan, at = layers.stem()
-    rows = Rows(states, apart, no_rows(states))
+    rows = Bundle(states, apart, no_rows(states))
     rows = forward_chain(plan, at, *normalized(rows))[0] if plan else rows
 
-    def visit(plan: Plan, at: At, rows: Rows, extra: None) -> tuple[Rows, Any]:
+    def visit(plan: Plan, at: At, rows: Bundle, extra: None) -> tuple[Bundle, Any]:
         rows, logs = normalized(rows)
         after, _, worries = forward_chain(plan, at, rows, logs)
         return after, (_read(rows), logs.states[0], worries)
@@ -318,6 +318,6 @@ def correlate_undrawn(
     return Correlation(c, one_minus_c, both, *(jnp.minimum(*pair) for pair in zip(*firsts, strict=True)))
 
 
-def _read(rows: Rows) -> Any:
+def _read(rows: Bundle) -> Any:
     first, other, apart = (jax.tree.map(lambda a: a[0], part) for part in (rows.states, second_state(rows), rows.apart))
     return read_pair(first, Second(other, apart))
