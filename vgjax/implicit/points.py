@@ -147,7 +147,9 @@ def _alive(stack: Stack, r: FloatExp) -> Array:
 
 
 def _exactness(stack: Stack, log_norms: Array) -> Exactness:
-    underflows = jnp.full((stack.depth,), not stack.activation.facts.dead)
+    if stack.activation.facts.dead:  # its zeros are zeros, and nothing is in doubt
+        return exactness(log_norms, None)
+    underflows = jnp.ones(stack.depth, bool)
     return exactness(log_norms, Doubts(jnp.zeros_like(underflows), underflows))
 
 

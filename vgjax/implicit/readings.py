@@ -185,7 +185,7 @@ def pull_back_undrawn(
 
 
 def _injected(entering: dict[int, Array], at: Array, rows: FloatExp, layer: Array) -> FloatExp:
-    """Bundle with those that start at a layer in their places."""
+    """Rows with those that start at a layer in their places."""
     here = at == layer
     value = jnp.where(here[:, None], entering[rows.value.shape[1]], rows.value)
     return FloatExp(value, jnp.where(here, 0, rows.exponent))

@@ -316,9 +316,9 @@ def homogeneous(
 ) -> tuple[Homogeneous, Float[Array, "2 2"]]:
     """The sums of n units, and the Gram matrix of g and t or e, from two Wishart matrices: of the units on either side
     of the kink, whose number is binomial. O(1) at every width."""
-    of_number, of_up, of_down = jax.random.split(key, 3)
+    of_number, of_both = jax.random.split(key)
     count = jax.random.binomial(of_number, jnp.asarray(n, dtype), 0.5, dtype=dtype)
-    on, off = wishart(of_up, count, dtype), wishart(of_down, n - count, dtype)
+    on, off = wisharts(of_both, jnp.stack([count, n - count]), dtype)
     up, down = two_slopes(activation)
 
     def total(power: int, i: int, j: int) -> Array:
@@ -343,19 +343,16 @@ def two_slopes(activation: Activation) -> tuple[float, float]:
     return up, down
 
 
-def wishart(key: Key[Array, ""], m: Array, dtype: Any) -> Float[Array, "2 2"]:
-    """G G^T for a matrix G of 2 x m normals, by Bartlett's decomposition; m may be 0."""
-    of_first, of_second, of_rest = jax.random.split(key, 3)
-
-    def chi(key: Array, freedom: Array) -> Array:
-        drawn = jnp.sqrt(2 * jax.random.gamma(key, jnp.maximum(freedom, 0.5) / 2, dtype=dtype))
-        return jnp.where(freedom > 0, drawn, 0)
-
-    first, second = chi(of_first, m), chi(of_second, m - 1)
-    rest = jnp.where(m > 0, jax.random.normal(of_rest, (), dtype), 0)
-    # With one unit alone, (g, t) is g times a direction: the off-diagonal normal is t itself up to sign.
-    triangle = jnp.array([[first, jnp.zeros_like(first)], [rest, second]])
-    return triangle @ triangle.T
+def wisharts(key: Key[Array, ""], m: Float[Array, " k"], dtype: Any) -> Float[Array, "k 2 2"]:
+    """G G^T for matrices G of 2 x m normals, by Bartlett's decomposition; an m may be 0."""
+    of_diagonal, of_rest = jax.random.split(key)
+    freedom = jnp.stack([m, m - 1], axis=-1)  # one sampler for all: each takes a second to compile
+    chi = jnp.sqrt(2 * jax.random.gamma(of_diagonal, jnp.maximum(freedom, 0.5) / 2, dtype=dtype))
+    first, second = jnp.where(freedom > 0, chi, 0).T
+    rest = jnp.where(m > 0, jax.random.normal(of_rest, m.shape, dtype), 0)
+    return jnp.stack(
+        [jnp.stack([first * first, first * rest], -1), jnp.stack([first * rest, rest * rest + second * second], -1)], -2
+    )
 
 
 # --- flat units -------------------------------------------------------------------------------------------------------

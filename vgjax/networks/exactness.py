@@ -52,17 +52,20 @@ def doubts(layer: Layer, state: FloatExp, log_norm: Float[Array, ""]) -> Doubts:
     return Doubts(~exact_at(layer.degrees(state), log_norm), layer.underflows(state))
 
 
-def exactness(log_norms: Float[Array, " layers"], at: Doubts) -> Exactness:
-    """Read off ln of the norms of the states s_0 ... s_L, and the doubts at all but the last."""
+def exactness(log_norms: Float[Array, " layers"], at: Doubts | None) -> Exactness:
+    """Read off ln of the norms of the states s_0 ... s_L, and the doubts at all but the last; None: there are none."""
     depth, before, behind = len(log_norms) - 1, log_norms[:-1], log_norms[1:]
-    lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & at.underflows
-    inexact = jnp.minimum(1 + _first(at.left | lost), _first(_ended(log_norms)))
+    inexact, underflows = _first(_ended(log_norms)), jnp.zeros(depth, bool)
+    if at is not None:
+        underflows = at.underflows
+        lost = jnp.isneginf(behind) & ~jnp.isneginf(before) & underflows
+        inexact = jnp.minimum(1 + _first(at.left | lost), inexact)
     no_number = _first(jnp.isnan(log_norms))
     # What the one leaves behind says nothing of the other.
     return Exactness(
         jnp.where(inexact <= no_number, inexact, depth + 1),
         jnp.where(no_number < inexact, no_number, depth + 1),
-        at.underflows,
+        underflows,
     )
 
 
