@@ -173,7 +173,9 @@ print(json.dumps(time.perf_counter() - start))
             arguments = [name, measure, str(WIDTHS[0]), str(DEPTH), str(SIDE)]
             out = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
             seconds = json.loads(out.stdout.splitlines()[-1])
-            rows.append({"first call": name, "measure": measure, "seconds": seconds, "target": 8, "reached": seconds < 8})
+            rows.append(
+                {"first call": name, "measure": measure, "seconds": seconds, "target": 8, "reached": seconds < 8}
+            )
     return rows
 
 
@@ -190,7 +192,10 @@ def run_many() -> None:
     import resource
 
     side = int(MANY**0.5)
-    axes = {"sigma_w": np.linspace(0.5, 4, side, dtype=np.float32), "sigma_b": np.linspace(0, 2, side, dtype=np.float32)}
+    axes = {
+        "sigma_w": np.linspace(0.5, 4, side, dtype=np.float32),
+        "sigma_b": np.linspace(0, 2, side, dtype=np.float32),
+    }
     forward = job_of("tanh", 1000, vg.gains(), X, axes=axes)
     back = job_of("tanh", 1000, vg.gradients(), X, np.ones(10, np.float32), axes=axes)
     piece, kept = min(2**14, side**2), slice(None, None, 10)
