@@ -121,12 +121,11 @@ class Map(NamedTuple):
 
 
 class Found(NamedTuple):
-    """All that is drawn; ``gains``: ln ||J u||^2 of each ReLU network without a dead layer, by width."""
+    """What depends on width; ``gains``: ln ||J u||^2 of each ReLU network without a dead layer, by width."""
 
     gains: dict[int, np.ndarray]
     moments: dict[Case, Moments]
     edges: dict[Case, Edges]
-    map: Map
 
 
 def compute() -> Found:
@@ -138,7 +137,6 @@ def compute() -> Found:
         {width: gains[width] for width in SHOWN},
         {RELU: moments(gains), TANH: moments(of_tanh)},
         {RELU: measured_edges(RELU, RELU_EDGES), TANH: measured_edges(TANH, TANH_EDGES)},
-        growth_map(),
     )
 
 
@@ -223,15 +221,14 @@ def growth_map() -> Map:
 
 @plots.styled
 def draw(found: Found) -> "Figure":
-    """The law of the gain and its moments above, the edge against width and the map below."""
+    """The law of the gain, its moments against width, and the measured edge against width."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    (law, size), (edge, area) = figure.subplots(2, 2)
+    figure = Figure(figsize=(7.2, 2.9), layout="constrained")
+    law, size, edge = figure.subplots(1, 3)
     draw_law(law, found.gains)
     draw_moments(size, found.moments)
     draw_edges(edge, found.edges)
-    draw_map(figure, area, found.map)
     return figure
 
 
@@ -248,11 +245,11 @@ def draw_law(ax: "Axes", gains: dict[int, np.ndarray]) -> None:
         name = f"$n$ = {width:,}: skewness {skewness}"
         ax.errorbar(middle[there], count[there] * unit, np.sqrt(count[there]) * unit, label=name, **bars)
         ax.plot(x, down * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi), color="0.5", linewidth=0.8, zorder=0)
-    ax.plot([], [], color="0.5", linewidth=0.8, label="normal law, moments of theory")
-    ax.legend(loc="lower center", borderaxespad=0.1, fontsize=7)
-    ax.set(yscale="log", xlim=(-5, 5), ylim=(3e-12 if len(gains) > 2 else 1e-7, 1))
+    ax.plot([], [], color="0.5", linewidth=0.8, label="normal law")
+    ax.legend(loc="lower center", handlelength=1.2, borderaxespad=0.1, fontsize=7)
+    ax.set(yscale="log", xlim=(-5, 5), ylim=(6e-13 if len(gains) > 2 else 1e-7, 1))
     ax.set(xlabel=r"$(\ln \|J u\|$ − mean) / standard deviation", ylabel="density, each a decade lower")
-    ax.set_title(f"{max(map(len, gains.values())):,} ReLU networks of {DEPTH} layers, each width")
+    ax.set_title(f"ReLU, {RELU_DRAWS[SHOWN[0]]:,} networks each")
     ax.set_yticks([1, 1e-2, 1e-4, 1e-6, 1e-8])
 
 
@@ -274,7 +271,7 @@ def draw_moments(ax: "Axes", found: dict[Case, Moments]) -> None:
     ax.legend(loc="upper right", handlelength=2.2, borderaxespad=0.1, fontsize=7)
     ax.text(0.03, 0.04, "lines: theory\narrows: less than", transform=ax.transAxes, fontsize=7, color="0.3")
     ax.set(xscale="log", yscale="log", xlabel="width $n$", ylabel=r"moments of $\ln \|J u\|^2$")
-    ax.set_title(f"{DEPTH} layers at the edge")
+    ax.set_title(f"mean and variance, {DEPTH} layers")
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -294,8 +291,8 @@ def draw_edges(ax: "Axes", found: dict[Case, Edges]) -> None:
     ax.plot(ends, 0.4 / ends, color="0.6", linewidth=0.8, linestyle=(0, (1, 1.5)), label="slope −1")
     ax.legend(loc="upper right", handlelength=2.2, borderaxespad=0.1, fontsize=7)
     ax.text(0.03, 0.04, "lines: theory\narrows: less than", transform=ax.transAxes, fontsize=7, color="0.3")
-    ax.set(xscale="log", yscale="log", xlabel="width $n$", ylabel=r"measured edge: $|\sigma_w(n) - \sigma_w(\infty)|$")
-    ax.set(ylim=(lowest / 8, None), title="the edge, by vg.solve")
+    ax.set(xscale="log", yscale="log", xlabel="width $n$", ylabel=r"$|\sigma_w(n) - \sigma_w(\infty)|$")
+    ax.set(ylim=(lowest / 8, None), title="the edge, measured")
 
 
 def along(widths: np.ndarray) -> list[int]:
@@ -313,8 +310,13 @@ def draw_points(ax: "Axes", case: Case, x: np.ndarray, value: np.ndarray, error:
     ax.errorbar(x[~sure], top, 0.6 * top, fmt="none", uplims=True, color=case.colour, **small)
 
 
-def draw_map(figure: "Figure", ax: "Axes", found: Map) -> None:
+@plots.styled
+def draw_map(found: Map) -> "Figure":
     """Growth per layer over both scales, the measured edge, and theory's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 3.3), layout="constrained")
+    ax = figure.subplots()
     mesh = plots.draw_rate(ax, found.sigma_w, found.sigma_b, found.rate)
     plots.name_edges(ax, plots.draw_critical_line(ax, found.critical, found.sigma_b[::STEP]))
     text_on_map(ax, 1.0, 0.7, "ordered:\ngradients\nvanish")
@@ -322,8 +324,10 @@ def draw_map(figure: "Figure", ax: "Axes", found: Map) -> None:
     ax.set(xlabel=plots.label("sigma_w"), ylabel=plots.label("sigma_b"))
     ax.set_title(f"{found.rate.size:,} networks: tanh, width {MAP_WIDTH}, {MAP_DEPTH} layers")
     ticks = plots.factor_ticks(mesh.norm.halfrange)
-    plots.colour_bar(figure, ax, mesh, "gradient, factor per layer", ticks, plots.factor)
+    plots.colour_bar(figure, ax, mesh, "factor on the gradient norm, per layer", ticks, plots.factor)
+    return figure
 
 
 if __name__ == "__main__":
     render("ensembles", compute, draw)
+    render("ensembles_map", growth_map, draw_map)
