@@ -1,5 +1,7 @@
 """Sweeps without weights: the face, the tables, the ends. Their law against drawn networks: test_implicit_law."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,9 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("name", ["smooth", "homogeneous", "residual"])
+@pytest.mark.parametrize(
+    ("name", "measure"), [("smooth", "gains"), ("homogeneous", "gradients"), *(("residual", m) for m in MEASURES)]
+)
 def test_a_result_without_weights_has_what_a_drawn_one_has(name, measure):
     what, count, options = MEASURES[measure]
     x, y = X, np.ones(3) if what.name == "gradients" else -X
@@ -54,13 +57,16 @@ def test_a_result_without_weights_has_what_a_drawn_one_has(name, measure):
     drawn = vg.sweep(
         NETWORKS[name], *inputs, measure=what, key=jax.random.key(0), seeds=2, sigma_w=GRID["sigma_w"], **options
     )
-    assert ours.measure == drawn.measure and ours.arrays.keys() - drawn.arrays.keys() == {"table_error"}
+    assert ours.measure == drawn.measure
+    assert ours.arrays.keys() - drawn.arrays.keys() == {"table_error"}
     for variable, array in drawn.arrays.items():
-        assert ours.arrays[variable].shape == array.shape and ours.arrays[variable].dtype == array.dtype, variable
+        assert ours.arrays[variable].shape == array.shape, variable
+        assert ours.arrays[variable].dtype == array.dtype, variable
         assert ours.dims[variable] == drawn.dims[variable]
-    assert ours.provenance["weights"] == "implicit" and drawn.provenance["weights"] == "drawn"
+    assert (ours.provenance["weights"], drawn.provenance["weights"]) == ("implicit", "drawn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gains_and_gradients_of_every_kind_are_near_those_of_drawn_networks(name):
     """A coarse look at many networks, within 5 standard errors; the law itself is tested elsewhere."""
@@ -75,7 +81,8 @@ def test_gains_and_gradients_of_every_kind_are_near_those_of_drawn_networks(name
 
 def test_results_save_compare_and_draw():
     found = implicit(NETWORKS["smooth"], X, **GRID)
-    assert np.all(np.abs(found.rate()) < 3) and np.isfinite(found.edge("sigma_w")).any()
+    assert np.all(np.abs(found.rate()) < 3)
+    assert np.isfinite(found.edge("sigma_w")).any()
     assert vg.compare(found).z.shape == (8, 4, 21)
 
 
@@ -84,7 +91,7 @@ def test_a_result_comes_back_from_its_file(tmp_path):
     assert vg.load(found.save(tmp_path / "found.npz")) == found
 
 
-@pytest.mark.parametrize("name", ["smooth", "homogeneous", "steps", "rows"])
+@pytest.mark.parametrize("name", ["smooth", "rows"])
 def test_pieces_folders_and_threads_change_nothing(name, tmp_path):
     run = {"measure": vg.gradients(), "sigma_w": np.linspace(0.5, 2, 8), "sigma_b": np.linspace(0, 1, 4)}
     whole = implicit(NETWORKS[name], X, np.ones(3), **run)
@@ -163,9 +170,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(("call", "part"), REFUSED)
 def test_what_needs_weights_is_refused_by_name(call, part):
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError, match=part) as raised:
         call()
-    assert part in str(raised.value) and "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_kernel_of_a_users_own_block_is_refused_by_name():
@@ -184,7 +191,7 @@ def test_a_kernel_of_a_users_own_block_is_refused_by_name():
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
-STACKED = ["tanh", "sigmoid", "erf", "gelu", "silu", "softplus", "elu", "selu", "sin", "softsign", "arctan", "mish"]
+STACKED = ["sigmoid", "erf", "silu", "softplus", "elu", "selu", "sin", "softsign", "arctan", "mish"]
 
 
 class AtEveryState:
@@ -234,11 +241,14 @@ def read(drawn, names):
         return flow.log_gradient, flow.log_parameter_gradient["kernel"], flow.mean_square_slope
 
     w, b = jnp.asarray(at).T
-    return jax.jit(jax.vmap(one))(w, b)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(w, b))
 
 
 @pytest.mark.parametrize("names", [sums.GAINS, sums.GRADIENTS], ids=["gains", "gradients"])
-@pytest.mark.parametrize("activation", [*STACKED, "hard_tanh", "relu6"])
+@pytest.mark.parametrize(
+    "activation",
+    ["tanh", "gelu", "hard_tanh", *(pytest.param(name, marks=pytest.mark.slow) for name in [*STACKED, "relu6"])],
+)
 def test_a_table_reads_as_the_sums_themselves(activation, names):
     """ln gain and ln gradient of 100 layers in float64 to 1e-6, from a box that contains the points."""
     key, depth, n = jax.random.key(4), 100, 24
@@ -250,7 +260,8 @@ def test_a_table_reads_as_the_sums_themselves(activation, names):
     assert float(drawn.error) <= 1e-6
     for found, expected in zip(table, exact, strict=True):
         finite = np.isfinite(expected)
-        assert finite.mean() > 0.5 and np.array_equal(np.isfinite(found), finite)
+        assert finite.mean() > 0.5
+        assert np.array_equal(np.isfinite(found), finite)
         assert np.max(np.abs(found - expected)[finite]) < 1e-6
 
 
@@ -259,11 +270,14 @@ def test_a_table_that_is_too_coarse_says_so():
     errors = [
         float(stacks.draw_stack(jax.random.key(0), net, wide, sums.GAINS, pieces).error) for pieces in (1, 2, 4, 8)
     ]
-    assert errors[0] > 1e-3 and all(a > 3 * b for a, b in zip(errors, errors[1:], strict=False))
+    assert errors[0] > 1e-3
+    assert all(a > 3 * b for a, b in itertools.pairwise(errors))
 
 
 @pytest.mark.parametrize("names", [sums.GAINS, sums.GRADIENTS], ids=["gains", "gradients"])
-@pytest.mark.parametrize("activation", ["tanh", "relu", "hard_tanh", "gelu"])
+@pytest.mark.parametrize(
+    "activation", ["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tanh", "hard_tanh", "gelu"))]
+)
 def test_float32_reads_what_float64_reads_at_depth_1000(activation, names):
     depth = 1000
     net, within = mlp(activation, width=64, depth=depth), box(depth, 0.5, 4.0, (0.0, 2.0))
@@ -289,7 +303,8 @@ def test_homogeneous_sums_cost_the_same_at_any_width():
 
 def test_numbers_leave_the_float_range_as_everywhere():
     found = implicit(mlp("relu", width=16, depth=2000), X, sigma_w=[0.1, 10.0])
-    assert found.log_gain[0, 0, -1] < -4000 and found.log_gain[0, 1, -1] > 3000
+    assert found.log_gain[0, 0, -1] < -4000
+    assert found.log_gain[0, 1, -1] > 3000
     assert np.all(found.first_inexact_layer == 2001)
 
 
@@ -298,12 +313,19 @@ def test_a_narrow_relu_network_dies_as_a_zero(measure):
     what, count, _ = MEASURES[measure]
     found = implicit(mlp("relu", width=2, depth=30), *(X, np.ones(3))[:count], measure=what, seeds=40, sigma_w=[1.4])
     logs = found.log_gain[:, 0, -1] if measure == "gains" else found.log_gradient[:, 0, 0]
-    assert np.isneginf(logs).mean() > 0.3 and not np.isnan(logs).any()
+    assert np.isneginf(logs).mean() > 0.3
+    assert not np.isnan(logs).any()
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4])
-@pytest.mark.parametrize("activation", ["tanh", "relu", "hard_swish"])
-def test_width_one_to_four(activation, width):
+@pytest.mark.parametrize(
+    ("width", "activation"),
+    [
+        (1, "hard_swish"),
+        (2, "relu"),
+        *(pytest.param(w, a, marks=pytest.mark.slow) for w in (1, 2, 3, 4) for a in ("tanh", "relu", "hard_swish")),
+    ],
+)
+def test_width_one_to_four(width, activation):
     net = mlp(activation, width=width, depth=10)
     for what, inputs in ((vg.gains(2), (X,)), (vg.gradients(), (X, np.ones(3))), (vg.correlations(), (X, -X))):
         found = implicit(net, *inputs, measure=what, seeds=3, sigma_w=[1.5], sigma_b=[0.0, 0.2])
@@ -314,18 +336,14 @@ def test_width_one_to_four(activation, width):
 
 def test_no_signal_at_all_is_a_zero():
     found = implicit(mlp("relu"), 0 * X, measure=vg.gradients(), sigma_b=[0.0])
-    assert np.all(np.isneginf(found.log_mean_square)) and np.all(np.isneginf(found.log_gradient[..., :-1]))
+    assert np.all(np.isneginf(found.log_mean_square))
+    assert np.all(np.isneginf(found.log_gradient[..., :-1]))
 
 
 def test_a_saturated_network_passes_nothing_that_floats_hold():
     """tanh at sigma_w = 1e8: slopes underflow, which is no zero."""
     found = implicit(mlp("tanh", width=8, depth=4), X, sigma_w=[1e8])
     assert np.all(np.isnan(found.log_gain[..., -1]))
-
-
-def test_a_negative_scale_is_its_absolute_value_in_law():
-    one, other = (implicit(mlp("relu"), X, sigma_w=[w]).log_gain for w in (1.3, -1.3))
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_measurements_without_weights_are_values():

@@ -13,6 +13,7 @@ serve a whole grid of scales. Three ways to have them, by phi:
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,15 +67,19 @@ def sums_at(activation: Activation, r: Float[Array, " k"], z: Float[Array, "2 n"
     if rest:
         parts.append(_raw_sums(activation, r, z[:, tiles * _TILE :], names))
     found = functools.reduce(jnp.add, parts)
-    return found if names == GRADIENTS else _residuals(found, activation, r)
+    return found if names == GRADIENTS else jnp.stack(_residuals(list(found), activation, r))
 
 
-def _residuals(raw: Array, activation: Activation, r: Array) -> Array:
-    """Of aa, ax, xx, at, xt, tt the sums of `GAINS`, x being what the slopes have beside a share of the activations."""
-    aa, ax, xx, at, xt, tt = raw
-    share, of_x, of_t = _share(activation, r), ax / aa, at / aa
-    ag = share * aa + divisors(activation, r)[1] * ax
-    return jnp.stack([aa, ag, jnp.maximum(xx - ax * of_x, 0), at, xt - ax * of_t, jnp.maximum(tt - at * of_t, 0)])
+def _residuals(raw: Sequence[Array], activation: Activation, r: Array) -> list[Array]:
+    """The sums of `GAINS`, of aa, ag, gg, ax, xx, at, gt, xt and tt: g being the slopes times g, and x what these have
+    beside a share of the activations."""
+    aa, ag, gg, ax, xx, at, gt, xt, tt = raw
+    some = jnp.where(aa > 0, aa, 1)  # of a layer whose units are all off nothing is left to project on
+    # Beside the activations: of x while phi is nearly linear, of all of g once it is nearly flat; neither cancels then.
+    flat, of_x = gg < _share(activation, r) ** 2 * aa / 2, divisors(activation, r)[1]
+    beside = jnp.where(flat, (gg - ag * ag / some) / of_x**2, xx - ax * ax / some)
+    with_t = jnp.where(flat, (gt - ag * at / some) / of_x, xt - ax * at / some)
+    return [aa, ag, jnp.maximum(beside, 0), at, with_t, jnp.maximum(tt - at * at / some, 0)]
 
 
 def _share(activation: Activation, r: Array) -> Array:
@@ -91,7 +96,7 @@ def _raw_sums(activation: Activation, r: Array, z: Array, names: tuple[str, ...]
     fg, fe, total = f * z[0], f * z[1], functools.partial(jnp.sum, axis=-1)
     if names == GAINS:
         x = (fg - _share(activation, r) * a) / of_x
-        found = [a * a, a * x, x * x, a * fe, x * fe, fe * fe]
+        found = [a * a, a * fg, fg * fg, a * x, x * x, a * fe, fg * fe, x * fe, fe * fe]
     else:
         b = f * a
         found = [a * a, a * fg, a * z[1], fg * z[1], b * b, b * fe, fe * fe, f * f]
@@ -243,8 +248,9 @@ class PrefixSums(NamedTuple):
             aa, ab, at, bb, gt, tt = row
             v, w, x = 1 / of_a, r / of_a, -1 / (r * of_x)
             squares = aa * v * v + 2 * ab * v * w + bb * w * w
-            raw = [squares, (aa * v + ab * w) * x, aa * x * x, at * v + gt * w, at * x, tt]
-            return list(_residuals(jnp.stack(raw), activation, r))
+            of_slopes = [squares, ab * v + bb * w, bb]
+            raw = [*of_slopes, (aa * v + ab * w) * x, aa * x * x, at * v + gt * w, gt, at * x, tt]
+            return _residuals(raw, activation, r)
         aa, ab, ae, baba, bab, bae, bb, ge, gg, bge, ee, ff = row
         v, w = 1 / of_a, r / of_a
         return [
@@ -328,7 +334,7 @@ def homogeneous(
     aa, ff = total(2, 0, 0), up**2 * count + down**2 * (n - count)
     if names == GAINS:
         at, zero = total(2, 0, 1), jnp.zeros((), dtype)
-        found = [aa, aa, zero, at, zero, total(2, 1, 1) - at * at / aa]
+        found = [aa, aa, zero, at, zero, total(2, 1, 1) - at * at / jnp.where(aa > 0, aa, 1)]
     else:
         ge = total(1, 0, 1)
         found = [aa, aa, ge, ge, total(4, 0, 0), total(3, 0, 1), total(2, 1, 1), ff]
