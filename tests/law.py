@@ -325,7 +325,7 @@ def _reader(network: Any, group: str) -> Callable[..., Any]:
 def numbers(sample: Sample) -> Iterator[tuple[str, np.ndarray]]:
     """Numbers of single layers; and of every two series sums and differences, where both have come all the way and
     where both are halfway."""
-    sample = {name: np.where(a < PARALLEL, -np.inf, a) if name == "e" else a for name, a in sample.items()}
+    sample = {name: _resolved(name, a) for name, a in sample.items()}
     for name, a in sample.items():
         depth = a.shape[1] - 1
         # A tangent's norm at layer 0 is that with which it enters.
@@ -341,6 +341,13 @@ def numbers(sample: Sample) -> Iterator[tuple[str, np.ndarray]]:
             with np.errstate(invalid="ignore"):
                 yield f"{one}+{other} {where}", x + y
                 yield f"{one}-{other} {where}", x - y
+
+
+def _resolved(name: str, a: np.ndarray) -> np.ndarray:
+    """Without what float32 and float64 tell apart: a third of the units is no tie of a third."""
+    if name == "e":
+        return np.where(a < PARALLEL, -np.inf, a)
+    return np.round(a, 5) if name.startswith("flat") else a
 
 
 def _end(name: str, a: np.ndarray) -> int:

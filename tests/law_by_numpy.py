@@ -4,6 +4,7 @@ None of the library's passes is used, and nothing is compiled but phi and its de
 depths and scales asked for here, so there are no exponents.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ class Drawn:
             np.broadcast_to(np.asarray(xs, float), (count, 2, sizes[0])),
         )
         self.xs = entering
-        for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(sizes):
             kernel = scales["sigma_w"] * unit(rng, count, fan_out, fan_in)
             bias = scales["sigma_b"] * rng.normal(size=(count, 1, fan_out))
             self.kernels.append(kernel)
