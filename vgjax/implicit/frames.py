@@ -33,14 +33,15 @@ Vectors = Sequence[Array] | Array
 """Rows of one length: as a list where they are few, so that none is copied to stand beside another."""
 
 
-def frame(rows: Vectors, complement: Vectors = (), *, twice: bool = True) -> tuple[Vectors, Any]:
+def frame(rows: Vectors, complement: Vectors = (), *, twice: bool = True, unit: bool = True) -> tuple[Vectors, Any]:
     """Orthonormal q_i and R with ``rows_j = sum_i R_ij q_i``, by Gram-Schmidt; a row in the span of those before it has
     a row of zeros.
 
     Args:
-        rows: of norm 1 or 0.
+        rows: of norm 1 or 0, or what is left of such.
         complement: orthonormal rows (or zeros) that all q_i are kept orthogonal to.
         twice: whether each row is projected twice, for the q_i to be orthogonal to all digits; R is so after one.
+        unit: whether rows have the norm 1 or 0, so that the first is its own direction.
 
     Returns:
         q_i, and R by ``R[i][j]``, of which ``i <= j`` is used.
@@ -58,7 +59,8 @@ def frame(rows: Vectors, complement: Vectors = (), *, twice: bool = True) -> tup
             column = [a + share for a, share in zip(column, shares, strict=True)] if column else shares
             for share, q in zip(shares, basis, strict=True):
                 x = x - share * q
-        direction, rest = _direction(x) if basis or len(complement) else (x, jnp.sqrt(jnp.sum(x * x)))
+        alone = unit and not basis and not len(complement)
+        direction, rest = (x, jnp.sqrt(jnp.sum(x * x))) if alone else _direction(x)
         basis.append(direction)
         columns.append([*column, rest])
     return basis, [[columns[j][i] if i <= j else None for j in range(len(rows))] for i in range(len(rows))]
@@ -168,7 +170,7 @@ class Kernel(NamedTuple):
         else:
             padded = self._padded(rows, seen.outputs[0].shape[-1])
             along = products(seen.outputs, padded)
-            _, rest = frame(each_row(operator.sub, padded, combined(along, seen.outputs)))
+            _, rest = frame(each_row(operator.sub, padded, combined(along, seen.outputs)), unit=False)
             draws, _ = frame(self._like(rows, _unit_rows(fresh)), complement=seen.inputs)
         moved = each_row(operator.add, combined(along, seen.inputs), combined(rest, draws))
         return self._cut(moved, self.fan_in), triangle
