@@ -149,8 +149,7 @@ QUICK = {
     "tanh at 0": TANH._replace(inputs=ZERO),
     "tanh far out": TANH._replace(grid=((("sigma_w", 4.0), ("sigma_b", 0.3)),)),
     "dying relu": case("direct", "relu", 3, ("pair",)),
-    "orthogonal, unequal": of_architecture("orthogonal", ("apart",)),
-    "tables": case("tabulated", "tanh", 32),
+    "tables": case("tabulated", "tanh", 32)._replace(groups=("gradient",)),
     "two sides": case("tabulated", "relu", 8),
     "steps": case("tabulated", "hard_tanh", 8),
 }
@@ -161,7 +160,7 @@ THOROUGH = {
         for phi in SIGMA_W
         for n in (8, 32, 128)
     },
-    **{name: of_architecture(name, ("pull", "pair", "joint", "batch")) for name in ARCHITECTURES},
+    **{name: of_architecture(name, ("pull", "pair", "joint", "apart", "batch")) for name in ARCHITECTURES},
     # The library's own drawn networks are those of numpy.
     "drawn": case("direct", "gelu", 16)._replace(plain=False),
 }
@@ -184,13 +183,18 @@ def test_undrawn_networks_have_the_law_of_drawn_ones_everywhere(name):
     agrees(p_values(THOROUGH[name]))
 
 
-IN_ALL = [(name, group) for name, case in QUICK.items() for group in ("joint", "apart") if group in case.groups]
+WITH_BOTH = [
+    pytest.param(case, group, marks=marks, id=f"{name} {group}")
+    for cases, marks in ((QUICK, ()), (THOROUGH, SLOW))
+    for name, case in cases.items()
+    for group in ("joint", "apart")
+    if group in case.groups and case.engine == "direct"
+]
 
 
-@pytest.mark.parametrize(("name", "group"), IN_ALL)
-def test_both_directions_are_of_the_same_kernels_in_every_network(name, group):
+@pytest.mark.parametrize(("case", "group"), WITH_BOTH)
+def test_both_directions_are_of_the_same_kernels_in_every_network(case, group):
     """u . J^T v = v . J u, to rounding: of normal networks, and not on average."""
-    case = QUICK[name]
     for sample in without_kernels(case):
         assert np.max(sample[group]["adjoint"]) < (1e-12 if is_wide(case) else 1e-2)
 
@@ -207,7 +211,7 @@ def share_of_small(cases: list[Case]) -> tuple[float, float]:
 
 SPREAD = 0.05
 """Standard deviation of the share of one group under the hypothesis: its p-values are of the same networks, and go
-together. Seen when networks change sides at random: .02 to .06, the more the fewer numbers there are."""
+together. Seen where networks change sides at random (``tanh``, 30 times): .034 of 564 p-values, .049 of 77."""
 
 
 def test_p_values_are_spread_as_those_of_one_law():
@@ -223,7 +227,7 @@ def test_p_values_are_spread_as_those_of_one_law_everywhere():
 
 # --- one kernel -------------------------------------------------------------------------------------------------------
 
-SIZES = [(9, 9), (6, 9), (9, 6), (1, 3), (3, 1), (1, 1), (2, 4), (4, 4)]
+SIZES = [(9, 9), (6, 9), (9, 6), (1, 3), (2, 4)]
 
 
 def unit_rows(key: Any, *shape: int) -> Any:
@@ -325,7 +329,7 @@ def deep_gap(activation: str, depth: int, sigma_b: float) -> float:
     return float(np.max(np.abs(single - double) / np.maximum(1, np.abs(double))))
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu", *(pytest.param(a, marks=SLOW) for a in ("hard_tanh", "gelu"))])
+@pytest.mark.parametrize("activation", ["relu", *(pytest.param(a, marks=SLOW) for a in ("tanh", "hard_tanh", "gelu"))])
 def test_tables_in_float32_follow_float64_a_thousand_layers_deep(activation):
     assert deep_gap(activation, 1000, 0.0) < 1e-5
 
@@ -333,8 +337,7 @@ def test_tables_in_float32_follow_float64_a_thousand_layers_deep(activation):
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "relu", "hard_tanh", "gelu"])
 def test_tables_in_float32_follow_float64_ten_thousand_layers_deep(activation):
-    """Looser by the root of the depth and more: a projection rounds at every layer."""
-    assert deep_gap(activation, 10_000, 0.0) < 1e-3
+    assert deep_gap(activation, 10_000, 0.0) < 1e-5
 
 
 @pytest.mark.parametrize("activation", ["relu", "hard_tanh"])
