@@ -161,6 +161,7 @@ class Kernel(NamedTuple):
 
     def multiply_transposed(self, key: Key[Array, ""], seen: Seen, rows: Vectors) -> tuple[Vectors, Any]:
         """K^T d for rows d of norm 1 (or 0), behind what was seen; and the triangle of their frame."""
+        seen, rows = _alike(seen, rows)
         fresh = jax.random.normal(key, (len(rows), seen.inputs[0].shape[-1]), rows[0].dtype)
         _, triangle = frame(rows)
         if self.law == "gaussian":
@@ -186,6 +187,14 @@ class Kernel(NamedTuple):
 
     def _like(self, rows: Vectors, others: Array) -> Vectors:
         return others if isinstance(rows, Array) else list(others)
+
+
+def _alike(seen: Seen, rows: Vectors) -> tuple[Seen, Vectors]:
+    """Both as arrays where one of them is."""
+    if isinstance(seen.inputs, Array) == isinstance(rows, Array):
+        return seen, rows
+    inputs, outputs = (jnp.stack(list(each)) for each in (seen.inputs, seen.outputs))
+    return seen._replace(inputs=inputs, outputs=outputs), jnp.stack(list(rows))
 
 
 def _unit_rows(rows: Array) -> Array:

@@ -17,7 +17,7 @@ from jax import Array, lax
 from jaxtyping import Key
 
 from vgjax.checks import RandomKey, kinds
-from vgjax.floatexp import FloatExp, add, normalize, power_of_two, scaled_bias, unit, with_zero_exponent
+from vgjax.floatexp import FloatExp, add, is_zero, normalize, power_of_two, scaled_bias, unit, with_zero_exponent
 from vgjax.implicit.frames import FEW, Seen, Vectors
 from vgjax.implicit.plans import AffineNode, PartNode, Plan, SkipNode, check_network, plan_of
 from vgjax.initializers import BIAS_INITS, Scales
@@ -219,32 +219,36 @@ def _layer(node: AffineNode | PartNode, at: At) -> Layer:
     return Layer(part, draw(part, at.inside(_PART).key), at.scales)
 
 
-def _through_part(layer: Layer, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, Doubts]:
-    """Rows through a block without kernels; not normalized."""
+def _through_part(layer: Layer, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, Doubts, Array]:
+    """Rows through a block without kernels, not normalized; and whether the second state is nothing behind it."""
     states, apart, tangents = rows
     worry = jax.vmap(functools.partial(doubts, layer))(states, logs.states)
+    nothing = jnp.zeros((), bool)
     if len(apart.exponent):
         other = normalize(jax.tree.map(lambda a: a[0], second_state(rows)))
         first, difference = (jax.tree.map(lambda a: a[0], part) for part in (states, apart))
         met = behind(layer, layer, first, Second(other[0], difference))
-        apart = jax.tree.map(lambda a: a[None], met.apart)
+        apart, nothing = jax.tree.map(lambda a: a[None], met.apart), is_zero(met.state.value)
         worry = jax.tree.map(lambda a, b: jnp.append(a, b), worry, doubts(layer, *other))
     if at.of:
         tangents = jax.vmap(layer.push)(jax.tree.map(lambda a: a[jnp.asarray(at.of)], states), tangents)
-    return Bundle(jax.vmap(layer.step)(states), apart, tangents), worry
+    return Bundle(jax.vmap(layer.step)(states), apart, tangents), worry, nothing
 
 
 def _through_block(node: PartNode, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, PassedPart, Doubts]:
-    after, worry = _through_part(_layer(node, at), at, rows, logs)
+    after, worry, _ = _through_part(_layer(node, at), at, rows, logs)
     return after, PassedPart(rows.states), worry
 
 
 def _through_affine(node: AffineNode, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, PassedAffine, Doubts]:
-    after, worry = _through_part(_layer(node, at), at, rows, logs)
+    after, worry, nothing = _through_part(_layer(node, at), at, rows, logs)
     vectors, sizes = _directions(*after)
     product, seen = node.kernel.multiply(at.inside(_KERNEL).key, vectors, keep=at.keep)
     scaled = sizes._replace(value=at.scales[node.names[0]] * sizes.value)
     states, apart, tangents = _of_sizes(product, scaled, [len(part.exponent) for part in after])
+    if len(apart.exponent):  # K 0 is 0, and not what rounding leaves of K a - K a
+        gone = _times(-jnp.ones(()), jax.tree.map(lambda a: a[:1], states))
+        apart = jax.tree.map(lambda a, b: jnp.where(nothing, a, b), gone, apart)
     z = BIAS_INITS[node.bias_init](at.inside(_BIAS).key, node.kernel.fan_out, sizes.value.dtype, node.kernel.fan_in)
     bias = scaled_bias(at.scales[node.names[1]], z)
     states = jax.vmap(lambda state: add(with_zero_exponent(state), bias))(states)
