@@ -22,7 +22,7 @@ from vgjax.implicit import frames, passes, points, readings, stacks
 from vgjax.implicit.sums import GAINS
 
 COMPUTES = True
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.torture
 
 MOST = 50_000
 """P-values of the whole module, slow part included; at least."""
@@ -177,7 +177,7 @@ def test_undrawn_networks_have_the_law_of_drawn_ones(name):
     agrees(p_values(QUICK[name]))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("name", THOROUGH)
 def test_undrawn_networks_have_the_law_of_drawn_ones_everywhere(name):
     agrees(p_values(THOROUGH[name]))
@@ -219,7 +219,7 @@ def test_p_values_are_spread_as_those_of_one_law():
     assert share < most
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_p_values_are_spread_as_those_of_one_law_everywhere():
     share, most = share_of_small(list(THOROUGH.values()))
     assert share < most
@@ -335,7 +335,7 @@ def test_tables_in_float32_follow_float64_a_thousand_layers_deep(activation):
     assert deep_gap(activation, 1000, 0.0) < (2e-5 if activation == "relu" else 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("activation", ["tanh", "relu", "hard_tanh", "gelu"])
 def test_tables_in_float32_follow_float64_ten_thousand_layers_deep(activation):
     assert deep_gap(activation, 10_000, 0.0) < (2e-5 if activation == "relu" else 1e-5)
