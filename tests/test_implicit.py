@@ -349,3 +349,19 @@ def test_a_saturated_network_passes_nothing_that_floats_hold():
 def test_measurements_without_weights_are_values():
     assert ImplicitGains(1, False) == ImplicitGains(1, False)
     assert {ImplicitGradients(None), ImplicitCorrelations(False)}
+
+
+def test_slopes_of_a_users_own_pieces_keep_their_digits():
+    """A third is no decimal of six digits."""
+
+    def leaning(h):
+        return jnp.where(h > 1, 1 + (h - 1) / 3, jnp.where(h < -1, -1 + (h + 1) / 3, h))
+
+    _, _, slopes = sums.pieces_of(vg.Activation("leaning", leaning, kinks=(-1.0, 1.0)))
+    np.testing.assert_allclose(slopes, [1 / 3, 1, 1 / 3], rtol=1e-15)
+
+
+def test_a_layer_that_names_no_activation_is_linear():
+    layer = vg.blocks.spec(vg.blocks.Dense, 5, 5)
+    net = vg.sequential(layer, layer, input_shape=5, stem=layer, head=layer)
+    assert engine(net, X, sigma_w=[1.0]) is None

@@ -148,12 +148,12 @@ class Kernel(NamedTuple):
         """
         shape, dtype = (len(rows), self.fan_out), rows[0].dtype
         if self.law == "gaussian":
-            inputs, triangle = frame(rows, twice=keep)
+            inputs, triangle = frame(rows, twice=keep or len(rows) > 2)  # a third row meets what the second left
             outputs = self._like(rows, jax.random.normal(key, shape, dtype) / math.sqrt(self.fan_in))
             return combined(triangle, outputs), Seen(inputs, outputs, triangle)
         # The corner of a Haar matrix of the larger size; wide ones at the gain that keeps E K_ij^2.
         whole = max(self.fan_in, self.fan_out)
-        inputs, triangle = frame(self._padded(rows, whole), twice=keep)
+        inputs, triangle = frame(self._padded(rows, whole), twice=keep or len(rows) > 2)
         fresh = jax.random.normal(key, (len(rows), whole), dtype)
         outputs, _ = frame(self._like(rows, _unit_rows(fresh)))
         outputs = each_row(lambda q, y: jnp.where(jnp.any(q != 0), y, 0), inputs, outputs)

@@ -213,7 +213,7 @@ def forward_chain(plan: Plan, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bun
     return rows, tuple(passed), jax.tree.map(lambda *a: functools.reduce(jnp.logical_or, a), *worries)
 
 
-def _layer(node: AffineNode | PartNode, at: At) -> Layer:
+def part_of(node: AffineNode | PartNode, at: At) -> Layer:
     """The part of a node that has no kernel."""
     part = node.activity if isinstance(node, AffineNode) else node.part
     return Layer(part, draw(part, at.inside(_PART).key), at.scales)
@@ -236,12 +236,12 @@ def _through_part(layer: Layer, at: At, rows: Bundle, logs: LogNorms) -> tuple[B
 
 
 def _through_block(node: PartNode, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, PassedPart, Doubts]:
-    after, worry, _ = _through_part(_layer(node, at), at, rows, logs)
+    after, worry, _ = _through_part(part_of(node, at), at, rows, logs)
     return after, PassedPart(rows.states), worry
 
 
 def _through_affine(node: AffineNode, at: At, rows: Bundle, logs: LogNorms) -> tuple[Bundle, PassedAffine, Doubts]:
-    after, worry, nothing = _through_part(_layer(node, at), at, rows, logs)
+    after, worry, nothing = _through_part(part_of(node, at), at, rows, logs)
     vectors, sizes = _directions(*after)
     product, seen = node.kernel.multiply(at.inside(_KERNEL).key, vectors, keep=at.keep)
     scaled = sizes._replace(value=at.scales[node.names[0]] * sizes.value)
@@ -290,7 +290,7 @@ def backward_chain(
 def _back_through_part(
     node: AffineNode | PartNode, at: At, states: FloatExp, cotangents: FloatExp, gradients: bool
 ) -> tuple[FloatExp, dict[str, Array]]:
-    layer, states = _layer(node, at), jax.tree.map(lambda a: a[jnp.asarray(at.of)], each(states)[0])
+    layer, states = part_of(node, at), jax.tree.map(lambda a: a[jnp.asarray(at.of)], each(states)[0])
     logs: dict[str, Array] = {}
     if gradients:
         found = parameter_gradients(layer.absorb_scales(), states, cotangents)

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from vgjax.activations import Activation
 from vgjax.checks import untraced
 from vgjax.floatexp import LN2, ZERO, FloatExp, exponent_of, from_float, normalize, power_of_two, window_exponent
-from vgjax.implicit.stacks import DrawnStack, Stack, stack_of
+from vgjax.implicit.stacks import DrawnStack, Stack
 from vgjax.implicit.sums import (
     GAINS,
     GRADIENTS,
@@ -129,12 +129,6 @@ def _kernels(stack: Stack, scales: Scales) -> tuple[Array, Array]:
     return scales["sigma_w"] / np.sqrt(stack.width).astype(scales["sigma_w"].dtype), sigma_b
 
 
-def _stack(drawn: DrawnStack) -> Stack:
-    stack = stack_of(drawn.network)
-    assert stack is not None
-    return stack
-
-
 @functools.cache
 @untraced
 def _dies(activation: Activation) -> bool:
@@ -168,7 +162,7 @@ def push_stack(drawn: DrawnStack, scales: Scales, x: Float[Array, " inputs"]) ->
         scales: as for `vgjax.forward`.
         x: one input.
     """
-    stack, dtype = _stack(drawn), drawn.gram.dtype
+    stack, dtype = drawn.stack, drawn.gram.dtype
     along_layers = scales_along(drawn.network, scales, dtype)
     c, sigma_b = _kernels(stack, along_layers)
 
@@ -224,7 +218,7 @@ def gradient_stack(
         scales, x: as for `push_stack`.
         y, loss: as for `vgjax.measure.gradients.of_one`.
     """
-    stack, dtype, x = _stack(drawn), drawn.gram.dtype, x.astype(drawn.gram.dtype)
+    stack, dtype, x = drawn.stack, drawn.gram.dtype, x.astype(drawn.gram.dtype)
     along_layers = scales_along(drawn.network, scales, dtype)
     c, sigma_b = _kernels(stack, along_layers)
 

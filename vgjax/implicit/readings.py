@@ -21,6 +21,7 @@ from vgjax.implicit.passes import (
     forward_chain,
     no_rows,
     normalized,
+    part_of,
     second_state,
 )
 from vgjax.implicit.plans import AffineNode, Plan
@@ -36,7 +37,7 @@ from vgjax.networks.exactness import (
     marked_backward,
     marked_forward,
 )
-from vgjax.networks.layer import Layer, degrees, draw
+from vgjax.networks.layer import degrees
 from vgjax.networks.layers import by_path, by_stage, joined
 from vgjax.networks.network import Network, state_sizes
 
@@ -275,8 +276,7 @@ def _of_stem(layers: UndrawnLayers, xs: Array, rows: FloatExp, of: tuple[int, ..
 def _slopes(plan: Plan, at: At, states: FloatExp) -> tuple[Array, Array]:
     """Mean of phi'^2 and the share of flat units, of a layer that is one activation and its kernel; else NaN."""
     if len(plan) == 1 and isinstance(plan[0], AffineNode):
-        activity = plan[0].activity
-        return slope_statistics(Layer(activity, draw(activity, at.inside(0).inside(3).key), at.scales), states)
+        return slope_statistics(part_of(plan[0], at.inside(0)), states)
     unknown = jnp.full(len(states.exponent), jnp.nan, states.value.dtype)
     return unknown, unknown
 

@@ -78,7 +78,7 @@ def stack_of(network: Network) -> Stack | None:
     if len(nodes) != 3 or any(len(plan_of(s.spec)) > 1 for s in network.stages):
         return None
     stem, layer, head = nodes
-    linear, phi, read = (dict(node.activity.options)["activation"] for node in nodes)
+    linear, phi, read = (dict(node.activity.options).get("activation") for node in nodes)
     gaussian = all(node.kernel.law == "gaussian" for node in nodes)
     biases = {stem.bias_init, layer.bias_init} <= {"gaussian", "zero"} and head.bias_init == "zero"
     named = layer.names == ("sigma_w", "sigma_b") and stem.names[1] == "sigma_b" and head.names[0] == OF_HEAD
@@ -136,6 +136,18 @@ class DrawnStack:
     error: Array
     network: Network
 
+    @property
+    def stack(self) -> Stack:
+        """What the network is."""
+        return _known_stack(self.network)
+
+
+def _known_stack(network: Network) -> Stack:
+    stack = stack_of(network)
+    if stack is None:
+        raise ValueError(f"network must be a plain stack of Gaussian kernels for tables, got {network!r}")
+    return stack
+
 
 def draw_stack(
     key: Key[Array, ""], network: Network, box: Box, names: tuple[str, ...], pieces: int, dtype: Any = np.float32
@@ -146,13 +158,17 @@ def draw_stack(
         network: a plain stack (`stack_of`).
         names: `vgjax.implicit.sums.GAINS` or ``GRADIENTS``.
         pieces: of the polynomials of a smooth phi (`pieces_needed`).
-        dtype: of what is read off; the sums themselves are made in float64.
+        dtype: of what is read off; the sums themselves are made in float64. Where this is traced, it must be within
+            ``jax.enable_x64(True)``.
 
+    Raises:
+        ValueError: a network that is no plain stack.
     """
+    stack, kind = _known_stack(network), np.dtype(dtype).name
     # Of float32's normals in float64: a table of differences needs its digits, and reading it does not.
     with jax.enable_x64(True):
-        sums, gram, normals, error = _all_layers(key, stack_of(network), box, names, pieces, np.dtype(dtype).name)  # type: ignore[arg-type]
-        of_bias, of_head = _small_draws(key, network.depth, stack_of(network).outputs, np.dtype(dtype).name)  # type: ignore[union-attr]
+        sums, gram, normals, error = _all_layers(key, stack, box, names, pieces, kind)
+        of_bias, of_head = _small_draws(key, network.depth, stack.outputs, kind)
     return DrawnStack(sums, gram, of_bias, of_head, normals, error, network)
 
 

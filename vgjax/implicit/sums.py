@@ -152,8 +152,8 @@ def _polynomials(pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 def smooth(
     activation: Activation, ends: tuple[Array, Array], z: Float[Array, "2 n"], names: tuple[str, ...], pieces: int
 ) -> tuple[Smooth, Array, Array]:
-    """The polynomials between two radii; the largest error at probes, relative to ``sqrt(S_ii S_jj)``; and |a|^2 where
-    it was computed, from which its range is read."""
+    """The polynomials between two radii; their largest relative error at probes (`_relative_error`); and |a|^2 where it
+    was computed, from which its range is read."""
     nodes, transform, probes, basis = (jnp.asarray(a, z.dtype) for a in _polynomials(pieces))
     low, high = (jnp.log1p(end / TURN) for end in ends)
     high = jnp.maximum(high, low + 1e-3)
@@ -219,13 +219,14 @@ def pieces_of(activation: Activation) -> tuple[np.ndarray, np.ndarray, np.ndarra
     kinks = np.sort(np.asarray(activation.kinks, float))
     ends = [kinks[0] - 8, *kinks, kinks[-1] + 8]
     inside = np.array([lo + (hi - lo) * np.array([0.1, 0.5, 0.9]) for lo, hi in itertools.pairwise(ends)])
-    value, slope = (
-        np.asarray(a, float) for a in jax.jit(lambda h: jax.jvp(activation, (h,), (jnp.ones_like(h),)))(inside)
-    )
+    with jax.enable_x64(True):
+        both = jax.jit(lambda h: jax.jvp(activation, (h,), (jnp.ones_like(h),)))(inside)
+    value, slope = (np.asarray(a, float) for a in both)
     b = slope[:, 1]
     a = value[:, 1] - b * inside[:, 1]
-    linear = np.allclose(value, a[:, None] + b[:, None] * inside, atol=1e-5)
-    return (kinks, np.round(a, 6), np.round(b, 6)) if linear else None
+    linear = np.allclose(value, a[:, None] + b[:, None] * inside, atol=1e-9)
+    # A piece through 0 has A = 0 exactly, and all others their digits.
+    return (kinks, np.round(a, 12), b) if linear else None
 
 
 class PrefixSums(NamedTuple):
