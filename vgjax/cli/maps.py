@@ -1,13 +1,9 @@
-"""``python -m vgjax map``, ``diagnose``, ``status``, ``collect``: the library's jobs from the command line."""
+"""``python -m vgjax map``: the map of a plain stack, with its theory."""
 
 import argparse
-import importlib
-import json
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +11,9 @@ import numpy as np
 from vgjax import interrupts, plots
 from vgjax.activations import NAMES
 from vgjax.checks import not_negative, positive_integer
-from vgjax.compilation_cache import SWITCH, keep_programs
-from vgjax.ensembles.folder import MissingPieces
+from vgjax.cli.said import command, say
 from vgjax.ensembles.result import nearest
-from vgjax.files import whole_file, whole_set, writable_folder
+from vgjax.files import whole_set, writable_folder
 from vgjax.initializers import KERNEL_INITS
 
 if TYPE_CHECKING:
@@ -28,39 +23,13 @@ if TYPE_CHECKING:
     from vgjax.theory import Critical
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it worked, 1 of a model whose gradient is sick and of a run that is not done, 2 with one
-    sentence on standard error if the input was bad or nothing could be written. An interrupt ends the process
-    (`vgjax.interrupts`)."""
-    arguments = _parser().parse_args(argv)
-    if not getattr(arguments, "no_cache", True):
-        keep_programs()
-    commands = {"map": _map, "diagnose": _diagnose, "status": _status, "collect": _collect}
-    try:
-        return commands[arguments.command](arguments)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"vgjax: {error}", file=sys.stderr)
-        return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vgjax", description="Maps where gradients vanish or explode in deep networks."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_map, _add_diagnose, _add_status, _add_collect):
-        add(commands)
-    about = "compile everything anew, instead of keeping it in the user's cache folder for the next command"
-    for command in (commands.choices["map"], commands.choices["diagnose"]):
-        command.add_argument("--no-cache", action="store_true", help=f"{about} (as {SWITCH}=off does)")
-    return parser
-
-
-def _add_map(commands: Any) -> None:
+def add(commands: Any) -> None:
+    """Declare it."""
     about = "Draw the map over (sigma_w, sigma_b) and depth from real images, and the gradient against layer."
-    p = commands.add_parser(
-        "map", help=about, description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    examples = (
+        "  vgjax map\n  vgjax map --activation gelu --sigma-w 1 2 --width 64 --out gelu\n  vgjax map --quiet --json"
     )
+    p = command(commands, "map", _map, about, examples)
     p.add_argument("--activation", default="tanh", help=f"one of {', '.join(NAMES)}")
     p.add_argument(
         "--sigma-w",
@@ -87,92 +56,6 @@ def _add_map(commands: Any) -> None:
     p.add_argument("--key", type=int, default=0, help="seed of all draws")
     p.add_argument("--out", default="results", help="folder for the figures (PNG, PDF) and the data (.npz)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _add_diagnose(commands: Any) -> None:
-    about = "Say what is wrong with the gradient of a model: where it vanishes, explodes or ends, and why."
-    p = commands.add_parser("diagnose", help=about, description=about)
-    p.add_argument("function", metavar="package.module:function", help="returns (model, batch) or (model, batch, loss)")
-    p.add_argument("--html", metavar="FILE", help="write the report as one page")
-    p.add_argument("--json", metavar="FILE", help="write verdict and numbers as JSON")
-
-
-def _add_status(commands: Any) -> None:
-    about = "Say how far the run in a folder of vgjax.sweep is; exit status 0 if every piece is done, else 1."
-    p = commands.add_parser("status", help=about, description=about)
-    p.add_argument("folder")
-    p.add_argument("--json", action="store_true", help="as JSON")
-
-
-def _add_collect(commands: Any) -> None:
-    about = "Write the result of the run in a folder; exit status 1 if pieces are missing, which are named."
-    p = commands.add_parser("collect", help=about, description=about)
-    p.add_argument("folder")
-    p.add_argument("out", metavar="FILE", help="a result: .npz, or .nc (netCDF)")
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    """0 of a run whose pieces are all done, else 1."""
-    import vgjax as vg
-
-    found = vg.status(arguments.folder)
-    said = {**found._asdict(), "remaining": found.remaining, "seconds_left": found.seconds_left}
-    known = {name: value if np.isfinite(value) else None for name, value in said.items()}
-    print(json.dumps(known, allow_nan=False) if arguments.json else found)
-    return 0 if found.is_complete else 1
-
-
-def _collect(arguments: argparse.Namespace) -> int:
-    """0 if the result is written, 1 if pieces of it are missing."""
-    import vgjax as vg
-
-    try:
-        result = vg.collect(arguments.folder)
-    except MissingPieces as error:
-        print(f"vgjax: {error}", file=sys.stderr)
-        return 1
-    print(result, result.save(arguments.out), sep="\n")
-    return 0
-
-
-def _diagnose(arguments: argparse.Namespace) -> int:
-    """0 of a healthy model, 1 of a sick one, 2 of what fails itself, with its own error."""
-    import vgjax as vg
-
-    function = _named(arguments.function)
-    try:
-        given = function()
-        if type(given) is not tuple or len(given) not in (2, 3):
-            raise ValueError(f"{arguments.function} must return (model, batch) or (model, batch, loss)")
-        found = vg.diagnose(*given)
-    except Exception:
-        traceback.print_exc()
-        return 2
-    if arguments.html:
-        found.to_html(arguments.html)
-    if arguments.json:
-        with whole_file(Path(arguments.json)) as temporary:
-            temporary.write_text(json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
-    print(found)
-    return 0 if found.is_healthy else 1
-
-
-def _named(spec: str) -> Callable[[], Any]:
-    """The function that ``package.module:function`` names, also of the folder that one stands in."""
-    name, _, attribute = spec.partition(":")
-    if not name or not attribute:
-        raise ValueError(f"function must be given as package.module:function, got {spec!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        function = getattr(importlib.import_module(name), attribute, None)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name + ".").startswith(f"{error.name}."):
-            raise  # a module that the user's own imports
-        raise ValueError(f"function must be in a module that can be imported, got {spec!r} ({error})") from None
-    if not callable(function):
-        raise ValueError(f"function must be one of module {name}, got {attribute!r}")
-    return function
 
 
 def _map(arguments: argparse.Namespace) -> int:
@@ -210,14 +93,24 @@ def _map(arguments: argparse.Namespace) -> int:
         "map": plots.phase_map(sweep, at=sigma_b, theory=comparison),
         "profile": _profile(shown, flows, lost, rf"{activation}, $\sigma_b$ = {sigma_b:.2g}"),
     }
-    edge_in_theory = _edge_in_theory(vg.theory.critical(arguments.activation, sigma_b))
+    critical = vg.theory.critical(arguments.activation, sigma_b)
     with whole_set(folder, last="map.npz") as new:
         written = [sweep.save(new / "map.npz")]
         for name, figure in figures.items():
             written += plots.save(figure, new / name)
         interrupts.ignore()
-    print(f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}")
-    print(edge_in_theory, comparison, *(folder / path.name for path in written), sep="\n")
+    said = f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}"
+    paths = [str(folder / path.name) for path in written]
+    answer = {
+        **given,
+        "sigma_b": float(sigma_b),
+        "edge": edge,
+        "edge_in_theory": float(critical.edge),
+        "verdict": said,
+        "comparison": str(comparison),
+        "files": paths,
+    }
+    say(arguments, "\n".join([said, edge_in_theory(critical), str(comparison), *paths]), answer)
     count, seconds = sweep.log_gain[..., -1].size, time.perf_counter() - start
     print(f"{count} networks of {sweep.depth} layers in {seconds:.1f} s", file=sys.stderr)
     return 0
@@ -251,7 +144,7 @@ def _verdict(sigma_w: np.ndarray, edge: float) -> str:
     return f"there is no edge from sigma_w = {sigma_w[0]:g} to {sigma_w[-1]:g}"
 
 
-def _edge_in_theory(critical: "Critical") -> str:
+def edge_in_theory(critical: "Critical") -> str:
     """What infinite width says of the edge."""
     if critical.is_edge:
         return f"theory, infinite width: the edge of chaos lies at sigma_w = {critical.sigma_w:.3f}"
