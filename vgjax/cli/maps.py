@@ -70,8 +70,8 @@ def _map(arguments: argparse.Namespace) -> int:
     }
     seeds = positive_integer("seeds", arguments.seeds)
     not_negative("--at", arguments.at)
-    images, names = vg.data.digits(), ("width", "depth", "activation", "kernel_init")
-    given = {name: getattr(arguments, name) for name in names}
+    images = vg.data.digits()
+    given = {name: getattr(arguments, name) for name in ("width", "depth", "activation", "kernel_init")}
     network = vg.mlp(inputs=images.inputs.shape[1], outputs=10, **given)
     folder, key = writable_folder(arguments.out), jax.random.key(arguments.key)
     draw = jax.jit(lambda key: jax.random.choice(jax.random.fold_in(key, seeds), len(images.inputs), (seeds,)))
@@ -101,15 +101,8 @@ def _map(arguments: argparse.Namespace) -> int:
         interrupts.ignore()
     said = f"{activation}: at sigma_b = {sigma_b:.3g} {_verdict(grid['sigma_w'], edge)}"
     paths = [str(folder / path.name) for path in written]
-    answer = {
-        **given,
-        "sigma_b": float(sigma_b),
-        "edge": edge,
-        "edge_in_theory": float(critical.edge),
-        "verdict": said,
-        "comparison": str(comparison),
-        "files": paths,
-    }
+    edges = {"sigma_b": sigma_b, "edge": edge, "edge_in_theory": critical.edge}
+    answer = {**given, **edges, "verdict": said, "comparison": str(comparison), "files": paths}
     say(arguments, "\n".join([said, edge_in_theory(critical), str(comparison), *paths]), answer)
     count, seconds = sweep.log_gain[..., -1].size, time.perf_counter() - start
     print(f"{count} networks of {sweep.depth} layers in {seconds:.1f} s", file=sys.stderr)
