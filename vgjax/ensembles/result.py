@@ -1,6 +1,5 @@
 """The result of a sweep: what was measured, over what, and where it came from; saved and loaded whole."""
 
-import html
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vgjax.checks import kinds, known
+from vgjax.ensembles import notebook
 from vgjax.ensembles.fingerprint import digest_of_network
 from vgjax.ensembles.runner import switches
 from vgjax.files import whole_file, write_arrays
@@ -136,14 +136,8 @@ class Result:
         return f"<{self._title()}: {', '.join(dict.fromkeys(name.partition('.')[0] for name in self.arrays))}>"
 
     def _repr_html_(self) -> str:
-        shapes = {name: zip((*self.lead, *self.dims[name]), a.shape, strict=True) for name, a in self.arrays.items()}
-        rows = (
-            f"<tr><td>{html.escape(name)}</td><td>{html.escape(', '.join(f'{dim} {n}' for dim, n in shape))}</td>"
-            f"<td>{self.arrays[name].dtype}</td></tr>"
-            for name, shape in shapes.items()
-        )
-        head = "<tr><th>variable</th><th>dimensions</th><th>dtype</th></tr>"
-        return f"<p>{html.escape(self._title())}</p><table>{head}{''.join(rows)}</table>"
+        dims = {name: (*self.lead, *self.dims[name]) for name in self.arrays}
+        return notebook.table(self._title(), self.arrays, dims)
 
     def _title(self) -> str:
         """What was measured over what, in a few words."""

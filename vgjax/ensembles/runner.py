@@ -1,6 +1,7 @@
 """The runner: long work in pieces, several at a time, by threads or by any executor, with a progress bar."""
 
 import contextlib
+import importlib.util
 import os
 import pickle
 import queue
@@ -29,9 +30,16 @@ _POLL = 0.05
 
 
 def progress_bar(total: int, label: str, show: bool | None = None) -> Any:
-    """A progress bar on standard error: shown on a terminal if ``show`` is None, always or never if it says so."""
-    hidden = not (sys.stderr.isatty() if show is None else show)
-    return tqdm(total=total, desc=label, disable=hidden, leave=False)
+    """A progress bar on standard error: on a terminal and in a notebook if ``show`` is None, always or never if it says
+    so; in a notebook that has widgets it is one."""
+    notebook = "ipykernel" in sys.modules
+    hidden = not (notebook or sys.stderr.isatty() if show is None else show)
+    bar: Any = tqdm
+    if notebook and not hidden and importlib.util.find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm_notebook
+
+        bar = tqdm_notebook
+    return bar(total=total, desc=label, disable=hidden, leave=False)
 
 
 def progress(work: Iterable[T], total: int, label: str, show: bool | None = None) -> Iterator[T]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from vgjax.checks import kinds, not_empty
 from vgjax.ensembles.result import Result, check_complete
-from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
+from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, sheet, styled
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -25,15 +25,13 @@ def remedies(*found: Result) -> "matplotlib.figure.Figure":
     Args:
         *found: sweeps of `vgjax.first_steps` over `vgjax.remedies`, a row of panels each; the first network is on top.
     """
-    from matplotlib.figure import Figure
-
     for one in found:
         if one.measure != "first_steps" or not one.several:
             raise ValueError(f"found must be sweeps of first_steps over several networks, got {one!r}")
         check_complete("remedies", one)
     not_empty("found", found)
     counts = [len(one.networks) for one in found]
-    figure = Figure(figsize=(7.2, 0.19 * sum(counts) + 0.75 * len(found)), layout="constrained")
+    figure = sheet(7.2, 0.19 * sum(counts) + 0.75 * len(found))
     grid = figure.subplots(len(found), 2, squeeze=False, gridspec_kw={"height_ratios": [n + 3 for n in counts]})
     for (left, right), one in zip(grid, found, strict=True):
         draw_ratios(left, one)

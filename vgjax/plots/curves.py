@@ -8,7 +8,7 @@ from jaxtyping import Bool, Num
 
 from vgjax.checks import AnyArray, ArrayLike, kinds, not_empty
 from vgjax.measure.spectrum import Spectrum
-from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
+from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, sheet, styled
 from vgjax.theory import Band
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def depth_profile(
         theory: name -> one of ``vgjax.compare(result).bands``, drawn as a dashed line between two thin ones, one
             standard deviation of a draw away.
     """
-    from matplotlib.figure import Figure
-
     not_empty("curves", curves)
-    figure = Figure(figsize=(6.2, 3.1), layout="constrained")
+    figure = sheet(6.2, 3.1)
     ax, lost = figure.subplots(), dict(lost or {})
     logs = {name: np.atleast_2d(curve) for name, curve in curves.items()}
     colours = _by_growth(logs)
@@ -138,9 +136,8 @@ def spectrum(found: Spectrum, *, title: str | None = None) -> "matplotlib.figure
         title: above the axes.
     """
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+    figure = sheet(5.2, 3.1)
     ax = figure.subplots()
     shades = mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(found.depths)))
     for depth, values, colour in zip(found.depths, found.log_singular_values, shades, strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 from vgjax.checks import kinds
 from vgjax.ensembles.edge import Edge
 from vgjax.plots.phase_maps import draw_critical_line
-from vgjax.plots.style import EXPLODING, VANISHING, label, styled, text_on_map
+from vgjax.plots.style import EXPLODING, VANISHING, label, sheet, styled, text_on_map
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -24,9 +24,7 @@ def edge(found: Edge, *, title: str | None = None) -> "matplotlib.figure.Figure"
         found: of `vgjax.trace_edge`.
         title: above; the default names the network.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.9, 3.15), layout="constrained")
+    figure = sheet(3.9, 3.15)
     ax = figure.subplots()
     draw_edge(ax, found)
     _draw_sides(ax, found)

@@ -8,7 +8,7 @@ from jaxtyping import Num
 
 from vgjax.checks import AnyArray, kinds, not_empty, positive_integer
 from vgjax.ensembles.result import Result, check_complete
-from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, styled
+from vgjax.plots.style import colour_bar, label, power_of_ten, powers_of_ten, sheet, styled
 from vgjax.training.boundary import converged_of
 from vgjax.training.loop import Training
 from vgjax.training.trainability import best
@@ -38,10 +38,8 @@ def training(runs: Mapping[str, Training], *, title: str | None = None) -> "matp
         runs: name -> `vgjax.train`, with gradients.
         title: above the first panel.
     """
-    from matplotlib.figure import Figure
-
     not_empty("runs", runs)
-    figure = Figure(figsize=(2.6 + 2.3 * len(runs), 2.7), layout="constrained")
+    figure = sheet(2.6 + 2.3 * len(runs), 2.7)
     curves, *heats = figure.subplots(1, 1 + len(runs), width_ratios=(1.25, *[1] * len(runs)))
     draw_losses(curves, {name: np.asarray(run.loss) for name, run in runs.items()})
     curves.set_title(title or "loss")
@@ -128,10 +126,8 @@ def trainability_map(
         xi, multiples, lost: as for `draw_trainability`.
         title: above the axes.
     """
-    from matplotlib.figure import Figure
-
     check_complete("a trainability map", result)
-    figure = Figure(figsize=(4.3, 3.2), layout="constrained")
+    figure = sheet(4.3, 3.2)
     ax = figure.subplots()
     depths = np.array([network.depth for network in result.networks.values() if network is not None])
     theory: dict[str, Any] = {"xi": xi, "multiples": multiples, "lost": lost}
@@ -193,9 +189,7 @@ def trainability_boundary(*results: Result, titles: Sequence[str] = (), seed: in
         titles: above the panels.
         seed: whose border: it lies elsewhere for every draw.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.5 * len(results) + 0.3, 2.75), layout="constrained")
+    figure = sheet(2.5 * len(results) + 0.3, 2.75)
     axes = figure.subplots(1, len(results), squeeze=False)[0]
     for i, (ax, result) in enumerate(zip(axes, results, strict=True)):
         draw_boundary(ax, result, seed=seed)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from vgjax.checks import AnyArray, kinds
-from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, styled
+from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING, power_of_ten, powers_of_ten, sheet, styled
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -41,8 +41,6 @@ def gradient_path(
         before: the same two of the model before something was changed, drawn as dashes.
         title: above both panels.
     """
-    from matplotlib.figure import Figure
-
     states = len(names)
     if not len(log_rms) == len(log_cotangent) == states or states < 1:
         lengths = f"{len(log_rms)}, {len(log_cotangent)} and {states}"
@@ -51,7 +49,7 @@ def gradient_path(
         raise ValueError(f"breaks must be states, from 0 to {states - 1}, got {list(breaks)}")
     said = textwrap.fill(title or "", 100)
     height = 1.6 + 0.13 * min(states, MOST_NAMES) + 0.15 * said.count("\n")
-    figure = Figure(figsize=(7.2, height), layout="constrained")
+    figure = sheet(7.2, height)
     left, right = figure.subplots(1, 2, sharey=True)
     colour = _colour(np.asarray(log_cotangent))
     old = (None, None) if before is None else before

@@ -16,6 +16,7 @@ from vgjax.plots.style import (
     label,
     power_of_ten,
     powers_of_ten,
+    sheet,
     styled,
     text_on_map,
 )
@@ -48,8 +49,6 @@ def phase_map(
     Raises:
         ValueError: a sweep over more than two scales, with fewer than two values along one, or with missing points.
     """
-    from matplotlib.figure import Figure
-
     check_complete("a phase map", sweep)
     if sweep.several:
         raise ValueError(f"a phase map is of one network, got {len(sweep.networks)}")
@@ -57,7 +56,7 @@ def phase_map(
     if len(names) > 2 or any(len(values) < 2 for values in sweep.axes.values()):
         shape = {name: len(values) for name, values in sweep.axes.items()}
         raise ValueError(f"a phase map needs one or two axes of at least 2 values, got {shape}")
-    figure = Figure(figsize=(7.2, 3.15) if len(names) == 2 else (3.6, 3.15), layout="constrained")
+    figure = sheet(7.2 if len(names) == 2 else 3.6, 3.15)
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     if len(names) == 2:
         x, y = sweep.axes.values()

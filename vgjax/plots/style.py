@@ -1,6 +1,7 @@
 """The paper style: fonts, colours, ticks, words, and how figures are saved."""
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -64,6 +65,26 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+def sheet(width: float, height: float) -> "matplotlib.figure.Figure":
+    """An empty figure, in inches; the last line of a notebook's cell shows it, with nothing configured."""
+    return _sheets()(figsize=(width, height), layout="constrained")
+
+
+@functools.cache
+def _sheets() -> "type[matplotlib.figure.Figure]":
+    """The class is made when something is drawn: matplotlib is not imported before."""
+    from matplotlib.figure import Figure
+
+    class Sheet(Figure):
+        @styled
+        def _repr_png_(self) -> bytes:
+            drawn = io.BytesIO()
+            self.savefig(drawn, format="png", dpi=144)
+            return drawn.getvalue()
+
+    return Sheet
 
 
 @kinds
