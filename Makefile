@@ -8,7 +8,7 @@ SIZE ?= full
 export OPENBLAS_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: map test smoke test-slow torture figures bench check clean
+.PHONY: map test smoke test-slow torture figures bench check docs docs-serve clean
 
 map: $(ENV)/ready
 	$(RUN) -m vgjax map --out $(OUT)
@@ -40,10 +40,21 @@ check: $(ENV)/ready
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# Every page runs; a warning is an error. What ran already is kept for as long as neither the page nor the library changes.
+docs: $(ENV)/docs
+	$(RUN) -m sphinx --builder html --fail-on-warning --keep-going --jobs 2 docs docs/_build/html
+
+docs-serve: docs
+	$(RUN) -m http.server --directory docs/_build/html
+
+$(ENV)/docs: $(ENV)/ready
+	$(RUN) -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 $(ENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(ENV)
 	$(RUN) -m pip install --quiet --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf .venv-* results .jax_cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv-* results docs/_build docs/generated .jax_cache .pytest_cache .mypy_cache .ruff_cache

@@ -340,7 +340,9 @@ def numbers(sample: Sample) -> Iterator[tuple[str, np.ndarray]]:
             x, y = a[:, at(one, a)], b[:, at(other, b)]
             with np.errstate(invalid="ignore"):
                 yield f"{one}+{other} {where}", x + y
-                yield f"{one}-{other} {where}", x - y
+                # Two inputs on one linear piece of phi, or drawn to one state, have one logarithm: exactly in float64,
+                # to rounding in float32, which ranks would tell apart.
+                yield f"{one}-{other} {where}", np.round((x - y) / ROUNDING) * ROUNDING
 
 
 def _resolved(name: str, a: np.ndarray) -> np.ndarray:
