@@ -1,4 +1,4 @@
-"""``python -m vgjax map``, ``diagnose``, ``status``, ``collect``: the library's jobs from the command line."""
+"""``python -m vgjax map``, ``diagnose``, ``status``, ``collect``, ``explore``: the library's jobs from the command line."""
 
 import argparse
 import importlib
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if not getattr(arguments, "no_cache", True):
         keep_programs()
-    commands = {"map": _map, "diagnose": _diagnose, "status": _status, "collect": _collect}
+    commands = {"map": _map, "diagnose": _diagnose, "status": _status, "collect": _collect, "explore": _explore}
     try:
         return commands[arguments.command](arguments)
     except (ValueError, ImportError, OSError) as error:
@@ -48,10 +48,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="vgjax", description="Maps where gradients vanish or explode in deep networks."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_map, _add_diagnose, _add_status, _add_collect):
+    for add in (_add_map, _add_diagnose, _add_status, _add_collect, _add_explore):
         add(commands)
     about = "compile everything anew, instead of keeping it in the user's cache folder for the next command"
-    for command in (commands.choices["map"], commands.choices["diagnose"]):
+    for command in (commands.choices[name] for name in ("map", "diagnose", "explore")):
         command.add_argument("--no-cache", action="store_true", help=f"{about} (as {SWITCH}=off does)")
     return parser
 
@@ -111,6 +111,15 @@ def _add_collect(commands: Any) -> None:
     p.add_argument("out", metavar="FILE", help="a result: .npz, or .nc (netCDF)")
 
 
+def _add_explore(commands: Any) -> None:
+    about = "Write the explorer, one page that shows the theory of every scale, depth and width, and open it."
+    p = commands.add_parser("explore", help=about, description=about)
+    p.add_argument("--activation", action="append", help="may be given several times; left out, nine common ones")
+    p.add_argument("--out", default="results/explorer.html", metavar="FILE", help="the page")
+    p.add_argument("--no-open", action="store_true", help="write it and open no browser")
+    p.add_argument("--json", action="store_true", help="say what was written as JSON")
+
+
 def _status(arguments: argparse.Namespace) -> int:
     """0 of a run whose pieces are all done, else 1."""
     import vgjax as vg
@@ -155,6 +164,23 @@ def _diagnose(arguments: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
     print(found)
     return 0 if found.is_healthy else 1
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    """The path on standard output; a browser only where there is a screen."""
+    import os
+    import webbrowser
+
+    names = arguments.activation or list(plots.EXPLORED)
+    path = plots.explorer(arguments.out, names)
+    if arguments.json:
+        print(json.dumps({"path": str(path), "bytes": path.stat().st_size, "activations": names}))
+    else:
+        print(path)
+    screen = sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if screen and not arguments.no_open:
+        webbrowser.open(path.resolve().as_uri())
+    return 0
 
 
 def _named(spec: str) -> Callable[[], Any]:

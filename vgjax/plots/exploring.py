@@ -23,21 +23,21 @@ from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING
 from vgjax.theory._gaussian import ActivationLike
 from vgjax.version import VERSION
 
-DEFAULT = ("tanh", "sigmoid", "relu", "leaky_relu", "gelu", "silu", "elu", "selu", "sin")
+EXPLORED = ("tanh", "sigmoid", "relu", "leaky_relu", "gelu", "silu", "elu", "selu", "sin")
 """The activations of a page that is asked for none."""
 
 _WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _LARGEST_Q0, _LARGEST_SIGMA_B, _STEP_B = 100.0, 2.0, 0.01
 _REACHES = (4.0, 6.0, 8.0, 12.0, 16.0)  # of sigma_w: the least that holds the edge, or most of it
 _COLUMNS, _ROWS = 160, 100  # of the map
-_BITS = {"ratios": 44, "laws": 44, "pairs": 36, "map": 12}
+_BITS = {"ratios": 44, "laws": 44, "pairs": 40, "map": 12}
 """Binary digits behind the point that are kept, of what need not keep all: the map shows colours, a table of
 correlations is right to 1e-10 itself. What is cut off is zeros, which compress to nothing."""
 
 
 @kinds
 def explorer(
-    path: str | os.PathLike[str], activations: Sequence[ActivationLike] = DEFAULT, *, progress: bool | None = None
+    path: str | os.PathLike[str], activations: Sequence[ActivationLike] = EXPLORED, *, progress: bool | None = None
 ) -> Path:
     """Write a page that answers for every sigma_w, sigma_b, depth and width: the phase map, q_l, c_l and the gradient
     against layer with its band, the depth scales, and in words where gradients vanish or explode.
@@ -132,7 +132,8 @@ def _map(phi: Activation, most: float) -> tuple[np.ndarray, np.ndarray]:
 def _blob(arrays: dict[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     """Arrays as one text, and their shapes in its order: little-endian float64, the first bytes of all numbers before
     the second ones, compressed."""
-    cut = {name: np.ldexp(np.round(np.ldexp(a, _BITS[name])), -_BITS[name]) for name, a in arrays.items() if name in _BITS}
+    kept = {name: a for name, a in arrays.items() if name in _BITS}
+    cut = {name: np.ldexp(np.round(np.ldexp(a, _BITS[name])), -_BITS[name]) for name, a in kept.items()}
     flat = np.concatenate([np.ravel(a) for a in (arrays | cut).values()]).astype("<f8") + 0.0
     planes = np.ascontiguousarray(flat.view(np.uint8).reshape(-1, 8).T).tobytes()
     shapes = {name: list(a.shape) for name, a in arrays.items()}

@@ -134,7 +134,7 @@ const explorer = (() => {
   }
 
   function showLayer() {
-    const { q, apart, gradient } = results, l = state.layer, tenth = (log) => words.number(log / words.LN10);
+    const { q, apart, gradient } = results, l = state.layer, tenth = (log) => words.log(log / words.LN10);
     $("out-q").textContent = words.number(q[l]);
     $("out-c").textContent = words.number(1 - apart[l]);
     $("out-apart").textContent = words.number(apart[l]);
@@ -147,17 +147,18 @@ const explorer = (() => {
 
   const wide = () => {
     const logs = Array.from(results.q, Math.log10).filter(Number.isFinite);
-    return Math.max(...logs) - Math.min(...logs) > 1.5;
+    return Math.max(...logs) - Math.min(...logs) > 2;
   };
 
   function makeCharts() {
-    const line = (stroke, more = {}) => ({ stroke, width: 2, points: { show: false }, ...more });
+    const line = (stroke, more = {}) => ({ stroke, width: 2, pxAlign: 0, points: { show: false }, ...more });
     const phase = () => pictures.colour(results.point.phase), ink = () => pictures.colour("ink"), thin = { width: 0.5 };
     const common = { layer: () => state.layer, onLayer: (layer) => set({ layer }) };
     const faint = () => `${phase()}40`;
     charts = {
       gradient: pictures.chart($("gradient"), {
         ...common, powers: () => true, least: 2, limits: floatLimits,
+        side: () => (results.gradient.mean[0] > 0 ? "left" : "right"), // where the curve is not
         series: [line(phase, thin), line(phase, thin), line(phase), line(ink, { width: 1.4, dash: [6, 5] })],
         bands: [{ series: [1, 2], fill: faint }],
       }),
@@ -206,9 +207,8 @@ const explorer = (() => {
   let turn = Promise.resolve();
   function set(asked) {
     turn = turn.then(async () => {
-      const before = state;
       state = changed(state, asked);
-      if (T && ["layer"].every((name) => asked[name] !== undefined) && Object.keys(asked).length === 1) return showLayerOnly(before);
+      if (T && Object.keys(asked).join() === "layer") return showLayerOnly();
       T = await load(state.activation);
       show();
     });

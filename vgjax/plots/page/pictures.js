@@ -11,20 +11,17 @@ const pictures = (() => {
 
   // --- charts ---
 
-  // The chart's own x axis is layers; y values are what is given, logarithms to base 10 where `powers` says so.
+  const INTEGERS = [1, 2, 5, 10, 20, 50, 100, 200, 500];
+
+  // Layers to the right; upwards what is given, exponents of 10 where `powers` says so.
   function axes(powers) {
     const common = { stroke: () => colour("quiet"), grid: { stroke: () => colour("grid"), width: 1 },
-      ticks: { show: false }, font: FONT };
-    const power = (value) => (Number.isInteger(value) ? `10${words.raised(value)}` : `10${raisedTenths(value)}`);
-    const y = { ...common, size: 52, space: 34 };
-    if (powers()) return [{ ...common, size: 26, space: 60 }, { ...y, values: (_, ticks) => ticks.map(power) }];
-    return [{ ...common, size: 26, space: 60 }, { ...y, values: (_, ticks) => ticks.map((tick) => String(+tick.toPrecision(6))) }];
+      ticks: { show: false }, font: FONT, labelFont: FONT };
+    const layers = { ...common, size: 24, space: 60, incrs: [1, ...INTEGERS], label: "layer l", labelSize: 16, labelGap: 0 };
+    const y = { ...common, size: 52, space: 30 };
+    if (powers()) return [layers, { ...y, incrs: INTEGERS, values: (_, ticks) => ticks.map((tick) => `10${words.raised(tick)}`) }];
+    return [layers, { ...y, values: (_, ticks) => ticks.map((tick) => String(+tick.toPrecision(6))) }];
   }
-
-  const raisedTenths = (value) => {
-    const [whole, rest] = value.toFixed(1).split(".");
-    return (whole === "-0" ? "⁻⁰" : words.raised(whole)) + "·" + words.raised(rest);
-  };
 
   // A range with room, and at least `least` wide.
   const range = (least) => (_, low, high) => {
@@ -37,11 +34,11 @@ const pictures = (() => {
   // lines, [{ at, text }], drawn where they are within), least (height of the y axis at the least), onLayer.
   function chart(element, settings) {
     const options = () => ({
-      width: element.clientWidth, height: element.clientHeight,
+      width: element.clientWidth, height: element.clientHeight, pxAlign: 0,
       legend: { show: false }, cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false } },
       scales: { x: { time: false, range: (_, low, high) => [low, high] }, y: { range: settings.range ?? range(settings.least) } },
-      series: [{}, ...settings.series], bands: settings.bands ?? [], axes: axes(settings.powers), padding: [8, 10, 0, 0],
-      hooks: { draw: [(plot) => drawLimits(plot, settings.limits()), (plot) => drawLayer(plot, settings.layer())] },
+      series: [{}, ...settings.series], bands: settings.bands ?? [], axes: axes(settings.powers), padding: [10, 16, 0, 0],
+      hooks: { draw: [(plot) => drawLimits(plot, settings.limits(), settings.side?.()), (plot) => drawLayer(plot, settings.layer())] },
     });
     let plot, data;
     const choose = (event) => {
@@ -60,7 +57,7 @@ const pictures = (() => {
     };
   }
 
-  function drawLimits(plot, limits) {
+  function drawLimits(plot, limits, side = "right") {
     const { ctx, bbox } = plot;
     ctx.save();
     ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
@@ -74,9 +71,10 @@ const pictures = (() => {
       ctx.moveTo(bbox.left, y);
       ctx.lineTo(bbox.left + bbox.width, y);
       ctx.stroke();
-      ctx.textAlign = "right";
-      ctx.textBaseline = below ? "top" : "bottom";
-      ctx.fillText(text, bbox.left + bbox.width - 4 * devicePixelRatio, y + (below ? 3 : -2) * devicePixelRatio);
+      const under = below || y - 16 * devicePixelRatio < bbox.top, inset = 5 * devicePixelRatio;
+      ctx.textAlign = side;
+      ctx.textBaseline = under ? "top" : "bottom";
+      ctx.fillText(text, side === "right" ? bbox.left + bbox.width - inset : bbox.left + inset, y + (under ? 3 : -2) * devicePixelRatio);
     }
     ctx.restore();
   }
@@ -86,6 +84,7 @@ const pictures = (() => {
     const { ctx, bbox } = plot, x = plot.valToPos(layer, "x", true);
     ctx.save();
     ctx.globalAlpha = 0.45;
+    ctx.setLineDash([]);
     ctx.lineWidth = devicePixelRatio;
     ctx.strokeStyle = colour("ink");
     ctx.beginPath();

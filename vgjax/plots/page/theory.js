@@ -61,6 +61,13 @@ const theory = (() => {
     return series(along, 0, x);
   }
 
+  // What 1 - c is multiplied by in a layer of sigma_w = 1. The table's own rounding next to s = 0 is up to 6e-8, which
+  // hundreds of layers would add up; the limit there is E phi'^2, known to rounding, and puts it right.
+  function ratio(T, epsilon, q) {
+    const found = pair(T, 0, epsilon * q, (1 - epsilon) * q);
+    return epsilon < 1e-6 ? (found * moments(T, q)[1]) / pair(T, 0, 0, q) : found;
+  }
+
   // --- mean field ---
 
   // The root of f between two ends by bisection; undefined if f has one sign there.
@@ -157,7 +164,7 @@ const theory = (() => {
     }
     if (!(slope > 1 + CRITICAL)) return [1, slope];
     const at = T.homogeneous[0] ? 1 : q;
-    const f = (x) => level * pair(T, 0, x * x * at, (1 - x * x) * at) - 1;
+    const f = (x) => level * ratio(T, x * x, at) - 1;
     const least = Math.sqrt(1e-13);
     const epsilon = (bisect(f, least, 1) ?? (f(least) <= 0 ? least : 1)) ** 2;
     return [1 - epsilon, level * pair(T, 1, epsilon * at, (1 - epsilon) * at)];
@@ -180,7 +187,7 @@ const theory = (() => {
       // Far out phi is a power of its argument, and the correlation does not know the common scale of two inputs.
       const before = clip(q[l], low, high), after = before === q[l] ? q[l + 1] : level * moments(T, before)[0];
       const at = T.homogeneous[0] ? 1 : before, epsilon = apart[l];
-      const distance = pair(T, 0, epsilon * at, (1 - epsilon) * at) * epsilon * before;
+      const distance = ratio(T, epsilon, at) * epsilon * before;
       apart[l + 1] = known ? clip((level * distance) / after, 0, 1) : NaN;
     }
     return { q, apart, logChi };

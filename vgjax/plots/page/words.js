@@ -23,13 +23,16 @@ const words = (() => {
     return mantissa.replace("-", "−") + (exponent ? `×10${raised(Number(exponent))}` : "");
   }
 
+  // A logarithm: to four digits, or as many decimals; what lies below is rounding of a sum.
+  const log = (x) => (Math.abs(x) < 1 ? x.toFixed(4).replace(/^-(0\.0*)$/, "$1").replace("-", "−") : number(x));
+
   // A factor given by its natural logarithm, far beyond the floats too.
   function factor(log, digits = 2) {
     if (!Number.isFinite(log)) return number(Math.exp(log));
     const exponent = Math.floor(log / LN10);
     if (exponent >= -3 && exponent < 4) return number(Math.exp(log), digits);
-    let mantissa = Math.exp(log - exponent * LN10).toPrecision(digits);
-    return mantissa.startsWith("10") ? `1.${"0".repeat(digits - 1)}×10${raised(exponent + 1)}` : `${mantissa}×10${raised(exponent)}`;
+    const mantissa = Math.exp(log - exponent * LN10).toPrecision(digits), carried = mantissa.startsWith("10");
+    return `${carried ? (1).toPrecision(digits) : mantissa}×10${raised(exponent + carried)}`;
   }
 
   // The last layer, coming from the output, at which a condition on ln ||dL/dh^l|| holds: from there back it is lost.
@@ -79,5 +82,5 @@ const words = (() => {
 
   const note = (status, reason) => [NOTES[status], reason && `No edge of chaos at this bias scale: ${reason}.`].filter(Boolean).join(" ");
 
-  return { FORMATS, LN10, number, factor, floats, losses, verdict, note, raised };
+  return { FORMATS, LN10, number, log, factor, floats, losses, verdict, note, raised };
 })();
