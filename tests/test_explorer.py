@@ -70,9 +70,9 @@ def opened(browser, written):
 
 READ = """async (asked) => {
   await window.explorer.set(asked);
-  const said = Object.fromEntries([...document.querySelectorAll("[id^=out-]")].map((e) => [e.id.slice(4), e.innerText]));
-  return { ...said, verdict: document.getElementById("verdict").innerText, note: document.getElementById("note").innerText,
-    setting: window.explorer.get() };
+  const text = (id) => document.getElementById(id).innerText;
+  const said = [...document.querySelectorAll("[id^=out-]")].map((e) => [e.id.slice(4), e.innerText]);
+  return { ...Object.fromEntries(said), verdict: text("verdict"), note: text("note"), setting: window.explorer.get() };
 }"""
 
 
@@ -259,9 +259,9 @@ def test_keys_move_the_point_on_the_map(opened, key, scale, sign):
     after = page.evaluate("window.explorer.get()")
     assert np.sign(after[scale] - before[scale]) == sign
     assert {name for name in after if after[name] != before[name]} == {scale}
-    assert f"{scale.replace('sigma_w', 'weight scale').replace('sigma_b', 'bias scale')}" in page.get_attribute(
-        "#map", "aria-label"
-    )
+    said = page.get_attribute("#map", "aria-label")
+    assert f"weight scale {after['sigma_w']:#.4g}," in said
+    assert f"bias scale {after['sigma_b']:g}:" in said
 
 
 def test_a_click_on_the_map_and_the_way_to_the_edge(opened):
@@ -302,9 +302,12 @@ def test_what_makes_no_sense_in_an_address_is_left_out(opened):
     assert {name: setting[name] for name in expected} == expected
 
 
+UNNAMED = """() => [...document.querySelectorAll("input, select, button, canvas[tabindex]")]
+  .filter((e) => !(e.labels?.length || e.getAttribute("aria-label") || e.innerText)).length"""
+
+
 def test_every_input_has_a_name(opened):
-    unnamed = "[...document.querySelectorAll('input, select, canvas[tabindex], button')].filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.innerText)).length"
-    assert opened().evaluate(unnamed) == 0
+    assert opened().evaluate(UNNAMED) == 0
 
 
 # --- the file -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``python -m vgjax map``, ``diagnose``, ``status``, ``collect``, ``explore``: the library's jobs from the command line."""
+"""``python -m vgjax map``, ``diagnose``, ``status``, ``collect``, ``explore``: jobs from the command line."""
 
 import argparse
 import importlib
