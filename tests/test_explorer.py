@@ -93,9 +93,9 @@ def agrees(text, expected):
     if math.isnan(expected):
         return text == "not known"
     value, half = number(text) if text != "0" else (0.0, 0.0)
-    return (
-        value == expected if math.isinf(expected) else abs(value - expected) <= half * (1 + 1e-5) + 1e-14 * abs(value)
-    )
+    if math.isinf(value) or math.isinf(expected):
+        return value == expected
+    return abs(value - expected) <= half * (1 + 1e-5) + 1e-14 * abs(value)
 
 
 def asked_settings(names, count, seed):
@@ -318,7 +318,7 @@ def test_the_file_is_small_and_carries_its_licence(written):
     assert written.stat().st_size < 3e6 / len(exploring.EXPLORED) * len(FEW)
     assert "Permission is hereby granted" in text
     assert not re.search(r"\{\{\w+\}\}", text)
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"?(?!data:)", text)
+    assert not re.search(r"<(script|link|img)[^>]*\s(src|href)=(?!\"data:)", text)
 
 
 def test_the_map_is_that_of_the_theory():
@@ -327,12 +327,12 @@ def test_the_map_is_that_of_the_theory():
     rows, columns = growth.shape
     for row, column in ((0, 0), (3, 100), (rows - 1, 17)):
         point = vg.theory.mean_field("gelu", (column + 0.5) * 4 / columns, (row + 0.5) * 2 / rows)
-        assert growth[row, column] == np.log(point.chi) / 2
+        assert growth[row, column] == pytest.approx(float(np.log(point.chi)) / 2, rel=1e-12)
         assert unbounded[row, column] == (point.status == "grows without bound")
 
 
 def test_tables_give_the_moments_back():
-    found = tables("selu", [64], 100.0)
+    found = tables("tanh", [64], 100.0)
     assert isinstance(found, Tables)
     t = np.random.default_rng(0).uniform(found.edges[0], found.edges[-1], 50)
     place = (t - found.edges[0]) / (found.edges[1] - found.edges[0])
@@ -341,7 +341,7 @@ def test_tables_give_the_moments_back():
         np.polynomial.chebyshev.chebval(2 * x - 1, found.moments[s].T)
         for s, x in zip(segment, place - segment, strict=True)
     ]
-    expected = np.array(vg.theory.moments("selu", np.exp(t))).T
+    expected = np.array(vg.theory.moments("tanh", np.exp(t))).T
     np.testing.assert_allclose(rows, expected, rtol=1e-11)
 
 

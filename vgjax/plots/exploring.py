@@ -94,7 +94,7 @@ def _packed(phi: Activation) -> dict[str, Any]:
     sigma_b = _bias_scales()
     edge = theory.critical(phi, sigma_b)
     most = _reach(edge.edge)
-    largest_q = 1e7
+    largest_q = None
     if phi.facts.bounded:
         square = float(theory.moments(phi, 1e9).square)
         largest_q = max(_LARGEST_Q0, most**2 * square + _LARGEST_SIGMA_B**2)

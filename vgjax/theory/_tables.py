@@ -69,14 +69,14 @@ class Tables(NamedTuple):
 
 
 @kinds
-def tables(activation: ActivationLike, widths: Sequence[int], largest_q: float = 1e7) -> Tables:
+def tables(activation: ActivationLike, widths: Sequence[int], largest_q: float | None = None) -> Tables:
     """All functions of one activation from which mean field, propagation and band follow by arithmetic.
 
     Args:
         activation: a name, an `Activation`, or any elementwise callable.
         widths: n of the laws of slopes; all else knows no width.
-        largest_q: variance up to which correlations are looked up, from 1e-9 on; that of bounded activations is known
-            beforehand, and a smaller table made in seconds instead of half a minute.
+        largest_q: variance beyond which nothing is asked for. That of bounded activations is known beforehand, and
+            smaller tables are made in seconds instead of half a minute. None: there is none.
 
     Returns:
         `Tables`, as right as what they are the tables of: about 1e-10.
@@ -88,12 +88,12 @@ def tables(activation: ActivationLike, widths: Sequence[int], largest_q: float =
     Source: the tables of `vgjax.theory.moments`, `propagate` and `band`.
     """
     phi, sizes = activations.get(activation), [positive_integer("widths", n) for n in widths]
-    finite("largest_q", largest_q, "positive", lambda q: q > 0)
+    finite("largest_q", 1.0 if largest_q is None else largest_q, "positive", lambda q: q > 0)
     one = moment_table(phi)
     uneven = np.ptp(np.diff(one.of_log_q.edges)) > 1e-9
     if one.jumps or uneven or one.faster_than_powers(0) or one.faster_than_powers(1):
         raise ValueError(f"activation must be continuous and a power of its argument far out, got {phi.name!r}")
-    low, high = (1.0, 1.0) if phi.homogeneous else (_PAIRS[0], min(largest_q, _PAIRS[1]))
+    low, high = (1.0, 1.0) if phi.homogeneous else (_PAIRS[0], min(largest_q or _PAIRS[1], _PAIRS[1]))
     pair, (laws, law_axis) = pair_table(phi, low, high), _laws(phi, sizes, largest_q)
     below, above = (end.value in (0, 1) and end.jacobian == 0 for end in phi.facts.ends)
     return Tables(
@@ -116,10 +116,10 @@ def tables(activation: ActivationLike, widths: Sequence[int], largest_q: float =
     )
 
 
-def _laws(phi: Activation, widths: Sequence[int], largest_q: float) -> tuple[np.ndarray, np.ndarray]:
+def _laws(phi: Activation, widths: Sequence[int], largest_q: float | None) -> tuple[np.ndarray, np.ndarray]:
     """The laws of slopes at all widths from one pass over q, shape ``(widths, segments, 2, 24)``, and their axis."""
     reached = (math.log(pieces(phi).largest_variance) - _LAWS.low) // _LAWS.step
-    needed = math.ceil((math.log(largest_q) - _LAWS.low) / _LAWS.step)
+    needed = math.ceil((math.log(largest_q) - _LAWS.low) / _LAWS.step) if largest_q else _LAWS.segments
     segments = 1 if phi.homogeneous else max(1, min(_LAWS.segments, int(reached), needed))
     nodes = _LAWS.nodes[:segments]
     at_nodes = [[_law_of_slopes(phi, math.exp(t))[1:] for t in segment] for segment in nodes]

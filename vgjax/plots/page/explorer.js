@@ -114,9 +114,10 @@ const explorer = (() => {
     const { point, gradient } = results, [lead, rest] = words.verdict(point, gradient, state), edge = edgeHere();
     document.documentElement.style.setProperty("--phase", `var(--${point.phase})`);
     $("verdict").replaceChildren(Object.assign(document.createElement("b"), { textContent: lead }), rest);
-    for (const name of ["chi", "growth", "xi_grad", "q_star", "xi_q", "c_star", "xi_c"]) {
+    for (const name of ["chi", "growth", "xi_grad", "q_star", "xi_q", "xi_c"]) {
       $(`out-${name}`).textContent = words.number(point[name]);
     }
+    $("out-c_star").textContent = words.decimals(point.c_star, 5);
     for (const name of ["phase", "status"]) $(`out-${name}`).textContent = point[name];
     $("out-edge").textContent = Number.isNaN(edge) ? "none" : words.number(edge);
     $("out-width").textContent = state.width;
@@ -136,7 +137,7 @@ const explorer = (() => {
   function showLayer() {
     const { q, apart, gradient } = results, l = state.layer, tenth = (log) => words.log(log / words.LN10);
     $("out-q").textContent = words.number(q[l]);
-    $("out-c").textContent = words.number(1 - apart[l]);
+    $("out-c").textContent = words.decimals(1 - apart[l], 5);
     $("out-apart").textContent = words.number(apart[l]);
     $("out-mean").textContent = tenth(gradient.mean[l]);
     $("out-deviation").textContent = tenth(gradient.deviation[l]);
@@ -158,7 +159,7 @@ const explorer = (() => {
     charts = {
       gradient: pictures.chart($("gradient"), {
         ...common, powers: () => true, least: 2, limits: floatLimits,
-        side: () => (results.gradient.mean[0] > 0 ? "left" : "right"), // where the curve is not
+        ends: () => [results.gradient.mean[0] / words.LN10, 0],
         series: [line(phase, thin), line(phase, thin), line(phase), line(ink, { width: 1.4, dash: [6, 5] })],
         bands: [{ series: [1, 2], fill: faint }],
       }),

@@ -38,7 +38,7 @@ const pictures = (() => {
       legend: { show: false }, cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false } },
       scales: { x: { time: false, range: (_, low, high) => [low, high] }, y: { range: settings.range ?? range(settings.least) } },
       series: [{}, ...settings.series], bands: settings.bands ?? [], axes: axes(settings.powers), padding: [10, 16, 0, 0],
-      hooks: { draw: [(plot) => drawLimits(plot, settings.limits(), settings.side?.()), (plot) => drawLayer(plot, settings.layer())] },
+      hooks: { draw: [(plot) => drawLimits(plot, settings.limits(), settings.ends?.()), (plot) => drawLayer(plot, settings.layer())] },
     });
     let plot, data;
     const choose = (event) => {
@@ -57,7 +57,10 @@ const pictures = (() => {
     };
   }
 
-  function drawLimits(plot, limits, side = "right") {
+  // Each line's words stand at that end from which the curve, which has these values at its ends, is farther; words that
+  // would lie on others are left out.
+  function drawLimits(plot, limits, ends = [0, Infinity]) {
+    const taken = [];
     const { ctx, bbox } = plot;
     ctx.save();
     ctx.font = `${12 * devicePixelRatio}px system-ui, sans-serif`;
@@ -72,6 +75,9 @@ const pictures = (() => {
       ctx.lineTo(bbox.left + bbox.width, y);
       ctx.stroke();
       const under = below || y - 16 * devicePixelRatio < bbox.top, inset = 5 * devicePixelRatio;
+      const side = Math.abs(at - ends[0]) > Math.abs(at - ends[1]) ? "left" : "right";
+      if (taken.some((other) => Math.abs(other - y) < 16 * devicePixelRatio)) continue;
+      taken.push(y);
       ctx.textAlign = side;
       ctx.textBaseline = under ? "top" : "bottom";
       ctx.fillText(text, side === "right" ? bbox.left + bbox.width - inset : bbox.left + inset, y + (under ? 3 : -2) * devicePixelRatio);

@@ -166,7 +166,8 @@ const theory = (() => {
     const at = T.homogeneous[0] ? 1 : q;
     const f = (x) => level * ratio(T, x * x, at) - 1;
     const least = Math.sqrt(1e-13);
-    const epsilon = (bisect(f, least, 1) ?? (f(least) <= 0 ? least : 1)) ** 2;
+    // Odd functions without bias have c* = 0 exactly, which the table knows to its rounding.
+    const epsilon = f(1) > -1e-9 ? 1 : (bisect(f, least, 1) ?? least) ** 2;
     return [1 - epsilon, level * pair(T, 1, epsilon * at, (1 - epsilon) * at)];
   }
 

@@ -23,8 +23,11 @@ const words = (() => {
     return mantissa.replace("-", "−") + (exponent ? `×10${raised(Number(exponent))}` : "");
   }
 
-  // A logarithm: to four digits, or as many decimals; what lies below is rounding of a sum.
-  const log = (x) => (Math.abs(x) < 1 ? x.toFixed(4).replace(/^-(0\.0*)$/, "$1").replace("-", "−") : number(x));
+  // To so many decimals, for what may be the rounding of a sum, as logarithms near 0 and correlations are.
+  const decimals = (x, count) => (Number.isNaN(x) ? number(x) : x.toFixed(count).replace(/^-(0\.0*)$/, "$1").replace("-", "−"));
+
+  // A logarithm to four digits, or as many decimals.
+  const log = (x) => (Math.abs(x) < 1 ? decimals(x, 4) : number(x));
 
   // A factor given by its natural logarithm, far beyond the floats too.
   function factor(log, digits = 2) {
@@ -82,5 +85,5 @@ const words = (() => {
 
   const note = (status, reason) => [NOTES[status], reason && `No edge of chaos at this bias scale: ${reason}.`].filter(Boolean).join(" ");
 
-  return { FORMATS, LN10, number, log, factor, floats, losses, verdict, note, raised };
+  return { FORMATS, LN10, number, decimals, log, factor, floats, losses, verdict, note, raised };
 })();
