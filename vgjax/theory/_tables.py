@@ -67,6 +67,10 @@ class Tables(NamedTuple):
     held: np.ndarray
     homogeneous: bool
 
+    def __repr__(self) -> str:
+        widths = ", ".join(map(str, self.widths))
+        return f"<tables: {len(self.moments)} segments of ln q, laws of widths {widths}>"
+
 
 @kinds
 def tables(activation: ActivationLike, widths: Sequence[int], largest_q: float | None = None) -> Tables:

@@ -122,7 +122,7 @@ const explorer = (() => {
     $("out-edge").textContent = Number.isNaN(edge) ? "none" : words.number(edge);
     $("out-width").textContent = state.width;
     $("out-format").textContent = state.format;
-    $("note").textContent = words.note(point.status, reasonHere());
+    $("note").textContent = words.note(point.status, reasonHere(), results.apart.findIndex(Number.isNaN));
     $("to-edge").disabled = Number.isNaN(edge) || edge > largestW(state.activation);
     $("hatched").hidden = !T.unbounded.some(Boolean);
     $("floats").replaceChildren(...Object.keys(words.FORMATS).map((format) => {

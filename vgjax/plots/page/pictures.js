@@ -80,8 +80,19 @@ const pictures = (() => {
       taken.push(y);
       ctx.textAlign = side;
       ctx.textBaseline = under ? "top" : "bottom";
-      ctx.fillText(text, side === "right" ? bbox.left + bbox.width - inset : bbox.left + inset, y + (under ? 3 : -2) * devicePixelRatio);
+      const place = [side === "right" ? bbox.left + bbox.width - inset : bbox.left + inset, y + (under ? 3 : -2) * devicePixelRatio];
+      haloed(ctx, text, place);
     }
+    ctx.restore();
+  }
+
+  // Words that can be read on lines.
+  function haloed(ctx, text, place) {
+    ctx.save();
+    ctx.setLineDash([]);
+    [ctx.strokeStyle, ctx.lineWidth, ctx.lineJoin] = [colour("paper"), 4 * devicePixelRatio, "round"];
+    ctx.strokeText(text, ...place);
+    ctx.fillText(text, ...place);
     ctx.restore();
   }
 

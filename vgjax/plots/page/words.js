@@ -83,7 +83,11 @@ const words = (() => {
     oscillates: "The fixed point repels and q circles around it: these numbers are of the fixed point, the curves of what q does.",
   };
 
-  const note = (status, reason) => [NOTES[status], reason && `No edge of chaos at this bias scale: ${reason}.`].filter(Boolean).join(" ");
+  // What else has to be said; `left` is the layer from which on correlations are not known, -1 if all are.
+  function note(status, reason, left) {
+    const outside = left >= 0 && `From layer ${left} on q lies outside the float range, and c is not known.`;
+    return [NOTES[status], reason && `No edge of chaos at this bias scale: ${reason}.`, outside].filter(Boolean).join(" ");
+  }
 
   return { FORMATS, LN10, number, decimals, log, factor, floats, losses, verdict, note, raised };
 })();
