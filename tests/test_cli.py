@@ -144,7 +144,7 @@ def test_misuse_is_exit_status_two(capsys, arguments):
     assert "vgjax" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["map", "theory", "remedies", "diagnose", "status", "collect"])
+@pytest.mark.parametrize("name", ["map", "theory", "remedies", "diagnose", "explore", "status", "collect"])
 def test_help_has_examples_that_can_be_parsed(capsys, name):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])

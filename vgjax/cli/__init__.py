@@ -1,4 +1,4 @@
-"""``python -m vgjax map``, ``theory``, ``remedies``, ``diagnose``, ``status``, ``collect``: the library's jobs from the
+"""``python -m vgjax map``, ``theory``, ``remedies``, ``diagnose``, ``explore``, ``status``, ``collect``: the library's jobs from the
 command line.
 
 A command is a module with ``add(commands)``, which declares it, and ``run(arguments)``, which returns the exit status.
@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vgjax.cli import maps, models, points, runs, treatments
+from vgjax.cli import exploring, maps, models, points, runs, treatments
 from vgjax.compilation_cache import SWITCH, keep_programs
 
-COMPILED = ("map", "remedies", "diagnose")
+COMPILED = ("map", "remedies", "diagnose", "explore")
 """The commands that compile programs, and so can keep them."""
 
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "2 bad input, with one sentence on standard error. `vgjax COMMAND --help` has examples.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (maps, points, treatments, models, runs):
+    for module in (maps, points, treatments, models, exploring, runs):
         module.add(commands)
     about = "compile everything anew, instead of keeping it in the user's cache folder for the next command"
     for name in COMPILED:

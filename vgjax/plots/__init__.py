@@ -8,6 +8,7 @@ and every distinction is also a line, a marker or a word.
 from vgjax.plots.cures import remedies
 from vgjax.plots.curves import depth_profile, draw_band, draw_profile, spectrum
 from vgjax.plots.edges import draw_edge, edge
+from vgjax.plots.exploring import EXPLORED, explorer
 from vgjax.plots.learning import (
     draw_boundary,
     draw_gradient_heat,
@@ -45,6 +46,7 @@ from vgjax.plots.style import (
 __all__ = [
     "CRITICAL",
     "EXPLODING",
+    "EXPLORED",
     "STYLE",
     "THEORY",
     "VANISHING",
@@ -63,6 +65,7 @@ __all__ = [
     "draw_states",
     "draw_trainability",
     "edge",
+    "explorer",
     "factor",
     "factor_ticks",
     "gradient_path",

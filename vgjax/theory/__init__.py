@@ -23,6 +23,7 @@ from vgjax.theory._gaussian import correlated_expectation, expectation
 from vgjax.theory._mean_field import FixedPoint, MeanField, mean_field
 from vgjax.theory._moments import Moments, moments
 from vgjax.theory._propagation import Propagation, propagate
+from vgjax.theory._tables import Tables, tables
 
 __all__ = [
     "Band",
@@ -32,6 +33,7 @@ __all__ = [
     "MeanField",
     "Moments",
     "Propagation",
+    "Tables",
     "attention",
     "band",
     "correlated_expectation",
@@ -49,4 +51,5 @@ __all__ = [
     "recurrent",
     "residual",
     "shaping",
+    "tables",
 ]
