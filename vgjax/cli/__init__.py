@@ -1,7 +1,6 @@
-"""``python -m vgjax map``, ``theory``, ``remedies``, ``diagnose``, ``explore``, ``status``, ``collect``: the library's jobs from the
-command line.
+"""The library's jobs from the command line: ``python -m vgjax COMMAND``.
 
-A command is a module with ``add(commands)``, which declares it, and ``run(arguments)``, which returns the exit status.
+A command is a module with ``add(commands)``, which declares it with the function that runs it.
 """
 
 import argparse
