@@ -371,9 +371,12 @@ def p_values(a: Sample, b: Sample) -> dict[str, float]:
         alive = [z[np.isfinite(z)] for z in (x, y)]
         if np.isnan(x).all() and np.isnan(y).all():
             continue
-        if all(len(z) == len(x) and np.ptp(z) < ROUNDING for z in alive):
+        if all(len(z) and np.ptp(z) < ROUNDING for z in alive):
             assert abs(alive[0][0] - alive[1][0]) < 10 * ROUNDING, (name, alive[0][0], alive[1][0])
-            continue
+            if len(alive[0]) == len(alive[1]) == len(x):
+                continue
+            # Some networks are dead, or have left what float32 marks (a layer of GELU far below 0); the others agree.
+            x, y = (np.where(np.isfinite(z), 0.0, z) for z in (x, y))
         found |= {f"{name} {test}": float(p) for test, p in _tests(x, y, *alive).items()}
     return found
 
