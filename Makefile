@@ -8,7 +8,7 @@ SIZE ?= full
 export OPENBLAS_NUM_THREADS ?= 1
 export MPLBACKEND ?= Agg
 
-.PHONY: map test smoke test-slow torture figures bench check docs docs-serve clean
+.PHONY: map test smoke test-slow torture figures bench check package docs docs-serve clean
 
 map: $(ENV)/ready
 	$(RUN) -m vgjax map --out $(OUT)
@@ -29,8 +29,9 @@ test-slow: $(ENV)/ready
 torture: $(ENV)/ready
 	$(RUN) -m pytest -m torture --dist load
 
+# Two scripts at a time: most of a script is compilation, which has one core.
 figures: $(ENV)/ready
-	for script in $(filter-out figures/common.py,$(wildcard figures/*.py)); do SIZE=$(SIZE) $(RUN) $$script || exit 1; done
+	printf '%s\n' $(filter-out figures/common.py,$(wildcard figures/*.py)) | SIZE=$(SIZE) xargs -P 2 -n 1 $(RUN)
 
 bench: $(ENV)/ready
 	for script in benchmarks/bench_*.py; do SIZE=$(SIZE) $(RUN) $$script || exit 1; done
@@ -46,6 +47,10 @@ docs: $(ENV)/docs
 
 docs-serve: docs
 	$(RUN) -m http.server --directory docs/_build/html
+
+# Built, looked into, installed into empty environments, used from outside the tree.
+package: $(ENV)/ready
+	$(RUN) .ci/package.py
 
 $(ENV)/docs: $(ENV)/ready
 	$(RUN) -m pip install --quiet --editable ".[docs]"
