@@ -6,6 +6,7 @@ show.
 """
 
 import ast
+import copy
 import doctest
 import importlib
 import re
@@ -129,3 +130,88 @@ def test_the_project_ships_what_it_says():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     assert {"docs", "dev", "xarray", "data", "ode", "pickle", "dask", "zarr"} <= {*extras}
+
+
+# --- the tables of what was measured --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        yield importlib.import_module("measured")
+
+
+def test_the_measured_tables_are_those_of_the_json(measured):
+    text = (DOCS / "measured.md").read_text()
+    for name, made in measured.regions().items():
+        assert f"<!-- {name} -->\n\n{made}\n\n<!-- /{name} -->" in text, "run: python docs/measured.py --write"
+
+
+def test_no_verdict_is_typed(measured):
+    text = (DOCS / "measured.md").read_text().replace('every "(missed)" in them', "")
+    for made in measured.regions().values():
+        text = text.replace(made, "")
+    assert "missed" not in text
+
+
+CROSSED = {
+    "32 x 32 map": (("map", "activations", 0, "times_map", "bare, stacked"), 0.85, 0.849),
+    "10,000 layers, float32": (("exactness", "largest at full depth"), 1e-5, 1.01e-5),
+    "the same map without weights": (("implicit", "maps", 18, "times bare"), 600.0, 499.0),
+    "the same: times its speed; tables, tanh, with": (("implicit", "maps", 1, "times bare"), 3.0, 2.9),
+    "without weights, first call": (("implicit", "first_calls", 5, "seconds"), 7.9, 8.1),
+    "without weights, 1,000,000 points": (("implicit", "many_points", 0, "peak GiB"), 1.9, 2.1),
+    "without weights, digits at depth 10,000, float32": (("implicit", "exactness", 6, "float32 error"), 9e-6, 2e-5),
+    "compile time": (("depth", "targets", 0, "value"), 1.3, 1.31),
+    "working memory": (("depth", "targets", 1, "value"), 1.0, 1.02),
+    "every ln s": (("spectrum", "targets", 1, "value"), 1.0, 1.1),
+    "the whole spectrum": (("spectrum", "cost", 2, "ratio"), 3.0, 3.1),
+    "largest s²": (("spectrum", "edges", 5, "ratio"), 1.09, 1.11),
+    "sweeps of other": (("architectures", "sweeps", 5, "fraction_of_bare"), 0.5, 0.49),
+    "gradients of every state": (("architectures", "profiles", 0, "seconds"), 1.9, 2.1),
+    "a trainability map": (("training", "maps", 0, "seconds"), 599.0, 601.0),
+    "dimension of their border": (("training", "boundary", "dimension", "linear"), 1.05, 1.06),
+    "theory: a map": (("theory", "rows", 3, "map, q*"), 0.3, 0.31),
+    "40 small models": (("diagnosis", "scores", 0, "right"), 38, 37),
+    "`import vgjax`": (("import", "targets", 0, "value"), 1.3, 1.31),
+    "of 20 sick ones": (("diagnosis", "mended"), 14, 13),
+    "22 models that others": (("public_models", "right"), 20, 19),
+    "a diagnosis over the gradient, first": (("diagnosis_cost", "networks", 0, "first"), 3.0, 3.1),
+    "- `gradient_flow` of ResNet": (("first_call", "networks", "resnet", "gradient_flow", "ratio"), 3.0, 3.1),
+    "`python -m vgjax map` takes": (("first_call", "map", "programs"), 25, 26),
+}
+"""Rows by their beginnings: where the JSON has a number of theirs, one that reaches its target, one that does not."""
+
+
+@pytest.mark.parametrize("row", CROSSED, ids=lambda row: "-".join(map(str, CROSSED[row][0])))
+def test_what_is_missed_follows_from_the_numbers(row, measured):
+    """One word more or less, in this row and in no other."""
+    (*path, last), reaching, missing = CROSSED[row]
+
+    def lines(value):
+        found = copy.deepcopy(measured.read())
+        place = found
+        for key in path:
+            place = place[key]
+        place[last] = value
+        text = "\n".join((measured.table(found), measured.rest(found), measured.first_calls.table(found)))
+        return text.splitlines()
+
+    pairs = zip(lines(reaching), lines(missing), strict=True)
+    ((reached, missed),) = (pair for pair in pairs if pair[0].count("missed") != pair[1].count("missed"))
+    assert reached.removeprefix("| ").startswith(row)
+    assert missed.count("missed") == reached.count("missed") + 1
+
+
+def test_the_page_judges_as_the_benchmarks_do(measured):
+    entries = [
+        (name, entry)
+        for name, found in measured.read().items()
+        for entry in found.get("targets", ())
+        if isinstance(entry, dict) and isinstance(entry["value"], int | float) and "wanted" not in entry
+    ]
+    assert len(entries) > 30
+    for name, entry in entries:
+        claim = measured.Claim(entry["value"], entry.get("least"), entry.get("most"))
+        assert claim.is_missed != entry["reached"], (name, entry["what"])
