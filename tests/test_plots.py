@@ -154,3 +154,14 @@ def test_a_spectrum_is_drawn_as_it_is_with_what_is_lost_in_the_legend():
     np.testing.assert_array_equal(drawn[1], values[1, :2])
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts == ["1 layer", "50 layers, 1 of 3 lost"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_a_profile_of_any_number_of_curves_runs_from_what_vanishes_to_what_explodes(count):
+    slopes = np.linspace(-1, 1, count)[::-1]
+    figure = plots.depth_profile({f"{slope}": slope * np.arange(6.0)[::-1] for slope in slopes})
+    colours = {line.get_label(): line.get_color() for line in figure.axes[0].get_lines()}
+    drawn = [colours[f"{slope}"] for slope in sorted(slopes)]
+    assert len(set(drawn)) == count
+    ends = {1: [plots.CRITICAL] * 2, 2: [plots.VANISHING, plots.EXPLODING], 3: [plots.VANISHING, plots.EXPLODING]}
+    assert [drawn[0], drawn[-1]] == ends.get(count, [plots.VANISHING, plots.EXPLODING])

@@ -112,13 +112,13 @@ def draw_band(ax: "matplotlib.axes.Axes", band: Band) -> None:
 
 def _by_growth(curves: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """From blue, for what vanishes most towards the first layer, to red, for what explodes most."""
-    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     growth = {name: float(np.nanmean(c[:, 0] - c[:, -1])) for name, c in curves.items()}
     order = sorted(growth, key=growth.__getitem__)
-    few = {1: [CRITICAL], 2: [VANISHING, EXPLODING], 3: [VANISHING, CRITICAL, EXPLODING]}
-    colours = few.get(len(order)) or list(colormaps["coolwarm"](np.linspace(0, 1, len(order))))
-    return dict(zip(order, colours, strict=True))
+    between = LinearSegmentedColormap.from_list("growth", [VANISHING, CRITICAL, EXPLODING])
+    places = np.linspace(0, 1, len(order)) if len(order) > 1 else [0.5]
+    return dict(zip(order, map(to_hex, between(places)), strict=True))
 
 
 def _float32_sums() -> tuple[float, float]:
