@@ -90,8 +90,7 @@ def sheet_points() -> np.ndarray:
 def norm_on_cliff(w: np.ndarray) -> np.ndarray:
     """Of the gradient there, exactly: at a fixed point dx_T/db is the geometric sum of the slope w sigmoid'(x_0)."""
     s, slope = float(SIGMOID(START)), w * float(SIGMOID.derivative(START))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        growth = np.where(np.abs(slope - 1) < 1e-9, STEPS, (slope**STEPS - 1) / (slope - 1))
+    growth = np.sum(np.power.outer(slope, np.arange(STEPS)), axis=-1)
     return 2 * abs(s - TARGET) * float(SIGMOID.derivative(START)) * growth * np.hypot(1, s)
 
 
