@@ -1,6 +1,7 @@
 """A skip slows all that depth does: in residual tanh networks the variance grows like l and the gradient like
-exp(sqrt(l)), in ReLU ones both like exp(l); two inputs meet like powers of depth, not exponentially (Yang and
-Schoenholz 2017, "Mean field residual networks: on the edge of chaos", arXiv 1712.08969)."""
+exp(sqrt(l)), in ReLU ones both like exp(l); two inputs meet like l^-2 under ReLU and stay apart under tanh, where
+without a skip they meet exponentially (Yang and Schoenholz 2017, "Mean field residual networks: on the edge of chaos",
+arXiv 1712.08969)."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
