@@ -133,3 +133,12 @@ def test_the_first_loss_below_is_found(figure):
     found = script.first_below(np.stack([falling, flat]))
     assert np.isinf(found[1])
     assert falling[int(found[0]) - 10 : int(found[0])].mean() < script.LEARNED
+
+
+def test_a_perturbation_along_the_state_shrinks_by_the_slope_of_the_q_map(figure):
+    """By the q map itself: the variance after a layer, a little above and below its fixed point."""
+    script = figure("delta_orthogonal")
+    edge = theory.critical("tanh", q=script.Q_STAR)
+    starts = script.Q_STAR * np.array([1 - 1e-4, 1 + 1e-4])
+    after = theory.propagate("tanh", edge.sigma_w, edge.sigma_b, 1, q0=starts).q[:, 1]
+    np.testing.assert_allclose(script.slope_along(), np.diff(after)[0] / np.diff(starts)[0], rtol=1e-5)
