@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, SEEDS, STEPS, RATE = (16, 2, 20, 0.006) if SMALL else (64, 3, 1200, 0.006)
+WIDTH, SEEDS, STEPS, RATE = (8, 2, 20, 0.006) if SMALL else (64, 3, 1200, 0.006)
 DEPTHS = (22, 30)  # He's
 DRAWS = 4 if SMALL else 40
 INITS = {"He": (2**0.5, plots.VANISHING, "o", "-"), "Xavier": (1.0, plots.EXPLODING, "s", "--")}  # sigma_w

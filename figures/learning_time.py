@@ -43,7 +43,7 @@ class Learned:
     expected: np.ndarray
 
 
-FINE = np.geomspace(Q_STAR[0] / 1.5, Q_STAR[-1] * 1.5, 8 if SMALL else 40)
+FINE = np.geomspace(Q_STAR[0] / 1.5, Q_STAR[-1] * 1.5, 4 if SMALL else 40)
 
 
 def compute() -> dict[str, Learned]:
