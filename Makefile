@@ -62,4 +62,4 @@ $(ENV)/ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv-* results docs/_build docs/generated .jax_cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv-* results docs/_build .jax_cache .pytest_cache .mypy_cache .ruff_cache

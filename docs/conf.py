@@ -3,17 +3,13 @@
 import hashlib
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+import vgjax
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(DOCS))
-
-import pages  # noqa: E402 - beside this file
-
-import vgjax  # noqa: E402
 
 project, author, copyright = "vgjax", "The vgjax developers", "the vgjax developers"
 version = release = vgjax.__version__
@@ -70,19 +66,30 @@ default_role = "code"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
 python_use_unqualified_type_names = True
 add_module_names = False
 
 
+EMPHASIS = re.compile(r"(?<![\w*])\*(\w[\w ]*\w)\*(?![\w*])")
+
+
 def escaped(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """The bars and stars of formulas (|x|, q*), which are markup elsewhere; what stands in literals stays."""
+    """The bars and stars of formulas (|x|, q*), which are markup elsewhere; what stands in literals stays, and so do
+    emphasis and the names of arguments."""
     for i, line in enumerate(lines):
-        parts = line.split("``")
-        parts[::2] = [re.sub(r"(?<=\w)\*", r"\*", part.replace("|", r"\|")) for part in parts[::2]]
-        lines[i] = "``".join(parts)
+        start = re.match(r"\s*\**", line).end()  # type: ignore[union-attr]
+        parts = line[start:].split("``")
+        parts[::2] = [_escaped(part) for part in parts[::2]]
+        lines[i] = line[:start] + "``".join(parts)
+
+
+def _escaped(text: str) -> str:
+    kept = EMPHASIS.sub("\x00\\1\x00", text.replace("|", r"\|"))
+    return kept.replace("*", r"\*").replace("\x00", "*")
 
 
 def setup(app: Any) -> None:
-    """Pages that are made of the code and of its measurements."""
-    pages.write(DOCS / "generated")
+    """How docstrings are read."""
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True  # it adds a path, and does not say so
     app.connect("autodoc-process-docstring", escaped, priority=400)  # before napoleon
