@@ -43,16 +43,29 @@ def run(*command: str | Path, cwd: Path) -> str:
 def built(folder: Path) -> tuple[Path, Path]:
     """Wheel and sdist; the wheel is made of the sdist."""
     env = environment(folder / "build")
-    run(env, "-m", "pip", "install", "--quiet", "build", cwd=folder)
+    install(env, "build")
     run(env, "-m", "build", "--outdir", folder / "dist", ROOT, cwd=folder)
     (wheel,), (sdist,) = (list((folder / "dist").glob(f"*.{suffix}")) for suffix in ("whl", "tar.gz"))
     return wheel, sdist
 
 
-def environment(folder: Path) -> Path:
-    """An empty one's Python."""
+def environment(folder: Path, base: Path | None = None) -> Path:
+    """The Python of an empty environment, or of one that sees what is in another and can add to it."""
     venv.create(folder, with_pip=True)
-    return folder / "bin" / "python"
+    env = folder / "bin" / "python"
+    if base is not None:
+        (site(env) / "base.pth").write_text(f"{site(base)}\n")
+    return env
+
+
+def site(env: Path) -> Path:
+    """Where its packages are."""
+    return Path(run(env, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=env.parent).strip())
+
+
+def install(env: Path, *what: str | Path) -> None:
+    """From the registry, without compiling what may never be imported."""
+    run(env, "-m", "pip", "install", "--quiet", "--no-compile", *what, cwd=env.parent)
 
 
 def look_into(wheel: Path, sdist: Path) -> None:
@@ -69,17 +82,17 @@ def look_into(wheel: Path, sdist: Path) -> None:
     assert {"README.md", "LICENSE", "pyproject.toml", "CHANGELOG.md", "CITATION.cff"} <= kept, sorted(kept)[:20]
 
 
-def use(wheel: Path, folder: Path) -> None:
+def use(wheel: Path, folder: Path, base: Path) -> None:
     """The README's quickstart from the wheel, the command line, and types as another project sees them."""
-    env = environment(folder / "plain")
-    run(env, "-m", "pip", "install", "--quiet", f"{wheel}[data]", "mypy", cwd=folder)
+    env = environment(folder / "use", base)
+    install(env, f"{wheel}[data]", "mypy")
     where = run(env, "-c", "import vgjax; print(vgjax.__file__)", cwd=folder).strip()
     assert where.startswith(str(folder)), where
     options = "doctest.NORMALIZE_WHITESPACE"
     code = f"import doctest; print(doctest.testfile({str(ROOT / 'README.md')!r}, False, optionflags={options}))"
     said = run(env, "-c", code, cwd=folder)
     assert re.search(r"failed=0, attempted=(1[5-9]|[2-9]\d)", said), said
-    assert "chaotic" in run(env.parent / "vgjax", "theory", "--sigma-w", "1.5", cwd=folder)
+    assert "chaotic" in run(base.parent / "vgjax", "theory", "--sigma-w", "1.5", cwd=folder)
     (folder / "typed.py").write_text(TYPED)
     checked = subprocess.run(
         [str(env), "-m", "mypy", "typed.py"], cwd=folder, capture_output=True, text=True, check=False
@@ -87,13 +100,13 @@ def use(wheel: Path, folder: Path) -> None:
     assert re.findall(r"typed.py:(\d+): error", checked.stdout) == ["4"], checked.stdout
 
 
-def extras(wheel: Path, folder: Path) -> None:
-    """Each alone."""
+def extras(wheel: Path, folder: Path, base: Path) -> None:
+    """Each alone, beside the library and nothing else."""
     said = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {*said} == {*EXTRAS} | OTHER, sorted({*said} ^ ({*EXTRAS} | OTHER))
     for name, proof in EXTRAS.items():
-        env = environment(folder / name)
-        run(env, "-m", "pip", "install", "--quiet", f"{wheel}[{name}]", cwd=folder)
+        env = environment(folder / name, base)
+        install(env, f"{wheel}[{name}]")
         run(env, "-c", f"import vgjax; {proof}", cwd=folder)
         print(f"{name}: installed alone and imported")
 
@@ -105,9 +118,11 @@ def main() -> None:
         wheel, sdist = built(folder)
         look_into(wheel, sdist)
         print(f"{wheel.name}: {wheel.stat().st_size / 1e3:.0f} kB")
-        use(wheel, folder)
+        base = environment(folder / "plain")
+        install(base, wheel)
+        use(wheel, folder, base)
         print("used from the wheel")
-        extras(wheel, folder)
+        extras(wheel, folder, base)
 
 
 if __name__ == "__main__":
