@@ -212,7 +212,7 @@ def test_numbers_are_those_of_the_theory_at_200_random_settings(opened):
     check_numbers(opened(), FEW, SETTINGS, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_numbers_of_the_default_page(opened, tmp_path):
     page = vg.plots.explorer(tmp_path / "page.html", progress=False)
     assert page.stat().st_size < 3e6

@@ -129,7 +129,7 @@ def sweep(
         mesh: the devices along which the points of a piece are laid: one axis, or that called ``points``; default: all
             devices of this process.
         on_error: ``"raise"``: the first piece that fails twice ends the sweep with its error.
-        progress: a bar on standard error, one step a piece; None shows it on a terminal only.
+        progress: a bar on standard error, one step a piece; None shows it on a terminal and in a notebook.
         **axes: the grid: the name of a scale (or of what else the measurement takes: ``learning_rate``) with its
             values, shape ``(points,)``; a plain number stays fixed. Schedules of a scale along the layers, shape
             ``(points, depth)`` or a list of numbers and schedules, are counted: an axis ``sigma_w_schedule`` with the
