@@ -4,8 +4,6 @@ import json
 import math
 import re
 import shutil
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,7 +373,7 @@ def test_bad_activations_are_one_sentence_and_nothing_is_written(tmp_path, activ
 
 def test_the_command_writes_the_page_and_says_where(tmp_path, capsys, monkeypatch):
     opened = []
-    monkeypatch.setitem(sys.modules, "webbrowser", SimpleNamespace(open=opened.append))
+    monkeypatch.setattr("vgjax.cli.exploring.webbrowser.open", opened.append)
     monkeypatch.setenv("DISPLAY", ":0")
     command = ["explore", "--activation", "linear", "--no-cache", "--out", str(tmp_path / "page.html")]
     assert main([*command, "--json", "--no-open"]) == 0

@@ -66,7 +66,7 @@ def test_a_result_without_weights_has_what_a_drawn_one_has(name, measure):
     assert (ours.provenance["weights"], drawn.provenance["weights"]) == ("implicit", "drawn")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gains_and_gradients_of_every_kind_are_near_those_of_drawn_networks(name):
     """A coarse look at many networks, within 5 standard errors; the law itself is tested elsewhere."""
@@ -247,7 +247,7 @@ def read(drawn, names):
 @pytest.mark.parametrize("names", [sums.GAINS, sums.GRADIENTS], ids=["gains", "gradients"])
 @pytest.mark.parametrize(
     "activation",
-    ["tanh", "gelu", "hard_tanh", *(pytest.param(name, marks=pytest.mark.slow) for name in [*STACKED, "relu6"])],
+    ["tanh", "gelu", "hard_tanh", *(pytest.param(name, marks=pytest.mark.torture) for name in [*STACKED, "relu6"])],
 )
 def test_a_table_reads_as_the_sums_themselves(activation, names):
     """ln gain and ln gradient of 100 layers in float64 to 1e-6, from a box that contains the points."""
@@ -276,7 +276,7 @@ def test_a_table_that_is_too_coarse_says_so():
 
 @pytest.mark.parametrize("names", [sums.GAINS, sums.GRADIENTS], ids=["gains", "gradients"])
 @pytest.mark.parametrize(
-    "activation", ["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tanh", "hard_tanh", "gelu"))]
+    "activation", ["relu", *(pytest.param(name, marks=pytest.mark.torture) for name in ("tanh", "hard_tanh", "gelu"))]
 )
 def test_float32_reads_what_float64_reads_at_depth_1000(activation, names):
     depth = 1000
@@ -322,7 +322,7 @@ def test_a_narrow_relu_network_dies_as_a_zero(measure):
     [
         (1, "hard_swish"),
         (2, "relu"),
-        *(pytest.param(w, a, marks=pytest.mark.slow) for w in (1, 2, 3, 4) for a in ("tanh", "relu", "hard_swish")),
+        *(pytest.param(w, a, marks=pytest.mark.torture) for w in (1, 2, 3, 4) for a in ("tanh", "relu", "hard_swish")),
     ],
 )
 def test_width_one_to_four(width, activation):

@@ -35,8 +35,8 @@ def phase_map(
     """Where gradients vanish and where they explode: the growth per layer over two scales, and the gain against depth
     along the first.
 
-    Left: the factor by which a gradient's norm changes in a layer, past the transient (`Result.rate`), with the measured edge
-    between vanishing and exploding. Right: the same gradient against depth at one value of the second scale, with the
+    Left: the factor by which a gradient's norm changes in a layer, past the transient (`Result.rate`), with the
+    measured edge between vanishing and exploding. Right: the same gradient against depth at one value of the second scale, with the
     depth at which float32 stops reading it.
 
     Args:
