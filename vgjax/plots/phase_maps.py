@@ -36,8 +36,8 @@ def phase_map(
     along the first.
 
     Left: the factor by which a gradient's norm changes in a layer, past the transient (`Result.rate`), with the
-    measured edge between vanishing and exploding. Right: the same gradient against depth at one value of the second scale, with the
-    depth at which float32 stops reading it.
+    measured edge between vanishing and exploding. Right: the same gradient against depth at one value of the second
+    scale, with the depth at which float32 stops reading it.
 
     Args:
         sweep: over two scales (or one: then only the right panel is drawn).
