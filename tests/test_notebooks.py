@@ -1,5 +1,6 @@
 """In a notebook a result is a table, a figure shows itself, and work has a progress bar."""
 
+import pickle
 import subprocess
 import sys
 
@@ -24,6 +25,11 @@ def test_a_figure_is_its_own_picture_and_settings_stay(measured):
     picture = vg.plots.depth_profile({"tanh": measured.log_gain[:, 0]})._repr_png_()
     assert picture.startswith(b"\x89PNG")
     assert mpl.rcParams == before
+
+
+def test_a_figure_can_be_pickled():
+    figure = vg.plots.depth_profile({"a": [0.0, -1.0, -2.0]})
+    assert pickle.loads(pickle.dumps(figure))._repr_png_() == figure._repr_png_()
 
 
 def test_a_notebook_shows_it_with_nothing_configured(tmp_path):

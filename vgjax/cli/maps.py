@@ -31,22 +31,9 @@ def add(commands: Any) -> None:
     )
     p = command(commands, "map", _map, about, examples)
     p.add_argument("--activation", default="tanh", help=f"one of {', '.join(NAMES)}")
-    p.add_argument(
-        "--sigma-w",
-        nargs=2,
-        type=float,
-        default=(0.5, 3.0),
-        metavar=("FROM", "TO"),
-        help="weight scales, standard deviations",
-    )
-    p.add_argument(
-        "--sigma-b",
-        nargs=2,
-        type=float,
-        default=(0.0, 1.0),
-        metavar=("FROM", "TO"),
-        help="bias scales, standard deviations",
-    )
+    for flag, default, of in (("--sigma-w", (0.5, 3.0), "weight"), ("--sigma-b", (0.0, 1.0), "bias")):
+        about = f"{of} scales, standard deviations"
+        p.add_argument(flag, nargs=2, type=float, default=default, metavar=("FROM", "TO"), help=about)
     p.add_argument("--points", type=int, default=48, help="grid points along each scale")
     p.add_argument("--width", type=int, default=256, help="units of a layer")
     p.add_argument("--depth", type=int, default=100, help="layers")

@@ -18,6 +18,7 @@ from vgjax import activations as known_activations
 from vgjax import theory
 from vgjax.activations import Activation
 from vgjax.checks import kinds, not_empty
+from vgjax.ensembles import runner
 from vgjax.files import whole_file, writable_folder
 from vgjax.plots.style import CRITICAL, EXPLODING, VANISHING
 from vgjax.theory._gaussian import ActivationLike
@@ -50,7 +51,7 @@ def explorer(
     Args:
         path: of the file.
         activations: names, or `Activation`; each takes 3 to 40 seconds, most of it for the correlations.
-        progress: a bar on standard error; None shows it on terminals only.
+        progress: a bar on standard error; None shows it on a terminal and in a notebook.
 
     Returns:
         The path.
@@ -61,16 +62,13 @@ def explorer(
 
     Source: as `vgjax.theory.mean_field` and `band`; the drawing is uPlot's (MIT, https://github.com/leeoniya/uPlot).
     """
-    from tqdm import tqdm
-
     file = _writable(path)
     not_empty("activations", activations)
     found = [known_activations.get(each) for each in activations]
     names = [phi.name for phi in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"activations must have names of their own, got {min(twice)!r} twice")
-    bar = tqdm(found, desc="explorer", unit="activation", disable=None if progress is None else not progress)
-    page = _page([_packed(phi) for phi in bar])
+    page = _page([_packed(phi) for phi in runner.progress(found, len(found), "explorer", progress)])
     with whole_file(file) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return file

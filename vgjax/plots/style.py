@@ -69,22 +69,19 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 def sheet(width: float, height: float) -> "matplotlib.figure.Figure":
     """An empty figure, in inches; the last line of a notebook's cell shows it, with nothing configured."""
-    return _sheets()(figsize=(width, height), layout="constrained")
-
-
-@functools.cache
-def _sheets() -> "type[matplotlib.figure.Figure]":
-    """The class is made when something is drawn: matplotlib is not imported before."""
     from matplotlib.figure import Figure
 
-    class Sheet(Figure):
-        @styled
-        def _repr_png_(self) -> bytes:
-            drawn = io.BytesIO()
-            self.savefig(drawn, format="png", dpi=144)
-            return drawn.getvalue()
+    figure = Figure(figsize=(width, height), layout="constrained")
+    # What IPython asks for; no subclass, so that a figure can still be pickled.
+    figure._repr_png_ = functools.partial(_as_png, figure)  # type: ignore[attr-defined]
+    return figure
 
-    return Sheet
+
+@styled
+def _as_png(figure: "matplotlib.figure.Figure") -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=144)
+    return drawn.getvalue()
 
 
 @kinds
