@@ -49,7 +49,7 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
         "tanh RNN": (vg.rnn(**time), "sigma_w", [square]),
         "LSTM": (vg.lstm(**time), "sigma_w", [(1, n, 4 * n)]),
         "GRU": (vg.gru(**time), "sigma_w", [(1, n, 3 * n)]),
-        "attention": (vg.transformer(**encoder, hidden=0), "sigma_vo", attention),
+        "attention": (vg.transformer(**encoder, feed_forward=None), "sigma_vo", attention),
         "transformer": (vg.transformer(**encoder), "sigma_vo", attention + feed_forward),
     }
 

@@ -46,7 +46,7 @@ class Correlations:
 
 def compute() -> Correlations:
     """Random tokens, 6 draws."""
-    uniform = network(norm=None, hidden=0)
+    uniform = network(norm=None, feed_forward=None)
     attention = {
         (skip, branch): correlations(uniform, sigma_qk=0.0, skip=skip, branch=branch) for skip, branch in ATTENTION
     }

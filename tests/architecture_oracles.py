@@ -483,7 +483,7 @@ def transformer(
     def block(p: Tree, h: Any, scales: dict[str, float], _: None) -> Any:
         temperature = scales.get("temperature", 1.0)
         look = functools.partial(attended, causal=causal, temperature=temperature)
-        h = around_skip(p, "attention", h, lambda q, a: look(q["attention"]["attention"], a), scales)
+        h = around_skip(p, "attention", h, lambda q, a: look(q["attention"], a), scales)
         if phi is None:
             return h
         feed = lambda q, a: affine(q["layer_2"], phi(affine(q["layer_1"], a)))  # noqa: E731

@@ -273,7 +273,7 @@ def test_the_last_kernels_gradient_falls_with_depth_under_pre_norm_only(place: s
         outputs=10,
         norm=vg.norm("layer", epsilon=0.0),
         residual=place,
-        activation="relu",
+        feed_forward="relu",
     )
     depths, logs = np.array([4, 8, 16, 32]), []
     for seed in range(8):
@@ -301,7 +301,7 @@ def test_uniform_attention_makes_tokens_alike() -> None:
 
     The 6-layer network is the 12-layer one with the branches behind at 0.
     """
-    net = vg.transformer(width=256, depth=12, heads=1, inputs=(16, 256), norm=None, hidden=0)
+    net = vg.transformer(width=256, depth=12, heads=1, inputs=(16, 256), norm=None, feed_forward=None)
     stem = {"kernel": jnp.eye(256), "bias": jnp.zeros(256)}
     found: dict[int, list[float]] = {6: [], 12: []}
     for seed in range(8):
@@ -318,7 +318,7 @@ def test_uniform_attention_makes_tokens_alike() -> None:
 
 def test_without_a_skip_tokens_collapse_and_queries_and_keys_learn_nothing() -> None:
     """Dong, Cordonnier and Loukas 2021: rank one after one layer of uniform attention."""
-    net = vg.transformer(width=16, depth=3, heads=2, inputs=(5, 16), norm=None, hidden=0)
+    net = vg.transformer(width=16, depth=3, heads=2, inputs=(5, 16), norm=None, feed_forward=None)
     params, x = drawn(net, 0), inputs(net, 0)
     scales = vg.Scales(sigma_qk=0.0, skip=0.0)
     np.testing.assert_allclose(vg.measure.token_correlation(params, scales, x)[1:], 1, atol=1e-5)
@@ -326,8 +326,8 @@ def test_without_a_skip_tokens_collapse_and_queries_and_keys_learn_nothing() -> 
     flow = vg.gradient_flow(params, vg.Scales(), same)
     weights = flow.log_parameter_gradient
     for part in ("query", "key"):
-        below = weights[f"attention/branch/attention/attention/{part}/kernel"]
-        assert np.all(below < weights["attention/branch/attention/attention/value/kernel"] - 12)  # 0, to rounding
+        below = weights[f"attention/branch/attention/{part}/kernel"]
+        assert np.all(below < weights["attention/branch/attention/value/kernel"] - 12)  # 0, to rounding
 
 
 # --- noise ----------------------------------------------------------------------------------------------------------

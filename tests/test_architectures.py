@@ -260,7 +260,7 @@ CASES = {
         diagnostics=_gru_gates_of,
     ),
     "transformer pre, causal": Case(
-        attentive(causal=True),
+        attentive(attention="causal"),
         truth.transformer(GELU, "pre", LN, causal=True),
         "cross_entropy",
         {
@@ -278,8 +278,7 @@ CASES = {
         attentive(
             residual=vg.networks.branch("post", scheme="deepnorm"),
             norm=vg.norm("rms", epsilon=1e-2),
-            hidden=5,
-            activation="relu",
+            feed_forward=vg.networks.feed_forward("relu", hidden=5),
         ),
         truth.transformer(RELU, "post", functools.partial(truth.normed, "rms", epsilon=1e-2)),
         "squared_error",
@@ -289,7 +288,9 @@ CASES = {
     ),
     "attention alone, tied, rezero": Case(
         lambda **options: vg.networks.tied(
-            attentive(norm=None, hidden=0, heads=3, residual=vg.networks.branch("pre", scheme="rezero"))(**options)
+            attentive(norm=None, feed_forward=None, heads=3, residual=vg.networks.branch("pre", scheme="rezero"))(
+                **options
+            )
         ),
         truth.transformer(None, None, gated=True),
         "cotangent",
@@ -451,7 +452,7 @@ def test_attention_in_float64_is_exact_to_float64(x64: None) -> None:
     attention = vg.blocks.Attention(6, 2, dtype="float64", rngs=nnx.Rngs(0))
     h = np.random.default_rng(5).normal(size=(3, 6))
     kernels, scales = (
-        nnx.to_pure_dict(nnx.state(attention))["attention"],
+        nnx.to_pure_dict(nnx.state(attention)),
         vg.Scales(**{name: scale.default for name, scale in attention.scales.items()}),
     )
     plain = truth.compiled(functools.partial(truth.attended, kernels, causal=False, temperature=1.0), h)

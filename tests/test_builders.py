@@ -60,7 +60,7 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
     "lstm(states 2x4, depth 5, inputs 5x3, outputs 1)": lambda: vg.lstm(**RECURRENT),
     "gru(width 4, depth 5, inputs 5x3, outputs 1)": lambda: vg.gru(**RECURRENT),
     "transformer(gelu, states 3x6, depth 3, inputs 3x4, outputs 1, residual, rms norm, attention)": lambda: TRANSFORMER(
-        norm=vg.norm("rms", epsilon=0.0), causal=True
+        norm=vg.norm("rms", epsilon=0.0), attention="causal"
     ),
     "transformer(gelu, states 3x6, depth 3, inputs 3x4, outputs 1, residual, attention, layer norm)": lambda: (
         TRANSFORMER(residual=vg.networks.branch("post", scheme="deepnorm"))
@@ -257,12 +257,12 @@ def test_a_gate_under_shared_parameters_takes_one_branch_scale() -> None:
             "a Spec of Dense has its arguments already, got more of them",
         ),
         (lambda: vg.stack(vg.dense(4, 3), depth=2, input_shape=4), "Dense must keep the shape of its state, got (3,)"),
-        (lambda: TRANSFORMER(residual="plain"), "residual must be one of pre, post, got 'plain'"),
+        (lambda: TRANSFORMER(residual="plain"), "residual must be one of pre, post, sandwich"),
         (
             lambda: TRANSFORMER(residual=vg.networks.branch("pre", layers=3)),
             "layers and bottleneck of a transformer's branches",
         ),
-        (lambda: TRANSFORMER(norm="batch_running"), "norm must be one of layer, rms, got 'batch_running'"),
+        (lambda: TRANSFORMER(norm="batch_running"), "norm must be one of layer, rms, dyt, derf, got 'batch_running'"),
         (lambda: TRANSFORMER(norm=vg.norm("rms", on="activations")), "a transformer's norm takes an epsilon alone"),
         (lambda: TRANSFORMER(inputs=(3, 4, 5)), "inputs must be the shape (tokens, features) of one input"),
         (lambda: vg.cnn(channels=4, depth=2, inputs=8), "inputs must be the shape of an image, 1 to 3 sizes and its"),
@@ -291,7 +291,8 @@ BUILDERS = (vg.mlp, vg.cnn, vg.resnet, vg.rnn, vg.lstm, vg.gru, vg.transformer)
 def test_a_keyword_has_one_default_in_all_builders(name: str) -> None:
     signatures = [inspect.signature(build).parameters for build in (*BUILDERS, vg.dense, vg.networks.conv)]
     defaults = {str(parameters[name].default) for parameters in signatures if name in parameters}
-    assert len(defaults - {"(3, 3)"}) == 1  # conv takes the window itself, one number a dimension
+    # conv takes the window itself, one number a dimension; of a transformer its style and its input say what is left out.
+    assert len(defaults - {"(3, 3)", "style", "None"}) == 1
 
 
 # --- what theory is told --------------------------------------------------------------------------------------------

@@ -36,20 +36,25 @@ class Scale(NamedTuple):
     """A scale as a block declares it.
 
     Attributes:
-        default: what it stands at where it is not given.
+        default: what it stands at where it is not given; one number, or one a layer of a network of that depth.
         kind: what it does, one of `KINDS`.
         follows: the scale whose value it takes where it is not given itself: one kernel's own, of several that
             otherwise share one.
     """
 
-    default: float
+    default: float | tuple[float, ...]
     kind: str = "factor"
     follows: str | None = None
 
     @property
+    def first(self) -> float:
+        """The default, of the first layer."""
+        return self.default[0] if isinstance(self.default, tuple) else self.default
+
+    @property
     def unit(self) -> float:
         """What it stands at where nothing is scaled: 1 for what multiplies parameters, else the default."""
-        return 1.0 if self.kind == "parameter" else self.default
+        return 1.0 if self.kind == "parameter" else self.first
 
     @kinds
     def check(self, name: str, value: ArrayLike) -> None:

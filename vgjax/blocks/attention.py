@@ -1,4 +1,4 @@
-"""Self-attention over tokens, by Flax."""
+"""Self-attention over tokens: which look at which, how many heads share a key, and how positions are told."""
 
 import math
 from collections.abc import Mapping
@@ -10,29 +10,44 @@ from flax import nnx
 from jax import Array
 
 from vgjax import initializers
-from vgjax.checks import FloatDtype, Size, kinds
+from vgjax.blocks.normalization import Norm
+from vgjax.checks import FloatDtype, Size, finite, kinds, known
+from vgjax.floatexp import LINEAR, Ends
 from vgjax.initializers import Law, Scale, Scales
+
+MASKS = ("full", "causal")
+"""Which tokens a token looks at: all, or itself and those before it."""
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention, shapes ``(tokens, width)`` -> ``(tokens, width)``:
 
-    ``O softmax(Q K^T / (temperature sqrt(width / heads))) V``; no biases. Each kernel has a scale of its own,
-    ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; what is not given of them stands at ``sigma_qk``, for the first
-    two, or at ``sigma_vo``.
+    ``O softmax(Q K^T / (temperature sqrt(size))) V``, size = width / heads; no biases. Each kernel has a scale of its
+    own, ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; what is not given of them stands at ``sigma_qk``, for the
+    first two, or at ``sigma_vo``. With ``qk_norm`` those of queries and keys multiply what the norm made.
 
     Args:
         width: of a token, a multiple of ``heads``.
         heads: attention heads.
-        causal: a token looks at itself and those before it only.
-        kernel_init: how the kernels are drawn, of shape ``(width, width)``: as for `vgjax.blocks.Dense`.
+        key_heads: heads that keys and values have, each for ``heads / key_heads`` queries (grouped-query attention; 1
+            is multi-query); left out, ``heads``.
+        mask: one of `MASKS`.
+        window: a token looks at those less than this far away only (sliding); None for all.
+        rotary: turn queries and keys by their position times ``rotary^(-2 i / size)``, a pair of entries i and i + size
+            / 2 at a time; None for not. Its usual value is 10,000.
+        qk_norm: normalize each query and key by its root mean square, this being the epsilon; None for not.
+        kernel_init: how the kernels are drawn, of shape ``(width, width)`` (those of fewer keys are narrower): as for
+            `vgjax.blocks.Dense`.
         dtype: of the parameters.
         rngs: where the draws come from.
 
     Raises:
-        ValueError: heads that do not divide the width.
+        ValueError: heads that do not divide the width, keys' heads that do not divide the heads, an odd size under
+            rotation, an unknown mask, or a number that is out of range.
 
-    Source: Vaswani et al. 2017, "Attention is all you need".
+    Source: Vaswani et al. 2017, "Attention is all you need"; grouped queries: Ainslie et al. 2023, "GQA"; rotation: Su
+    et al. 2021, "RoFormer"; normalized queries and keys: Henry et al. 2020; Dehghani et al. 2023, "Scaling vision
+    transformers to 22 billion parameters"; windows: Beltagy et al. 2020, "Longformer".
     """
 
     scales: ClassVar[Mapping[str, Scale]] = {
@@ -42,6 +57,8 @@ class Attention(nnx.Module):
         **{name: Scale(1.0, "parameter", "sigma_vo") for name in ("sigma_v", "sigma_o")},
         "temperature": Scale(1.0, "divisor"),
     }
+    # A mean over all tokens, or the value of one: whatever the weights, what is averaged is linear.
+    degrees: ClassVar[Ends] = LINEAR
 
     @kinds
     def __init__(
@@ -49,46 +66,89 @@ class Attention(nnx.Module):
         width: Size,
         heads: Size,
         *,
-        causal: bool = False,
+        key_heads: Size | None = None,
+        mask: str = "full",
+        window: Size | None = None,
+        rotary: float | None = None,
+        qk_norm: float | None = None,
         kernel_init: Law = "gaussian",
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if width % heads:
-            raise ValueError(f"heads must divide the width {width}, got {heads}")
-        self.causal = causal
-        self.attention = nnx.MultiHeadAttention(
-            heads,
-            width,
-            use_bias=False,
-            # A network is a function: no cache of earlier tokens, no dropout, no keys kept.
-            decode=False,
-            deterministic=True,
-            attention_fn=_softmax_attention,
-            kernel_init=initializers.kernel_initializer(kernel_init),
-            param_dtype=dtype,
-            keep_rngs=False,
-            rngs=rngs,
-        )
+        key_heads = heads if key_heads is None else key_heads
+        check_heads(width, heads, key_heads, mask, rotary)
+        self.mask, self.window, self.rotary, size = mask, window, rotary, width // heads
+
+        def product(before: Any, behind: Any) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(
+                before,
+                behind,
+                axis=(-2, -1) if isinstance(before, tuple) else -1,
+                use_bias=False,
+                kernel_init=initializers.kernel_initializer(kernel_init),
+                param_dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.query, self.key = product(width, (heads, size)), product(width, (key_heads, size))
+        self.value, self.out = product(width, (key_heads, size)), product((heads, size), width)
+        norms = [None if qk_norm is None else Norm("rms", size, epsilon=qk_norm, dtype=dtype, rngs=rngs) for _ in "qk"]
+        self.query_norm, self.key_norm = norms
 
     def __call__(self, h: Array, scales: Scales) -> Array:
-        """Every token looks at every token (or those before it)."""
+        """Every token looks at those that its mask shows it."""
         # The scales multiply states, not kernels: a grid of them is one product (`vgjax.blocks.dense`).
-        query, key, value = scales.sigma_q * h, scales.sigma_k * h, scales.sigma_v * h
-        mask = jnp.tril(jnp.ones((1, len(h), len(h)), bool)) if self.causal else None
-        return scales.sigma_o * self.attention(query / scales.temperature, key, value, mask=mask)
+        query = self._looked(self.query, self.query_norm, h, scales.sigma_q)
+        key = self._looked(self.key, self.key_norm, h, scales.sigma_k)
+        value = self.value(scales.sigma_v * h)
+        tokens, heads, size = query.shape
+        grouped = query.reshape(tokens, key.shape[1], -1, size) / scales.temperature
+        logits = jnp.einsum("qkgd,tkd->kgqt", grouped, key) / math.sqrt(size)
+        weights = jax.nn.softmax(jnp.where(self._seen(tokens), logits, -jnp.inf))
+        mixed = jnp.einsum("kgqt,tkd->qkgd", weights, value).reshape(tokens, heads, size)
+        return scales.sigma_o * self.out(mixed)
+
+    def _looked(self, product: nnx.LinearGeneral, norm: Norm | None, h: Array, sigma: Array) -> Array:
+        """Queries or keys, shape ``(tokens, heads, size)``."""
+        a = product(sigma * h) if norm is None else sigma * norm(product(h))
+        return a if self.rotary is None else turned(a, self.rotary)
+
+    def _seen(self, tokens: int) -> Array:
+        """Which tokens (columns) each token (row) looks at."""
+        away = jnp.arange(tokens)[:, None] - jnp.arange(tokens)
+        seen = away >= 0 if self.mask == "causal" else jnp.ones_like(away, bool)
+        return seen if self.window is None else seen & (jnp.abs(away) < self.window)
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
-        """Each kernel takes its scale."""
-        a = self.attention
-        for part, sigma in ((a.query, "sigma_q"), (a.key, "sigma_k"), (a.value, "sigma_v"), (a.out, "sigma_o")):
-            part.kernel[...] = scales[sigma] * part.kernel[...]
+        """Each kernel takes its scale, or the gain of the norm behind it."""
+        looked = ((self.query, self.query_norm, "sigma_q"), (self.key, self.key_norm, "sigma_k"))
+        for product, norm, sigma in (*looked, (self.value, None, "sigma_v"), (self.out, None, "sigma_o")):
+            parameter = product.kernel if norm is None else norm.norm.scale
+            parameter[...] = scales[sigma] * parameter[...]
         # Those that others follow have been read as theirs.
         return frozenset(self.scales) - {"temperature"}
 
 
-def _softmax_attention(query: Array, key: Array, value: Array, mask: Array | None = None, **_: Any) -> Array:
-    """Shapes ``(tokens, heads, size)``, in the dtype of its arguments (Flax's own takes the softmax in float32)."""
-    logits = jnp.einsum("qhd,khd->hqk", query, key) / math.sqrt(query.shape[-1])
-    logits = logits if mask is None else jnp.where(mask, logits, -jnp.inf)
-    return jnp.einsum("hqk,khd->qhd", jax.nn.softmax(logits), value)
+def check_heads(width: int, heads: int, key_heads: int, mask: str, rotary: float | None) -> None:
+    """Raise ValueError unless a width has such heads."""
+    if width % heads:
+        raise ValueError(f"heads must divide the width {width}, got {heads}")
+    if heads % key_heads:
+        raise ValueError(f"key_heads must divide the heads {heads}, got {key_heads}")
+    known("mask", mask, MASKS)
+    if rotary is None:
+        return
+    finite("rotary", rotary, "positive", lambda v: v > 0)
+    if (width // heads) % 2:
+        raise ValueError(f"rotary needs heads of an even size, got width / heads = {width // heads}")
+
+
+def turned(a: Array, base: float) -> Array:
+    """Each pair of entries i, i + size / 2 of a token at position t turned by ``t base^(-2 i / size)``, shape
+    ``(tokens, heads, size)``."""
+    tokens, _, size = a.shape
+    speeds = base ** (-2 * jnp.arange(size // 2, dtype=a.dtype) / size)
+    angles = jnp.arange(tokens, dtype=a.dtype)[:, None, None] * speeds
+    first, second = jnp.split(a, 2, axis=-1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,4 +1,4 @@
-"""Blocks made of blocks: one behind the other, around a skip connection, and beside what is kept."""
+"""Blocks made of blocks: one behind the other, side by side, around a skip connection, and beside what is kept."""
 
 import functools
 import operator
@@ -10,30 +10,48 @@ from flax import nnx
 from jax import Array
 
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Spec, TheoryArguments
-from vgjax.checks import FloatDtype, kinds
-from vgjax.floatexp import Degrees, Ends, FloatExp, add, normalize, with_zero_exponent
+from vgjax.blocks.protocol import Defaults, Spec, TheoryArguments
+from vgjax.checks import FloatDtype, kinds, known
+from vgjax.floatexp import Degrees, Ends, FloatExp, add, aligned, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
 
-class Chain(nnx.Module):
-    """One block behind the other.
+class _Several(nnx.Module):
+    """Blocks by name, in order; what they say between them.
 
     Args:
+        defaults: of scales inside, where a recipe sets them: (name, value) pairs.
         **parts: name -> `Spec`, in order; the names begin the Flax paths of their parameters.
         rngs: where the draws come from.
     """
 
     @kinds
-    def __init__(self, *, rngs: nnx.Rngs, **parts: Spec):
-        self.order = tuple(parts)
+    def __init__(self, *, defaults: Defaults = (), rngs: nnx.Rngs, **parts: Spec):
+        self.order, self.defaults = tuple(parts), defaults
         for name, part in parts.items():
             setattr(self, name, part.build(rngs))
 
     @property
     def scales(self) -> Mapping[str, Scale]:
         """Those of all parts."""
-        return protocol.scales_of(*self._parts())
+        return protocol.with_defaults(protocol.scales_of(*self._parts()), self.defaults)
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """What its parts absorb."""
+        return protocol.absorb_scales(scales, *self._parts())
+
+    def _parts(self) -> list[Any]:
+        return [getattr(self, name) for name in self.order]
+
+
+class Chain(_Several):
+    """One block behind the other.
+
+    Args:
+        defaults: of scales inside, where a recipe sets them: (name, value) pairs.
+        **parts: name -> `Spec`, in order; the names begin the Flax paths of their parameters.
+        rngs: where the draws come from.
+    """
 
     @property
     def theory_arguments(self) -> TheoryArguments | dict[str, Any] | None:
@@ -63,12 +81,61 @@ class Chain(nnx.Module):
             state = protocol.step(part, normalize(state)[0] if i else state, scales)
         return state
 
-    def absorb_scales(self, scales: Scales) -> frozenset[str]:
-        """What its parts absorb."""
-        return protocol.absorb_scales(scales, *self._parts())
+    def diagnostics(self, h: Array, scales: Scales) -> dict[str, Array]:
+        """Those of its parts, by name."""
+        told: dict[str, Array] = {}
+        for name, part in zip(self.order, self._parts(), strict=True):
+            told |= {f"{name}/{of}": value for of, value in protocol.diagnostics(part, h, scales).items()}
+            h = protocol.call(part, h, scales)
+        return told
 
-    def _parts(self) -> list[Any]:
-        return [getattr(self, name) for name in self.order]
+
+JOINS = {"sum": jnp.add, "product": jnp.multiply, "maximum": jnp.maximum}
+"""How the results of blocks side by side are joined."""
+
+
+class Parallel(_Several):
+    """Blocks side by side on one state, joined unit by unit: ``F(h) + G(h)``, ``F(h) G(h)`` or ``max(F(h), G(h))``.
+
+    A sum is GPT-J's and PaLM's attention beside the feed-forward layer, a product a gated linear unit, a maximum
+    maxout.
+
+    Args:
+        how: ``"sum"``, ``"product"`` or ``"maximum"``.
+        **parts: name -> `Spec`; the names begin the Flax paths of their parameters.
+        rngs: where the draws come from.
+
+    Source: Dauphin et al. 2017, "Language modeling with gated convolutional networks"; Goodfellow et al. 2013, "Maxout
+    networks"; Chowdhery et al. 2022, "PaLM".
+    """
+
+    @kinds
+    def __init__(self, how: str, *, rngs: nnx.Rngs, **parts: Spec):
+        super().__init__(defaults=(), rngs=rngs, **parts)
+        self.how = known("how", how, JOINS)
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """The parts' results, joined; of one shape."""
+        results = [protocol.call(part, h, scales) for part in self._parts()]
+        if len({a.shape for a in results}) > 1:
+            raise ValueError(f"parts must make states of one shape to be joined, got {[a.shape for a in results]}")
+        return functools.reduce(JOINS[self.how], results)
+
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
+        """The same for a normalized state of any size."""
+        # Normalized first: a product of what is only nearly too large would leave the range.
+        results = [normalize(protocol.step(part, state, scales), once=True)[0] for part in self._parts()]
+        if self.how == "sum":
+            return add(*results)
+        if self.how == "product":
+            return functools.reduce(lambda a, b: FloatExp(a.value * b.value, a.exponent + b.exponent), results)
+        values, exponent = aligned(results)
+        return FloatExp(functools.reduce(jnp.maximum, values), exponent)
+
+    def diagnostics(self, h: Array, scales: Scales) -> dict[str, Array]:
+        """Those of its parts, by name."""
+        told = {name: protocol.diagnostics(getattr(self, name), h, scales) for name in self.order}
+        return {f"{name}/{of}": value for name, values in told.items() for of, value in values.items()}
 
 
 class Residual(nnx.Module):
@@ -90,7 +157,7 @@ class Residual(nnx.Module):
         *,
         shortcut: Spec | None = None,
         gate: bool = False,
-        defaults: tuple[tuple[str, float], ...] = (),
+        defaults: Defaults = (),
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -105,7 +172,7 @@ class Residual(nnx.Module):
         # A gate is a parameter: where layers share it, the scale that multiplies it is one number.
         branch = Scale(1.0, "factor" if self.gate is None else "parameter")  # a gate is a parameter
         scales = protocol.scales_of(self.branch, self.shortcut) | {"branch": branch, "skip": Scale(1.0)}
-        return scales | {name: scales[name]._replace(default=value) for name, value in self.defaults}
+        return protocol.with_defaults(scales, self.defaults)
 
     @property
     def theory_arguments(self) -> TheoryArguments | None:
@@ -127,6 +194,10 @@ class Residual(nnx.Module):
         terms = ((scales.skip, kept), (self._factor(scales), added))
         # A branch at 0 (ReZero) is an exact zero, which must not decide the exponent of the sum.
         return add(*(with_zero_exponent(FloatExp(factor * term.value, term.exponent)) for factor, term in terms))
+
+    def diagnostics(self, h: Array, scales: Scales) -> dict[str, Array]:
+        """Those of the branch."""
+        return protocol.diagnostics(self.branch, h, scales)
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """What its parts absorb; the gate takes the branch's scale."""

@@ -1,11 +1,14 @@
-"""Normalization layers, by Flax, with their epsilon explicit and their variances computed without cancellation."""
+"""Normalization layers, by Flax, with their epsilon explicit and their variances computed without cancellation; what
+stands in their place; and gains alone."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from vgjax import activations
 from vgjax.checks import FloatDtype, Size, kinds, known
 from vgjax.floatexp import (
     DIRECTION,
@@ -16,14 +19,20 @@ from vgjax.floatexp import (
     exponent_past_range,
     extended,
     from_float,
+    normalize,
+    scaled_bias,
     to_float_clipped,
     with_zero_exponent,
 )
-from vgjax.initializers import Scales
+from vgjax.initializers import Scale, Scales
 
 NORMS = ("layer", "rms", "group", "batch", "batch_running")
 """``batch`` normalizes over the batch, which is then the state; ``batch_running`` by running statistics, those of the
 identity until they are calibrated."""
+
+
+POINTWISE = {"dyt": "tanh", "derf": "erf"}
+"""What stands in place of a normalization without looking at the whole state, and its function (`DynamicTanh`)."""
 
 
 class Norm(nnx.Module):
@@ -108,3 +117,78 @@ class Norm(nnx.Module):
         if self.kind == "batch_running":
             return LINEAR
         return LINEAR[0] if self.norm.epsilon else DIRECTION, DIRECTION
+
+
+class DynamicTanh(nnx.Module):
+    """``gamma f(alpha h) + beta`` in place of a normalization, f tanh (DyT) or erf (Derf); alpha one trainable number,
+    whose value at the start is the scale ``alpha``; gamma and beta drawn as 1 and 0.
+
+    Args:
+        kind: ``"dyt"`` or ``"derf"``.
+        features: size of the state's last axis.
+        dtype: of the parameters.
+        rngs: where the draws come from.
+
+    Source: Zhu et al. 2025, "Transformers without normalization", whose alpha_0 is 1/2; Chen et al. 2025, "Stronger
+    normalization-free transformers" (erf).
+    """
+
+    scales: ClassVar[Mapping[str, Scale]] = {"alpha": Scale(0.5, "parameter")}
+
+    @kinds
+    def __init__(self, kind: str, features: Size, *, dtype: FloatDtype = jnp.float32, rngs: nnx.Rngs):
+        self.activation = activations.get(POINTWISE[known("norm", kind, POINTWISE)])
+        self.alpha, self.gain = nnx.Param(jnp.ones((), dtype)), nnx.Param(jnp.ones(features, dtype))
+        self.bias = nnx.Param(jnp.zeros(features, dtype))
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Of the state's shape."""
+        return self.gain[...] * self.activation(scales.alpha * self.alpha[...] * h) + self.bias[...]
+
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
+        """The same for a normalized state of any size."""
+        inside = normalize(FloatExp(scales.alpha * self.alpha[...] * state.value, state.exponent))[0]
+        f = activations.apply(self.activation, inside)
+        return add(with_zero_exponent(FloatExp(self.gain[...] * f.value, f.exponent)), scaled_bias(1.0, self.bias[...]))
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """alpha takes its scale."""
+        self.alpha[...] = scales.alpha * self.alpha[...]
+        return frozenset(self.scales)
+
+
+class Gain(nnx.Module):
+    """``scale g h``: a factor of its own for the state, and for every feature a trainable one, drawn as 1.
+
+    Args:
+        name: of the scale.
+        features: size of the state's last axis; None for the scale alone.
+        dtype: of the parameters.
+        rngs: where the draws come from.
+
+    Source: Touvron et al. 2021, "Going deeper with image transformers" (LayerScale, behind a branch); Sun et al. 2025,
+    "The curse of depth in large language models" (1 / sqrt(l) behind a norm).
+    """
+
+    linear = True
+
+    @kinds
+    def __init__(self, name: str, features: Size | None = None, *, dtype: FloatDtype = jnp.float32, rngs: nnx.Rngs):
+        self.name = name
+        self.gain = None if features is None else nnx.Param(jnp.ones(features, dtype))
+
+    @property
+    def scales(self) -> Mapping[str, Scale]:
+        """Its own."""
+        return {self.name: Scale(1.0, "factor" if self.gain is None else "parameter")}
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Of the state's shape."""
+        return scales[self.name] * h if self.gain is None else scales[self.name] * self.gain[...] * h
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """The gains of features take the scale."""
+        if self.gain is None:
+            return frozenset()
+        self.gain[...] = scales[self.name] * self.gain[...]
+        return frozenset({self.name})

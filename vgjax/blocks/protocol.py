@@ -16,6 +16,7 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
   of a gate (default: none);
+- ``vocabulary``: of a stem that reads tokens, how many there are: the network's input is then whole numbers below it;
 - ``theory_arguments``: the `TheoryArguments` of a layer that mean-field theory covers, or the fields that a part sets
   of the layer it stands in, as a dict (default: None, theory has nothing);
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: what keys it holds, those of
@@ -44,7 +45,7 @@ from jax import Array
 
 from vgjax.activations import Activation
 from vgjax.checks import ArrayLike, is_numeric, kinds, known, short
-from vgjax.floatexp import LINEAR, Ends, FloatExp, ParameterDegrees, extended
+from vgjax.floatexp import Ends, FloatExp, ParameterDegrees, extended, extended_together
 from vgjax.initializers import KINDS, Scale, Scales
 from vgjax.values import reduced
 
@@ -175,6 +176,15 @@ def scales_of(*blocks: Any) -> dict[str, Scale]:
     return scales
 
 
+Defaults = tuple[tuple[str, float | tuple[float, ...]], ...]
+"""Defaults of scales by name; one number, or one a layer."""
+
+
+def with_defaults(scales: Mapping[str, Scale], defaults: Defaults) -> dict[str, Scale]:
+    """Scales with other defaults, which then follow no other scale."""
+    return {**scales, **{name: scales[name]._replace(default=value, follows=None) for name, value in defaults}}
+
+
 def arguments(block: nnx.Module, scales: Scales, x: ArrayLike | None) -> tuple[Any, ...]:
     """What a block is called with beside its state."""
     return (*([scales] if scales_of(block) else []), *([x] if x is not None else []))
@@ -187,10 +197,11 @@ def call(block: Any, h: ArrayLike, scales: Scales, x: ArrayLike | None = None) -
         return block(h, *arguments(block, scales, x))
 
 
-def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None, ends: Ends = LINEAR) -> FloatExp:
+def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None, ends: Ends | None = None) -> FloatExp:
     """The block on a normalized scaled number of any size; the result is not normalized.
 
-    ``ends`` are its degrees, where it does not declare them.
+    ``ends`` are its degrees, where it does not declare them and they are known; else they are read off where it is
+    computed, and what grows like no power is NaN past the float range.
     """
     if declared(block, "linear"):
         return FloatExp(call(block, state.value, scales, x), state.exponent)
@@ -198,7 +209,17 @@ def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None
         with jax.default_matmul_precision("highest"):
             return block.step(state, scales)
     # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
-    return extended(lambda h: call(nnx.clone(block), h, scales, x), state, declared(block, "degrees") or ends)
+    run = lambda h: call(nnx.clone(block), h, scales, x)  # noqa: E731
+    ends = declared(block, "degrees") or ends
+    if ends is not None:
+        return extended(run, state, ends)
+    found = extended_together(lambda values: [run(values[0])], [state])
+    return found.results[0]._replace(value=jnp.where(found.exact, found.results[0].value, jnp.nan))
+
+
+def diagnostics(block: Any, h: Array, scales: Scales, x: ArrayLike | None = None) -> dict[str, Array]:
+    """Named numbers that the block reports of itself at a state; none if it has none."""
+    return block.diagnostics(h, *arguments(block, scales, x)) if declared(block, "diagnostics") else {}
 
 
 def absorb_scales(scales: Scales, *blocks: Any) -> frozenset[str]:
@@ -248,6 +269,7 @@ class BlockInfo(NamedTuple):
         degrees, parameter_degrees: how it, and its derivative by each parameter, grow, if it says so.
         parts: the names of the parts of its state; empty if it has none.
         noisy: whether it holds noise that training draws anew at every step.
+        vocabulary: how many tokens there are, of a block that reads tokens; else None.
         batch_axes: how many axes a state must have for the first to be a batch that is normalized over; 0 if it holds
             no `nnx.BatchNorm`.
         theory: what mean-field theory has to be given of it; None where theory has nothing.
@@ -260,6 +282,7 @@ class BlockInfo(NamedTuple):
     parameter_degrees: Mapping[str, ParameterDegrees] | None
     parts: tuple[str, ...]
     noisy: bool
+    vocabulary: int | None
     batch_axes: int
     theory: TheoryArguments | None
 
@@ -280,7 +303,9 @@ def block_info(spec: Spec) -> BlockInfo:
         theory = theory if isinstance(theory, TheoryArguments) else None
         parts = tuple(declared(block, "parts") or ())
         growth = declared(block, "degrees"), declared(block, "parameter_degrees")
-        told = scales_of(block), *growth, parts, noisy, _batch_axes(block), theory
+        sizes = (declared(part, "vocabulary") for _, part in nnx.iter_modules(block))
+        vocabulary = next((size for size in sizes if size is not None), None)
+        told = scales_of(block), *growth, parts, noisy, vocabulary, _batch_axes(block), theory
         info.append(BlockInfo(graph, trainable, *told))
 
     # Traced, not run, so that nothing is drawn; the graph is static and leaves by the list, as a result cannot.

@@ -183,16 +183,16 @@ def search_grids(scale: Scale, between: tuple[float, float] | None) -> Iterator[
     Factors of the default, positive ones: half to twice, then 4 and 16 times as far. Offsets: 4 below the default to 4
     above, then 16 and 64. Rates: 0 to 0.95. Where the default is 0: 0 to 1, then 4 and 16.
     """
-    default = abs(scale.default)
+    default = abs(scale.first)
     if between is not None:
         yield _between(*between)
     elif scale.kind == "rate":
         yield np.linspace(0, 0.95, POINTS)
     elif scale.kind == "offset":
-        yield np.linspace(scale.default - _FACTOR, scale.default + _FACTOR, POINTS)
+        yield np.linspace(scale.first - _FACTOR, scale.first + _FACTOR, POINTS)
         for k in range(1, _WIDENINGS + 1):
             beyond = np.geomspace(_FACTOR**k, _FACTOR ** (k + 1), POINTS // 2 + 1)[1:]
-            yield scale.default + np.concatenate([-beyond[::-1], beyond])
+            yield scale.first + np.concatenate([-beyond[::-1], beyond])
     elif default == 0:
         yield np.linspace(0, 1, POINTS)
         for k in range(_WIDENINGS):

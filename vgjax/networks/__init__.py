@@ -1,7 +1,19 @@
 """Networks: what is compiled for, its numbers, the one pass through it, and how it is built."""
 
 from vgjax.initializers import scheme
-from vgjax.networks.builders import branch, chain, concatenated, conv, sequential, tied, untied
+from vgjax.networks.builders import (
+    attention,
+    branch,
+    chain,
+    concatenated,
+    conv,
+    feed_forward,
+    parallel,
+    sequential,
+    tied,
+    tokens,
+    untied,
+)
 from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.network import Network, Stage
 from vgjax.networks.parameters import Parameters, Stream
@@ -12,16 +24,20 @@ __all__ = [
     "Parameters",
     "Stage",
     "Stream",
+    "attention",
     "branch",
     "calibrate",
     "chain",
     "concatenated",
     "conv",
+    "feed_forward",
     "lsuv",
     "network_from_json",
     "network_to_json",
+    "parallel",
     "scheme",
     "sequential",
     "tied",
+    "tokens",
     "untied",
 ]

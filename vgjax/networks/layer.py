@@ -101,7 +101,7 @@ class Layer:
             if not block.never_zero:
                 return jnp.zeros((), bool)
             return is_zero(self.slopes(to_float_clipped(state))[0]) & (state.exponent == 0)
-        of_user = [self.scales[name] == 0 for name, scale in block_info(self.spec).scales.items() if scale.default]
+        of_user = [self.scales[name] == 0 for name, scale in block_info(self.spec).scales.items() if scale.first]
         switched_off = functools.reduce(jnp.logical_or, of_user, jnp.zeros((), bool))
         return (state.exponent == 0) & ~switched_off if self.measured(state).never_zero else jnp.zeros((), bool)
 
@@ -114,9 +114,7 @@ class Layer:
 
     def diagnostics(self, h: Array) -> dict[str, Array]:
         """Named numbers that the block reports of itself at a state."""
-        block: Any = self.module()
-        arguments = protocol.arguments(block, self.scales, self.input)
-        return block.diagnostics(h, *arguments) if protocol.declared(block, "diagnostics") else {}
+        return protocol.diagnostics(self.module(), h, self.scales, self.input)
 
     def trainable(self) -> dict[str, Array]:
         """The `nnx.Param` leaves (no batch statistics, no random state), by path "linear/kernel"."""
@@ -208,7 +206,7 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         drawn = _as_floats(dtype, jax.tree.map(lambda leaf: _stand_in(leaf, normal), like))
         # A factor that stands at 0 (ReZero) would hide what it multiplies.
         scales = {
-            name: np.asarray(1.0 if scale.kind == "factor" and not scale.default else scale.unit, dtype)
+            name: np.asarray(1.0 if scale.kind == "factor" and not scale.first else scale.unit, dtype)
             for name, scale in block_info(spec).scales.items()
         }
         layer = Layer(spec, drawn, Scales._of(scales), None if read is None else normal(read))

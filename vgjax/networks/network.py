@@ -18,7 +18,7 @@ import numpy as np
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
-from vgjax.checks import ArrayLike, finite_in, kinds, known
+from vgjax.checks import ArrayLike, finite_in, is_traced, kinds, known
 from vgjax.initializers import Scale, Scales, law_name
 from vgjax.networks.layer import parameter_dtype, shape_after
 
@@ -107,7 +107,13 @@ class Network:
             if name in scales:
                 return scales[name]
             followed = declared[name].follows
-            return value(followed) if followed in declared else declared[name].default
+            return value(followed) if followed in declared else one_a_layer(name, declared[name].default)
+
+        def one_a_layer(name: str, default: Any) -> Any:
+            if isinstance(default, tuple) and len(default) != self.depth:
+                rule = f"scale {name} has a default for each of {len(default)} layers"
+                raise ValueError(f"{rule}, so the network must have that depth, got depth {self.depth}")
+            return default
 
         return {name: value(name) for name in declared}
 
@@ -238,3 +244,10 @@ def check_input(network: Network, x: ArrayLike, *, batch: bool = False) -> None:
         steps = f": one input for each of the {network.depth} steps" if network.driven else ""
         raise ValueError(f"x must have shape {expected}{leading}{steps}, got {shape}")
     finite_in("x", x, parameter_dtype(network.stages[0].spec))
+    vocabulary = block_info(network.stem).vocabulary if network.stem else None
+    if vocabulary is not None and not is_traced(x):
+        outside = (np.asarray(x) % 1 != 0) | (np.asarray(x) < 0) | (np.asarray(x) >= vocabulary)
+        if np.any(outside):
+            raise ValueError(
+                f"x must hold tokens, whole numbers from 0 to {vocabulary - 1}, got {np.asarray(x)[outside][0]}"
+            )

@@ -1,7 +1,7 @@
 """Theory: what infinite width, and its first correction in 1 / width, predict for any activation.
 
 It imports nothing of the simulator, so that it can contradict it; the two meet in `vgjax.compare`. The plain stack is
-here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, transformed activations in
+here; further architectures are in `normalization`, `residual`, `recurrent`, `attention` and `transformer`, transformed activations in
 `shaping`, singular values in `free_probability`, what training makes of deep linear networks in `linear_dynamics`.
 
 Modules that begin with an underscore hold what is named here or what others need; a module never has the name of a
@@ -16,6 +16,7 @@ from vgjax.theory import (
     recurrent,
     residual,
     shaping,
+    transformer,
 )
 from vgjax.theory._critical import Critical, critical
 from vgjax.theory._finite_width import Band, LogMoments, band, fourth_moment, log_gain_moments, log_normal_beta
@@ -52,4 +53,5 @@ __all__ = [
     "residual",
     "shaping",
     "tables",
+    "transformer",
 ]

@@ -9,31 +9,36 @@ biases, or are laws or arrays of your own; ``dtype`` is float32, or float64 with
 head reads the last state at unit gain (``sigma_out``) and has a zero bias.
 """
 
-from vgjax.networks.builders.combinators import chain, concatenated, conv, dense, norm, residual
+from vgjax.networks.builders.combinators import chain, concatenated, conv, dense, norm, parallel, residual
 from vgjax.networks.builders.convolutional import cnn, resnet
 from vgjax.networks.builders.fully_connected import mlp
 from vgjax.networks.builders.recipes import branch
 from vgjax.networks.builders.recurrent import gru, lstm, rnn
 from vgjax.networks.builders.stacking import sequential, stack, tied, untied
+from vgjax.networks.builders.transformer_parts import attention, feed_forward, tokens
 from vgjax.networks.builders.transformers import transformer
 
 __all__ = [
+    "attention",
     "branch",
     "chain",
     "cnn",
     "concatenated",
     "conv",
     "dense",
+    "feed_forward",
     "gru",
     "lstm",
     "mlp",
     "norm",
+    "parallel",
     "residual",
     "resnet",
     "rnn",
     "sequential",
     "stack",
     "tied",
+    "tokens",
     "transformer",
     "untied",
 ]

@@ -17,8 +17,9 @@ from jax.typing import DTypeLike
 from vgjax import activations, blocks, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import Spec, spec
+from vgjax.blocks.composed import JOINS
 from vgjax.blocks.dense import Affine
-from vgjax.blocks.normalization import NORMS
+from vgjax.blocks.normalization import NORMS, POINTWISE
 from vgjax.blocks.protocol import block_info
 from vgjax.checks import finite, kinds, known, positive_integer
 from vgjax.initializers import Law
@@ -43,6 +44,8 @@ class Normalization(NamedTuple):
 
     def block(self, features: int, dtype: str) -> Spec:
         """The normalization by itself."""
+        if self.kind in POINTWISE:
+            return spec(blocks.DynamicTanh, self.kind, features, dtype=dtype)
         # Left out where it means nothing, so that equal norms are equal specs.
         groups = {"groups": self.groups} if self.kind == "group" else {}
         return spec(blocks.Norm, self.kind, features, epsilon=self.epsilon, dtype=dtype, **groups)
@@ -55,7 +58,8 @@ def norm(
     """A normalization for the ``norm=`` of layers and builders; a kind alone means this with its defaults.
 
     Args:
-        kind: layer, rms, group, batch (over the examples of a state) or batch_running (by running statistics).
+        kind: layer, rms, group, batch (over the examples of a state) or batch_running (by running statistics); or
+            what stands in its place, dyt or derf (`vgjax.blocks.DynamicTanh`; scale ``alpha``).
         epsilon: added to the variance (0 in the theory).
         on: ``"preactivations"``: W phi(norm(h)) + b; ``"activations"``: W norm(phi(h)) + b.
         groups: of the features, for ``"group"``.
@@ -65,7 +69,7 @@ def norm(
         ValueError: an unknown name, a negative epsilon, or ``"batch"`` without at least two examples.
     """
     # epsilon is that of Flax's layer norm; its batch norm has 1e-5, but here a default means the same everywhere.
-    known("norm", kind, NORMS), known("on", on, ("preactivations", "activations"))
+    known("norm", kind, (*NORMS, *POINTWISE)), known("on", on, ("preactivations", "activations"))
     finite("epsilon", epsilon, "not negative", lambda v: v >= 0)
     if kind == "batch" and (batch is None or batch < 2):
         rule = "batch norm in training mode normalizes over the examples of a batch"
@@ -174,6 +178,26 @@ def chain(*layers: Spec, **parts: Spec) -> Spec:
 
 
 @kinds
+def parallel(how: str, *layers: Spec, **parts: Spec) -> Spec:
+    """Blocks side by side on one state, joined unit by unit: a gated unit is ``parallel("product", gate, up)``, maxout
+    ``parallel("maximum", *[vg.dense(64, 64)] * 2)``.
+
+    Args:
+        how: ``"sum"``, ``"product"`` or ``"maximum"``.
+        *layers: their parameters stand under ``layer_1``, ``layer_2`` and so on.
+        **parts: instead of layers, or beside them, by name.
+
+    Raises:
+        ValueError: an unknown name, or fewer than two blocks.
+    """
+    known("how", how, JOINS)
+    named = {f"layer_{i + 1}": layer for i, layer in enumerate(layers)} | parts
+    if len(named) < 2:
+        raise ValueError(f"parallel needs at least 2 blocks to join, got {len(named)}")
+    return spec(blocks.Parallel, how, **named)
+
+
+@kinds
 def residual(
     branch: Spec,
     *,
@@ -186,7 +210,8 @@ def residual(
 
     Schemes set defaults of scales; what is given in `Scales` wins. L is the depth, m the number of kernels in a branch:
 
-    - ``"stable"``: branch = 1 / sqrt(L) (Hayou et al. 2021);
+    - ``"stable"``: branch = 1 / sqrt(L) (Hayou et al. 2021; as depth-muP, Yang et al. 2024);
+    - ``"complete"``: branch = 1 / L (CompleteP, Dey et al. 2025);
     - ``"rezero"``, ``"skipinit"``: branch = 0 under a trainable gate (Bachlechner et al. 2020; De and Smith 2020);
     - ``"fixup"``: under a gate, the first m - 1 kernels at He's gain times L^(-1/(2m-2)), the last, whose scale is
       ``sigma_v``, at 0 (Zhang et al. 2019; without its scalar biases);
@@ -225,7 +250,7 @@ def concatenated(branch: Spec) -> Spec:
     return spec(blocks.Concatenated, branch)
 
 
-SCHEMES = ("stable", "rezero", "skipinit", "fixup", "deepnorm")
+SCHEMES = ("stable", "complete", "rezero", "skipinit", "fixup", "deepnorm")
 """Initializations of residual branches (`residual`)."""
 
 
@@ -238,8 +263,8 @@ def _scheme_defaults(scheme: str, branch: Spec, depth: int | None) -> tuple[tupl
     if scheme in ("rezero", "skipinit"):
         return (("branch", 0.0),)
     length = positive_integer(f"depth (which scheme {scheme!r} needs)", depth)
-    if scheme == "stable":
-        return (("branch", length**-0.5),)
+    if scheme in ("stable", "complete"):
+        return (("branch", length ** (-0.5 if scheme == "stable" else -1.0)),)
     declared = block_info(branch).scales
     if scheme == "deepnorm":
         # Wang et al. 2022, of an encoder alone; query and key kernels keep unit gain.

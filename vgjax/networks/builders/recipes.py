@@ -11,7 +11,7 @@ from vgjax import blocks
 from vgjax.blocks import Spec, spec
 from vgjax.checks import kinds, known, positive_integer
 from vgjax.initializers import Law
-from vgjax.networks.builders.combinators import chain, known_scheme, residual
+from vgjax.networks.builders.combinators import SCHEMES, chain, known_scheme, residual
 from vgjax.networks.network import OF_HEAD
 
 
@@ -33,15 +33,19 @@ def branch(kind: str, *, layers: int = 2, bottleneck: int | None = None, scheme:
 
     Args:
         kind: ``"pre"``: h + F(h), F = W phi(h) + b or several of these; ``"plain"``: h + V phi(W h + b) + a;
-            ``"post"``: phi(h + V phi(W h + b) + a). Of a transformer, where its norm stands.
+            ``"post"``: phi(h + V phi(W h + b) + a). Of a transformer, where its norm stands (`vgjax.transformer`).
         layers: kernels in a branch.
         bottleneck: width inside a branch; left out, that of the state.
-        scheme: stable, rezero, skipinit, fixup or deepnorm (`residual`); left out, branch = skip = 1.
+        scheme: stable, complete, rezero, skipinit, fixup or deepnorm (`residual`), of transformers also layer_scale,
+            layer_norm_scaling; left out, branch = skip = 1.
 
     Raises:
         ValueError: an unknown name, a size below 1, or one layer where the kind or the scheme needs two.
     """
-    known("residual", kind, ("plain", "pre", "post")), known_scheme(scheme)
+    (
+        known("residual", kind, ("plain", *PLACES)),
+        known_scheme(scheme, tuple(dict.fromkeys((*SCHEMES, *TRANSFORMER_SCHEMES)))),
+    )
     if positive_integer("layers", layers) < 2 and (kind != "pre" or scheme == "fixup"):
         what = "scheme 'fixup'" if kind == "pre" else f"residual {kind!r}"
         raise ValueError(f"layers must be at least 2 for {what}, got {layers}")
@@ -49,14 +53,22 @@ def branch(kind: str, *, layers: int = 2, bottleneck: int | None = None, scheme:
     return Branch(kind, layers, inside, scheme)
 
 
-def as_branch(given: str | Branch, schemes: Sequence[str]) -> Branch:
-    """Skip connections as they were asked for, with a scheme that the architecture knows."""
+def as_branch(given: str | Branch, schemes: Sequence[str], kinds: Sequence[str] = ("plain", "pre", "post")) -> Branch:
+    """Skip connections as they were asked for, of a kind and with a scheme that the architecture knows."""
+    known("residual", given if isinstance(given, str) else given.kind, kinds)
     skips = branch(given) if isinstance(given, str) else given
     known_scheme(skips.scheme, tuple(schemes))
     return skips
 
 
-STACK_SCHEMES = ("stable", "rezero", "skipinit", "fixup")
+PLACES = ("pre", "post", "sandwich", "mix", "parallel", "normalized")
+"""Where the norms of a transformer stand (`transformer`)."""
+
+TRANSFORMER_SCHEMES = ("stable", "complete", "rezero", "skipinit", "deepnorm", "layer_scale", "layer_norm_scaling")
+"""The schemes of its branches."""
+
+
+STACK_SCHEMES = ("stable", "complete", "rezero", "skipinit", "fixup")
 """The schemes of stacks of affine layers."""
 
 

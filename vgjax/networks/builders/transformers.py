@@ -1,20 +1,32 @@
-"""Transformer encoders."""
+"""Transformers: attention and feed-forward layers around skips, in the styles that are trained."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jax.typing import DTypeLike
 
-from vgjax import activations, blocks
+from vgjax import blocks
 from vgjax.blocks import Spec, spec
+from vgjax.blocks.normalization import POINTWISE
+from vgjax.blocks.protocol import block_info
 from vgjax.checks import kinds, known, positive_integer
 from vgjax.initializers import Law
-from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, chain, dense, dtype_name
+from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, chain, dense, dtype_name, norm, parallel
 from vgjax.networks.builders.combinators import residual as around
-from vgjax.networks.builders.recipes import HEAD, Branch, as_branch, end_init, sizes
+from vgjax.networks.builders.recipes import HEAD, PLACES, TRANSFORMER_SCHEMES, Branch, as_branch, branch, end_init
 from vgjax.networks.builders.stacking import sequential
-from vgjax.networks.network import Network
+from vgjax.networks.builders.transformer_parts import (
+    Attending,
+    FeedForward,
+    Tokens,
+    attention,
+    check_law_fits,
+    feed_forward,
+    stem_parts,
+)
+from vgjax.networks.network import OF_HEAD, Network
 
 
 @kinds
@@ -23,95 +35,267 @@ def transformer(
     width: int,
     depth: int,
     heads: int,
-    inputs: int | Sequence[int],
-    outputs: int = 1,
-    hidden: int | None = None,
-    activation: Phi = "gelu",
-    norm: str | Normalization | None = "layer",
-    residual: str | Branch = "pre",
-    causal: bool = False,
-    kernel_init: Law = "gaussian",
+    inputs: int | Sequence[int] | Tokens,
+    outputs: int | None = None,
+    style: str = "encoder",
+    attention: str | Attending = "style",
+    feed_forward: Phi | FeedForward | None = "style",
+    norm: str | Normalization | None = "style",
+    residual: str | Branch = "style",
+    kernel_init: Law = "style",
     dtype: DTypeLike = "float32",
 ) -> Network:
-    """A transformer encoder: each block self-attention and a feed-forward layer of two kernels, both around skips;
-    states ``(tokens, width)``.
+    """A transformer: each block self-attention and a feed-forward layer, both around skips; states ``(tokens, width)``.
 
     Scales: ``sigma_qk`` (query and key kernels), ``sigma_vo`` (value and output), ``sigma_w`` and ``sigma_b``
-    (feed-forward), ``temperature`` (divides the logits), ``skip`` and ``branch`` of both residual connections;
-    ``sigma_in`` (embedding), ``sigma_out`` (head). Each kernel has one of its own, left out what it shares:
-    ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; ``sigma_1`` and ``sigma_2`` of the feed-forward layer. GPT-2 is
-    ``kernel_init=jax.nn.initializers.normal(.02)`` with sigma_o = sigma_2 = (2 depth)^(-1/2).
+    (feed-forward), ``temperature`` (divides the logits), ``skip`` and ``branch`` of all residual connections;
+    ``sigma_in`` (embedding), ``sigma_p`` (positions), ``sigma_r`` (router), ``sigma_out`` (head). Each kernel has one
+    of its own, left out what it shares: ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; ``sigma_1``, ``sigma_2``
+    and, of a gate, ``sigma_g`` of the feed-forward layer.
+
+    A style says what is left out (where an option is ``"style"``), parts and scales:
+
+    - ``encoder``: full attention without positions, gelu, pre-LN, all kernels at unit gain;
+    - ``gpt2``: causal, learned positions, gelu_tanh, pre-LN; all entries of standard deviation .02, positions .01, and
+      ``sigma_o``, ``sigma_2`` at (2 depth)^(-1/2) of that (Radford et al. 2019 and their code);
+    - ``llama``: causal, rotary positions, swiglu, pre-RMSNorm; all entries .02 (Touvron et al. 2023 and their code);
+    - ``vit``: full attention, learned positions, gelu, pre-LN; Glorot's variances, positions .02 (Dosovitskiy et al.
+      2021 and their code; the mean of the tokens is read in place of a class token);
+    - ``bert``: full attention, learned positions, gelu, post-LN; entries truncated Gaussians of .02 (Devlin et al.
+      2019).
 
     Args:
         width: of a token, a multiple of ``heads``.
         depth: blocks.
         heads: attention heads.
-        inputs: shape of one input, ``(tokens, features)``.
-        outputs: size of the output, read from the (pre-LN: normalized) mean of the last tokens.
-        hidden: width inside the feed-forward layer (left out: 4 width); 0 for attention alone.
-        activation: phi of the feed-forward layer.
-        norm: layer or rms, or `vgjax.norm` with its epsilon; None for none.
-        residual: where the norm stands: ``"pre"``: h + F(norm(h)), ``"post"``: norm(h + F(h)); or
-            `vgjax.networks.branch` with the kind and a scheme: stable, rezero, skipinit, or (with post) deepnorm.
-        causal: a token looks at itself and those before it only.
+        inputs: shape of one input, ``(tokens, features)``; or `vgjax.networks.tokens`, whole numbers.
+        outputs: size of the output, read from the (normalized) mean of the last tokens; left out, 1, and of tokens the
+            logits of the vocabulary at every one of them, by a kernel of their own (untied).
+        style: encoder, gpt2, llama, vit or bert.
+        attention: full, causal, or `vgjax.networks.attention` with its options.
+        feed_forward: an activation, a gated unit, or `vgjax.networks.feed_forward` with its options; None for attention
+            alone.
+        norm: layer, rms, dyt or derf, or `vgjax.norm` with its epsilon; None for none.
+        residual: where the norm stands: ``"pre"``: h + F(norm(h)); ``"post"``: norm(h + F(h)); ``"sandwich"``: h +
+            norm(F(norm(h))) (Peri-LN); ``"mix"``: the first quarter of the blocks post, the others pre (Mix-LN);
+            ``"parallel"``: h + A(norm(h)) + F(norm(h)), one norm for both; ``"normalized"``: norm(skip h + branch
+            norm(F(h))), skip .95 and branch .05 (nGPT). Or `vgjax.networks.branch` with the place and a scheme:
+            stable, complete, rezero, skipinit, (with post) deepnorm, layer_scale (a gain of every feature behind the
+            branch, scale ``layer_scale``: .1, from 18 blocks on 1e-5, from 24 on 1e-6), layer_norm_scaling (the scale
+            ``norm_gain`` behind the norm, l^(-1/2) in block l).
         kernel_init, dtype: as for `vgjax.dense`; biases are Gaussian.
 
     Raises:
-        ValueError: a size below 1, an unknown name, or heads that do not divide the width.
+        ValueError: a size below 1, an unknown name, or what does not fit: heads, positions, a scheme and its place.
 
-    Source: Vaswani et al. 2017; where the norms stand: Xiong et al. 2020.
+    Source: Vaswani et al. 2017; where the norms stand: Xiong et al. 2020 (pre, post), Kim et al. 2025, "Peri-LN", Li et
+    al. 2025, "Mix-LN", Chowdhery et al. 2022, "PaLM" (parallel), Loshchilov et al. 2025, "nGPT"; Touvron et al. 2021
+    (layer_scale); Sun et al. 2025 (layer_norm_scaling).
     """
     width, depth, heads = (positive_integer(n, v) for n, v in (("width", width), ("depth", depth), ("heads", heads)))
-    tokens = sizes("inputs", inputs)
-    if len(tokens) != 2:
-        raise ValueError(f"inputs must be the shape (tokens, features) of one input, got {tokens}")
     if width % heads:
         raise ValueError(f"heads must divide the width {width}, got {heads}")
-    norm, skips = as_norm(norm), as_branch(residual, ("stable", "rezero", "skipinit", "deepnorm"))
-    _check(norm, skips)
-    draws: dict[str, Any] = {"kernel_init": kernel_init, "dtype": dtype_name(dtype)}
-    attention = spec(blocks.Attention, width, heads, causal=causal, **draws)
-    branches = {"attention": {"attention": attention}}
-    if hidden != 0:
-        # 4 width: Vaswani et al. 2017, section 3.3.
-        inside = positive_integer("hidden", 4 * width if hidden is None else hidden)
-        layer: Any = functools.partial(dense, follows="sigma_w", **draws)
-        branches["feed_forward"] = {
-            "layer_1": layer(width, inside, names=("sigma_1", "sigma_b")),
-            "layer_2": layer(inside, width, activations.get(activation), names=("sigma_2", "sigma_b")),
-        }
-    block = _block(branches, norm.block(width, draws["dtype"]) if norm else None, skips, depth, draws["dtype"])
-    ends: dict[str, Any] = draws | {"kernel_init": end_init(kernel_init)}
-    # Under pre-LN the stream itself is never normalized, and so the head does it.
-    last = {"norm": norm if skips.kind == "pre" else None, "after": spec(blocks.Pool, 1), **HEAD}
+    parts = _chosen(style, (attention, feed_forward, norm, residual, kernel_init))
+    draws: dict[str, Any] = {"kernel_init": parts.kernel_init, "dtype": dtype_name(dtype)}
+    ends: dict[str, Any] = draws | {"kernel_init": end_init(parts.kernel_init)}
+    place = parts.residual.kind
+    shape, first = stem_parts(inputs, width, parts.attention.positions, ends)
+    inside = parts.feed_forward.inside(width) if parts.feed_forward else width
+    scales = parts.scales(Sizes(width, inside, depth, shape[1] if len(shape) > 1 else 1))
+    if parts.norm and (place == "normalized" or style == "bert"):
+        first["norm"] = parts.norm.block(width, draws["dtype"])
+    branches = _branches(parts, width, heads, draws)
+    block = functools.partial(_block, branches, parts, width, depth, draws["dtype"], scales)
+    early = max(1, round(depth / 4)) if place == "mix" else 0  # Li et al. 2025, section 4.1: a quarter
+    each = inputs.vocabulary if isinstance(inputs, Tokens) and outputs is None else None
+    size = each or (1 if outputs is None else positive_integer("outputs", outputs))
+    # What is never normalized on its way is by the head.
+    last = {
+        "norm": None if place in ("post", "normalized") else parts.norm,
+        "after": None if each else spec(blocks.Pool, 1),
+        **HEAD,
+    }
     return sequential(
-        *[block] * depth,
-        input_shape=tokens,
-        stem=dense(tokens[1], width, names=("sigma_in", "sigma_b"), **ends),
-        head=dense(width, positive_integer("outputs", outputs), **ends | last),
-        name="transformer",
+        *[block("post")] * early,
+        *[block("pre" if place == "mix" else place)] * (depth - early),
+        input_shape=shape,
+        stem=_end(scales, **first),
+        head=_end(scales, readout=dense(width, size, **ends | last)),
+        name="transformer" if style == "encoder" else style,
     )
 
 
-def _check(norm: Normalization | None, skips: Branch) -> None:
+# --- styles -----------------------------------------------------------------------------------------------------------
+
+
+class Sizes(NamedTuple):
+    """What the scales of a style depend on: sizes of a state, inside the feed-forward layer, of what is embedded."""
+
+    width: int
+    inside: int
+    depth: int
+    features: int
+
+
+def _unit_gain(sizes: Sizes) -> dict[str, float]:
+    return {}
+
+
+def _entries(std: float, positions: float, at_depth: bool, sizes: Sizes) -> dict[str, float]:
+    """All entries of one standard deviation, in units of unit gain; with ``at_depth`` the last kernel of every branch
+    at (2 depth)^(-1/2) of it."""
+    of_width, behind = std * math.sqrt(sizes.width), (2 * sizes.depth) ** -0.5 if at_depth else 1.0
+    return {
+        **dict.fromkeys(("sigma_qk", "sigma_vo", "sigma_w", "sigma_r", OF_HEAD), of_width),
+        "sigma_o": behind * of_width,
+        "sigma_2": behind * std * math.sqrt(sizes.inside),
+        "sigma_in": std * math.sqrt(sizes.features),
+        "sigma_p": positions,
+    }
+
+
+def _glorot(positions: float, sizes: Sizes) -> dict[str, float]:
+    """Var W = 2 / (fan_in + fan_out), in units of unit gain."""
+    both = sizes.width + sizes.inside
+    return {
+        "sigma_w": math.sqrt(2 * sizes.width / both),
+        "sigma_2": math.sqrt(2 * sizes.inside / both),
+        "sigma_p": positions,
+    }
+
+
+class _Parts(NamedTuple):
+    """What a transformer is made of, as `transformer` takes it; and the defaults of its scales."""
+
+    attention: Attending
+    feed_forward: FeedForward | None
+    norm: Normalization | None
+    residual: Branch
+    kernel_init: Law
+    scales: Callable[[Sizes], dict[str, float]] = _unit_gain
+
+
+_PLAIN = _Parts(attention(), feed_forward(), norm("layer"), branch("pre"), "gaussian")
+STYLES = {
+    "encoder": _PLAIN,
+    "gpt2": _PLAIN._replace(
+        attention=attention("causal", positions="learned"),
+        feed_forward=feed_forward("gelu_tanh"),
+        norm=norm("layer", epsilon=1e-5),
+        scales=functools.partial(_entries, 0.02, 0.01, True),
+    ),
+    "llama": _PLAIN._replace(
+        attention=attention("causal", positions="rotary"),
+        feed_forward=feed_forward("swiglu"),
+        norm=norm("rms", epsilon=1e-6),
+        scales=functools.partial(_entries, 0.02, 0.0, False),
+    ),
+    "vit": _PLAIN._replace(
+        attention=attention(positions="learned"), kernel_init="uniform", scales=functools.partial(_glorot, 0.02)
+    ),
+    "bert": _PLAIN._replace(
+        attention=attention(positions="learned"),
+        norm=norm("layer", epsilon=1e-12),
+        residual=branch("post"),
+        kernel_init="truncated",
+        scales=functools.partial(_entries, 0.02, 0.02, False),
+    ),
+}
+"""What is left out of a `transformer` of each style."""
+
+
+def _chosen(style: str, given: tuple[Any, ...]) -> _Parts:
+    """What was asked for, and of the style what was not.
+
+    Raises:
+        ValueError: what does not fit.
+    """
+    own = STYLES[known("style", style, STYLES)]
+    left_out = [isinstance(value, str) and value == "style" for value in given]
+    chosen: list[Any] = [theirs if out else mine for out, mine, theirs in zip(left_out, given, own, strict=False)]
+    looks, fed, normed, skips, law = chosen
+    looks = attention(looks) if isinstance(looks, str) else looks
+    fed = fed if fed is None or isinstance(fed, FeedForward) else feed_forward(fed)
+    parts = _Parts(looks, fed, as_norm(normed), as_branch(skips, TRANSFORMER_SCHEMES, PLACES), law, own.scales)
+    _check(parts)
+    check_law_fits(law, looks, fed)
+    return parts
+
+
+def _check(parts: _Parts) -> None:
     """Raise ValueError for what a transformer does not have."""
-    known("residual", skips.kind, ("pre", "post"))
-    if skips.scheme == "deepnorm" and (skips.kind != "post" or norm is None):
-        raise ValueError(f"scheme 'deepnorm' needs residual 'post' and a norm, got {skips.kind!r} and norm {norm}")
-    if (skips.layers, skips.bottleneck) != (2, None):
+    norm, (place, layers, bottleneck, scheme) = parts.norm, parts.residual
+    needs = {"deepnorm": "post", "layer_norm_scaling": "pre"}.get(scheme or "")
+    if needs and (place != needs or norm is None):
+        raise ValueError(f"scheme {scheme!r} needs residual {needs!r} and a norm, got {place!r} and norm {norm}")
+    if place in ("sandwich", "mix", "normalized") and norm is None:
+        raise ValueError(f"residual {place!r} needs a norm, got None")
+    if place == "normalized" and scheme is not None:
+        raise ValueError(f"residual 'normalized' has factors of its own, got scheme {scheme!r}")
+    if place == "parallel" and parts.feed_forward is None:
+        raise ValueError("residual 'parallel' needs a feed-forward layer beside the attention, got None")
+    if (layers, bottleneck) != (2, None):
         raise ValueError("layers and bottleneck of a transformer's branches must be left out (there is hidden)")
     if norm is not None:
-        known("norm", norm.kind, ("layer", "rms"))
+        known("norm", norm.kind, ("layer", "rms", *POINTWISE))
         if norm.on != "preactivations" or norm.batch is not None:
             raise ValueError("a transformer's norm takes an epsilon alone, got other options")
 
 
-def _block(branches: dict[str, dict[str, Spec]], norm: Spec | None, skips: Branch, depth: int, dtype: str) -> Spec:
-    """Branch after branch, each around a skip, the norm before it or behind."""
-    parts: dict[str, Spec] = {}
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _with(defaults: Mapping[str, float | tuple[float, ...]], **parts: Spec) -> Spec:
+    """Blocks in a row, with defaults for those of the scales that they declare."""
+    row = chain(**parts)
+    declared = block_info(row).scales if defaults else {}
+    mine = tuple((name, value) for name, value in defaults.items() if name in declared)
+    return spec(blocks.Chain, defaults=mine, **parts) if mine else row
+
+
+def _end(defaults: Mapping[str, float], **parts: Spec) -> Spec:
+    """The same of a stem or a head; what stands alone is itself."""
+    row = _with(defaults, **parts)
+    return next(iter(parts.values())) if len(parts) == 1 and row == chain(**parts) else row
+
+
+def _branches(parts: _Parts, width: int, heads: int, draws: dict[str, Any]) -> dict[str, dict[str, Spec]]:
+    """Attention and feed-forward layer, by name, without what stands around them."""
+    branches = {"attention": {"attention": parts.attention.block(width, heads, **draws)}}
+    if parts.feed_forward:
+        branches["feed_forward"] = parts.feed_forward.block(width, **draws)
+    if parts.residual.kind == "parallel":
+        both = parallel("sum", **{name: chain(**layers) for name, layers in branches.items()})
+        return {"parallel": {"both": both}}
+    return branches
+
+
+def _block(
+    branches: dict[str, dict[str, Spec]],
+    parts: _Parts,
+    width: int,
+    depth: int,
+    dtype: str,
+    scales: Mapping[str, float],
+    place: str,
+) -> Spec:
+    """Branch after branch, each around a skip, the norm where it stands."""
+    norm, scheme, row = parts.norm.block(width, dtype) if parts.norm else None, parts.residual.scheme, {}
+    before = {"norm": norm} if norm and place in ("pre", "sandwich", "parallel") else {}
+    behind = {"norm_behind": norm} if norm and place in ("sandwich", "normalized") else {}
+    defaults: dict[str, Any] = dict(scales)
+    if scheme == "layer_norm_scaling" and before:
+        before["norm_gain"] = spec(blocks.Gain, "norm_gain")
+        defaults["norm_gain"] = tuple(layer**-0.5 for layer in range(1, depth + 1))
+    if scheme == "layer_scale":
+        behind["layer_scale"] = spec(blocks.Gain, "layer_scale", width, dtype=dtype)
+        # Touvron et al. 2021, section 2.
+        defaults["layer_scale"] = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
+    of_branch = None if scheme in ("layer_scale", "layer_norm_scaling") else scheme
     for name, layers in branches.items():
-        before = {"norm": norm} if norm and skips.kind == "pre" else {}
-        parts[name] = around(chain(**before, **layers), scheme=skips.scheme, depth=depth, dtype=dtype)
-        if norm and skips.kind == "post":
-            parts[f"{name}_norm"] = norm
-    return chain(**parts)
+        inside = _with(defaults, **before, **layers, **behind)
+        row[name] = around(inside, scheme=of_branch, depth=depth, dtype=dtype)
+        if norm and place in ("post", "normalized"):
+            row[f"{name}_norm"] = norm
+    # Loshchilov et al. 2025: a step of .05 towards what the branch says, on a sphere.
+    return _with({"skip": 0.95, "branch": 0.05} if place == "normalized" else {}, **row)
