@@ -553,7 +553,7 @@ def at_scales(build: Callable[[], vg.Network], **scales: Any) -> Callable[[], An
         (lambda: vg.networks.branch("post", layers=1), "layers must be at least 2 for residual 'post', got 1"),
         (
             fully_connected(residual=vg.networks.branch("pre", scheme="deepnorm")),
-            "scheme must be one of stable, rezero, skipinit, fixup",
+            "scheme must be one of stable, complete, rezero, skipinit, fixup",
         ),
         (
             lambda: vg.networks.tied(vg.mlp(width=(4, 5, 5), inputs=3)),
@@ -579,7 +579,7 @@ def at_scales(build: Callable[[], vg.Network], **scales: Any) -> Callable[[], An
         ),
         (
             attentive(residual=vg.networks.branch("pre", scheme="fixup")),
-            "scheme must be one of stable, rezero, skipinit, deepnorm, got 'fixup'",
+            "scheme must be one of stable, complete, rezero, skipinit, deepnorm, layer_scale, layer_norm_scaling, got",
         ),
         (
             lambda: vg.blocks.Conv(4, 3, kernel_init="delta_orthogonal", rngs=nnx.Rngs(0)),

@@ -291,7 +291,7 @@ BUILDERS = (vg.mlp, vg.cnn, vg.resnet, vg.rnn, vg.lstm, vg.gru, vg.transformer)
 def test_a_keyword_has_one_default_in_all_builders(name: str) -> None:
     signatures = [inspect.signature(build).parameters for build in (*BUILDERS, vg.dense, vg.networks.conv)]
     defaults = {str(parameters[name].default) for parameters in signatures if name in parameters}
-    # conv takes the window itself, one number a dimension; of a transformer its style and its input say what is left out.
+    # conv takes the window itself, one number a dimension; a transformer's style and input say what is left out.
     assert len(defaults - {"(3, 3)", "style", "None"}) == 1
 
 

@@ -313,7 +313,7 @@ def test_every_kernel_of_a_transformer_has_a_scale_of_its_own_and_gpt2_can_be_sa
     drawn = vg.init(KEY, net)
     last = (2 * depth) ** -0.5
     params = vg.absorb_scales(drawn, vg.Scales(sigma_o=last, sigma_2=last))[0]
-    attention, feed = (("attention", "branch", "attention", "attention"), ("feed_forward", "branch"))
+    attention, feed = (("attention", "branch", "attention"), ("feed_forward", "branch"))
 
     def at(params: Any, *path: str) -> Any:
         return functools.reduce(lambda tree, name: tree[name], path, params.stages[0])

@@ -16,7 +16,7 @@ from vgjax.floatexp import Degrees, Ends, FloatExp, add, aligned, normalize, wit
 from vgjax.initializers import Scale, Scales
 
 
-class _Several(nnx.Module):
+class Several(nnx.Module):
     """Blocks by name, in order; what they say between them.
 
     Args:
@@ -44,7 +44,7 @@ class _Several(nnx.Module):
         return [getattr(self, name) for name in self.order]
 
 
-class Chain(_Several):
+class Chain(Several):
     """One block behind the other.
 
     Args:
@@ -94,7 +94,7 @@ JOINS = {"sum": jnp.add, "product": jnp.multiply, "maximum": jnp.maximum}
 """How the results of blocks side by side are joined."""
 
 
-class Parallel(_Several):
+class Parallel(Several):
     """Blocks side by side on one state, joined unit by unit: ``F(h) + G(h)``, ``F(h) G(h)`` or ``max(F(h), G(h))``.
 
     A sum is GPT-J's and PaLM's attention beside the feed-forward layer, a product a gated linear unit, a maximum

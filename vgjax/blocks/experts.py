@@ -9,13 +9,14 @@ from jax import Array
 
 from vgjax import initializers
 from vgjax.blocks import protocol
+from vgjax.blocks.composed import Several
 from vgjax.blocks.protocol import Spec
 from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.floatexp import FloatExp, add, to_float_clipped, with_zero_exponent
 from vgjax.initializers import Law, Scale, Scales
 
 
-class Experts(nnx.Module):
+class Experts(Several):
     """``sum_(e in top) p_e F_e(h)``: of several blocks the few whose router's logits are the largest, state by state.
 
     The logits are ``sigma_r R h``, p their softmax over those that were chosen. Every expert is computed and those not
@@ -54,12 +55,12 @@ class Experts(nnx.Module):
             raise ValueError(f"chosen must be at most the number of experts, {experts}, got {chosen}")
         self.chosen = chosen
         self.router = nnx.Param(initializers.kernel_initializer(router_init)(rngs.params(), (width, experts), dtype))
-        self.experts = nnx.List([expert.build(rngs) for _ in range(experts)])
+        super().__init__(defaults=(), rngs=rngs, **{f"expert_{i + 1}": expert for i in range(experts)})
 
     @property
     def scales(self) -> Mapping[str, Scale]:
         """The router's, and those of the experts."""
-        return {"sigma_r": Scale(1.0, "parameter"), **protocol.scales_of(*self.experts)}
+        return {"sigma_r": Scale(1.0, "parameter"), **super().scales}
 
     def weights(self, h: Array, scales: Scales) -> Array:
         """p, 0 for those not chosen, shape ``(*leading, experts)``."""
@@ -71,14 +72,14 @@ class Experts(nnx.Module):
         """Shape of the state."""
         p = self.weights(h, scales)
         return sum(
-            (p[..., e, None] * protocol.call(expert, h, scales) for e, expert in enumerate(self.experts)),
+            (p[..., e, None] * protocol.call(expert, h, scales) for e, expert in enumerate(self._parts())),
             start=jnp.zeros_like(h),
         )
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size."""
         p = self.weights(to_float_clipped(state), scales)  # past the range a softmax is at its limit
-        made = [protocol.step(expert, state, scales) for expert in self.experts]
+        made = [protocol.step(expert, state, scales) for expert in self._parts()]
         return add(*(with_zero_exponent(FloatExp(p[..., e, None] * f.value, f.exponent)) for e, f in enumerate(made)))
 
     def diagnostics(self, h: Array, scales: Scales) -> dict[str, Array]:
@@ -93,4 +94,4 @@ class Experts(nnx.Module):
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """The router and the experts take theirs."""
         self.router[...] = scales.sigma_r * self.router[...]
-        return frozenset({"sigma_r"}) | protocol.absorb_scales(scales, *self.experts)
+        return frozenset({"sigma_r"}) | super().absorb_scales(scales)

@@ -2,8 +2,8 @@
 
 A = softmax(a) and A' = softmax(a'), a and a' each n independent Gaussians of variance tau^2, a_k and a'_k of
 correlation rho. With 1 / Z^k = int s^(k - 1) exp(-s Z) ds / (k - 1)!, the mean of a product of weights is an integral
-over ln s (two of them for two rows) of products of means over one logit, E y^j exp(-y), y = s exp a. All are analytic in a
-strip, so that the trapezoidal rule converges exponentially.
+over ln s (two of them for two rows) of products of means over one logit, E y^j exp(-y), y = s exp a. All are analytic
+in a strip, so that the trapezoidal rule converges exponentially.
 """
 
 import math

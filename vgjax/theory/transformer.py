@@ -1,10 +1,10 @@
 """Transformers at infinite width: four numbers, states and tangents, within a token and across two.
 
 Tokens are alike (every two have the same correlation), attention is full, heads are any number. With q = E h_i^2, p = E
-h_i h_j and, of a tangent that begins independently in every token, u = E t_i^2, v = E t_i t_j, a branch sees what stands
-behind its norm, (q~, p~, u~, v~) = (q, p, u, v) / q (or elementwise through tanh or erf), and adds
+h_i h_j and, of a tangent that begins independently in every token, u = E t_i^2, v = E t_i t_j, a branch sees what
+stands behind its norm, (q~, p~, u~, v~) = (q, p, u, v) / q (or elementwise through tanh or erf), and adds
 
-- attention, s = (sigma_v sigma_o)^2, k = (sigma_q sigma_k / temperature)^2, weights A of logits of variance k q~ (q~ - p~)
+- attention, s = (sigma_v sigma_o)^2, k = (sigma_q sigma_k / temperature)^2, A of logits of variance k q~ (q~ - p~)
   whose rows have the correlation p~ / q~ (`softmax_moments`):
 
       q: s [p~ + (q~ - p~) E sum A^2]              p: s [p~ + (q~ - p~) E sum A A']
@@ -21,7 +21,7 @@ What is common to all keys shifts all logits of a row alike, which a softmax doe
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -240,8 +240,10 @@ def _pair_moments(phi: Any, q: float, c: float) -> tuple[float, float, float, fl
 def _pairs(phi: Activation, found: Pieces, q: Array, epsilons: Array) -> Array:
     """E phi phi and E phi' phi' for every 1 - c, shape ``(len(epsilons), 2)``."""
 
+    def product(f: Callable[[Array], Array], epsilon: Array) -> Array:
+        return pair(found, lambda a, b: f(a) * f(b), q, q, epsilon)
+
     def at(epsilon: Array) -> Array:
-        means = (pair(found, lambda a, b, f=f: f(a) * f(b), q, q, epsilon) for f in (phi, phi.derivative))
-        return jnp.stack(list(means))
+        return jnp.stack([product(phi, epsilon), product(phi.derivative, epsilon)])
 
     return jax.lax.map(at, epsilons)
