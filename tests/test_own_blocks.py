@@ -220,3 +220,50 @@ def test_a_folder_tells_arrays_apart(tmp_path: Any) -> None:
 def test_what_is_neither_hashable_nor_an_array_is_refused() -> None:
     with pytest.raises(ValueError, match=r"arguments .*must be .*hashable"):
         graph([[1.0, 0.0], [0.0, 1.0]])
+
+
+# --- parts of a chain -------------------------------------------------------------------------------------------------
+
+
+class Squares(nnx.Module):
+    """A map of degree 2 that says nothing of itself."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h * jnp.roll(h, 1)
+
+
+class Logarithms(nnx.Module):
+    """A map that grows like no power."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        pass
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        return h * jnp.log(jnp.sum(h**2))
+
+
+def test_a_part_of_degree_two_inside_a_chain_is_exact_past_the_range() -> None:
+    """It was taken for linear there, and nothing was marked: ln gain 258 in place of 359 after 7 layers."""
+    chain = vg.networks.chain(squares=vg.blocks.spec(Squares), linear=vg.dense(8, 8))
+    net = vg.stack(chain, depth=7, input_shape=8)
+    parameters, scales = vg.init(KEY, net), vg.Scales(sigma_w=30.0)
+    x = np.random.default_rng(0).normal(size=8).astype(np.float32)
+    ours = vg.push_forward(parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.asarray, vg.push_forward(parameters.astype("float64"), scales, x))
+    assert wide.log_gain[-1] > 300
+    np.testing.assert_allclose(ours.log_gain, wide.log_gain, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(ours.log_mean_square, wide.log_mean_square, rtol=1e-6)
+
+
+def test_a_part_that_grows_like_no_power_is_marked_past_the_range() -> None:
+    chain = vg.networks.chain(logs=vg.blocks.spec(Logarithms), linear=vg.dense(8, 8))
+    net = vg.stack(chain, depth=40, input_shape=8)
+    found = vg.push_forward(vg.init(KEY, net), vg.Scales(sigma_w=30.0), np.ones(8, np.float32))
+    first = int(min(found.first_inexact_layer, found.first_nan_layer))
+    assert 0 < first <= 40
+    assert np.all(np.isnan(found.log_gain[first:]))
+    assert np.all(np.isfinite(found.log_gain[:first]))

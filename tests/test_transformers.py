@@ -1,6 +1,7 @@
 """The parts of transformers as they are trained, against plain JAX written from the papers' equations."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import vgjax as vg
 from vgjax.networks import attention, branch, feed_forward, tokens
@@ -264,3 +266,224 @@ def test_every_gradient_is_that_of_automatic_differentiation(name: str) -> None:
     for path, log in flow.log_parameter_gradient.items():
         np.testing.assert_allclose(log, expected.log_parameter_gradient[path], rtol=0, atol=tolerance, err_msg=path)
     assert np.all(flow.first_inexact_layer == 3)
+
+
+# --- single parts -----------------------------------------------------------------------------------------------------
+
+
+def test_positions_of_sines_are_those_of_the_paper() -> None:
+    """Vaswani et al. 2017, section 3.5, entry by entry; never trained."""
+    block = vg.blocks.Positions(5, 6, "sinusoidal", rngs=nnx.Rngs(0))
+    expected = [[f(t * 10_000 ** (-2 * i / 6)) for f in (np.sin, np.cos) for i in range(3)] for t in range(5)]
+    h = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    np.testing.assert_allclose(block(h, vg.Scales(sigma_p=2.0)), h + 2 * np.array(expected), atol=1e-6)
+    assert not jax.tree.leaves(nnx.state(block, nnx.Param))
+
+
+def test_rotation_tells_distances_alone() -> None:
+    """Su et al. 2021: q_s . k_t depends on s - t; norms are kept."""
+    rng = np.random.default_rng(0)
+    q, k = (np.repeat(rng.normal(size=(1, 2, 6)), 7, axis=0).astype(np.float32) for _ in range(2))
+    turned_q, turned_k = (vg.blocks.attention.turned(jnp.asarray(a), 100.0) for a in (q, k))
+    logits = np.einsum("shd,thd->hst", turned_q, turned_k)
+    for away in range(-6, 7):
+        for head in logits:
+            np.testing.assert_allclose(np.diagonal(head, away), np.diagonal(head, away)[0], atol=1e-5)
+    assert np.ptp([np.diagonal(logits[0], away)[0] for away in range(-6, 7)]) > 0.1
+    np.testing.assert_allclose(np.linalg.norm(turned_q, axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-6)
+
+
+def test_what_a_mask_hides_has_no_influence() -> None:
+    """Of the Jacobian of token i by token j the zeros are where the mask says."""
+    block = vg.blocks.Attention(4, 2, mask="causal", window=3, rngs=nnx.Rngs(0))
+    scales = vg.Scales(**{name: scale.default for name, scale in block.scales.items()})
+    h = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    jacobian = jax.jacobian(lambda h: block(h, scales))(jnp.asarray(h))
+    seen = np.abs(jacobian).sum(axis=(1, 3)) > 0
+    np.testing.assert_array_equal(seen, [[0 <= i - j < 3 for j in range(6)] for i in range(6)])
+
+
+def test_experts_report_their_load() -> None:
+    """Four tokens on two unit vectors, a router that sends each to its own expert of three."""
+    block = vg.blocks.Experts(vg.dense(2, 2), 2, experts=4, chosen=1, rngs=nnx.Rngs(0))
+    block.router[...] = jnp.array([[1.0, 0, -1, -1], [0, 1.0, -1, -1]])
+    scales = vg.Scales(sigma_r=1.0, sigma_w=1.0, sigma_b=0.0)
+    h = jnp.array([[1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0]])
+    told = block.diagnostics(h, scales)
+    assert told["largest_load"] == 3  # three of four tokens, where a fair share is one
+    assert told["idle_experts"] == 0.5
+    net = vg.transformer(width=4, depth=2, heads=2, inputs=(3, 4), feed_forward=feed_forward("relu", experts=3))
+    flow = vg.gradient_flow(truth.drawn(net), vg.Scales(), np.ones((3, 4), np.float32))
+    assert set(flow.diagnostics) == {f"feed_forward/mixture/{n}" for n in ("largest_load", "idle_experts")}
+    assert np.all(flow.diagnostics["feed_forward/mixture/largest_load"] >= 1)
+
+
+@pytest.mark.parametrize("how", ["sum", "product", "maximum"])
+def test_blocks_side_by_side_are_joined_at_any_size(how: str) -> None:
+    """Past float32 against float64; maxout is homogeneous (degree 1), a product of two maps is not (degree 2)."""
+    width, depth = 6, 6 if how == "product" else 60
+    net = vg.stack(vg.networks.parallel(how, *[vg.dense(width, width)] * 2), depth=depth, input_shape=width)
+    parameters, scales = truth.drawn(net), vg.Scales(sigma_w=30.0, sigma_b=0.5)
+    x = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    ours = truth.compiled(vg.gradient_flow, parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = truth.compiled(vg.gradient_flow, parameters.astype("float64"), scales, x)
+    assert np.all(wide.log_mean_square[-1] / 2 > 90)  # float32 ends at 88.7
+    np.testing.assert_allclose(ours.log_mean_square, wide.log_mean_square, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.log_gradient, wide.log_gradient, rtol=1e-5, atol=1e-5)
+    assert ours.first_inexact_layer == depth + 1
+
+
+@pytest.mark.parametrize("phi", ["silu", "linear"])
+@pytest.mark.parametrize(("sigma_w", "sigma_b"), [(0.05, 0.0), (0.05, 1e-3), (20.0, 0.0), (20.0, 1.0)])
+def test_gated_units_without_norms_are_exact_past_the_range_or_marked(phi: str, sigma_w: float, sigma_b: float) -> None:
+    """Degree 2 above. Below it is 2 as well without a bias and 1 with one, which the block cannot know: marked."""
+    gate = vg.networks.chain(vg.dense(6, 6), vg.blocks.spec(vg.blocks.Activate, activation=vg.activations.get(phi)))
+    block = vg.networks.chain(vg.networks.parallel("product", gate, vg.dense(6, 6)), vg.dense(6, 6))
+    net = vg.stack(block, depth=7, input_shape=6)
+    parameters, scales = truth.drawn(net), vg.Scales(sigma_w=sigma_w, sigma_b=sigma_b)
+    x = np.random.default_rng(0).normal(size=6).astype(np.float32)
+    ours = truth.compiled(vg.push_forward, parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = truth.compiled(vg.push_forward, parameters.astype("float64"), scales, x)
+    exact = np.isfinite(ours.log_gain)
+    np.testing.assert_allclose(ours.log_gain[exact], wide.log_gain[exact], rtol=1e-5, atol=1e-5)
+    if sigma_w > 1:
+        assert exact.all()
+        assert wide.log_mean_square[-1] / 2 > 90  # float32 ends at 88.7
+    else:
+        assert exact.sum() > 2
+
+
+# --- styles ---------------------------------------------------------------------------------------------------------
+
+
+def deviations(net: vg.Network) -> dict[str, float]:
+    """Standard deviations of the entries of ordinary parameters, as they stand at default scales."""
+    ordinary, _ = vg.absorb_scales(vg.init(jax.random.key(0), net), vg.Scales())
+    leaves = jax.tree_util.tree_leaves_with_path((ordinary.stem, ordinary.stages, ordinary.head))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): float(np.std(leaf)) for path, leaf in leaves}
+
+
+def test_styles_have_the_entries_of_their_papers() -> None:
+    """GPT-2: .02, positions .01, behind every branch .02 / sqrt(2 L); Llama: .02; BERT: .02, cut; ViT: Glorot."""
+    size = {"width": 64, "depth": 3, "heads": 4}
+    for style, last, positions in (("gpt2", 0.02 / 6**0.5, 0.01), ("llama", 0.02, None), ("bert", 0.02, 0.02)):
+        found = deviations(vg.transformer(style=style, inputs=tokens(32, 100), **size))
+        behind = {n: v for n, v in found.items() if n.endswith(("out/kernel", "layer_2/kernel")) and "readout" not in n}
+        table = {n: v for n, v in found.items() if n.endswith("table")}
+        others = {n: v for n, v in found.items() if n.endswith(("kernel", "embedding")) and n not in behind}
+        assert len(behind) == 2
+        assert len(others) == (7 if style == "llama" else 6)
+        for group, expected in ((behind, last), (table, positions), (others, 0.02)):
+            for name, deviation in group.items():
+                assert deviation == pytest.approx(expected, rel=0.06), (style, name)
+        assert bool(table) == (positions is not None)
+        assert all(v == 0 for n, v in found.items() if n.endswith("bias"))
+    vit = deviations(vg.transformer(style="vit", inputs=(16, 48), **size))
+    for name, expected in (
+        ("layer_1/kernel", (2 / (64 + 256)) ** 0.5),
+        ("layer_2/kernel", (2 / (64 + 256)) ** 0.5),
+        ("query/kernel", (2 / 128) ** 0.5),
+        ("table", 0.02),
+    ):
+        (found_one,) = (v for n, v in vit.items() if n.endswith(name))
+        assert found_one == pytest.approx(expected, rel=0.06), name
+
+
+def test_a_language_model_reads_logits_at_every_token() -> None:
+    net = vg.transformer(style="gpt2", width=8, depth=2, heads=2, inputs=tokens(5, 7))
+    assert vg.networks.network.output_shape(net) == (5, 7)
+    read = vg.transformer(style="gpt2", width=8, depth=2, heads=2, inputs=tokens(5, 7), outputs=3)
+    assert vg.networks.network.output_shape(read) == (3,)
+    again = vg.networks.network_from_json(vg.networks.network_to_json(net))
+    assert again == net
+
+
+def test_schemes_of_branches_have_their_numbers() -> None:
+    size = {"width": 8, "depth": 20, "heads": 2, "inputs": (5, 3)}
+
+    def default(scheme: str, name: str, place: str = "pre") -> Any:
+        return vg.transformer(residual=branch(place, scheme=scheme), **size).scales[name].default
+
+    assert default("complete", "branch") == pytest.approx(1 / 20)
+    assert default("stable", "branch") == pytest.approx(20**-0.5)
+    assert default("layer_scale", "layer_scale") == 1e-5  # Touvron et al. 2021: 18 < 20 <= 24 blocks
+    np.testing.assert_allclose(default("layer_norm_scaling", "norm_gain"), np.arange(1, 21) ** -0.5)
+    early = vg.transformer(residual="mix", **size).stages
+    assert [stage.depth for stage in early] == [5, 15]
+    normalized = vg.transformer(residual="normalized", **size).scales
+    assert (normalized["skip"].default, normalized["branch"].default) == (0.95, 0.05)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+SIZE: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "inputs": (5, 3)}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: vg.transformer(**SIZE | {"heads": 3}), "heads must divide the width 8, got 3"),
+        (
+            lambda: vg.transformer(**SIZE | {"heads": 4}, attention=attention(key_heads=3)),
+            "key_heads must divide the heads 4, got 3",
+        ),
+        (
+            lambda: vg.transformer(**SIZE | {"heads": 8}, attention=attention(positions="rotary")),
+            "rotary needs heads of an even size, got width / heads = 1",
+        ),
+        (lambda: attention("casual"), "did you mean 'causal'?"),
+        (lambda: attention(positions="sine"), "positions must be one of rotary, learned, sinusoidal, got 'sine'"),
+        (lambda: attention(window=0), "window must be at least 1, got 0"),
+        (lambda: attention(qk_norm=-1.0), "qk_norm must be finite and not negative, got -1"),
+        (lambda: attention(rotary=0.0), "rotary must be finite and positive, got 0"),
+        (lambda: feed_forward("gelu", experts=2, chosen=3), "chosen must be at most the number of experts, 2, got 3"),
+        (lambda: feed_forward("swglu"), "swglu"),
+        (lambda: tokens(0, 7), "length must be at least 1, got 0"),
+        (lambda: vg.transformer(**SIZE, style="gpt3"), "style must be one of encoder, gpt2, llama, vit, bert"),
+        (
+            lambda: vg.transformer(**SIZE, residual=branch("post", scheme="layer_norm_scaling")),
+            "scheme 'layer_norm_scaling' needs residual 'pre' and a norm, got 'post'",
+        ),
+        (lambda: vg.transformer(**SIZE, residual="sandwich", norm=None), "residual 'sandwich' needs a norm, got None"),
+        (
+            lambda: vg.transformer(**SIZE, residual="parallel", feed_forward=None),
+            "residual 'parallel' needs a feed-forward layer beside the attention, got None",
+        ),
+        (
+            lambda: vg.transformer(**SIZE, residual=branch("normalized", scheme="stable")),
+            "residual 'normalized' has factors of its own, got scheme 'stable'",
+        ),
+        (
+            lambda: vg.transformer(**SIZE | {"width": 9, "heads": 3}, attention=attention(positions="sinusoidal")),
+            "sinusoidal positions need an even width, got 9",
+        ),
+        (lambda: vg.networks.parallel("sum", vg.dense(2, 2)), "parallel needs at least 2 blocks to join, got 1"),
+        (lambda: vg.networks.parallel("mean", *[vg.dense(2, 2)] * 2), "how must be one of sum, product, maximum"),
+        (
+            lambda: vg.stack(vg.networks.parallel("sum", vg.dense(2, 2), vg.dense(2, 3)), depth=1, input_shape=2),
+            "parts must make states of one shape to be joined, got [(2,), (3,)]",
+        ),
+        (lambda: vg.mlp(width=4, depth=2, inputs=2, residual="sandwich"), "residual must be one of plain, pre, post"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [[0, 1, 7], [0, -1, 2], [0, 0.5, 2]])
+def test_tokens_out_of_range_are_refused(bad: list[float]) -> None:
+    net = vg.transformer(style="llama", width=4, depth=1, heads=2, inputs=tokens(3, 7))
+    with pytest.raises(ValueError, match=r"x must hold tokens, whole numbers from 0 to 6, got (7|-1|0\.5)"):
+        vg.forward(truth.drawn(net), vg.Scales(), np.array(bad))
+
+
+def test_defaults_by_layer_belong_to_networks_of_that_depth() -> None:
+    block = vg.transformer(**SIZE, residual=branch("pre", scheme="layer_norm_scaling")).stages[0].spec
+    net = vg.stack(block, depth=3, input_shape=(5, 8))
+    message = "scale norm_gain has a default for each of 2 layers, so the network must have that depth, got depth 3"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        vg.forward(truth.drawn(net), vg.Scales(), np.ones((5, 8), np.float32))

@@ -12,7 +12,7 @@ from jax import Array
 from vgjax import initializers
 from vgjax.blocks.normalization import Norm
 from vgjax.checks import FloatDtype, Size, finite, kinds, known
-from vgjax.floatexp import LINEAR, Ends
+from vgjax.floatexp import LINEAR, FloatExp, extended
 from vgjax.initializers import Law, Scale, Scales
 
 MASKS = ("full", "causal")
@@ -57,8 +57,6 @@ class Attention(nnx.Module):
         **{name: Scale(1.0, "parameter", "sigma_vo") for name in ("sigma_v", "sigma_o")},
         "temperature": Scale(1.0, "divisor"),
     }
-    # A mean over all tokens, or the value of one: whatever the weights, what is averaged is linear.
-    degrees: ClassVar[Ends] = LINEAR
 
     @kinds
     def __init__(
@@ -107,6 +105,10 @@ class Attention(nnx.Module):
         weights = jax.nn.softmax(jnp.where(self._seen(tokens), logits, -jnp.inf))
         mixed = jnp.einsum("kgqt,tkd->qkgd", weights, value).reshape(tokens, heads, size)
         return scales.sigma_o * self.out(mixed)
+
+    def step(self, state: FloatExp, scales: Scales) -> FloatExp:
+        """The same for a normalized state of any size: a mean over all tokens, or the value of one, grows linearly."""
+        return extended(lambda h: self(h, scales), state, LINEAR)
 
     def _looked(self, product: nnx.LinearGeneral, norm: Norm | None, h: Array, sigma: Array) -> Array:
         """Queries or keys, shape ``(tokens, heads, size)``."""

@@ -234,7 +234,9 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
         whole, bare = octaves(layer), octaves(layer.with_parameters(offsets))
         ordinary = [at(layer, size, side)[1:3] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
 
-    below, above = (_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in whole)
+    # What the offsets decide on (a product of two maps, a norm behind a bias) is not known: their scales may be 0.
+    ends, without = ([_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in of] for of in (whole, bare))
+    below, above = (end if end == other else Degrees(None, None) for end, other in zip(ends, without, strict=True))
     by_parameter = {path: _parameter_degrees(path, *whole, *bare) for path in layer.trainable()}
     return Measured((below, above), by_parameter, all(np.all(a != 0) for pair in ordinary for a in pair))
 

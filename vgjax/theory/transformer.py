@@ -32,7 +32,7 @@ from jax import Array
 from vgjax import activations
 from vgjax.activations import Activation
 from vgjax.checks import ArrayLike, finite, kinds, known, positive_integer
-from vgjax.theory._gaussian import ActivationLike, pair
+from vgjax.theory._gaussian import ActivationLike, line, pair
 from vgjax.theory._pieces import REACH, Pieces, pieces
 from vgjax.theory._scales import per_layer
 from vgjax.theory._softmax import softmax_moments
@@ -200,6 +200,8 @@ class _Block(NamedTuple):
         sigma = self.scales
         s = (sigma["sigma_v"] * sigma["sigma_o"]) ** 2
         k = (sigma["sigma_q"] * sigma["sigma_k"] / sigma["temperature"]) ** 2
+        if s == 0:  # its integrals are most of the work
+            return _Stream(0.0, 0.0, 0.0, 0.0)
         apart, tangents = x.q - x.p, x.u - x.v
         a = softmax_moments(self.tokens, max(0.0, k * x.q * apart), min(1.0, x.p / x.q) if x.q else 0.0)
         looked = a.square - 2 * a.cube + a.square_of_square
@@ -230,20 +232,19 @@ def _pair_moments(phi: Any, q: float, c: float) -> tuple[float, float, float, fl
     """E phi(a)^2, E phi(a) phi(a'), E phi'(a)^2, E phi'(a) phi'(a') for a pair of variance q and correlation c."""
     # A power of two, so that few programs are compiled for the pieces of phi that matter.
     reach = REACH * 2.0 ** math.ceil(math.log2(math.sqrt(q))) if q else REACH
+    one = line(phi, q)
+    square, slope = one.mean(one.phi**2), one.mean(one.slope**2)
     with jax.enable_x64(True):
-        found = _pairs(phi, pieces(phi, ()).within(reach), np.float64(q), np.array([0.0, 1 - min(1.0, max(-1.0, c))]))
-        (square, slope), (product, slopes) = np.asarray(found)
-    return float(square), float(product), float(slope), float(slopes)
+        epsilon = np.float64(1 - min(1.0, max(-1.0, c)))
+        product, slopes = np.asarray(_products(phi, pieces(phi, ()).within(reach), np.float64(q), epsilon))
+    return square, float(product), slope, float(slopes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pairs(phi: Activation, found: Pieces, q: Array, epsilons: Array) -> Array:
-    """E phi phi and E phi' phi' for every 1 - c, shape ``(len(epsilons), 2)``."""
+def _products(phi: Activation, found: Pieces, q: Array, epsilon: Array) -> Array:
+    """E phi(a) phi(a') and E phi'(a) phi'(a') of a correlation of 1 - epsilon, shape ``(2,)``."""
 
-    def product(f: Callable[[Array], Array], epsilon: Array) -> Array:
+    def product(f: Callable[[Array], Array]) -> Array:
         return pair(found, lambda a, b: f(a) * f(b), q, q, epsilon)
 
-    def at(epsilon: Array) -> Array:
-        return jnp.stack([product(phi, epsilon), product(phi.derivative, epsilon)])
-
-    return jax.lax.map(at, epsilons)
+    return jnp.stack([product(phi), product(phi.derivative)])
