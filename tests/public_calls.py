@@ -349,7 +349,7 @@ def arguments(name: str) -> dict[str, Any]:
         "log_singular_values": lambda: pass_,
         "lyapunov_exponents": lambda: pass_,
         "log_frobenius": lambda: pass_,
-        "log_determinant": lambda: pass_,
+        "measure.log_determinant": lambda: pass_,
         "measure.layer_singular_values": lambda: pass_,
         "measure.token_correlation": lambda: dict(zip(("parameters", "scales", "x"), w.tokens, strict=True)),
         # the sweep and its result

@@ -169,7 +169,7 @@ def test_spectra_are_refused_and_norms_and_rates_nan(case: Any) -> None:
     with pytest.raises(ValueError, match=f"finite, got a NaN or an infinity at layer {first}"):
         vg.log_singular_values(params, scales, x)
     assert_nan_from(vg.log_frobenius(params, scales, x).log_norm, first)
-    assert_nan_from(vg.log_determinant(params, scales, x), first)
+    assert_nan_from(vg.measure.log_determinant(params, scales, x), first)
     stretch = vg.lyapunov_exponents(params, scales, x, discard=0).log_stretch
     assert_nan_from(stretch.T, first - 1)  # of layers, the first of which leads from state 0 to 1
 

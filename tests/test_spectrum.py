@@ -255,7 +255,7 @@ def test_the_sum_of_logs_is_the_log_determinant_at_ten_thousand_layers() -> None
     net = vg.mlp(width=9, depth=10_000, activation="tanh", inputs=4)
     parameters, x = oracles.drawn(net, (4, *[9] * 10_001, 1)), np.ones(4, np.float32)
     found = vg.log_singular_values(parameters, SCALES, x, [1, 100, 10_000], dtype="float64")
-    exact = vg.log_determinant(parameters, SCALES, x, dtype="float64")
+    exact = vg.measure.log_determinant(parameters, SCALES, x, dtype="float64")
     assert exact.shape == (10_001,)
     assert exact[0] == 0
     np.testing.assert_allclose(found.log_determinant, exact[[1, 100, 10_000]], rtol=1e-9)
@@ -390,7 +390,7 @@ def test_other_bad_input() -> None:
     with pytest.raises(ValueError, match=r"^discard must be whole numbers from 0 to 4, got 5$"):
         vg.lyapunov_exponents(stream, SCALES, x, discard=5)
     narrow = vg.mlp(width=(5, 4, 5), inputs=2)
-    for f in (vg.lyapunov_exponents, vg.log_determinant, vg.measure.layer_singular_values):
+    for f in (vg.lyapunov_exponents, vg.measure.log_determinant, vg.measure.layer_singular_values):
         with pytest.raises(ValueError, match=r"^all states must have one shape, got \[\(4,\), \(5,\)\]$"):
             f(oracles.drawn(narrow, (2, 5, 4, 5, 1)), SCALES, x)
     with pytest.raises(ValueError, match=r"^probes must be at least 2, got 1$"):
@@ -424,7 +424,7 @@ def test_a_recurrence_has_the_same_spectrum_by_every_call(build: Any) -> None:
     whole = vg.log_singular_values(parameters, vg.Scales(), x, [3, 6], **exact)
     top = vg.log_singular_values(parameters, vg.Scales(), x, [3, 6], top=2, **exact)
     np.testing.assert_allclose(top.log_singular_values, whole.log_singular_values[:, :2], atol=1e-6)
-    logs = vg.log_determinant(parameters, vg.Scales(), x, **exact)
+    logs = vg.measure.log_determinant(parameters, vg.Scales(), x, **exact)
     np.testing.assert_allclose(logs[np.array([3, 6])], whole.log_determinant, atol=1e-6)
     stretch = vg.lyapunov_exponents(parameters, vg.Scales(), x, discard=0, **exact).log_stretch
     np.testing.assert_allclose(stretch.sum(), whole.log_determinant[-1], atol=1e-6)

@@ -20,7 +20,7 @@ from vgjax.initializers import Scales
 from vgjax.measure.correlation import correlation
 from vgjax.measure.flow import gain_matrix, pull_back, push_forward, states
 from vgjax.measure.gradients import gradient_flow
-from vgjax.measure.lyapunov import log_determinant, lyapunov_exponents
+from vgjax.measure.lyapunov import lyapunov_exponents
 from vgjax.measure.naive import naive_reading
 from vgjax.measure.norms import log_frobenius
 from vgjax.measure.spectrum import log_singular_values
@@ -42,6 +42,7 @@ from vgjax.networks.layers import forward
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import init
 from vgjax.networks.trainable import absorb_scales
+from vgjax.training.coordinates import coordinate_check
 from vgjax.training.loop import train
 from vgjax.training.teacher_student import teacher
 from vgjax.training.trainability import trainable_depth, trainings
@@ -57,7 +58,7 @@ __all__ = [
     "Network", "Activation", "Scales", "init", "forward", "absorb_scales",
     # measurements of one network
     "gradient_flow", "naive_reading", "push_forward", "pull_back", "gain_matrix", "states", "correlation",
-    "log_singular_values", "lyapunov_exponents", "log_frobenius", "log_determinant",
+    "log_singular_values", "lyapunov_exponents", "log_frobenius",
     # the sweep, what it measures, what it gives
     "sweep", "gains", "gradients", "naive_readings", "correlations", "spectra", "lyapunov", "frobenius",
     "trainings", "first_steps", "measurement", "Result", "load", "remedies",
@@ -67,7 +68,7 @@ __all__ = [
     # any other model
     "diagnose", "assert_trainable", "watch",
     # training
-    "train", "trainable_depth", "teacher",
+    "train", "coordinate_check", "trainable_depth", "teacher",
     # theory beside measurement
     "compare", "theory",
     # wings

@@ -3,7 +3,7 @@
 from vgjax.measure.correlation import Correlation, token_correlation
 from vgjax.measure.flow import Pull, Push, States
 from vgjax.measure.gradients import GradientFlow
-from vgjax.measure.lyapunov import Lyapunov, layer_singular_values
+from vgjax.measure.lyapunov import Lyapunov, layer_singular_values, log_determinant
 from vgjax.measure.norms import Frobenius
 from vgjax.measure.spectrum import Spectrum
 
@@ -17,5 +17,6 @@ __all__ = [
     "Spectrum",
     "States",
     "layer_singular_values",
+    "log_determinant",
     "token_correlation",
 ]

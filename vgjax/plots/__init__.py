@@ -5,6 +5,7 @@ Nothing here knows JAX, and matplotlib is imported when something is drawn. Colo
 and every distinction is also a line, a marker or a word.
 """
 
+from vgjax.plots.coordinates import coordinate_check
 from vgjax.plots.cures import remedies
 from vgjax.plots.curves import depth_profile, draw_band, draw_profile, spectrum
 from vgjax.plots.edges import draw_edge, edge
@@ -51,6 +52,7 @@ __all__ = [
     "THEORY",
     "VANISHING",
     "colour_bar",
+    "coordinate_check",
     "depth_profile",
     "describe",
     "draw_band",

@@ -173,10 +173,10 @@ def train(
         steps = snapshots.steps_of(config.num_steps)
         key = jax.random.key(0) if key is None else key
         parameters, scales, rates = in_present_mode((parameters, *jax.tree.map(jnp.asarray, (scales, rates))))
-        problem = _begin(config, key, parameters, scales, rates, examples)
-        state, seen = _first_state(problem), []
+        problem = begin(config, key, parameters, scales, rates, examples)
+        state, seen = first_state(problem), []
         for step in runner.progress(steps, len(steps), "train"):
-            state = _until(problem, state, step)
+            state = until(problem, state, step)
             seen.append(jax.tree.map(np.asarray, _snapshot(problem, state, held_out, snapshots)))
         return _finished(problem, state, jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *seen))
 
@@ -253,7 +253,7 @@ class Problem:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _begin(
+def begin(
     config: TrainConfig,
     key: Array,
     parameters: Parameters,
@@ -269,7 +269,7 @@ def _begin(
 
 
 @jax.jit
-def _first_state(problem: Problem) -> TrainState:
+def first_state(problem: Problem) -> TrainState:
     leaves, steps = trainable(problem.parameters), problem.config.num_steps
     loss = jnp.full(steps, jnp.nan, problem.parameters.dtype)
     count = functools.partial(jnp.asarray, dtype=jnp.int32)
@@ -277,7 +277,7 @@ def _first_state(problem: Problem) -> TrainState:
 
 
 @jax.jit
-def _until(problem: Problem, state: TrainState, step: Array | int) -> TrainState:
+def until(problem: Problem, state: TrainState, step: Array | int) -> TrainState:
     """All updates up to a step."""
     return lax.fori_loop(state.step, jnp.asarray(step, jnp.int32), lambda _, state: _update(problem, state), state)
 
@@ -307,14 +307,14 @@ def trained(
     snapshots: SnapshotConfig,
 ) -> Training:
     """`train` as one traceable function of all that is no static description; unbatched, for `vmap` and `lax.map`."""
-    problem = _begin(config, key, parameters, scales, rates, data)
+    problem = begin(config, key, parameters, scales, rates, data)
 
     def visit(state: TrainState, step: Array) -> tuple[TrainState, Snapshots]:
-        state = _until(problem, state, step)
+        state = until(problem, state, step)
         return state, _snapshot(problem, state, test, snapshots)
 
     steps = jnp.asarray(snapshots.steps_of(config.num_steps), jnp.int32)
-    state, seen = lax.scan(visit, _first_state(problem), steps)
+    state, seen = lax.scan(visit, first_state(problem), steps)
     return _finished(problem, state, seen)
 
 
