@@ -143,6 +143,12 @@ class World:
         return vg.Result("trainings", axes, arrays, dims, networks=networks)
 
     @functools.cached_property
+    def checked(self) -> vg.training.CoordinateCheck:
+        logs = {what: np.zeros((2, 1, 2, 4)) for what in ("size", "change", "update")}
+        along_depth = {what: np.zeros((1, 1, 2, 6)) for what in logs}
+        return vg.training.CoordinateCheck("mine", (4, 8), (2,), logs, along_depth)
+
+    @functools.cached_property
     def trained(self) -> vg.Result:
         axes = {"learning_rate": np.geomspace(1e-2, 1e2, 4), "sigma_w": np.linspace(0.5, 2, 4)}
         return self.trainings({"": self.network}, axes)
@@ -291,6 +297,10 @@ def arguments(name: str) -> dict[str, Any]:
         "residual": lambda: {"branch": w.spec},
         "norm": lambda: {"kind": "layer"},
         "networks.branch": lambda: {"kind": "pre"},
+        "networks.attention": dict,
+        "networks.feed_forward": dict,
+        "networks.tokens": lambda: {"length": 3, "vocabulary": 5},
+        "networks.parallel": lambda: {"how": "sum", "layers": (w.spec, w.spec)},
         "networks.chain": lambda: {"layers": (w.spec, w.spec), "parts": {"last": w.spec}},
         "networks.conv": lambda: {"channels_in": 2, "channels_out": 2},
         "sequential": lambda: {"blocks": (w.spec,), "input_shape": 4},
@@ -320,6 +330,12 @@ def arguments(name: str) -> dict[str, Any]:
         # blocks
         "blocks.Activate": lambda: {"activation": "tanh", "rngs": rngs},
         "blocks.Attention": lambda: {"width": 4, "heads": 2, "rngs": rngs},
+        "blocks.DynamicTanh": lambda: {"kind": "dyt", "features": 4, "rngs": rngs},
+        "blocks.Embedding": lambda: {"vocabulary": 5, "width": 4, "rngs": rngs},
+        "blocks.Experts": lambda: {"expert": w.spec, "width": 4, "experts": 2, "chosen": 1, "rngs": rngs},
+        "blocks.Gain": lambda: {"name": "gain", "features": 4, "rngs": rngs},
+        "blocks.Parallel": lambda: {"how": "sum", "rngs": rngs, "parts": {"first": w.spec, "second": w.spec}},
+        "blocks.Positions": lambda: {"tokens": 3, "width": 4, "kind": "learned", "rngs": rngs},
         "blocks.Chain": lambda: {"rngs": rngs, "parts": {"first": w.spec}},
         "blocks.Conv": lambda: {"channels_in": 2, "channels_out": 2, "rngs": rngs, "affine": {"activation": "tanh"}},
         "blocks.Dense": lambda: {"fan_in": 4, "fan_out": 4, "rngs": rngs, "affine": {"activation": "tanh"}},
@@ -420,6 +436,12 @@ def arguments(name: str) -> dict[str, Any]:
         "training.box_dimension": lambda: {"converged": np.arange(1600).reshape(40, 40) % 7 < 3},
         "training.zoom": lambda: {"result": w.trained, "factor": 2.0},
         "trainable_depth": lambda: {"result": w.trained_deep},
+        "coordinate_check": lambda: {
+            "make_network": lambda width, depth: vg.mlp(width=width, depth=depth, inputs=4, outputs=3),
+            "data": w.student["data"], "widths": [4], "depths": [1], "steps": 1, "seeds": 1,
+        },
+        "training.CoordinateCheck.at_places": lambda: {"self": w.checked, "axis": "width"},
+        "training.CoordinateCheck.slopes": lambda: {"self": w.checked, "axis": "width"},
         "teacher": lambda: {"key": w.key, "network": w.network, "inputs": 5},
         # data
         "data.Examples.shaped": lambda: {"self": w.examples, "shape": (2, 2)},
@@ -447,6 +469,7 @@ def arguments(name: str) -> dict[str, Any]:
         "theory.moments": lambda: {"activation": "tanh", "q": 1.0},
         "theory.propagate": lambda: at | {"depth": 3},
         "theory.tables": lambda: {"activation": "linear", "widths": (8,)},
+        "theory.transformer.propagate": lambda: {"activation": "relu", "depth": 2, "tokens": 3},
         "theory.attention.deep_norm": lambda: {"layers": 4},
         "theory.attention.deep_norm_encoder_decoder": lambda: {"encoder_layers": 4, "decoder_layers": 4},
         "theory.attention.uniform_attention_correlation": lambda: {"tokens": 4, "depth": 4},
@@ -519,6 +542,7 @@ def arguments(name: str) -> dict[str, Any]:
         "plots.spectrum": lambda: {"found": w.spectrum},
         "plots.trainability_boundary": lambda: {"results": (w.trained,)},
         "plots.trainability_map": lambda: {"result": w.trained_deep},
+        "plots.coordinate_check": lambda: {"checks": {"one": w.checked}},
         "plots.training": lambda: {"runs": {"one": w.training}},
     }  # fmt: skip
     return table[name]()

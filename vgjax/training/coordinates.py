@@ -123,10 +123,12 @@ class CoordinateCheck(NamedTuple):
     def slopes(self, axis: str, what: str = "change") -> tuple[np.ndarray, np.ndarray]:
         """The power of width or depth that it grows like at the last step, and its standard error, at `PLACES`.
 
-        Least squares over the logarithms of all sizes and seeds; NaN along an axis of one size.
+        Least squares over the logarithms of all sizes and seeds; NaN along an axis of one size, and where nothing
+        moves.
         """
         sizes = np.log(np.array(self.widths if axis == "width" else self.depths, float))
         y = self.at_places(axis, what)[:, :, -1]
+        y = np.where(np.isfinite(y).all(axis=(0, 1)), y, np.nan)  # of what does not move there is no power
         if len(sizes) < 2:
             return np.full(len(PLACES), np.nan), np.full(len(PLACES), np.nan)
         x = np.broadcast_to((sizes - sizes.mean())[:, None], y.shape[:2])
