@@ -300,7 +300,7 @@ def arguments(name: str) -> dict[str, Any]:
         "networks.attention": dict,
         "networks.feed_forward": dict,
         "networks.tokens": lambda: {"length": 3, "vocabulary": 5},
-        "networks.parallel": lambda: {"how": "sum", "layers": (w.spec, w.spec)},
+        "networks.parallel": lambda: {"how": "sum", "layers": (w.spec,), "parts": {"last": w.spec}},
         "networks.chain": lambda: {"layers": (w.spec, w.spec), "parts": {"last": w.spec}},
         "networks.conv": lambda: {"channels_in": 2, "channels_out": 2},
         "sequential": lambda: {"blocks": (w.spec,), "input_shape": 4},
@@ -438,7 +438,7 @@ def arguments(name: str) -> dict[str, Any]:
         "trainable_depth": lambda: {"result": w.trained_deep},
         "coordinate_check": lambda: {
             "make_network": lambda width, depth: vg.mlp(width=width, depth=depth, inputs=4, outputs=3),
-            "data": w.student["data"], "widths": [4], "depths": [1], "steps": 1, "seeds": 1,
+            "data": w.examples, "widths": [4], "depths": [1], "steps": 1, "seeds": 1,
         },
         "training.CoordinateCheck.at_places": lambda: {"self": w.checked, "axis": "width"},
         "training.CoordinateCheck.slopes": lambda: {"self": w.checked, "axis": "width"},
@@ -469,7 +469,9 @@ def arguments(name: str) -> dict[str, Any]:
         "theory.moments": lambda: {"activation": "tanh", "q": 1.0},
         "theory.propagate": lambda: at | {"depth": 3},
         "theory.tables": lambda: {"activation": "linear", "widths": (8,)},
-        "theory.transformer.propagate": lambda: {"activation": "relu", "depth": 2, "tokens": 3},
+        "theory.transformer.propagate": lambda: {
+            "activation": "relu", "depth": 2, "tokens": 3, "scales": {"sigma_w": 1.0},
+        },
         "theory.attention.deep_norm": lambda: {"layers": 4},
         "theory.attention.deep_norm_encoder_decoder": lambda: {"encoder_layers": 4, "decoder_layers": 4},
         "theory.attention.uniform_attention_correlation": lambda: {"tokens": 4, "depth": 4},
