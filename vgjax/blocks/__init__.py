@@ -9,6 +9,7 @@ from vgjax.blocks.normalization import Norm
 from vgjax.blocks.protocol import Spec, call, spec, step
 from vgjax.blocks.reading import Activate, Part, Pool, Start
 from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
+from vgjax.blocks.streams import DepthAverage, HyperConnection, Merge, Remember, Split
 from vgjax.initializers import Scale
 
 __all__ = [
@@ -18,17 +19,22 @@ __all__ = [
     "Concatenated",
     "Conv",
     "Dense",
+    "DepthAverage",
     "Dropout",
     "GRUCell",
+    "HyperConnection",
     "LSTMCell",
+    "Merge",
     "MinimalCell",
     "Norm",
     "Part",
     "Pool",
     "RNNCell",
+    "Remember",
     "Residual",
     "Scale",
     "Spec",
+    "Split",
     "Start",
     "call",
     "spec",

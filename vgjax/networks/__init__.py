@@ -1,7 +1,17 @@
 """Networks: what is compiled for, its numbers, the one pass through it, and how it is built."""
 
 from vgjax.initializers import scheme
-from vgjax.networks.builders import branch, chain, concatenated, conv, sequential, tied, untied
+from vgjax.networks.builders import (
+    branch,
+    chain,
+    concatenated,
+    conv,
+    depth_average,
+    hyper_connections,
+    sequential,
+    tied,
+    untied,
+)
 from vgjax.networks.calibration import calibrate, lsuv
 from vgjax.networks.network import Network, Stage
 from vgjax.networks.parameters import Parameters, Stream
@@ -17,6 +27,8 @@ __all__ = [
     "chain",
     "concatenated",
     "conv",
+    "depth_average",
+    "hyper_connections",
     "lsuv",
     "network_from_json",
     "network_to_json",

@@ -1,8 +1,9 @@
 """Theory: what infinite width, and its first correction in 1 / width, predict for any activation.
 
 It imports nothing of the simulator, so that it can contradict it; the two meet in `vgjax.compare`. The plain stack is
-here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, transformed activations in
-`shaping`, singular values in `free_probability`, what training makes of deep linear networks in `linear_dynamics`.
+here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, `streams`, transformed
+activations in `shaping`, singular values in `free_probability`, what training makes of deep linear networks in
+`linear_dynamics`.
 
 Modules that begin with an underscore hold what is named here or what others need; a module never has the name of a
 function.
@@ -16,6 +17,7 @@ from vgjax.theory import (
     recurrent,
     residual,
     shaping,
+    streams,
 )
 from vgjax.theory._critical import Critical, critical
 from vgjax.theory._finite_width import Band, LogMoments, band, fourth_moment, log_gain_moments, log_normal_beta
@@ -51,5 +53,6 @@ __all__ = [
     "recurrent",
     "residual",
     "shaping",
+    "streams",
     "tables",
 ]

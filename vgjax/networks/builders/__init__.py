@@ -15,6 +15,7 @@ from vgjax.networks.builders.fully_connected import mlp
 from vgjax.networks.builders.recipes import branch
 from vgjax.networks.builders.recurrent import gru, lstm, rnn
 from vgjax.networks.builders.stacking import sequential, stack, tied, untied
+from vgjax.networks.builders.streams import depth_average, hyper_connections
 from vgjax.networks.builders.transformers import transformer
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "concatenated",
     "conv",
     "dense",
+    "depth_average",
     "gru",
+    "hyper_connections",
     "lstm",
     "mlp",
     "norm",
