@@ -33,7 +33,7 @@ def branch(dtype: str = "float32") -> vg.blocks.Spec:
     return vg.dense(D, D, "tanh", dtype=dtype)
 
 
-# --- hyper-connections against automatic differentiation --------------------------------------------------------------
+# --- hyper-connections against automatic differentiation ------------------------------------------------------------
 
 
 def paper(maps: Any) -> truth.Parts:
@@ -186,7 +186,7 @@ def test_streams_past_the_float_range() -> None:
     assert found.first_inexact_layer == 401
 
 
-# --- gains of hyper-connections ---------------------------------------------------------------------------------------
+# --- gains of hyper-connections -------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -286,7 +286,7 @@ def test_streams_with_branches_are_what_theory_says() -> None:
     np.testing.assert_allclose(normed.log_gain, np.log(1 + np.arange(7)), rtol=1e-12)
 
 
-# --- averages over the past -------------------------------------------------------------------------------------------
+# --- averages over the past -----------------------------------------------------------------------------------------
 
 
 def averaged(width: int, depth: int, phi: str = "linear", **options: Any) -> Any:
@@ -339,7 +339,7 @@ def test_averages_have_the_mean_square_of_their_closed_form() -> None:
     within_errors(found / np.mean(x**2), expected[-1])
 
 
-# --- what is kept beside itself ---------------------------------------------------------------------------------------
+# --- what is kept beside itself -------------------------------------------------------------------------------------
 
 
 def mean_gain(net: Any, seeds: int, **scales: float) -> np.ndarray:
@@ -378,7 +378,7 @@ def test_the_bottom_of_a_u_net_carries_a_share_of_two_to_the_minus_its_levels() 
     within_errors(mean_gain(net, 3000, sigma_v=0.0), 7 / 8)
 
 
-# --- loops and flows --------------------------------------------------------------------------------------------------
+# --- loops and flows ------------------------------------------------------------------------------------------------
 
 
 def test_a_looped_linear_residual_tends_to_a_bessel_function() -> None:
@@ -418,7 +418,7 @@ def test_residual_networks_of_branches_1_over_depth_are_a_flow() -> None:
     within_errors(mean_gain(untied, 400, branch=1 / 16), (1 + 1 / 16**2) ** 16)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

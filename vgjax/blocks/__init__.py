@@ -4,6 +4,7 @@ from vgjax.blocks.attention import Attention
 from vgjax.blocks.composed import Chain, Concatenated, Residual
 from vgjax.blocks.convolution import Conv
 from vgjax.blocks.dense import Dense
+from vgjax.blocks.graph import GraphConv
 from vgjax.blocks.noise import Dropout
 from vgjax.blocks.normalization import Norm
 from vgjax.blocks.protocol import Spec, call, spec, step
@@ -22,6 +23,7 @@ __all__ = [
     "DepthAverage",
     "Dropout",
     "GRUCell",
+    "GraphConv",
     "HyperConnection",
     "LSTMCell",
     "Merge",

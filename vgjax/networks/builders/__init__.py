@@ -12,6 +12,7 @@ head reads the last state at unit gain (``sigma_out``) and has a zero bias.
 from vgjax.networks.builders.combinators import chain, concatenated, conv, dense, norm, residual
 from vgjax.networks.builders.convolutional import cnn, resnet
 from vgjax.networks.builders.fully_connected import mlp
+from vgjax.networks.builders.graphs import graph_conv, graph_network, normalized_adjacency
 from vgjax.networks.builders.recipes import branch
 from vgjax.networks.builders.recurrent import gru, lstm, rnn
 from vgjax.networks.builders.stacking import sequential, stack, tied, untied
@@ -26,11 +27,14 @@ __all__ = [
     "conv",
     "dense",
     "depth_average",
+    "graph_conv",
+    "graph_network",
     "gru",
     "hyper_connections",
     "lstm",
     "mlp",
     "norm",
+    "normalized_adjacency",
     "residual",
     "resnet",
     "rnn",
