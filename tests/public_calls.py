@@ -303,6 +303,13 @@ def arguments(name: str) -> dict[str, Any]:
         "blocks.GraphConv": lambda: {
             "adjacency": np.eye(3), "fan_in": 4, "fan_out": 4, "rngs": rngs, "dense": {"activation": "tanh"},
         },
+        "networks.spiking": lambda: sizes,
+        "blocks.FourierFeatures": lambda: {"inputs": 4, "waves": 3, "rngs": rngs},
+        "blocks.LIFCell": lambda: {"width": 4, "inputs": 4, "options": {"rngs": rngs, "kernel_init": "orthogonal"}},
+        "blocks.WeightNormalized": lambda: {
+            "fan_in": 4, "fan_out": 4, "rngs": rngs, "dense": {"activation": "tanh"},
+        },
+        "blocks.surrogate": dict,
         "networks.hyper_connections": lambda: {"branch": w.spec},
         "networks.depth_average": lambda: {"branch": w.spec, "memory": 3},
         "blocks.DepthAverage": lambda: {"branch": w.spec, "memory": 3, "rngs": rngs},

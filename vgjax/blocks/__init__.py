@@ -4,13 +4,16 @@ from vgjax.blocks.attention import Attention
 from vgjax.blocks.composed import Chain, Concatenated, Residual
 from vgjax.blocks.convolution import Conv
 from vgjax.blocks.dense import Dense
+from vgjax.blocks.features import FourierFeatures
 from vgjax.blocks.graph import GraphConv
 from vgjax.blocks.noise import Dropout
 from vgjax.blocks.normalization import Norm
 from vgjax.blocks.protocol import Spec, call, spec, step
 from vgjax.blocks.reading import Activate, Part, Pool, Start
 from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
+from vgjax.blocks.spiking import LIFCell, surrogate
 from vgjax.blocks.streams import DepthAverage, HyperConnection, Merge, Remember, Split
+from vgjax.blocks.weight_normalization import WeightNormalized
 from vgjax.initializers import Scale
 
 __all__ = [
@@ -22,9 +25,11 @@ __all__ = [
     "Dense",
     "DepthAverage",
     "Dropout",
+    "FourierFeatures",
     "GRUCell",
     "GraphConv",
     "HyperConnection",
+    "LIFCell",
     "LSTMCell",
     "Merge",
     "MinimalCell",
@@ -38,7 +43,9 @@ __all__ = [
     "Spec",
     "Split",
     "Start",
+    "WeightNormalized",
     "call",
     "spec",
     "step",
+    "surrogate",
 ]

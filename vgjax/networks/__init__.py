@@ -12,6 +12,7 @@ from vgjax.networks.builders import (
     hyper_connections,
     normalized_adjacency,
     sequential,
+    spiking,
     tied,
     untied,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "normalized_adjacency",
     "scheme",
     "sequential",
+    "spiking",
     "tied",
     "untied",
 ]

@@ -15,6 +15,7 @@ from vgjax.networks.builders.fully_connected import mlp
 from vgjax.networks.builders.graphs import graph_conv, graph_network, normalized_adjacency
 from vgjax.networks.builders.recipes import branch
 from vgjax.networks.builders.recurrent import gru, lstm, rnn
+from vgjax.networks.builders.spiking_networks import spiking
 from vgjax.networks.builders.stacking import sequential, stack, tied, untied
 from vgjax.networks.builders.streams import depth_average, hyper_connections
 from vgjax.networks.builders.transformers import transformer
@@ -39,6 +40,7 @@ __all__ = [
     "resnet",
     "rnn",
     "sequential",
+    "spiking",
     "stack",
     "tied",
     "transformer",
