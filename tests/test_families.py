@@ -160,6 +160,17 @@ def test_weights_of_norm_one_scatter_less_than_gaussian_ones() -> None:
     np.testing.assert_allclose(np.sum(kernels**2, axis=1), 1, rtol=1e-5)
 
 
+def test_lsuv_sets_the_lengths_and_leaves_the_directions() -> None:
+    net = vg.stack(vg.blocks.WeightNormalized, 8, 8, activation="tanh", depth=4, input_shape=8)
+    parameters, xs = vg.init(KEY, net), np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+    found = vg.networks.lsuv(parameters, vg.Scales(sigma_w=0.7), xs)
+    np.testing.assert_array_equal(found.stages[0]["kernel"], parameters.stages[0]["kernel"])
+    h = xs.astype(np.float64)
+    for v, g in zip(found.stages[0]["kernel"], found.stages[0]["gain"], strict=True):
+        h = np.tanh(h) @ (0.7 * np.asarray(g) * v / np.linalg.norm(v, axis=0))
+        assert h.var() == pytest.approx(1, rel=1e-4)
+
+
 def test_the_gradient_by_a_direction_is_orthogonal_to_it() -> None:
     layer: Any = spec(vg.blocks.WeightNormalized, 5, 4, kernel_init="identity").build(nnx.Rngs(0))
     v, a = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), jnp.arange(5.0) / 5
@@ -265,6 +276,15 @@ def test_spiking_networks_are_read_back_from_their_description() -> None:
         (lambda: spiking(width=4, depth=2, inputs=1, surrogate="atan"), "surrogate must be one of .* mean 'arctan'"),
         (lambda: spiking(width=4, depth=2, inputs=1, threshold=float("inf")), "threshold must be finite, got inf"),
         (lambda: spiking(width=0, depth=2, inputs=1), "width must be at least 1, got 0"),
+        (
+            lambda: vg.sweep(
+                vg.stack(vg.blocks.WeightNormalized, 4, 4, depth=2, input_shape=4),
+                np.ones(4),
+                key=KEY,
+                weights="implicit",
+            ),
+            "in chains and skip connections, got WeightNormalized",
+        ),
         (lambda: scheme("siren_last", 4, 4), "scheme must be one of .* did you mean 'siren_first'"),
         (
             lambda: vg.stack(vg.blocks.WeightNormalized, 4, 4, depth=2, input_shape=5),

@@ -277,6 +277,16 @@ def test_streams_with_branches_are_what_theory_says() -> None:
     forward, backward = gains(hyper_connections(vg.dense(8, 8), 4), 6, 1500, 8, sigma_r=0.1, branch=0.5)
     within_errors(forward, np.exp(expected.log_gain[-1]))
     within_errors(backward, np.exp(expected.log_gain[-1]))  # of the product's transpose: |J|_F^2 is one number
+    width = 256
+    normed = chain(norm=spec(vg.blocks.Norm, "rms", width, epsilon=0.0), layer=vg.dense(width, width))
+    expected = theory.propagate_streams(6, 4, normalized=True)
+    assert np.exp(expected.log_gain[-1]) == pytest.approx(7, rel=1e-12)
+    for found in gains(hyper_connections(normed, 4), 6, 200, width):
+        error = found.std(ddof=1) / np.sqrt(200)
+        assert (
+            abs(found.mean() - 7) < 4 * error + 70 / width
+        )  # 9.5, 8.7, 7.6 at widths 24, 48, 96: about 7 + 65 / width
+        assert error < 0.1
     # Without deviation of the maps and one stream this is the plain residual stack.
     plain = theory.propagate_streams(6, 1, gain=0.7, branch=0.5)
     np.testing.assert_allclose(plain.log_gain, np.arange(7) * np.log1p(0.25 * 0.7), rtol=1e-12)
@@ -343,13 +353,12 @@ def test_averages_have_the_mean_square_of_their_closed_form() -> None:
 
 
 def mean_gain(net: Any, seeds: int, **scales: float) -> np.ndarray:
-    """|J u|^2 / |u|^2 of draws, each with a tangent of its own."""
-    x = jax.random.normal(jax.random.key(1), net.input_shape)
+    """|J u|^2 / |u|^2 of draws, each with an input and a tangent of its own."""
 
     @jax.jit
     @jax.vmap
     def one(key: jax.Array) -> Any:
-        u = jax.random.normal(jax.random.fold_in(key, 3), net.input_shape)
+        x, u = jax.random.normal(jax.random.fold_in(key, 3), (2, *net.input_shape))
         params = vg.init(key, net)
         forward = lambda x: vg.forward(params, vg.Scales(**scales), x)  # noqa: E731
         return jnp.sum(jax.jvp(forward, (x,), (u,))[1] ** 2) / jnp.sum(u**2)
@@ -361,8 +370,9 @@ def test_a_dense_net_gains_by_its_growth() -> None:
     """Each layer adds k features of the mean square of all n before: E |J u|^2 = |u|^2 prod (1 + k / n_l), which is
     (n + L k) / n, for a linear as for a He-scaled ReLU network."""
     n, k, L = 6, 4, 5
-    layers = [concatenated(vg.dense(n + i * k, k, "linear")) for i in range(L)]
-    within_errors(mean_gain(vg.sequential(*layers, input_shape=n), 2000), (n + L * k) / n)
+    for phi, sigma_w in (("linear", 1.0), ("relu", 2**0.5)):
+        layers = [concatenated(vg.dense(n + i * k, k, phi)) for i in range(L)]
+        within_errors(mean_gain(vg.sequential(*layers, input_shape=n), 3000, sigma_w=sigma_w), (n + L * k) / n)
 
 
 def test_the_bottom_of_a_u_net_carries_a_share_of_two_to_the_minus_its_levels() -> None:
@@ -433,6 +443,10 @@ def test_residual_networks_of_branches_1_over_depth_are_a_flow() -> None:
         (lambda: theory.sinkhorn(np.ones((2, 3))), r"logits must be a square matrix, got shape \(2, 3\)"),
         (lambda: theory.sinkhorn(np.full((2, 2), np.inf)), "logits must be finite, got inf"),
         (lambda: theory.propagate_streams(3, mixing=np.eye(3)), r"mixing must have shape \(4, 4\), .* got \(3, 3\)"),
+        (
+            lambda: theory.propagate_streams(3, deviation=0.1, normalized=True),
+            r"deviation must be 0 where branches are normalized .*, got 0.1",
+        ),
         (lambda: theory.free_maps_log_gain(-0.1, 4), "deviation must be finite and not negative, got -0.1"),
         (lambda: theory.constrained_log_gain(1.1, 4), r"kept must be finite and in \[0, 1\], got 1.1"),
         (lambda: theory.depth_average_mean_square(0, 0.1), "depth must be at least 1, got 0"),
@@ -444,3 +458,17 @@ def test_residual_networks_of_branches_1_over_depth_are_a_flow() -> None:
 def test_what_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("block", [hyper_connections(branch()), depth_average(branch(), 3)])
+def test_passes_without_weights_refuse_what_they_do_not_know(block: Any) -> None:
+    shape = (4, D) if block.block is vg.blocks.HyperConnection else (3, D)
+    net = vg.stack(block, depth=2, input_shape=shape)
+    with pytest.raises(ValueError, match=f"whose states are vectors, got stack of {block.block.__name__}"):
+        vg.sweep(net, np.ones(shape), key=KEY, weights="implicit")
+
+
+def test_descriptions_are_read_back() -> None:
+    for block in (hyper_connections(branch(), logit=3.0, features=D), depth_average(branch(), 4)):
+        net = vg.stack(block, depth=2, input_shape=(4, D))
+        assert vg.networks.network_from_json(vg.networks.network_to_json(net)) == net

@@ -10,7 +10,6 @@ from jax import Array
 from vgjax.blocks.dense import Dense
 from vgjax.checks import Size, kinds
 from vgjax.floatexp import ParameterDegrees
-from vgjax.initializers import Scales
 
 
 class WeightNormalized(Dense):
@@ -19,7 +18,7 @@ class WeightNormalized(Dense):
     Drawn at g = 1, without data: every unit has weights of norm 1 exactly, so that the layer keeps the mean square as a
     Gaussian one does in the mean, and scatters a little less: for a linear phi ``Var |W a|^2 / |a|^4 = 2 fan_out
     (fan_in - 1) / (fan_in^2 (fan_in + 2))``, a Gaussian's being 2 fan_out / fan_in^2. The gradient by v_j is orthogonal
-    to v_j. The scale goes into g.
+    to v_j. Scales go into g, and so does `vgjax.networks.lsuv`, the paper's pass over data for a whole layer.
 
     Args:
         fan_in, fan_out: sizes of the states before and after.
@@ -27,9 +26,12 @@ class WeightNormalized(Dense):
         **dense: kernel_init (of v, whose length does not count), dtype, activation, before, after, names, follows,
             bias_init: as for `Dense`.
 
-    Source: Salimans and Kingma 2016, "Weight normalization", equation 2; g = 1 in place of their pass over data.
+    Source: Salimans and Kingma 2016, "Weight normalization", equation 2; g = 1 in place of their pass over
+    data.
     """
 
+    # Of a kernel only the direction counts: what scales it is g.
+    kernel_path = "gain"
     # At finite width its moments are not those of independent weights.
     theory_arguments = None
 
@@ -39,20 +41,18 @@ class WeightNormalized(Dense):
         self.gain = nnx.Param(jnp.ones(fan_out, self.kernel.dtype))
 
     @property
+    def fan_in(self) -> int:
+        """How many numbers a unit sums."""
+        return self.kernel.shape[0]
+
+    @property
     def parameter_degrees(self) -> Mapping[str, ParameterDegrees] | None:
         """By both factors those of the kernel."""
-        of_kernel = super().parameter_degrees
-        return None if of_kernel is None else {**of_kernel, "gain": of_kernel["kernel"]}
+        told = super().parameter_degrees
+        return None if told is None else {**told, "kernel": told["gain"]}
 
     def product(self, a: Array) -> Array:
         """The matrix product."""
         v = self.kernel[...]
         lengths = jnp.linalg.norm(v, axis=0)
         return jnp.dot(a, v * (self.gain[...] / jnp.where(lengths == 0, 1, lengths)))
-
-    def absorb_scales(self, scales: Scales) -> frozenset[str]:
-        """g = sigma_w, b = sigma_b z."""
-        v, of_kernel = self.kernel[...], self.names[0]
-        absorbed = super().absorb_scales(scales)
-        self.kernel[...], self.gain[...] = v, scales[of_kernel] * self.gain[...]
-        return absorbed

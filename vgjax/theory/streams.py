@@ -51,14 +51,14 @@ def propagate_streams(
         depth: blocks.
         streams: n; all begin as copies of one state.
         mixing: R, shape ``(streams, streams)``; left out, the shift by one that reads one stream after the other.
-        deviation: eps.
+        deviation: eps; 0 with ``normalized``, since what a norm divides by does not average over so few streams.
         gain: E F^2 / E x^2 of a branch; with ``normalized``, E F^2, and the squared slope of F behind the norm.
         branch, skip: factors on both ways.
         normalized: whether a branch normalizes what it reads.
         q0: E h^2 of the first state.
 
     Raises:
-        ValueError: sizes below 1, negative or infinite numbers, or a mixing of another shape.
+        ValueError: sizes below 1, negative or infinite numbers, a mixing of another shape, a deviation beside a norm.
 
     Source: derived here; the maps are those of Zhu et al. 2024, "Hyper-connections".
     """
@@ -66,6 +66,9 @@ def propagate_streams(
     for name, value in {"deviation": deviation, "gain": gain, "branch": branch, "skip": skip}.items():
         not_negative(name, value)
     finite("q0", q0, "positive", lambda v: v > 0)
+    if normalized and deviation:
+        rule = "the mean of a ratio is not that of few maps"
+        raise ValueError(f"deviation must be 0 where branches are normalized ({rule}), got {deviation:g}")
     r = np.roll(np.eye(n), 1, axis=1) if mixing is None else np.asarray(mixing, float)
     finite("mixing", r)
     if r.shape != (n, n):
