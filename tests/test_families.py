@@ -247,9 +247,11 @@ def test_silent_units_pass_a_gradient_of_closed_form(tied: bool) -> None:
         u = jax.random.normal(jax.random.fold_in(key, 1), (width,))
         push = vg.push_forward(params, scales, x, u / jnp.linalg.norm(u))
         pull = vg.pull_back(params, scales, x, u / jnp.linalg.norm(u))
-        return push.log_gain[-1], pull.log_gain[0]
+        return push.log_gain[-1], pull.log_gain[0], push.first_inexact_layer
 
-    forward, backward = (np.exp(2 * np.asarray(a, np.float64)) for a in one(jax.random.split(KEY, seeds)))
+    *both, inexact = one(jax.random.split(KEY, seeds))
+    assert np.all(inexact == steps + 1)  # an exact 0 is no number below the range
+    forward, backward = (np.exp(2 * np.asarray(a, np.float64)) for a in both)
     expected = ((decay - g) ** 2 + (g * sigma_w) ** 2) ** steps
     if tied:
         expected = np.exp(theory.tied_log_gain(steps, skip=decay - g, branch=g * sigma_w))
@@ -257,6 +259,22 @@ def test_silent_units_pass_a_gradient_of_closed_form(tied: bool) -> None:
         error = found.std(ddof=1) / np.sqrt(seeds)
         assert error < 0.1 * expected
         assert abs(found.mean() - expected) < 4 * error + (2 / width * expected if tied else 0)
+
+
+def test_potentials_below_the_float_range_are_marked() -> None:
+    """A kick, then silence: u falls by the decay, past 2^-32 in float32, where a step has another tangent."""
+    net = spiking(width=4, depth=60, inputs=1, steepness=1.0)
+    x = np.zeros((60, 1), np.float32)
+    x[0] = 0.1
+    parameters = truth.drawn(net)
+    scales = vg.Scales(sigma_w=1.0, decay=0.5)
+    found = truth.compiled(vg.push_forward, parameters, scales, x)
+    expected = np.log(np.mean((0.1 * np.asarray(parameters.stages[0]["input_kernel"], np.float64)) ** 2))
+    logs = expected + 2 * np.log(0.5) * np.arange(60)
+    last = int(found.first_inexact_layer)
+    assert 20 < last < 40
+    np.testing.assert_allclose(found.log_mean_square[1:last], logs[: last - 1], atol=1e-5)
+    assert np.all(np.isnan(found.log_mean_square[last + 1 :]))
 
 
 def test_spiking_networks_are_read_back_from_their_description() -> None:

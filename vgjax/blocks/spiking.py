@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
@@ -10,6 +10,7 @@ from jax import Array
 from vgjax.activations import Activation
 from vgjax.blocks.recurrent import RNNCell
 from vgjax.checks import Size, finite, kinds, known
+from vgjax.floatexp import Degrees, Ends
 from vgjax.initializers import Scale, Scales
 
 
@@ -83,6 +84,9 @@ class LIFCell(RNNCell):
 
     Source: Neftci, Mostafa and Zenke 2019, "Surrogate gradient learning in spiking neural networks".
     """
+
+    # Below the range a state would go on by its tangent, which is not that of a step: marked. Above, spikes are small.
+    degrees: ClassVar[Ends] = (Degrees(None, None), Degrees())
 
     @kinds
     def __init__(

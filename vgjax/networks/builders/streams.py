@@ -28,7 +28,7 @@ def hyper_connections(
 
         block = hyper_connections(vg.dense(64, 64, "relu"), streams=4)
         stem = chain(vg.dense(8, 64), spec(vg.blocks.Split, 4))
-        head = vg.dense(64, 1, before=spec(vg.blocks.Merge))
+        head = vg.dense(64, 1, before=spec(vg.blocks.Merge), bias_init="zero")
         vg.stack(block, depth=60, input_shape=8, stem=stem, head=head)
 
     Scales: ``sigma_r``, the standard deviation of the entries of R around its start (0), ``sigma_d`` of dynamic maps
