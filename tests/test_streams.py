@@ -438,6 +438,10 @@ def test_residual_networks_of_branches_1_over_depth_are_a_flow() -> None:
         (lambda: hyper_connections(branch(), 4, read=4), "read must be one of the 4 streams, counted from 0, got 4"),
         (lambda: hyper_connections(branch(), 4, logit=float("nan")), "logit must be finite, got nan"),
         (lambda: hyper_connections(branch(), 4, logit=1.0, steps=0), "steps must be at least 1, got 0"),
+        (
+            lambda: hyper_connections(vg.residual(branch(), scheme="rezero")),
+            "scale branch must be of one kind, got parameter and factor",
+        ),
         (lambda: depth_average(branch(), 0), "memory must be at least 1, got 0"),
         (lambda: vg.stack(hyper_connections(branch()), depth=2, input_shape=D), "HyperConnection must take a state"),
         (lambda: theory.sinkhorn(np.ones((2, 3))), r"logits must be a square matrix, got shape \(2, 3\)"),

@@ -49,6 +49,20 @@ class Merge(nnx.Module):
         return jnp.sum(h, axis=0)
 
 
+class _StaticMaps:
+    """The scales of a hyper-connection itself, declared apart so that those of its branch are checked against them."""
+
+    scales: ClassVar[Mapping[str, Scale]] = {
+        "branch": Scale(1.0),
+        "skip": Scale(1.0),
+        "sigma_r": Scale(0.0, "parameter"),
+    }
+
+
+class _DynamicMaps:
+    scales: ClassVar[Mapping[str, Scale]] = {**_StaticMaps.scales, "sigma_d": Scale(0.0, "parameter")}
+
+
 class HyperConnection(nnx.Module):
     """A branch that reads one mixture of n streams and writes to all of them, which are mixed beside it:
 
@@ -77,7 +91,8 @@ class HyperConnection(nnx.Module):
         rngs: where the draws come from.
 
     Raises:
-        ValueError: a stream that is not there, or a logit that is not finite.
+        ValueError: a stream that is not there, a logit that is not finite, or a branch with a gate of its own (ReZero),
+            whose scale ``branch`` would mean two things.
 
     Source: Zhu et al. 2024, "Hyper-connections", section 2; Xie et al. 2025, "mHC: manifold-constrained
     hyper-connections", for the doubly stochastic R (their bounds on a and w are left out).
@@ -118,9 +133,7 @@ class HyperConnection(nnx.Module):
     @property
     def scales(self) -> Mapping[str, Scale]:
         """Those of the branch, the factors on both ways, and the deviations of the maps."""
-        own = {"branch": Scale(1.0), "skip": Scale(1.0), "sigma_r": Scale(0.0, "parameter")}
-        of_state = {} if self.dynamic is None else {"sigma_d": Scale(0.0, "parameter")}
-        return protocol.scales_of(self.branch) | own | of_state
+        return protocol.scales_of(self.branch, _StaticMaps() if self.dynamic is None else _DynamicMaps())
 
     def maps(self, h: Array, scales: Scales) -> tuple[Array, Array, Array]:
         """a, R and w at a state (or at its direction): shapes ``(n, *places)``, ``(n, n, *places)``, ``(n, *places)``,
