@@ -104,7 +104,7 @@ def draw_gains(ax: "Axes", found: Gains) -> None:
 
 
 def draw_gaps(ax: "Axes", found: Gains) -> None:
-    """On logarithmic axes, with the line of 1 / width through all of them."""
+    """With the line of 1 / width that fits all of them best."""
     gap, error = found.gaps
     widths = np.array(WIDTHS, float)
     through = np.sum(gap / widths / error**2) / np.sum(1 / (widths * error) ** 2)

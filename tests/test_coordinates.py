@@ -198,7 +198,10 @@ def test_a_rule_of_ones_own_is_used() -> None:
         ({"optimizer": "adm"}, "did you mean 'adam'?"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate must"),
-        ({"make_network": lambda width, depth: 3}, "make_network must return a network, got 3"),
+        (
+            {"make_network": lambda width, depth: 3},
+            "make_network must be a function (width, depth) -> Network, got 3 from it",
+        ),
         (
             {
                 "make_network": lambda w, l: vg.mlp(width=w, depth=l, inputs=6),

@@ -5,12 +5,17 @@ from vgjax.blocks.composed import Chain, Concatenated, Parallel, Residual
 from vgjax.blocks.convolution import Conv
 from vgjax.blocks.dense import Dense
 from vgjax.blocks.experts import Experts
+from vgjax.blocks.features import FourierFeatures
+from vgjax.blocks.graph import GraphConv
 from vgjax.blocks.noise import Dropout
 from vgjax.blocks.normalization import DynamicTanh, Gain, Norm
 from vgjax.blocks.protocol import Spec, call, spec, step
 from vgjax.blocks.reading import Activate, Part, Pool, Start
 from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
+from vgjax.blocks.spiking import LIFCell, surrogate
+from vgjax.blocks.streams import DepthAverage, HyperConnection, Merge, Remember, Split
 from vgjax.blocks.tokens import Embedding, Positions
+from vgjax.blocks.weight_normalization import WeightNormalized
 from vgjax.initializers import Scale
 
 __all__ = [
@@ -20,13 +25,19 @@ __all__ = [
     "Concatenated",
     "Conv",
     "Dense",
+    "DepthAverage",
     "Dropout",
     "DynamicTanh",
     "Embedding",
     "Experts",
+    "FourierFeatures",
     "GRUCell",
     "Gain",
+    "GraphConv",
+    "HyperConnection",
+    "LIFCell",
     "LSTMCell",
+    "Merge",
     "MinimalCell",
     "Norm",
     "Parallel",
@@ -34,11 +45,15 @@ __all__ = [
     "Pool",
     "Positions",
     "RNNCell",
+    "Remember",
     "Residual",
     "Scale",
     "Spec",
+    "Split",
     "Start",
+    "WeightNormalized",
     "call",
     "spec",
     "step",
+    "surrogate",
 ]

@@ -103,7 +103,7 @@ class Affine(Activity):
         **around: activation, before, after: as for `Activity`.
 
     Attributes:
-        kernel_path: where the parameter that Z is made of stands.
+        kernel_path: where the parameter stands that the scale goes into: the one that Z is made of, or its length.
     """
 
     kernel_path: ClassVar[str] = "kernel"
@@ -124,14 +124,18 @@ class Affine(Activity):
         self.names, self.follows = names, follows
         self.bias_init, self.bias_default = _named(bias_init), initializers.bias_default(bias_init)
         # Drawn after the kernel, whose subclass comes first: the order of the draws is part of what a key means.
-        fan_in = math.prod(self.weights.shape[:-1])
-        self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype, fan_in))
+        self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype, self.fan_in))
 
     @property
     def weights(self) -> nnx.Param:
         """The parameter that Z is made of."""
         block: Any = self
         return functools.reduce(getattr, self.kernel_path.split("/"), block)
+
+    @property
+    def fan_in(self) -> int:
+        """How many numbers a unit sums."""
+        return math.prod(self.weights.shape[:-1])
 
     @abstractmethod
     def product(self, a: Array) -> Array:

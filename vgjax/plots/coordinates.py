@@ -61,7 +61,12 @@ def _panel(ax: "matplotlib.axes.Axes", check: CoordinateCheck, axis: str, what: 
         )  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel=axis)
     ax.set_xticks(sizes, [str(size) for size in sizes])
+    low, high = ax.get_ylim()
+    ticks = [tick for power in range(-12, 12) for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    ax.set_yticks(shown, [f"{tick:g}" for tick in shown])
     ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_locator(NullLocator())
     slope, error = check.slopes(axis, what)
     if np.isfinite(slope).any():
         worst = int(np.nanargmax(np.abs(slope)))

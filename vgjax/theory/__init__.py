@@ -1,9 +1,9 @@
 """Theory: what infinite width, and its first correction in 1 / width, predict for any activation.
 
 It imports nothing of the simulator, so that it can contradict it; the two meet in `vgjax.compare`. The plain stack is
-here; further architectures are in `normalization`, `residual`, `recurrent`, `attention` and `transformer`, transformed
-activations in `shaping`, singular values in `free_probability`, what training makes of deep linear networks in
-`linear_dynamics`.
+here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, `transformer`, `streams`,
+`graphs`, transformed activations in `shaping`, singular values in `free_probability`, what training makes of deep
+linear networks in `linear_dynamics`.
 
 Modules that begin with an underscore hold what is named here or what others need; a module never has the name of a
 function.
@@ -12,11 +12,13 @@ function.
 from vgjax.theory import (
     attention,
     free_probability,
+    graphs,
     linear_dynamics,
     normalization,
     recurrent,
     residual,
     shaping,
+    streams,
     transformer,
 )
 from vgjax.theory._critical import Critical, critical
@@ -43,6 +45,7 @@ __all__ = [
     "expectation",
     "fourth_moment",
     "free_probability",
+    "graphs",
     "linear_dynamics",
     "log_gain_moments",
     "log_normal_beta",
@@ -53,6 +56,7 @@ __all__ = [
     "recurrent",
     "residual",
     "shaping",
+    "streams",
     "tables",
     "transformer",
 ]

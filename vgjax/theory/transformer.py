@@ -152,6 +152,7 @@ def _scales(given: Mapping[str, ArrayLike], depth: int) -> dict[str, np.ndarray]
     """Every scale, one number a layer; those not given at what they follow, or at their default."""
     for name in given:
         known("scale", name, SCALES)
+    finite("temperature", given.get("temperature", 1.0), "positive", lambda t: t > 0)
     values = {name: per_layer(name, given.get(name, default), depth) for name, default in _DEFAULTS.items()}
     own = {name: per_layer(name, given.get(name, values[of]), depth) for name, of in _FOLLOWS.items()}
     return values | own
@@ -231,6 +232,8 @@ class _Block(NamedTuple):
 def _pair_moments(phi: Any, q: float, c: float) -> tuple[float, float, float, float]:
     """E phi(a)^2, E phi(a) phi(a'), E phi'(a)^2, E phi'(a) phi'(a') for a pair of variance q and correlation c."""
     # A power of two, so that few programs are compiled for the pieces of phi that matter.
+    if not math.isfinite(q):
+        return math.nan, math.nan, math.nan, math.nan
     reach = REACH * 2.0 ** math.ceil(math.log2(math.sqrt(q))) if q else REACH
     one = line(phi, q)
     square, slope = one.mean(one.phi**2), one.mean(one.slope**2)

@@ -250,6 +250,17 @@ def _ascending(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     return checked
 
 
+def _called(name: str, about: str, function: Callable[..., Any], arguments: tuple[Any, ...], kind: type) -> Any:
+    """What a user's function makes, if it is of the kind that it is to make."""
+    try:
+        made = function(*arguments)
+    except (TypeError, IndexError) as error:
+        raise ValueError(f"{name} must be a function {about}, got {short(function)}: {short(str(error))}") from error
+    if not isinstance(made, kind):
+        raise ValueError(f"{name} must be a function {about}, got {short(made)} from it")
+    return made
+
+
 def _points(widths: tuple[int, ...], depths: tuple[int, ...]) -> list[tuple[int, int]]:
     """A cross: all widths at the first depth, all depths at the first width."""
     return [*((width, depths[0]) for width in widths), *((widths[0], depth) for depth in depths[1:])]
@@ -271,11 +282,11 @@ def _job(
     smallest: tuple[int, int],
     given: Scales,
 ) -> _Job:
-    network = make_network(*point)
-    if not isinstance(network, Network):
-        raise ValueError(f"make_network must return a network, got {short(network)}")
+    network = _called("make_network", "(width, depth) -> Network", make_network, point, Network)
     wider, deeper = (size / least for size, least in zip(point, smallest, strict=True))
-    rule_of = rule(wider, deeper, optimizer not in ("sgd", "momentum", "nesterov"))
+    ratios = wider, deeper, optimizer not in ("sgd", "momentum", "nesterov")
+    about = "(width, depth, adaptive) -> Parametrization"
+    rule_of = _called("parametrization", about, rule, ratios, Parametrization)
     if "branch" in rule_of.scales and "branch" not in network.scales:
         raise ValueError(f"a parametrization of depth needs networks with a scale branch, got {network!r}")
     check_scales(network, given)

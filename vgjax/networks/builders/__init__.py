@@ -12,9 +12,12 @@ head reads the last state at unit gain (``sigma_out``) and has a zero bias.
 from vgjax.networks.builders.combinators import chain, concatenated, conv, dense, norm, parallel, residual
 from vgjax.networks.builders.convolutional import cnn, resnet
 from vgjax.networks.builders.fully_connected import mlp
+from vgjax.networks.builders.graphs import graph_conv, graph_network, normalized_adjacency
 from vgjax.networks.builders.recipes import branch
 from vgjax.networks.builders.recurrent import gru, lstm, rnn
+from vgjax.networks.builders.spiking_networks import spiking
 from vgjax.networks.builders.stacking import sequential, stack, tied, untied
+from vgjax.networks.builders.streams import depth_average, hyper_connections
 from vgjax.networks.builders.transformer_parts import attention, feed_forward, tokens
 from vgjax.networks.builders.transformers import transformer
 
@@ -26,16 +29,22 @@ __all__ = [
     "concatenated",
     "conv",
     "dense",
+    "depth_average",
     "feed_forward",
+    "graph_conv",
+    "graph_network",
     "gru",
+    "hyper_connections",
     "lstm",
     "mlp",
     "norm",
+    "normalized_adjacency",
     "parallel",
     "residual",
     "resnet",
     "rnn",
     "sequential",
+    "spiking",
     "stack",
     "tied",
     "tokens",
