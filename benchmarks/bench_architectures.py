@@ -21,7 +21,7 @@ WIDTH, DEPTH, POINTS, RUNS = (16, 4, 4, 1) if SMALL else (256, 50, 256, 5)
 TOKENS, BATCH, CHANNELS, SIZE = (4, 4, 4, (4, 4)) if SMALL else (8, 16, 16, (8, 8))
 HIGHEST = lax.Precision.HIGHEST
 GROUPS = vg.norm("group", groups=4)
-TARGETS = {"fraction": 0.5, "resnet_seconds": 2.0, "lstm_seconds": 3.0}
+TARGETS = {"fraction": 0.5, "llama": 0.4, "resnet_seconds": 2.0, "lstm_seconds": 3.0}
 DENSE_STACKS = ("dense", "residual, 1 kernel", "residual, 2 kernels", "layer norm", "rms norm", "batch norm")
 
 
@@ -38,6 +38,7 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
     encoder = {"width": small, "depth": DEPTH, "heads": 4, "inputs": (TOKENS, small)}
     attention = [(TOKENS, small, small)] * 4
     feed_forward = [(TOKENS, small, 4 * small), (TOKENS, 4 * small, small)]
+    llama = {"style": "llama", "depth": DEPTH, "heads": 4}
     return {
         "dense": (dense(), "sigma_w", [square]),
         "residual, 1 kernel": (dense(residual=vg.networks.branch("pre", layers=1)), "sigma_w", [square]),
@@ -51,7 +52,20 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
         "GRU": (vg.gru(**time), "sigma_w", [(1, n, 3 * n)]),
         "attention": (vg.transformer(**encoder, feed_forward=None), "sigma_vo", attention),
         "transformer": (vg.transformer(**encoder), "sigma_vo", attention + feed_forward),
+        "transformer, DyT": (vg.transformer(**encoder, norm="dyt"), "sigma_vo", attention + feed_forward),
+        **{
+            f"llama, width {width}": (
+                vg.transformer(width=width, inputs=(TOKENS, width), **llama), "sigma_vo", swiglu_block(width),
+            )
+            for width in (small, n)
+        },
     }
+
+
+def swiglu_block(width: int) -> list[tuple[int, int, int]]:
+    """The products of a block of attention and a gated feed-forward layer."""
+    inside = -(-8 * width // 3)
+    return [(TOKENS, width, width)] * 4 + [(TOKENS, width, inside)] * 2 + [(TOKENS, inside, width)]
 
 
 def swept(network: vg.Network, scale: str) -> Callable[[], Any]:
