@@ -55,7 +55,9 @@ def cases() -> dict[str, tuple[vg.Network, str, list[tuple[int, int, int]]]]:
         "transformer, DyT": (vg.transformer(**encoder, norm="dyt"), "sigma_vo", attention + feed_forward),
         **{
             f"llama, width {width}": (
-                vg.transformer(width=width, inputs=(TOKENS, width), **llama), "sigma_vo", swiglu_block(width),
+                vg.transformer(width=width, inputs=(TOKENS, width), **llama),
+                "sigma_vo",
+                swiglu_block(width),
             )
             for width in (small, n)
         },

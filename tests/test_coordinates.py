@@ -51,14 +51,14 @@ def plain(parameters: Any, scales: dict[str, float], x: Any) -> list[Any]:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_sizes_and_changes_are_those_of_optax_with_a_rate_for_every_leaf(optimizer: str) -> None:
-    """CompleteP at twice the width and three times the depth, factors written out by hand."""
-    width, depth, steps, rate = 8, 6, 2, 0.02
+    """CompleteP at twice the width and twice the depth, factors written out by hand."""
+    width, depth, steps, rate = 8, 8, 2, 0.02
     tolerance = {"sgd": 1e-4, "adam": 2e-3}[optimizer]  # Adam divides by gradients, rounding noise among them
     found = vg.coordinate_check(
         network,
         DATA,
         widths=[4, width],
-        depths=[2, depth],
+        depths=[4, depth],
         parametrization="complete_p",
         optimizer=optimizer,
         learning_rate=rate,
@@ -67,10 +67,10 @@ def test_sizes_and_changes_are_those_of_optax_with_a_rate_for_every_leaf(optimiz
         scales=vg.Scales(sigma_w=1.3),
     )
     for (n, l), logs, picked in (
-        ((width, 2), {w: a[1, 0] for w, a in found.along_width.items()}, slice(None)),
-        ((4, depth), {w: a[1, 0] for w, a in found.along_depth.items()}, [0, 2, 3, 4, 6, 7]),
+        ((width, 4), {w: a[1, 0] for w, a in found.along_width.items()}, slice(None)),
+        ((4, depth), {w: a[1, 0] for w, a in found.along_depth.items()}, [0, 2, 4, 6, 8, 9]),
     ):
-        wider, deeper = n / 4, l / 2
+        wider, deeper = n / 4, l / 4
         scales = vg.Scales(sigma_w=1.3, sigma_out=wider**-0.5, branch=1 / deeper)
         drawn = vg.init(jax.random.fold_in(jax.random.key(0), 0), network(n, l))
         ordinary, _ = vg.absorb_scales(drawn, scales)
@@ -153,17 +153,15 @@ def test_the_standard_parametrization_moves_with_width_and_depth_and_completep_w
 
 def test_slopes_are_least_squares_and_words_follow_them() -> None:
     widths, depths, rng = (8, 16, 64), (2,), np.random.default_rng(0)
-    powers = np.array([0.0, 0.5, 0.0, 0.0, -0.4, 0.0])
     x = np.log(np.array(widths))[:, None, None, None]
-    noise = 0.01 * rng.normal(size=(3, 5, 1, 4))  # depth 2: places are states 0, 0, 1, 2, 2 and the output
+    noise = 0.01 * rng.normal(size=(3, 5, 1, 4))  # depth 2: no quarters
     logs = np.array([0.5, 0.0, -0.4, 0.0]) * x + noise
-    check = CoordinateCheck("mine", widths, depths, {"change": logs}, {"change": logs[:1]})
+    check = CoordinateCheck("mine", widths, depths, {"change": logs}, {"change": np.zeros((1, 5, 1, 6))})
     slope, error = check.slopes("width")
     expected = np.polyfit(np.repeat(np.log(widths), 5), logs[:, :, 0, 0].ravel(), 1)[0]
     assert slope[0] == pytest.approx(expected, rel=1e-9)
-    np.testing.assert_allclose(slope, [0.5, 0.5, 0.0, -0.4, -0.4, 0.0], atol=0.02)
-    assert np.all((error > 0) & (error < 0.01))
-    assert powers.shape == slope.shape
+    np.testing.assert_allclose(slope, [0.5, np.nan, 0.0, np.nan, -0.4, 0.0], atol=0.02)
+    assert np.all((error[[0, 2, 4, 5]] > 0) & (error[[0, 2, 4, 5]] < 0.01))
     assert check.verdict.startswith("mine in width (8 to 64): the change grows with it, power +0.5")
     assert np.isnan(check.slopes("depth")[0]).all()
     wide = check._replace(along_width={"change": logs * 0 + 3 * rng.normal(size=(3, 5, 1, 4))})

@@ -214,6 +214,15 @@ def test_labels_of_every_dtype_are_classes(dtype: str) -> None:
     np.testing.assert_array_equal(found.log_gradient, flow(THREE, [0.0, 1.0, 0.0], loss="cross_entropy").log_gradient)
 
 
+def test_labels_in_a_byte_reach_as_many_classes_as_a_byte_has() -> None:
+    """256 wraps to 0 in uint8: every label was read as none, and every gradient was NaN."""
+    net = vg.mlp(width=4, depth=2, inputs=3, outputs=256)
+    params, x = vg.init(jax.random.key(0), net), np.ones(3, np.float32)
+    expected = vg.gradient_flow(params, vg.Scales(), x, 200).log_gradient
+    assert np.all(np.isfinite(expected))
+    np.testing.assert_array_equal(vg.gradient_flow(params, vg.Scales(), x, np.uint8(200)).log_gradient, expected)
+
+
 def test_a_traced_label_that_is_none_is_nan_and_no_other_label() -> None:
     parameters = vg.init(KEY, THREE)
     traced = jax.jit(lambda y: vg.gradient_flow(parameters, vg.Scales(), np.ones(4, np.float32), y))

@@ -178,6 +178,8 @@ def _target(loss: Loss, output: Array, y: Array) -> Array:
     if not callable(loss):
         if _kind(loss) == "cross_entropy" and y.ndim < output.ndim:
             classes = output.shape[-1]
+            # In a small dtype the number of classes would wrap: 256 is 0 to a byte.
+            y = y.astype(jnp.promote_types(y.dtype, jnp.int32))
             # A label that was traced could not be looked at: where it is none, NaN, and no row of zeros.
             valid = ((y >= 0) & (y < classes))[..., None]
             return jnp.where(valid, jax.nn.one_hot(y.astype(jnp.int32), classes, dtype=output.dtype), jnp.nan)

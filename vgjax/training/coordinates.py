@@ -102,7 +102,8 @@ class CoordinateCheck(NamedTuple):
         widths, depths: the smallest of each first.
         along_width: by name (`WHAT`), shape ``(widths, seeds, steps + 1, depth + 2)``, at the first depth: the states
             s_0 ... s_L and the output; -inf for no change.
-        along_depth: likewise, shape ``(depths, seeds, steps + 1, places)``, at the first width, at `PLACES`.
+        along_depth: likewise, shape ``(depths, seeds, steps + 1, places)``, at the first width, at `PLACES`; NaN at
+            those that lie between two states at some depth (all lie on states where depths are multiples of 4).
     """
 
     parametrization: str
@@ -117,7 +118,7 @@ class CoordinateCheck(NamedTuple):
         known("axis", axis, ("width", "depth")), known("what", what, WHAT)
         if axis == "depth":
             return self.along_depth[what]
-        return self.along_width[what][..., _places(self.depths[0])]
+        return _at_places(self.along_width[what], self.depths[:1])
 
     @kinds
     def slopes(self, axis: str, what: str = "change") -> tuple[np.ndarray, np.ndarray]:
@@ -143,32 +144,42 @@ class CoordinateCheck(NamedTuple):
         lines = []
         for axis, sizes in (("width", self.widths), ("depth", self.depths)):
             if len(sizes) > 1:
-                slope, error = self.slopes(axis)
-                lines.append(f"{self.parametrization} in {axis} ({sizes[0]} to {sizes[-1]}): {_words(slope, error)}")
+                there = _whole(self.depths if axis == "depth" else self.depths[:1])
+                slope, error = (a[there] for a in self.slopes(axis))
+                words = _words(slope, error, [PLACES[i] for i in there])
+                lines.append(f"{self.parametrization} in {axis} ({sizes[0]} to {sizes[-1]}): {words}")
         return "\n".join(lines)
 
     def __str__(self) -> str:
         return self.verdict
 
 
-def _words(slope: np.ndarray, error: np.ndarray) -> str:
+def _words(slope: np.ndarray, error: np.ndarray, places: list[str]) -> str:
     if not np.all(np.isfinite(slope)):
-        return f"the change at {PLACES[int(np.argmin(np.isfinite(slope)))]} is zero or not finite"
+        return f"the change at {places[int(np.argmin(np.isfinite(slope)))]} is zero or not finite"
     # Off where it is surely so, alike where it surely is not.
     off, alike = np.abs(slope) - 2 * error > _FLAT, np.abs(slope) + 2 * error < 2 * _FLAT
     worst = int(np.argmax(np.where(off, np.abs(slope), 0) if off.any() else np.abs(slope)))
-    power = f"power {slope[worst]:+.2f} +- {error[worst]:.2f} at {PLACES[worst]}"
+    power = f"power {slope[worst]:+.2f} +- {error[worst]:.2f} at {places[worst]}"
     if off.any():
-        others = ", ".join(PLACES[i] for i in np.flatnonzero(off))
+        others = ", ".join(places[i] for i in np.flatnonzero(off))
         return f"the change {'grows' if slope[worst] > 0 else 'shrinks'} with it, {power} (off at {others})"
     if alike.all():
         return f"states move alike at all sizes (largest {power})"
     return f"undecided (largest {power}): more seeds or sizes would tell"
 
 
-def _places(depth: int) -> list[int]:
-    """Indices of `PLACES` among s_0 ... s_L and the output."""
-    return [*(round(part * depth / 4) for part in range(5)), depth + 1]
+def _whole(depths: Sequence[int]) -> list[int]:
+    """Those of `PLACES` that are states at all depths: the first quarter of 6 layers is none."""
+    return [i for i in range(5) if all(i * depth % 4 == 0 for depth in depths)] + [5]
+
+
+def _at_places(series: np.ndarray, depths: Sequence[int]) -> np.ndarray:
+    """Of a series over s_0 ... s_L and the output (last axis), what stands at `PLACES`; NaN where one is no state at
+    one of the depths."""
+    depth = series.shape[-1] - 2
+    picked = series[..., [*(i * depth // 4 for i in range(5)), depth + 1]]
+    return np.where(np.isin(np.arange(len(PLACES)), _whole(depths)), picked, np.nan)
 
 
 @kinds
@@ -236,7 +247,7 @@ def coordinate_check(
         for point, job in zip(runner.progress(points, len(points), "coordinate check"), jobs, strict=True)
     }
     along_width = {what: np.stack([found[n, shallow][what] for n in sizes[0]]) for what in WHAT}
-    along_depth = {what: np.stack([found[small, l][what][..., _places(l)] for l in sizes[1]]) for what in WHAT}
+    along_depth = {what: np.stack([_at_places(found[small, l][what], sizes[1]) for l in sizes[1]]) for what in WHAT}
     return CoordinateCheck(name, *sizes, along_width, along_depth)
 
 
