@@ -57,6 +57,18 @@ def test_rows_that_are_equal_independent_or_flat(n: int) -> None:
     assert n * weak.product - 1 == pytest.approx(0.5e-5 * (1 - 1 / n), rel=1e-4)
 
 
+def test_logits_too_large_for_the_integrals_are_not_a_number() -> None:
+    assert np.isnan(softmax_moments(4, 145.0, 0.5)).all()
+    # One weight takes all: 1 - E sum A^2 falls like 1 / tau.
+    near = [1 - softmax_moments(4, tau**2, 0.5).square for tau in (6.0, 12.0)]
+    assert near[0] / near[1] == pytest.approx(2, rel=0.1)
+    found = transformer.propagate("relu", 40, tokens=4, norm=None, sigma_w=2.0)
+    first = int(np.argmax(np.isnan(found.log_gain)))
+    assert 0 < first < 40
+    assert np.isnan(found.log_gain[first:]).all()
+    assert np.isfinite(found.log_gain[:first]).all()
+
+
 @pytest.mark.parametrize(("n", "variance", "rho"), [(3, 2.0, 0.4), (16, 4.0, -0.06), (200, 1.0, 0.9)])
 def test_moments_are_those_of_drawn_softmaxes(n: int, variance: float, rho: float) -> None:
     rng, draws = np.random.default_rng(0), 2_000_000 // n

@@ -12,6 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 _STEP = 0.3  # of ln s, whose strip is pi wide: exp(-pi^2 / step) is 5e-15
+MOST = 12.0
+"""Largest standard deviation of logits: the work grows like its third power, and takes two seconds there."""
+
+_AT_ONCE = 2**20  # numbers of one vectorized step, 8 MB
 _FAR, _WIDE = 30.0, 8.5  # exp(-30) counts for nothing, and so does a Gaussian beyond 8.5
 
 
@@ -32,14 +36,18 @@ class SoftmaxMoments(NamedTuple):
 
 
 def softmax_moments(n: int, variance: float, correlation: float) -> SoftmaxMoments:
-    """The moments for n >= 2 logits of some variance, those of two rows of a correlation in [-1, 1]."""
+    """The moments for n >= 2 logits of some variance, those of two rows of a correlation in [-1, 1]; NaN for logits
+    of a standard deviation above `MOST`."""
+    if not variance <= MOST**2:
+        return SoftmaxMoments(*[math.nan] * 6)
     if variance == 0:  # all weights are 1 / n
         return SoftmaxMoments(1 / n, n**-2, n**-2, 1 / n, n**-2, n**-2)
     tau = math.sqrt(variance)
     x = np.arange(-_FAR - math.log(n) - _WIDE * tau, math.log(_FAR) + _WIDE * tau, _STEP)
     shared, own = tau * math.sqrt(abs(correlation)), tau * math.sqrt(1 - abs(correlation))
     c, weights = _gaussian(shared)
-    one, other = (_given(x[:, None] + side * shared * c, own, 2) for side in (1, math.copysign(1, correlation)))
+    one = _given(x[:, None] + shared * c, own, 2)
+    other = one if correlation >= 0 else _given(x[:, None] - shared * c, own, 2)
 
     def both(j: int, k: int) -> np.ndarray:
         """E y^j exp(-y) y'^k exp(-y'), for s in the first (rows) and in the second (columns)."""
@@ -69,7 +77,14 @@ def _gaussian(scale: float) -> tuple[np.ndarray, np.ndarray]:
 def _given(x: np.ndarray, own: float, most: int) -> list[np.ndarray]:
     """E y^j exp(-y), j = 0 ... most, y = s exp(a), for every x: ln s and the part of a that is given."""
     z, weights = _gaussian(own)
-    log_y = x[..., None] + own * z
-    kernel = np.exp(-np.exp(log_y))
-    # A power at a time: y^j exp(-y) is bounded, where each alone may leave the range.
-    return [np.exp(j * log_y - np.exp(log_y)) @ weights if j else kernel @ weights for j in range(most + 1)]
+    means, places = np.empty((most + 1, x.size)), x.reshape(-1)
+    chunk = max(1, _AT_ONCE // len(z))
+    for start in range(0, x.size, chunk):
+        here = slice(start, start + chunk)
+        # Beyond exp(6) exp(-y) counts for nothing, and y^4 stays within the range.
+        y = np.exp(np.minimum(places[here, None] + own * z, 6))
+        term = np.exp(-y)
+        for j in range(most + 1):
+            means[j, here] = term @ weights
+            term *= y
+    return [mean.reshape(x.shape) for mean in means]
