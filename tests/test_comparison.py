@@ -4,6 +4,7 @@ What infinite width leaves out goes like C / width: the tolerance is 4 standard 
 widths, so that the law is tested too.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -100,3 +101,43 @@ def test_one_number_for_all_points_where_theory_wants_one() -> None:
     result = vg.sweep(net, np.ones(3, np.float32), key=KEY, seeds=2, branch=[0.5, 1.0])
     with pytest.raises(ValueError, match=r"^compare takes one branch for all points, got several$"):
         vg.compare(result)
+
+
+def tokens(width: int) -> np.ndarray:
+    """Eight with a common part, every two of which have a correlation of 1/4."""
+    rows = np.linalg.qr(np.random.default_rng(0).normal(size=(width, 9)))[0].T * np.sqrt(width)
+    return (np.sqrt(0.75) * rows[:8] + np.sqrt(0.25) * rows[8]).astype(np.float32)
+
+
+@pytest.mark.parametrize("place", ["pre", "mix"])
+def test_transformers_have_the_gains_and_states_of_their_mean_field(place: str, tmp_path: Any) -> None:
+    """From tokens of correlation 1/4; what is saved and loaded is compared alike."""
+    width = 128
+    net = vg.transformer(
+        width=width, depth=4, heads=4, inputs=(8, width), norm=vg.norm("rms", epsilon=0.0), residual=place,
+        feed_forward="reglu",
+    )  # fmt: skip
+    net = dataclasses.replace(net, stem=None)
+    result = vg.sweep(net, tokens(width), key=KEY, seeds=SEEDS, sigma_w=[0.8, 1.3], sigma_qk=1.1)
+    for variable in ("log_gain", "log_mean_square"):
+        found = vg.compare(vg.load(result.save(tmp_path / "transformer.npz")), variable, correlation=0.25)
+        off = np.abs(found.measured - found.predicted)
+        assert np.all(off <= 4 * result.error(variable) + 6 / width), variable
+        if place == "pre" and variable == "log_mean_square":
+            assert np.ptp(found.predicted[:, -1]) > 0.2
+    assert "theory and measurement" in found.verdict
+    for options, message in (
+        ({}, "compare needs the correlation of two tokens of h\\^0 for a transformer, got None"),
+        ({"variable": "log_gradient"}, "variable must be one of log_gain, log_mean_square"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vg.compare(result, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention": "causal"}, {"attention": vg.networks.attention(positions="rotary")}, {"style": "llama"}]
+)
+def test_transformers_that_know_distances_are_not_compared(options: dict[str, Any]) -> None:
+    net = vg.transformer(width=4, depth=1, heads=2, inputs=(3, 4), **options)
+    assert net.transformer_arguments is None
+    assert vg.transformer(width=4, depth=1, heads=2, inputs=(3, 4)).transformer_arguments is not None

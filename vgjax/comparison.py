@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vgjax import theory
-from vgjax.blocks.protocol import TheoryArguments
+from vgjax.blocks.protocol import TheoryArguments, TransformerArguments
 from vgjax.checks import kinds, known
 from vgjax.ensembles.result import Result, check_complete
-from vgjax.theory import normalization, residual
+from vgjax.theory import normalization, residual, transformer
 from vgjax.values import by_content
 
 CURVE_POINTS = 201
@@ -92,7 +92,7 @@ class Comparison:
 
 
 @kinds
-def compare(result: Result, variable: str | None = None) -> Comparison:
+def compare(result: Result, variable: str | None = None, *, correlation: float | None = None) -> Comparison:
     """What was measured beside what theory predicts at the same widths, draws and scales, from the first layer on.
 
     Theory starts from the mean square of h^0 that was measured (gradients: and from the last layer's gradient; a
@@ -102,9 +102,11 @@ def compare(result: Result, variable: str | None = None) -> Comparison:
 
     Args:
         result: a sweep of `gains` with one probe, of `gradients`, or of `correlations`, of a network that theory knows:
-            a plain stack, with dropout, with residual branches, or with layer, RMS or batch norm around phi.
+            a plain stack, with dropout, with residual branches, or with layer, RMS or batch norm around phi; a
+            transformer of full attention without rotation.
         variable: ``"log_gain"``, ``"log_gradient"``, ``"log_mean_square"`` or ``"log_one_minus_c"``; left out, the
-            first of them that was measured (of correlations the last).
+            first of them that was measured (of correlations the last). Of transformers gains and mean squares.
+        correlation: of two tokens of h^0, which theory of transformers starts from (`vgjax.measure.token_correlation`).
 
     Returns:
         `Comparison`.
@@ -117,12 +119,18 @@ def compare(result: Result, variable: str | None = None) -> Comparison:
     if not measured or "first_inexact_layer" not in result.arrays:
         raise ValueError(f"compare needs gains, gradients or correlations, got {result.measure}")
     variable = measured[-1 if result.measure == "correlations" else 0] if variable is None else variable
-    compared = _PREDICTIONS[known("variable", variable, measured)]
-    stack = _stack(result)
-    found = compared(result, stack)
+    known("variable", variable, measured)
+    tokens = result.network.transformer_arguments
+    if tokens is not None:
+        critical, name = (np.array([np.nan]), np.array([np.nan])), result.network.name
+        found = _transformer(result, tokens, variable, correlation)
+    else:
+        stack = _stack(result)
+        critical, name = _critical(stack), stack.told.activation.name
+        found = _PREDICTIONS[variable](result, stack)
     whole = np.isfinite(found.measured) & (result.first_inexact_layer.min(axis=0) > result.depth)[..., None]
     deviation = np.where(whole, found.deviation, np.nan)
-    about = result.seeds, _critical(stack), stack.told.activation.name, float(1 - whole.mean())
+    about = result.seeds, critical, name, float(1 - whole.mean())
     return Comparison(variable, result.axes, found.measured, found.predicted, deviation, *about)
 
 
@@ -257,6 +265,37 @@ def _logs(draws: np.ndarray, expected: np.ndarray) -> _Compared:
     with np.errstate(divide="ignore", invalid="ignore"):
         spread = draws.std(axis=0, ddof=1) / mean if len(draws) > 1 else np.full(mean.shape, np.nan)
         return _Compared(np.log(mean), np.log(expected), spread)
+
+
+def _transformer(result: Result, told: TransformerArguments, variable: str, correlation: float | None) -> _Compared:
+    """Point by point, from the mean square of h^0 as measured and the correlation of its tokens as it was given."""
+    if variable not in ("log_gain", "log_mean_square"):
+        raise ValueError(f"compare takes log_gain or log_mean_square of a transformer, got {variable}")
+    if correlation is None:
+        raise ValueError("compare needs the correlation of two tokens of h^0 for a transformer, got None")
+    others = [name for name in result.axes if name not in transformer.SCALES]
+    if others:
+        raise ValueError(f"compare takes sweeps over {', '.join(transformer.SCALES)}, got {', '.join(others)}")
+    squares = np.exp(result.log_mean_square.astype(float))
+    q0 = squares[..., 0].mean(axis=0)
+    # Not those that follow another, which may be swept: theory has the same rule.
+    own = {name: scale.default for name, scale in result.network.scales.items() if scale.follows is None}
+    fixed = {**own, **result.fixed}
+    scales = {name: np.asarray(value, float) for name, value in fixed.items() if name in transformer.SCALES}
+    about = {**told._asdict(), "depth": result.depth}
+    expected = np.empty((*q0.shape, result.depth + 1))
+    for point in np.ndindex(q0.shape):
+        here = {name: values[i] for (name, values), i in zip(result.axes.items(), point, strict=True)}
+        q = float(q0[point])
+        found = transformer.propagate(**about, **{**scales, **here}, q0=q, p0=q * correlation)
+        expected[point] = found.log_gain / 2 if variable == "log_gain" else found.q
+    if variable == "log_mean_square":
+        return _logs(squares, expected)
+    draws = result.log_gain.astype(float)
+    spread = draws.std(axis=0, ddof=1) if result.seeds > 1 else np.full(expected.shape, np.nan)
+    return _Compared(
+        result.mean("log_gain").astype(float), expected, np.where(np.arange(result.depth + 1) > 0, spread, 0)
+    )
 
 
 def _residual(stack: _Stack) -> residual.ResidualPropagation:

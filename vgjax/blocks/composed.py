@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Defaults, Spec, TheoryArguments
+from vgjax.blocks.protocol import Defaults, Spec, TheoryArguments, TransformerArguments
 from vgjax.checks import FloatDtype, kinds, known
 from vgjax.floatexp import Degrees, Ends, FloatExp, add, aligned, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
@@ -48,14 +48,22 @@ class Chain(Several):
     """One block behind the other.
 
     Args:
+        told: what theory has to be given of it, where a recipe knows: the fields of `TransformerArguments`.
         defaults: of scales inside, where a recipe sets them: (name, value) pairs.
         **parts: name -> `Spec`, in order; the names begin the Flax paths of their parameters.
         rngs: where the draws come from.
     """
 
+    @kinds
+    def __init__(self, *, told: tuple[Any, ...] | None = None, defaults: Defaults = (), rngs: nnx.Rngs, **parts: Spec):
+        super().__init__(defaults=defaults, rngs=rngs, **parts)
+        self.told = None if told is None else TransformerArguments(*told)
+
     @property
-    def theory_arguments(self) -> TheoryArguments | dict[str, Any] | None:
+    def theory_arguments(self) -> TheoryArguments | TransformerArguments | dict[str, Any] | None:
         """``V phi(W h + b) + a`` of two layers whose first is linear; of parts of a layer, what all of them say."""
+        if self.told is not None:
+            return self.told
         told: list[Any] = [protocol.declared(part, "theory_arguments") for part in self._parts()]
         if all(isinstance(fields, dict) for fields in told):
             return functools.reduce(operator.or_, told, {})

@@ -259,6 +259,23 @@ class TheoryArguments(NamedTuple):
         return self.residual is None and self.norm is None and self.dropout is None
 
 
+class TransformerArguments(NamedTuple):
+    """What the mean field of transformers has to be given of a block, as `vgjax.theory.transformer.propagate` takes it.
+
+    Attributes:
+        activation: phi of the feed-forward layer, None for attention alone.
+        gated: whether it is a gate's.
+        residual, norm: where the norm stands, and which; None for none.
+        tokens: how many.
+    """
+
+    activation: Activation | None
+    gated: bool
+    residual: str
+    norm: str | None
+    tokens: int
+
+
 class BlockInfo(NamedTuple):
     """What a block says about itself once it is built.
 
@@ -284,7 +301,7 @@ class BlockInfo(NamedTuple):
     noisy: bool
     vocabulary: int | None
     batch_axes: int
-    theory: TheoryArguments | None
+    theory: TheoryArguments | TransformerArguments | None
 
 
 @functools.cache
@@ -300,7 +317,7 @@ def block_info(spec: Spec) -> BlockInfo:
         redraws = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
         noisy = redraws or any(holds_keys(leaf) for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.split(block)[1])))
         theory = declared(block, "theory_arguments")
-        theory = theory if isinstance(theory, TheoryArguments) else None
+        theory = theory if isinstance(theory, TheoryArguments | TransformerArguments) else None
         parts = tuple(declared(block, "parts") or ())
         growth = declared(block, "degrees"), declared(block, "parameter_degrees")
         sizes = (declared(part, "vocabulary") for _, part in nnx.iter_modules(block))

@@ -17,7 +17,7 @@ import numpy as np
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
-from vgjax.blocks.protocol import TheoryArguments, block_info, scales_of
+from vgjax.blocks.protocol import TheoryArguments, TransformerArguments, block_info, scales_of
 from vgjax.checks import ArrayLike, finite_in, is_traced, kinds, known
 from vgjax.initializers import Scale, Scales, law_name
 from vgjax.networks.layer import parameter_dtype, shape_after
@@ -140,12 +140,22 @@ class Network:
     def theory_arguments(self) -> TheoryArguments | None:
         """What mean-field theory has to be given of a stack whose layers have each their own draw and differ in nothing
         but their sizes; None where theory has nothing."""
-        told = [block_info(stage.spec).theory for stage in self.stages if not (stage.tied or stage.driven)]
-        layers = [layer for layer in told if layer is not None]
+        layers = [layer for layer in self._told() if isinstance(layer, TheoryArguments)]
         if len(layers) < len(self.stages) or len({layer._replace(widths=()) for layer in layers}) > 1:
             return None
         behind = (layer.widths[1] for layer, s in zip(layers, self.stages, strict=True) for _ in range(s.depth))
         return layers[0]._replace(widths=(layers[0].widths[0], *behind))
+
+    @property
+    def transformer_arguments(self) -> TransformerArguments | None:
+        """The same of a transformer, for `vgjax.theory.transformer.propagate`."""
+        blocks = set(self._told())
+        told = blocks.pop() if len(blocks) == 1 else None
+        return told if isinstance(told, TransformerArguments) else None
+
+    def _told(self) -> list[TheoryArguments | TransformerArguments | None]:
+        """What theory is told of every stage; of draws that layers share nothing."""
+        return [None if stage.tied or stage.driven else block_info(stage.spec).theory for stage in self.stages]
 
 
 def _activations(spec: Spec) -> Iterator[Activation]:

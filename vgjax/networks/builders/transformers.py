@@ -3,11 +3,12 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from jax.typing import DTypeLike
 
-from vgjax import blocks
+from vgjax import activations, blocks
 from vgjax.blocks import Spec, spec
 from vgjax.blocks.normalization import POINTWISE
 from vgjax.blocks.protocol import block_info
@@ -18,6 +19,7 @@ from vgjax.networks.builders.combinators import residual as around
 from vgjax.networks.builders.recipes import HEAD, PLACES, TRANSFORMER_SCHEMES, Branch, as_branch, branch, end_init
 from vgjax.networks.builders.stacking import sequential
 from vgjax.networks.builders.transformer_parts import (
+    GATES,
     Attending,
     FeedForward,
     Tokens,
@@ -105,7 +107,8 @@ def transformer(
     if parts.norm and (place == "normalized" or style == "bert"):
         first["norm"] = parts.norm.block(width, draws["dtype"])
     branches = _branches(parts, width, heads, draws)
-    block = functools.partial(_block, branches, parts, width, depth, draws["dtype"], scales)
+    told = _told(parts, shape[0])
+    block = functools.partial(_block, branches, parts, width, depth, draws["dtype"], scales, told)
     early = max(1, round(depth / 4)) if place == "mix" else 0  # Li et al. 2025, section 4.1: a quarter
     each = inputs.vocabulary if isinstance(inputs, Tokens) and outputs is None else None
     size = each or (1 if outputs is None else positive_integer("outputs", outputs))
@@ -277,6 +280,7 @@ def _block(
     depth: int,
     dtype: str,
     scales: Mapping[str, float],
+    told: tuple[Any, ...] | None,
     place: str,
 ) -> Spec:
     """Branch after branch, each around a skip, the norm where it stands."""
@@ -298,4 +302,17 @@ def _block(
         if norm and place in ("post", "normalized"):
             row[f"{name}_norm"] = norm
     # Loshchilov et al. 2025: a step of .05 towards what the branch says, on a sphere.
-    return _with({"skip": 0.95, "branch": 0.05} if place == "normalized" else {}, **row)
+    whole = _with({"skip": 0.95, "branch": 0.05} if place == "normalized" else {}, **row)
+    return whole if told is None else replace(whole, options=(("told", told), *whole.options))
+
+
+def _told(parts: _Parts, tokens: int) -> tuple[Any, ...] | None:
+    """What theory is told: full attention that knows no distances, of kernels without a mean."""
+    looks, fed = parts.attention, parts.feed_forward
+    known_attention = looks.mask == "full" and looks.window is looks.qk_norm is None and looks.positions != "rotary"
+    by_name = isinstance(parts.kernel_init, str) and parts.kernel_init != "identity"
+    if not (known_attention and by_name and (fed is None or fed.experts is None)):
+        return None
+    phi = None if fed is None else activations.get(GATES[str(fed.kind)] if fed.gated else fed.kind)
+    gated = fed is not None and fed.gated
+    return phi, gated, parts.residual.kind, parts.norm.kind if parts.norm else None, tokens
