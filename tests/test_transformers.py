@@ -355,6 +355,20 @@ def test_gated_units_without_norms_are_exact_past_the_range_or_marked(phi: str, 
         assert exact.sum() > 2
 
 
+@pytest.mark.parametrize("sigma_vo", [0.03, 30.0])
+def test_normalized_queries_are_exact_past_the_range_without_an_epsilon(sigma_vo: float) -> None:
+    """A state that shrinks has no size below which a norm without epsilon would see nothing."""
+    net = vg.stack(vg.blocks.spec(vg.blocks.Attention, 8, 2, qk_norm=0.0), depth=40, input_shape=(4, 8))
+    parameters, scales = truth.drawn(net), vg.Scales(sigma_vo=sigma_vo)
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    ours = truth.compiled(vg.gradient_flow, parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = truth.compiled(vg.gradient_flow, parameters.astype("float64"), scales, x)
+    assert np.all(np.abs(wide.log_mean_square[-1]) / 2 > 90)  # float32 ends at 88.7
+    np.testing.assert_allclose(ours.log_mean_square, wide.log_mean_square, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.log_gradient, wide.log_gradient, rtol=1e-5, atol=1e-5)
+
+
 # --- styles ---------------------------------------------------------------------------------------------------------
 
 
