@@ -230,7 +230,7 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
             return [at(layer, size, side)[1:] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
 
         seen = ordinary(layer)
-        vectors = {path: np.zeros_like(leaf) for path, leaf in layer.trainable().items() if leaf.ndim < 2}
+        vectors: Any = {path: np.zeros_like(leaf) for path, leaf in layer.trainable().items() if leaf.ndim < 2}
         offsets: Any = {p: z for p, z in vectors.items() if _is_offset(seen, ordinary(layer.with_parameters({p: z})))}
         whole, bare = octaves(layer), octaves(layer.with_parameters(offsets))
 
