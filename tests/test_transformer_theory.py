@@ -57,7 +57,7 @@ def test_rows_that_are_equal_independent_or_flat(n: int) -> None:
     assert n * weak.product - 1 == pytest.approx(0.5e-5 * (1 - 1 / n), rel=1e-4)
 
 
-@pytest.mark.parametrize(("n", "variance", "rho"), [(3, 2.0, 0.4), (16, 4.0, -0.06), (200, 1.0, 0.9)])
+@pytest.mark.parametrize(("n", "variance", "rho"), [(3, 2.0, 0.4), (16, 4.0, -0.06), (200, 1.0, 0.9), (8, 625.0, 0.5)])
 def test_moments_are_those_of_drawn_softmaxes(n: int, variance: float, rho: float) -> None:
     rng, draws = np.random.default_rng(0), 2_000_000 // n
     z = rng.normal(size=(2, draws, n))
@@ -139,6 +139,16 @@ def test_erf_in_place_of_a_norm_grows_like_a_stretched_exponential() -> None:
         np.testing.assert_allclose(found.log_chi[[10, 100, 1000]], expected, atol=2e-6)
 
 
+def test_what_is_nothing_stays_nothing_and_what_leaves_the_floats_is_no_number() -> None:
+    """Attention of scale 0 behind derf; and q = 900^l past 1e308 at l = 105, where ln u is no number and not -inf."""
+    nothing = transformer.propagate("relu", 2, tokens=4, norm="derf", residual="sandwich", sigma_vo=0.0, sigma_w=0.0)
+    np.testing.assert_array_equal(nothing.log_gain, 0)
+    grown = transformer.propagate(None, 120, tokens=4, norm=None, skip=0.0, sigma_vo=30.0, sigma_qk=0.0, p0=1.0)
+    assert not np.isneginf(grown.log_gain).any()
+    assert np.isnan(grown.log_gain[-1])
+    assert np.isfinite(grown.log_gain[:50]).all()
+
+
 # --- drawn networks -------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +205,7 @@ def test_drawn_networks_have_the_gain_of_theory(name: str) -> None:
         ({"sigma_x": 1.0}, "scale must be one of"),
         ({"branch": np.ones(4)}, "branch must be a number or have shape (3,), one per layer, got shape (4,)"),
         ({"q0": 0.0}, "q0 must be finite and positive, got 0"),
+        ({"sigma_qk": 30.0}, "logits of attention must have a standard deviation of at most 64, got 900"),
     ],
 )
 def test_what_theory_does_not_cover_is_refused(given: dict[str, Any], message: str) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 
 _STEP = 0.3  # of ln s, whose strip is pi wide: exp(-pi^2 / step) is 5e-15
 _FAR, _WIDE = 30.0, 8.5  # exp(-30) counts for nothing, and so does a Gaussian beyond 8.5
+_LARGEST = 64.0  # standard deviation of logits: what is summed over grows like its cube
+_AT_ONCE = 2_000_000  # numbers held in one piece
 
 
 class SoftmaxMoments(NamedTuple):
@@ -32,14 +34,27 @@ class SoftmaxMoments(NamedTuple):
 
 
 def softmax_moments(n: int, variance: float, correlation: float) -> SoftmaxMoments:
-    """The moments for n >= 2 logits of some variance, those of two rows of a correlation in [-1, 1]."""
+    """The moments for n >= 2 logits of some variance, those of two rows of a correlation in [-1, 1].
+
+    Raises:
+        ValueError: a standard deviation above `_LARGEST`.
+    """
+    from scipy.interpolate import make_interp_spline
+
     if variance == 0:  # all weights are 1 / n
         return SoftmaxMoments(1 / n, n**-2, n**-2, 1 / n, n**-2, n**-2)
     tau = math.sqrt(variance)
+    if not tau <= _LARGEST:
+        raise ValueError(f"logits of attention must have a standard deviation of at most {_LARGEST:g}, got {tau:g}")
     x = np.arange(-_FAR - math.log(n) - _WIDE * tau, math.log(_FAR) + _WIDE * tau, _STEP)
     shared, own = tau * math.sqrt(abs(correlation)), tau * math.sqrt(1 - abs(correlation))
     c, weights = _gaussian(shared)
-    one, other = (_given(x[:, None] + side * shared * c, own, 2) for side in (1, math.copysign(1, correlation)))
+    # One function of ln s and what is shared together: interpolated, since a point of its own for every pair is many.
+    t = np.arange(x[0] - shared * _WIDE - 1, x[-1] + shared * _WIDE + 1, _STEP / 3)
+    curves = [make_interp_spline(t, values, k=9) for values in _given(t, own, 2)]
+    one, other = (
+        [curve(x[:, None] + side * shared * c) for curve in curves] for side in (1, math.copysign(1, correlation))
+    )
 
     def both(j: int, k: int) -> np.ndarray:
         """E y^j exp(-y) y'^k exp(-y'), for s in the first (rows) and in the second (columns)."""
@@ -69,7 +84,11 @@ def _gaussian(scale: float) -> tuple[np.ndarray, np.ndarray]:
 def _given(x: np.ndarray, own: float, most: int) -> list[np.ndarray]:
     """E y^j exp(-y), j = 0 ... most, y = s exp(a), for every x: ln s and the part of a that is given."""
     z, weights = _gaussian(own)
-    log_y = x[..., None] + own * z
-    kernel = np.exp(-np.exp(log_y))
-    # A power at a time: y^j exp(-y) is bounded, where each alone may leave the range.
-    return [np.exp(j * log_y - np.exp(log_y)) @ weights if j else kernel @ weights for j in range(most + 1)]
+
+    def means(x: np.ndarray) -> list[np.ndarray]:
+        log_y = x[:, None] + own * z
+        # A power at a time: y^j exp(-y) is bounded, where each alone may leave the range.
+        return [np.exp(j * log_y - np.exp(log_y)) @ weights for j in range(most + 1)]
+
+    pieces = np.array_split(x, -(-x.size * z.size // _AT_ONCE))
+    return [np.concatenate(each) for each in zip(*map(means, pieces), strict=True)]
