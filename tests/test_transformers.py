@@ -312,6 +312,8 @@ def test_experts_report_their_load() -> None:
     told = block.diagnostics(h, scales)
     assert told["largest_load"] == 3  # three of four tokens, where a fair share is one
     assert told["idle_experts"] == 0.5
+    # Of equal logits as many are chosen as of others.
+    np.testing.assert_array_equal(block.weights(0 * h, scales), np.tile([1.0, 0, 0, 0], (4, 1)))
     net = vg.transformer(width=4, depth=2, heads=2, inputs=(3, 4), feed_forward=feed_forward("relu", experts=3))
     flow = vg.gradient_flow(truth.drawn(net), vg.Scales(), np.ones((3, 4), np.float32))
     assert set(flow.diagnostics) == {f"feed_forward/mixture/{n}" for n in ("largest_load", "idle_experts")}
