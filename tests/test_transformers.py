@@ -426,6 +426,17 @@ def test_schemes_of_branches_have_their_numbers() -> None:
     assert default("stable", "branch") == pytest.approx(20**-0.5)
     assert default("layer_scale", "layer_scale") == 1e-5  # Touvron et al. 2021: 18 < 20 <= 24 blocks
     np.testing.assert_allclose(default("layer_norm_scaling", "norm_gain"), np.arange(1, 21) ** -0.5)
+    assert [default("layer_scale", "layer_scale") for size["depth"] in (18, 19, 24, 25)] == [0.1, 1e-5, 1e-5, 1e-6]
+    size["depth"] = 20
+    # Wang et al. 2022: of values, outputs and the feed-forward layer, here of Glorot's and of GPT-2's numbers.
+    for style, names in (("vit", ("sigma_1", "sigma_2", "sigma_v")), ("gpt2", ("sigma_2", "sigma_v", "sigma_o"))):
+        deep, plain = (
+            vg.transformer(style=style, residual=skips, **size).completed(vg.Scales())
+            for skips in (branch("post", scheme="deepnorm"), "post")
+        )
+        for name in names:
+            assert deep[name] == pytest.approx(160**-0.25 * plain[name]), (style, name)
+        assert deep["sigma_q"] == plain["sigma_q"]
     early = vg.transformer(residual="mix", **size).stages
     assert [stage.depth for stage in early] == [5, 15]
     normalized = vg.transformer(residual="normalized", **size).scales
