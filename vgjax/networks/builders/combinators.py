@@ -222,7 +222,7 @@ def residual(
         branch: F, a block from a state to a state of its shape (or of the shortcut's).
         shortcut: what the skip carries where the shape changes; left out, the state.
         scheme: one of these, or None: branch = skip = 1.
-        depth: L, residual blocks in the network; stable, fixup and deepnorm need it.
+        depth: L, residual blocks in the network; stable, complete, fixup and deepnorm need it.
         dtype: of the gate.
 
     Raises:
