@@ -464,6 +464,14 @@ SIZE: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "inputs": (5, 3)}
         (lambda: attention(positions="sine"), "positions must be one of rotary, learned, sinusoidal, got 'sine'"),
         (lambda: attention(window=0), "window must be at least 1, got 0"),
         (lambda: attention(qk_norm=-1.0), "qk_norm must be finite and not negative, got -1"),
+        (
+            lambda: vg.blocks.Attention(8, 2, qk_norm=-1.0, rngs=nnx.Rngs(0)),
+            "epsilon must be finite and not negative, got -1",
+        ),
+        (
+            lambda: vg.stack(vg.blocks.spec(vg.blocks.Positions, 1, 8, "learned"), depth=1, input_shape=(4, 8)),
+            "positions are those of a state of shape (1, 8), got (4, 8)",
+        ),
         (lambda: attention(rotary=0.0), "rotary must be finite and positive, got 0"),
         (lambda: feed_forward("gelu", experts=2, chosen=3), "chosen must be at most the number of experts, 2, got 3"),
         (lambda: feed_forward("swglu"), "swglu"),
