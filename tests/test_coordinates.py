@@ -88,6 +88,8 @@ def test_sizes_and_changes_are_those_of_optax_with_a_rate_for_every_leaf(optimiz
         }
 
         def factor(path: Any, _: Any, kernels: Any = kernels, vectors: Any = vectors) -> float:
+            if [part.key for part in path] == ["head", "bias"]:  # as many as there are outputs, at every width
+                return 1
             return (kernels if path[-1].key == "kernel" else vectors)[path[0].key]
 
         factors = jax.tree_util.tree_map_with_path(factor, leaves)
@@ -166,6 +168,9 @@ def test_slopes_are_least_squares_and_words_follow_them() -> None:
     assert np.isnan(check.slopes("depth")[0]).all()
     wide = check._replace(along_width={"change": logs * 0 + 3 * rng.normal(size=(3, 5, 1, 4))})
     assert "undecided" in wide.verdict
+    two = check._replace(widths=(8, 16), along_width={"change": logs[:2, :1]})
+    assert np.all(np.isinf(two.slopes("width")[1]))  # a line through two points says nothing of its error
+    assert "undecided" in two.verdict
     none = check._replace(along_width={"change": np.full((3, 5, 1, 4), -np.inf)})
     assert "zero or not finite" in none.verdict
 
@@ -176,7 +181,7 @@ def test_a_rule_of_ones_own_is_used() -> None:
 
     def rule(width: float, depth: float, adaptive: bool) -> Parametrization:
         asked.append((width, depth, adaptive))
-        return Parametrization({"skip": 0.5, "no_such": 3.0}, lambda path, ndim: float(path == "head/kernel"))
+        return Parametrization({"skip": 0.5, "no_such": 3.0}, lambda path, wide: float(path == "head/kernel"))
 
     found = vg.coordinate_check(network, DATA, widths=[4], depths=[2], parametrization=rule, steps=1, seeds=1)
     assert asked == [(1.0, 1.0, True)]
@@ -184,6 +189,52 @@ def test_a_rule_of_ones_own_is_used() -> None:
     assert np.all(change[:-1] == -np.inf)
     assert np.isfinite(change[-1])
     assert set(PARAMETRIZATIONS) == {"standard", "mup", "depth_mup", "complete_p"}
+
+
+def test_rates_of_the_maximal_update_are_those_of_the_paper() -> None:
+    """Yang et al. 2022, table 3 (Adam, SGD), by the axes that grow, of heads of one size, a gate, a router, a table."""
+    seen: dict[float, dict[str, tuple[float, float]]] = {}
+
+    def rule(width: float, depth: float, adaptive: bool) -> Parametrization:
+        told = [PARAMETRIZATIONS["mup"](width, depth, adaptive) for adaptive in (True, False)]
+
+        def rate(path: str, wide: tuple[bool, ...]) -> float:
+            adam, sgd = (each.rate(path, wide) for each in told)
+            seen.setdefault(width, {})[path.removeprefix("blocks/0/")] = adam, sgd
+            return 0.0
+
+        return Parametrization({}, rate)
+
+    def of(width: int, depth: int) -> vg.Network:
+        skips = vg.networks.branch("pre", scheme="rezero")
+        looks = vg.networks.attention(positions="learned", qk_norm=1e-6, key_heads=1)
+        fed = vg.networks.feed_forward("relu", experts=2, chosen=1)
+        size: dict[str, Any] = {"width": width, "heads": width // 2, "depth": depth, "inputs": (3, 4), "outputs": 3}
+        return vg.transformer(**size, attention=looks, feed_forward=fed, residual=skips)
+
+    data = vg.data.Examples(RNG.normal(size=(2, 3, 4)).astype(np.float32), np.array([0, 2]))
+    vg.coordinate_check(of, data, widths=[4, 12], depths=[1], parametrization=rule, seeds=1, steps=1)
+    into, through, out, neither = (1, 3), (1 / 3, 1), (1 / 3, 1 / 3), (1, 1)
+    expected = {
+        "stem/embedding/kernel": into,
+        "stem/embedding/bias": into,
+        "stem/positions/table": into,
+        "attention/branch/norm/norm/scale": into,
+        "attention/branch/attention/query/kernel": through,
+        "attention/branch/attention/key/kernel": out,  # one head, as large at every width
+        "attention/branch/attention/out/kernel": through,
+        "attention/branch/attention/query_norm/norm/scale": neither,
+        "attention/gate": neither,
+        "feed_forward/branch/mixture/router": out,
+        "feed_forward/branch/mixture/expert_1/layer_2/kernel": through,
+        "feed_forward/branch/mixture/expert_1/layer_1/bias": into,
+        "head/kernel": out,
+        "head/bias": neither,
+        "head/before/norm/scale": into,
+    }
+    for path, factor in expected.items():
+        assert seen[3.0][path] == pytest.approx(factor), path
+    assert set(seen[1.0].values()) == {(1.0, 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +250,13 @@ def test_a_rule_of_ones_own_is_used() -> None:
         (
             {"make_network": lambda width, depth: 3},
             "make_network must be a function (width, depth) -> Network, got 3 from it",
+        ),
+        (
+            {
+                "make_network": lambda w, l: vg.mlp(width=w, depth=l, inputs=6, norm="layer" if w > 4 else None),
+                "widths": [4, 8],
+            },
+            "make_network must make the same parameters at all widths, got others at 4",
         ),
         (
             {

@@ -126,6 +126,22 @@ def test_what_a_layer_says_of_its_parameters_is_what_is_measured(activation: str
         assert told is None or dict(told) == dict(measured(spec, shape, dtype, None).parameters)
 
 
+@pytest.mark.parametrize("what", ["layer", "derf"])
+def test_parameters_behind_a_norm_inside_a_skip_are_seen_to_follow_the_state(what: str) -> None:
+    """Below the root of epsilon relu(norm(h)) is linear: the gain of a norm is no offset, though a skip passes without
+    it; float32 against float64, which does not leave its range."""
+    inside = vg.networks.chain(vg.norm(what).block(6, "float32"), vg.dense(6, 6, "relu"))
+    net = vg.stack(vg.residual(inside), depth=14, input_shape=6)
+    parameters, scales = vg.init(jax.random.key(0), net), vg.Scales(skip=0.02, sigma_w=1e-3, branch=1e-3)
+    x = np.random.default_rng(0).normal(size=6).astype(np.float32)
+    ours = vg.gradient_flow(parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(np.asarray, vg.gradient_flow(parameters.astype("float64"), scales, x))
+    assert wide.log_mean_square[-1] / 2 < -40  # float32 travels with an exponent from -22 on
+    for path, log in ours.log_parameter_gradient.items():
+        np.testing.assert_allclose(log, wide.log_parameter_gradient[path], rtol=1e-5, atol=1e-5, err_msg=path)
+
+
 def test_an_activation_of_degree_two_doubles_its_exponent_at_every_layer() -> None:
     """Width 1, all kernels 1/2: h_{l+1} = h_l tanh(h_l) / 2 is h_l^2 / 2 once it is small."""
     net = vg.mlp(width=1, depth=12, inputs=1, activation=lambda h: h * jnp.tanh(h), bias_init="zero")

@@ -69,7 +69,7 @@ def test_logits_too_large_for_the_integrals_are_not_a_number() -> None:
     assert np.isfinite(found.log_gain[:first]).all()
 
 
-@pytest.mark.parametrize(("n", "variance", "rho"), [(3, 2.0, 0.4), (16, 4.0, -0.06), (200, 1.0, 0.9)])
+@pytest.mark.parametrize(("n", "variance", "rho"), [(3, 2.0, 0.4), (16, 4.0, -0.06), (200, 1.0, 0.9), (8, 100.0, 0.5)])
 def test_moments_are_those_of_drawn_softmaxes(n: int, variance: float, rho: float) -> None:
     rng, draws = np.random.default_rng(0), 2_000_000 // n
     z = rng.normal(size=(2, draws, n))
@@ -149,6 +149,16 @@ def test_erf_in_place_of_a_norm_grows_like_a_stretched_exponential() -> None:
         stretched = vg.Activation(f"erf of {alpha} h", lambda h, a=alpha: jax.scipy.special.erf(a * h))
         found = vg.theory.residual.propagate(stretched, 1000, sigma_w=1.0, sigma_v=1.0)
         np.testing.assert_allclose(found.log_chi[[10, 100, 1000]], expected, atol=2e-6)
+
+
+def test_what_is_nothing_stays_nothing_and_what_leaves_the_floats_is_no_number() -> None:
+    """Attention of scale 0 behind derf; and q = 900^l past 1e308 at l = 105, where ln u is no number and not -inf."""
+    nothing = transformer.propagate("relu", 2, tokens=4, norm="derf", residual="sandwich", sigma_vo=0.0, sigma_w=0.0)
+    np.testing.assert_array_equal(nothing.log_gain, 0)
+    grown = transformer.propagate(None, 120, tokens=4, norm=None, skip=0.0, sigma_vo=30.0, sigma_qk=0.0, p0=1.0)
+    assert not np.isneginf(grown.log_gain).any()
+    assert np.isnan(grown.log_gain[-1])
+    assert np.isfinite(grown.log_gain[:50]).all()
 
 
 # --- drawn networks -------------------------------------------------------------------------------------------------

@@ -312,6 +312,8 @@ def test_experts_report_their_load() -> None:
     told = block.diagnostics(h, scales)
     assert told["largest_load"] == 3  # three of four tokens, where a fair share is one
     assert told["idle_experts"] == 0.5
+    # Of equal logits as many are chosen as of others.
+    np.testing.assert_array_equal(block.weights(0 * h, scales), np.tile([1.0, 0, 0, 0], (4, 1)))
     net = vg.transformer(width=4, depth=2, heads=2, inputs=(3, 4), feed_forward=feed_forward("relu", experts=3))
     flow = vg.gradient_flow(truth.drawn(net), vg.Scales(), np.ones((3, 4), np.float32))
     assert set(flow.diagnostics) == {f"feed_forward/mixture/{n}" for n in ("largest_load", "idle_experts")}
@@ -353,6 +355,20 @@ def test_gated_units_without_norms_are_exact_past_the_range_or_marked(phi: str, 
         assert wide.log_mean_square[-1] / 2 > 90  # float32 ends at 88.7
     else:
         assert exact.sum() > 2
+
+
+@pytest.mark.parametrize("sigma_vo", [0.03, 30.0])
+def test_normalized_queries_are_exact_past_the_range_without_an_epsilon(sigma_vo: float) -> None:
+    """A state that shrinks has no size below which a norm without epsilon would see nothing."""
+    net = vg.stack(vg.blocks.spec(vg.blocks.Attention, 8, 2, qk_norm=0.0), depth=40, input_shape=(4, 8))
+    parameters, scales = truth.drawn(net), vg.Scales(sigma_vo=sigma_vo)
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    ours = truth.compiled(vg.gradient_flow, parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = truth.compiled(vg.gradient_flow, parameters.astype("float64"), scales, x)
+    assert np.all(np.abs(wide.log_mean_square[-1]) / 2 > 90)  # float32 ends at 88.7
+    np.testing.assert_allclose(ours.log_mean_square, wide.log_mean_square, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.log_gradient, wide.log_gradient, rtol=1e-5, atol=1e-5)
 
 
 # --- styles ---------------------------------------------------------------------------------------------------------
@@ -410,6 +426,17 @@ def test_schemes_of_branches_have_their_numbers() -> None:
     assert default("stable", "branch") == pytest.approx(20**-0.5)
     assert default("layer_scale", "layer_scale") == 1e-5  # Touvron et al. 2021: 18 < 20 <= 24 blocks
     np.testing.assert_allclose(default("layer_norm_scaling", "norm_gain"), np.arange(1, 21) ** -0.5)
+    assert [default("layer_scale", "layer_scale") for size["depth"] in (18, 19, 24, 25)] == [0.1, 1e-5, 1e-5, 1e-6]
+    size["depth"] = 20
+    # Wang et al. 2022: of values, outputs and the feed-forward layer, here of Glorot's and of GPT-2's numbers.
+    for style, names in (("vit", ("sigma_1", "sigma_2", "sigma_v")), ("gpt2", ("sigma_2", "sigma_v", "sigma_o"))):
+        deep, plain = (
+            vg.transformer(style=style, residual=skips, **size).completed(vg.Scales())
+            for skips in (branch("post", scheme="deepnorm"), "post")
+        )
+        for name in names:
+            assert deep[name] == pytest.approx(160**-0.25 * plain[name]), (style, name)
+        assert deep["sigma_q"] == plain["sigma_q"]
     early = vg.transformer(residual="mix", **size).stages
     assert [stage.depth for stage in early] == [5, 15]
     normalized = vg.transformer(residual="normalized", **size).scales
@@ -437,6 +464,14 @@ SIZE: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "inputs": (5, 3)}
         (lambda: attention(positions="sine"), "positions must be one of rotary, learned, sinusoidal, got 'sine'"),
         (lambda: attention(window=0), "window must be at least 1, got 0"),
         (lambda: attention(qk_norm=-1.0), "qk_norm must be finite and not negative, got -1"),
+        (
+            lambda: vg.blocks.Attention(8, 2, qk_norm=-1.0, rngs=nnx.Rngs(0)),
+            "epsilon must be finite and not negative, got -1",
+        ),
+        (
+            lambda: vg.stack(vg.blocks.spec(vg.blocks.Positions, 1, 8, "learned"), depth=1, input_shape=(4, 8)),
+            "positions are those of a state of shape (1, 8), got (4, 8)",
+        ),
         (lambda: attention(rotary=0.0), "rotary must be finite and positive, got 0"),
         (lambda: feed_forward("gelu", experts=2, chosen=3), "chosen must be at most the number of experts, 2, got 3"),
         (lambda: feed_forward("swglu"), "swglu"),

@@ -108,7 +108,8 @@ class Attention(nnx.Module):
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size: a mean over all tokens, or the value of one, grows linearly."""
-        return extended(lambda h: self(h, scales), state, LINEAR)
+        # Nothing of nothing, which a norm without epsilon could not say.
+        return extended(lambda h: self(h, scales), state, LINEAR, at_zero=False)
 
     def _looked(self, product: nnx.LinearGeneral, norm: Norm | None, h: Array, sigma: Array) -> Array:
         """Queries or keys, shape ``(tokens, heads, size)``."""

@@ -178,7 +178,7 @@ class Residual(nnx.Module):
     def scales(self) -> Mapping[str, Scale]:
         """Those of the branch and the shortcut, and the factors on both."""
         # A gate is a parameter: where layers share it, the scale that multiplies it is one number.
-        branch = Scale(1.0, "factor" if self.gate is None else "parameter")  # a gate is a parameter
+        branch = Scale(1.0, "factor" if self.gate is None else "parameter")
         scales = protocol.scales_of(self.branch, self.shortcut) | {"branch": branch, "skip": Scale(1.0)}
         return protocol.with_defaults(scales, self.defaults)
 

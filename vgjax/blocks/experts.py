@@ -65,8 +65,9 @@ class Experts(Several):
     def weights(self, h: Array, scales: Scales) -> Array:
         """p, 0 for those not chosen, shape ``(*leading, experts)``."""
         logits = jnp.dot(scales.sigma_r * h, self.router[...])
-        least = jax.lax.top_k(logits, self.chosen)[0][..., -1:]
-        return jax.nn.softmax(jnp.where(logits >= least, logits, -jnp.inf))
+        # By their numbers and not by the least of the logits: of equal ones (a state of 0) the first are chosen.
+        best = jax.nn.one_hot(jax.lax.top_k(logits, self.chosen)[1], logits.shape[-1], dtype=bool)
+        return jax.nn.softmax(jnp.where(jnp.any(best, axis=-2), logits, -jnp.inf))
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Shape of the state."""

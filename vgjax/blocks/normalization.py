@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from vgjax import activations
-from vgjax.checks import FloatDtype, Size, kinds, known
+from vgjax.checks import FloatDtype, Size, finite, kinds, known
 from vgjax.floatexp import (
     DIRECTION,
     LINEAR,
@@ -47,7 +47,7 @@ class Norm(nnx.Module):
         rngs: where the draws come from.
 
     Raises:
-        ValueError: an unknown kind, or groups that do not divide the features.
+        ValueError: an unknown kind, a negative epsilon, or groups that do not divide the features.
     """
 
     @kinds
@@ -62,6 +62,7 @@ class Norm(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.kind = known("norm", kind, NORMS)
+        finite("epsilon", epsilon, "not negative", lambda v: v >= 0)
         options: dict[str, Any] = {
             "epsilon": epsilon,
             # The mean of squares less the square of the mean cancels where the mean is large.

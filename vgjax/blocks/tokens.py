@@ -73,7 +73,7 @@ class Positions(nnx.Module):
         rngs: where the draws come from.
 
     Raises:
-        ValueError: an unknown kind, or sines of an odd width.
+        ValueError: an unknown kind, sines of an odd width, or where it is called a state of another shape.
 
     Source: Vaswani et al. 2017, section 3.5 (sines); Devlin et al. 2019, "BERT" (learned).
     """
@@ -93,6 +93,8 @@ class Positions(nnx.Module):
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""
+        if h.shape != self.table.shape:
+            raise ValueError(f"positions are those of a state of shape {self.table.shape}, got {h.shape}")
         return h + scales.sigma_p * self.table[...]
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:

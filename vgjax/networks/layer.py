@@ -226,19 +226,33 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
             ends = ((0.5 / far, 1 / far), (far, 2 * far))
             return [[(at(layer, a, side), at(layer, b, side)) for side in (1, -1)] for a, b in ends]
 
-        vectors: dict[str, Any] = {
-            path: np.zeros_like(leaf) for path, leaf in layer.trainable().items() if leaf.ndim < 2
-        }
-        # A vector without which the block still passes something on is an offset, and may be 0 (a gain may not).
-        offsets: Any = {p: zero for p, zero in vectors.items() if np.any(at(layer.with_parameters({p: zero}), 1, 1)[2])}
+        def ordinary(layer: Layer) -> list[Any]:
+            return [at(layer, size, side)[1:] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
+
+        seen = ordinary(layer)
+        vectors: Any = {path: np.zeros_like(leaf) for path, leaf in layer.trainable().items() if leaf.ndim < 2}
+        offsets: Any = {p: z for p, z in vectors.items() if _is_offset(seen, ordinary(layer.with_parameters({p: z})))}
         whole, bare = octaves(layer), octaves(layer.with_parameters(offsets))
-        ordinary = [at(layer, size, side)[1:3] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
 
     # What the offsets decide on (a product of two maps, a norm behind a bias) is not known: their scales may be 0.
     ends, without = ([_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in of] for of in (whole, bare))
     below, above = (end if end == other else Degrees(None, None) for end, other in zip(ends, without, strict=True))
     by_parameter = {path: _parameter_degrees(path, *whole, *bare) for path in layer.trainable()}
-    return Measured((below, above), by_parameter, all(np.all(a != 0) for pair in ordinary for a in pair))
+    return Measured((below, above), by_parameter, all(np.all(a != 0) for push, back, _ in seen for a in (push, back)))
+
+
+def _is_offset(looks: list[Any], without: list[Any]) -> bool:
+    """Whether a vector is added and does not multiply, from (J h, J^T v, D^T v) at ordinary states with and without it.
+
+    Without an offset nothing vanishes, neither J nor a derivative by a parameter; and J still depends on the state, if
+    it does: beside a skip, a branch whose gain is 0 leaves a J that does not.
+    """
+
+    def varies(looks: list[Any]) -> bool:
+        return any(np.any(back != looks[0][1]) for _, back, _ in looks)
+
+    pairs = zip(*(jax.tree.leaves([each[1:] for each in of]) for of in (looks, without)), strict=True)
+    return varies(without) >= varies(looks) and all(np.any(after) for before, after in pairs if np.any(before))
 
 
 def _look(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, Array, Array, dict[str, Array]]:

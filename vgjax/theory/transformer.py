@@ -143,8 +143,9 @@ def propagate(
             block = _Block(n, phi, norm, gated, {name: float(value[l]) for name, value in values.items()})
             stream = block(stream, place)
             # Tangents are linear: what they grow by is taken out, so that no depth leaves the range.
-            log_u += math.log(stream.u) if stream.u != 0 else -math.inf
-            stream = stream._replace(u=1.0, v=stream.v / stream.u if stream.u != 0 else 0.0)
+            # Of what is no number (q past the float range) neither is the logarithm.
+            log_u += -math.inf if stream.u <= 0 else math.log(stream.u)
+            stream = stream._replace(u=1.0, v=0.0 if stream.u <= 0 else stream.v / stream.u)
     return TransformerPropagation(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
@@ -189,7 +190,7 @@ class _Block(NamedTuple):
         if self.norm not in _POINTWISE:
             return x.normalized()
         alpha, f = self.scales["alpha"] ** 2, activations.get(_POINTWISE[self.norm])
-        square, product, slope, slopes = _pair_moments(f, alpha * x.q, x.p / x.q)
+        square, product, slope, slopes = _pair_moments(f, alpha * x.q, x.p / x.q if x.q else 0.0)
         return _Stream(square, product, alpha * slope * x.u, alpha * slopes * x.v)
 
     def normed(self, x: _Stream) -> _Stream:

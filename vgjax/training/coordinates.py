@@ -43,12 +43,12 @@ class Parametrization(NamedTuple):
 
     Attributes:
         scales: by name, those of the network.
-        rate: ``(path, ndim) -> factor`` on the learning rate of a parameter: its path begins with stem, blocks or head,
-            its axes are counted without that of the layers.
+        rate: ``(path, wide) -> factor`` on the learning rate of a parameter: its path begins with stem, blocks or head;
+            of each of its axes (that of the layers left out), whether it grows with the width.
     """
 
     scales: Mapping[str, float]
-    rate: Callable[[str, int], float]
+    rate: Callable[[str, tuple[bool, ...]], float]
 
 
 Rule: TypeAlias = Callable[[float, float, bool], Parametrization]
@@ -57,14 +57,15 @@ steps are of the size of the learning rate (Adam) or of the gradient (SGD)."""
 
 
 def _standard(width: float, depth: float, adaptive: bool) -> Parametrization:
-    return Parametrization({}, lambda path, ndim: 1.0)
+    return Parametrization({}, lambda path, wide: 1.0)
 
 
 def _maximal_update(width: float, depth: float, adaptive: bool) -> Parametrization:
-    def rate(path: str, ndim: int) -> float:
-        if ndim < 2 or path.startswith("stem/"):
-            return 1.0 if adaptive else width
-        return 1 / width if adaptive or path.startswith("head/") else 1.0
+    def rate(path: str, wide: tuple[bool, ...]) -> float:
+        # Yang et al. 2022, table 3: what adds to a wide state, what is added up over one, or both; and what is neither.
+        if sum(wide) != 1:
+            return 1.0 if not any(wide) or not adaptive else 1 / width
+        return 1 / width if not wide[-1] else 1.0 if adaptive else width
 
     # Heads are held, so their size grows: logits are divided by it, not by its root.
     return Parametrization({"sigma_out": width**-0.5, "temperature": width**0.5}, rate)
@@ -75,8 +76,8 @@ def _with_depth(power: float, width: float, depth: float, adaptive: bool) -> Par
     # All branches move coherently: depth steps of size depth^-power each, SGD's by another depth^-power smaller.
     factor = depth ** (power - 1 if adaptive else 2 * power - 1)
 
-    def rate(path: str, ndim: int) -> float:
-        return plain.rate(path, ndim) * (factor if path.startswith("blocks/") else 1.0)
+    def rate(path: str, wide: tuple[bool, ...]) -> float:
+        return plain.rate(path, wide) * (factor if path.startswith("blocks/") else 1.0)
 
     return Parametrization({**plain.scales, "branch": depth**-power}, rate)
 
@@ -88,9 +89,10 @@ PARAMETRIZATIONS: dict[str, Rule] = {
     "complete_p": functools.partial(_with_depth, 1.0),
 }
 """Parametrizations by name. With n and L the width and the depth in units of the smallest, under Adam (in brackets:
-SGD): ``standard`` changes nothing; ``mup``: kernels of blocks and head learn at 1 / n (blocks 1, head 1 / n, stem and
-vectors n), sigma_out = n^(-1/2), temperature = n^(1/2); ``depth_mup``: and branch = L^(-1/2), blocks at L^(-1/2) of
-that (1); ``complete_p``: branch = 1 / L, blocks at 1 (L)."""
+SGD): ``standard`` changes nothing; ``mup``: kernels from width to width learn at 1 / n (1), those of a head 1 / n (1 /
+n), those of a stem and vectors of the width 1 (n), what has no wide axis 1 (1); sigma_out = n^(-1/2), temperature =
+n^(1/2), for heads of which there are as many at every width; ``depth_mup``: and branch = L^(-1/2), blocks at L^(-1/2)
+of that (1); ``complete_p``: branch = 1 / L, blocks at 1 (L)."""
 
 
 @by_content
@@ -125,7 +127,7 @@ class CoordinateCheck(NamedTuple):
         """The power of width or depth that it grows like at the last step, and its standard error, at `PLACES`.
 
         Least squares over the logarithms of all sizes and seeds; NaN along an axis of one size, and where nothing
-        moves.
+        moves. Two numbers alone have an infinite error.
         """
         sizes = np.log(np.array(self.widths if axis == "width" else self.depths, float))
         y = self.at_places(axis, what)[:, :, -1]
@@ -135,8 +137,8 @@ class CoordinateCheck(NamedTuple):
         x = np.broadcast_to((sizes - sizes.mean())[:, None], y.shape[:2])
         slope = np.einsum("ns,nsp->p", x, y - y.mean(axis=(0, 1))) / np.sum(x**2)
         rest = y - y.mean(axis=(0, 1)) - x[..., None] * slope
-        freedom = max(1, x.size - 2)
-        return slope, np.sqrt(np.sum(rest**2, axis=(0, 1)) / freedom / np.sum(x**2))
+        variance = np.sum(rest**2, axis=(0, 1)) / (x.size - 2) if x.size > 2 else np.full(len(PLACES), np.inf)
+        return slope, np.sqrt(variance / np.sum(x**2))
 
     @property
     def verdict(self) -> str:
@@ -240,7 +242,7 @@ def coordinate_check(
     key = jax.random.key(0) if key is None else key
     given = Scales() if scales is None else scales
     (small, shallow), points = (sizes[0][0], sizes[1][0]), _points(*sizes)
-    jobs = [_job(make_network, rule, optimizer, point, points[0], given) for point in points]
+    jobs = [_job(make_network, rule, optimizer, point, sizes, given) for point in points]
     how: dict[str, Any] = {"optimizer": optimizer, "rate": learning_rate, "steps": steps, "loss": loss, "seeds": seeds}
     found = {
         point: _run(job, data=data, key=key, **how)
@@ -278,11 +280,11 @@ def _points(widths: tuple[int, ...], depths: tuple[int, ...]) -> list[tuple[int,
 
 
 class _Job(NamedTuple):
-    """A network to be trained, and how: its scales, and the factors on its learning rates."""
+    """A network to be trained, and how: its scales, and the factors on its learning rates, by path."""
 
     network: Network
     scales: Scales
-    rate: Callable[[str, int], float]
+    factors: dict[str, float]
 
 
 def _job(
@@ -290,11 +292,16 @@ def _job(
     rule: Rule,
     optimizer: str,
     point: tuple[int, int],
-    smallest: tuple[int, int],
+    sizes: tuple[tuple[int, ...], tuple[int, ...]],
     given: Scales,
 ) -> _Job:
-    network = _called("make_network", "(width, depth) -> Network", make_network, point, Network)
-    wider, deeper = (size / least for size, least in zip(point, smallest, strict=True))
+    def made(width: int) -> Network:
+        about = "(width, depth) -> Network"
+        network: Network = _called("make_network", about, make_network, (width, point[1]), Network)
+        return network
+
+    network = made(point[0])
+    wider, deeper = (size / along[0] for size, along in zip(point, sizes, strict=True))
     ratios = wider, deeper, optimizer not in ("sgd", "momentum", "nesterov")
     about = "(width, depth, adaptive) -> Parametrization"
     rule_of = _called("parametrization", about, rule, ratios, Parametrization)
@@ -304,7 +311,17 @@ def _job(
     standing = network.completed(given)
     named = {name: factor * np.asarray(standing[name]) for name, factor in rule_of.scales.items() if name in standing}
     values: dict[str, Any] = {**given, **named}
-    return _Job(network, Scales(**values), rule_of.rate)
+    shapes, *ends = (_shapes(each) for each in (network, made(sizes[0][0]), made(sizes[0][-1])))
+    if any(end.keys() != shapes.keys() for end in ends):
+        raise ValueError(f"make_network must make the same parameters at all widths, got others at {point[0]}")
+    wide = {path: tuple(a != b for a, b in zip(*(end[path] for end in ends), strict=True)) for path in shapes}
+    return _Job(network, Scales(**values), {path: rule_of.rate(path, axes) for path, axes in wide.items()})
+
+
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """Of one layer's parameters, by path."""
+    drawn = trainable(jax.eval_shape(functools.partial(init, network=network), jax.random.key(0)))
+    return {path: leaf.shape[int(_is_stacked(network, path)) :] for path, leaf in drawn.items()}
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------
@@ -315,13 +332,10 @@ def _run(
 ) -> dict[str, np.ndarray]:
     """Logarithms of one network, by name, shape ``(seeds, steps + 1, depth + 2)``."""
     examples = as_examples("data", data)
-    drawn = jax.eval_shape(functools.partial(init, network=job.network), jax.random.key(0))
-    stacked = {path: path.startswith("blocks/") and not _is_tied(job.network, path) for path in trainable(drawn)}
-    factors = {path: job.rate(path, leaf.ndim - stacked[path]) for path, leaf in trainable(drawn).items()}
 
     def made(rate: Any) -> optax.GradientTransformation:
         # Steps are proportional to the learning rate, weight decay included.
-        scaled = optax.stateless(lambda updates, _: {path: factors[path] * u for path, u in updates.items()})
+        scaled = optax.stateless(lambda updates, _: {path: job.factors[path] * u for path, u in updates.items()})
         return optax.chain(OPTIMIZERS[optimizer](rate), scaled)
 
     config = checked_config(
@@ -350,8 +364,9 @@ def _run(
     return {what: logs[:, :, i] for i, what in enumerate(WHAT)}
 
 
-def _is_tied(network: Network, path: str) -> bool:
-    return network.stages[int(path.split("/")[1])].tied
+def _is_stacked(network: Network, path: str) -> bool:
+    """Whether a parameter has an axis of layers."""
+    return path.startswith("blocks/") and not network.stages[int(path.split("/")[1])].tied
 
 
 @jax.jit

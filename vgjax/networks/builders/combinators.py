@@ -215,13 +215,14 @@ def residual(
     - ``"rezero"``, ``"skipinit"``: branch = 0 under a trainable gate (Bachlechner et al. 2020; De and Smith 2020);
     - ``"fixup"``: under a gate, the first m - 1 kernels at He's gain times L^(-1/(2m-2)), the last, whose scale is
       ``sigma_v``, at 0 (Zhang et al. 2019; without its scalar biases);
-    - ``"deepnorm"``: skip = (2L)^(1/4), sigma_vo and sigma_w at (8L)^(-1/4), for post-LN (Wang et al. 2022).
+    - ``"deepnorm"``: skip = (2L)^(1/4), sigma_vo and sigma_w at (8L)^(-1/4) of their defaults, for post-LN (Wang et al.
+      2022).
 
     Args:
         branch: F, a block from a state to a state of its shape (or of the shortcut's).
         shortcut: what the skip carries where the shape changes; left out, the state.
         scheme: one of these, or None: branch = skip = 1.
-        depth: L, residual blocks in the network; stable, fixup and deepnorm need it.
+        depth: L, residual blocks in the network; stable, complete, fixup and deepnorm need it.
         dtype: of the gate.
 
     Raises:
@@ -254,6 +255,9 @@ SCHEMES = ("stable", "complete", "rezero", "skipinit", "fixup", "deepnorm")
 """Initializations of residual branches (`residual`)."""
 
 
+_DEEP = ("sigma_vo", "sigma_o", "sigma_w", "sigma_2")
+
+
 def known_scheme(scheme: str | None, schemes: tuple[str, ...] = SCHEMES) -> str | None:
     """The scheme, if there is one of that name; None stays None."""
     return None if scheme is None else known("scheme", scheme, schemes)
@@ -269,7 +273,9 @@ def _scheme_defaults(scheme: str, branch: Spec, depth: int | None) -> tuple[tupl
     if scheme == "deepnorm":
         # Wang et al. 2022, of an encoder alone; query and key kernels keep unit gain.
         beta = (8 * length) ** -0.25
-        return (("skip", (2 * length) ** 0.25), *((n, beta) for n in ("sigma_vo", "sigma_w") if n in declared))
+        # Of what they stand at: a style has numbers of its own, also for single kernels, which then follow no other.
+        own = {n: s.first for n, s in declared.items() if n in _DEEP and s.follows is None}
+        return (("skip", (2 * length) ** 0.25), *((name, beta * default) for name, default in own.items()))
     kernels = [part for part in branch.nested() if issubclass(part.block, Affine)]
     if len(kernels) < 2 or "sigma_v" not in declared:
         raise ValueError(f"fixup needs a branch of at least 2 kernels, the last scaled by sigma_v, got {len(kernels)}")

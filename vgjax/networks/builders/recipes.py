@@ -42,10 +42,8 @@ def branch(kind: str, *, layers: int = 2, bottleneck: int | None = None, scheme:
     Raises:
         ValueError: an unknown name, a size below 1, or one layer where the kind or the scheme needs two.
     """
-    (
-        known("residual", kind, ("plain", *PLACES)),
-        known_scheme(scheme, tuple(dict.fromkeys((*SCHEMES, *TRANSFORMER_SCHEMES)))),
-    )
+    known("residual", kind, ("plain", *PLACES))
+    known_scheme(scheme, tuple(dict.fromkeys((*SCHEMES, *TRANSFORMER_SCHEMES))))
     if positive_integer("layers", layers) < 2 and (kind != "pre" or scheme == "fixup"):
         what = "scheme 'fixup'" if kind == "pre" else f"residual {kind!r}"
         raise ValueError(f"layers must be at least 2 for {what}, got {layers}")

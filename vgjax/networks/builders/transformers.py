@@ -83,7 +83,7 @@ def transformer(
             ``"parallel"``: h + A(norm(h)) + F(norm(h)), one norm for both; ``"normalized"``: norm(skip h + branch
             norm(F(h))), skip .95 and branch .05 (nGPT). Or `vgjax.networks.branch` with the place and a scheme:
             stable, complete, rezero, skipinit, (with post) deepnorm, layer_scale (a gain of every feature behind the
-            branch, scale ``layer_scale``: .1, from 18 blocks on 1e-5, from 24 on 1e-6), layer_norm_scaling (the scale
+            branch, scale ``layer_scale``: .1 up to 18 blocks, 1e-5 up to 24, else 1e-6), layer_norm_scaling (the scale
             ``norm_gain`` behind the norm, l^(-1/2) in block l).
         kernel_init, dtype: as for `vgjax.dense`; biases are Gaussian.
 
