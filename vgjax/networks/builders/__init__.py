@@ -12,6 +12,7 @@ head reads the last state at unit gain (``sigma_out``) and has a zero bias.
 from vgjax.networks.builders.combinators import chain, concatenated, conv, dense, norm, residual
 from vgjax.networks.builders.convolutional import cnn, resnet
 from vgjax.networks.builders.fully_connected import mlp
+from vgjax.networks.builders.linear_recurrences import delta_net, diagonal_rnn, mamba, min_gru, min_lstm, rg_lru
 from vgjax.networks.builders.recipes import branch
 from vgjax.networks.builders.recurrent import gru, lstm, rnn
 from vgjax.networks.builders.stacking import sequential, stack, tied, untied
@@ -23,13 +24,19 @@ __all__ = [
     "cnn",
     "concatenated",
     "conv",
+    "delta_net",
     "dense",
+    "diagonal_rnn",
     "gru",
     "lstm",
+    "mamba",
+    "min_gru",
+    "min_lstm",
     "mlp",
     "norm",
     "residual",
     "resnet",
+    "rg_lru",
     "rnn",
     "sequential",
     "stack",
