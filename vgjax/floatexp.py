@@ -149,11 +149,14 @@ class ParameterDegrees(NamedTuple):
     Attributes:
         below, above: degrees of ``D - D(0)`` below, of D above; None for none.
         behind_offset: whether D(0) is 0 only where the offsets of the block are (the kernel behind a norm's beta).
+        affine: whether D is affine in the state, at any size: then D(0) and what grows with the state are added as
+            numbers of their own, whichever is the larger.
     """
 
     below: Fraction | None
     above: Fraction | None
     behind_offset: bool
+    affine: bool = False
 
 
 def degree_of(growth: float, tolerance: float) -> Fraction | None:

@@ -8,6 +8,7 @@ scaled by ``sigma_v``: Var V = sigma_v^2 / inputs.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import jax
@@ -18,7 +19,7 @@ from jax import Array
 from vgjax import initializers
 from vgjax.blocks.recurrent import gate_kernels
 from vgjax.checks import FloatDtype, Size, finite, kinds, known
-from vgjax.floatexp import LINEAR, Ends, FloatExp, add, from_float, with_zero_exponent
+from vgjax.floatexp import LINEAR, Ends, FloatExp, ParameterDegrees, add, from_float, with_zero_exponent
 from vgjax.initializers import Law, Scale, Scales
 
 Keep = Callable[[Array], Array]
@@ -29,6 +30,12 @@ class LinearCell(nnx.Module):
     """``h' = A(x) h + b(x)``: what all of this module are."""
 
     degrees: ClassVar[Ends] = LINEAR
+
+    @property
+    def parameter_degrees(self) -> Mapping[str, ParameterDegrees]:
+        """Affine in the state, whatever the parameter."""
+        of_all = ParameterDegrees(Fraction(1), Fraction(1), False, affine=True)
+        return dict.fromkeys(map(str, nnx.state(self, nnx.Param)), of_all)
 
     @abstractmethod
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from vgjax.floatexp import (
     LINEAR,
     ZERO,
     FloatExp,
+    ParameterDegrees,
     add,
     common_denominator,
     exponent_past_range,
@@ -419,22 +419,32 @@ def parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) ->
         at = lambda p: _over(layer.with_parameters(p), Layer.__call__, h)  # noqa: E731
         return {path: FloatExp(g, common) for path, g in jax.vjp(at, layer.trainable())[1](v)[0].items()}
 
-    def gradient(below: Fraction | None, above: Fraction | None, behind_offset: bool) -> dict[str, FloatExp]:
+    def gradient(kind: ParameterDegrees) -> dict[str, FloatExp]:
+        below, above, behind_offset, affine = kind
         step = common_denominator(below, above)
         h, beyond = (jax.vmap(functools.partial(f, step=step))(states) for f in (to_float_clipped, exponent_past_range))
         growth = jnp.where(beyond < 0, times_degree(beyond, below), times_degree(beyond, above))
+        every, nowhere = jnp.ones((), h.dtype), jnp.zeros_like(h)
+        if affine:
+            grown = functools.partial(pulled, weights=every, exponent=cotangents.exponent + growth)
+            there, slope = jax.jvp(grown, (nowhere,), (h,))
+            along = {path: FloatExp(slope[path].value, number.exponent) for path, number in there.items()}
+            return _added(along, pulled(nowhere, every, cotangents.exponent))
         unknown = ((beyond < 0) & (below is None)) | ((beyond > 0) & (above is None))
-        found = pulled(h, jnp.where(unknown, jnp.nan, jnp.ones((), h.dtype)), cotangents.exponent + growth)
+        found = pulled(h, jnp.where(unknown, jnp.nan, every), cotangents.exponent + growth)
         if not behind_offset:
             return found
         # D = D(0) + 2^growth (D(clipped) - D(0)) below the range.
         rest = jnp.where(beyond < 0, 1 - power_of_two(growth, h.dtype), 0)
-        at_zero = pulled(jnp.zeros_like(h), rest, cotangents.exponent)
-        return {path: add(with_zero_exponent(g), with_zero_exponent(at_zero[path])) for path, g in found.items()}
+        return _added(found, pulled(nowhere, rest, cotangents.exponent))
 
     # One product per kind of parameter; what a kind does not use is never computed (XLA drops it).
-    by_kind = {kind: gradient(*kind) for kind in set(kinds.values())}
+    by_kind = {kind: gradient(kind) for kind in set(kinds.values())}
     return {path: by_kind[kind][path] for path, kind in kinds.items()}
+
+
+def _added(one: dict[str, FloatExp], other: dict[str, FloatExp]) -> dict[str, FloatExp]:
+    return {path: add(with_zero_exponent(g), with_zero_exponent(other[path])) for path, g in one.items()}
 
 
 def slope_statistics(layer: Layer, states: FloatExp) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:

@@ -1,8 +1,9 @@
 """Theory: what infinite width, and its first correction in 1 / width, predict for any activation.
 
 It imports nothing of the simulator, so that it can contradict it; the two meet in `vgjax.compare`. The plain stack is
-here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, transformed activations in
-`shaping`, singular values in `free_probability`, what training makes of deep linear networks in `linear_dynamics`.
+here; further architectures are in `normalization`, `residual`, `recurrent`, `linear_recurrences`, `attention`,
+transformed activations in `shaping`, singular values in `free_probability`, what training makes of deep linear
+networks in `linear_dynamics`.
 
 Modules that begin with an underscore hold what is named here or what others need; a module never has the name of a
 function.
@@ -12,6 +13,7 @@ from vgjax.theory import (
     attention,
     free_probability,
     linear_dynamics,
+    linear_recurrences,
     normalization,
     recurrent,
     residual,
@@ -42,6 +44,7 @@ __all__ = [
     "fourth_moment",
     "free_probability",
     "linear_dynamics",
+    "linear_recurrences",
     "log_gain_moments",
     "log_normal_beta",
     "mean_field",

@@ -8,7 +8,7 @@ import math
 from jax.typing import DTypeLike
 
 from vgjax import blocks
-from vgjax.checks import kinds
+from vgjax.checks import kinds, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.recurrent import recurrence
 from vgjax.networks.network import Network
@@ -97,7 +97,7 @@ def mamba(
         blocks.SelectiveCell,
         (width, depth, None, outputs),
         every_step,
-        (states, width),
+        (positive_integer("states", states), width),
         states=states,
         heads=heads,
         time_steps=time_steps,
