@@ -1,4 +1,4 @@
-"""Theory of linear recurrences: closed forms, published and derived numbers, Monte Carlo of the laws, drawn networks."""
+"""Theory of linear recurrences: closed forms, derived numbers, Monte Carlo of the laws, drawn networks."""
 
 import functools
 import math
@@ -55,7 +55,7 @@ def test_mamba() -> None:
 def test_mamba_2_is_the_average_over_its_rates(steps: int) -> None:
     with mpmath.workdps(20):
         inside = lambda a: (mpmath.e1(2 * a * steps / 1000) - mpmath.e1(2 * a * steps / 10)) / mpmath.log(100) / 15  # noqa: E731
-        expected = mpmath.log(mpmath.quad(inside, mpmath.linspace(1, 2, 5) + [4, 8, 16]))
+        expected = mpmath.log(mpmath.quad(inside, [*mpmath.linspace(1, 2, 5), 4, 8, 16]))
     assert theory.mamba_log_gain(steps, heads=True) == pytest.approx(float(expected), rel=1e-10)
 
 

@@ -4,6 +4,7 @@ from vgjax.blocks.attention import Attention
 from vgjax.blocks.composed import Chain, Concatenated, Residual
 from vgjax.blocks.convolution import Conv
 from vgjax.blocks.dense import Dense
+from vgjax.blocks.equilibrium import Equilibrium
 from vgjax.blocks.linear_recurrences import DiagonalCell, MinGRUCell, MinLSTMCell, RGLRUCell, SelectiveCell
 from vgjax.blocks.matrix_memory import MatrixCell
 from vgjax.blocks.noise import Dropout
@@ -22,6 +23,7 @@ __all__ = [
     "Dense",
     "DiagonalCell",
     "Dropout",
+    "Equilibrium",
     "Flat",
     "GRUCell",
     "LSTMCell",

@@ -98,7 +98,7 @@ def mamba_log_gain(
         rates, weights = (part.ravel() for part in panels(np.geomspace(1.0, 16.0, 9)))
         weights = weights / 15
     if not sigma_dt:
-        return _log_mean(_log_mean_decay(2 * steps * rates, low, high), weights)
+        return float(_log_mean(_log_mean_decay(2 * steps * rates, low, high), weights))
     # Over ln dt at the input 0: panels of a quarter, on which e^(-2 A T dt) is smooth wherever it is not 0.
     edges = np.linspace(math.log(low), math.log(high), 1 + math.ceil(4 * math.log(high / low) + 1))
     log_dt, of_dt = (part.ravel() for part in panels(edges))
@@ -123,7 +123,7 @@ def rg_lru_log_gain(
 
     Args:
         steps: T.
-        sigma: standard deviation of the gate's preactivation (of the scale ``sigma_v``, for white inputs of variance 1).
+        sigma: standard deviation of the gate's preactivation (``sigma_v``, for white inputs of variance 1).
         radii: of a.
         sharpness: c.
 

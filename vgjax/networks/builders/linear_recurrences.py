@@ -4,6 +4,7 @@ The head reads the whole state: of a complex one both parts, of a matrix all ent
 """
 
 import math
+from typing import Any
 
 from jax.typing import DTypeLike
 
@@ -48,14 +49,16 @@ def diagonal_rnn(
     Raises:
         ValueError: a size below 1, an unknown law, radii outside of 0 to 1, time steps that are not positive.
     """
-    law_options = {"radii": radii, "max_phase": max_phase} if law == "ring" else {"time_steps": time_steps}
+    law_options: dict[str, Any] = (
+        {"radii": radii, "max_phase": max_phase} if law == "ring" else {"time_steps": time_steps}
+    )
     return recurrence(
         blocks.DiagonalCell,
         (width, depth, inputs, outputs),
         every_step,
         (2, width),
         law=law,
-        **law_options,
+        **(ring if law == "ring" else {"time_steps": time_steps}),
         input_kernel_init=input_kernel_init,
         dtype=dtype,
     )

@@ -54,7 +54,7 @@ def rnn(
     """
     if known("cell", cell, ("simple", "minimal")) == "minimal" and inputs != width:
         raise ValueError(f"inputs must equal the width {width} for a minimal cell, got {inputs}")
-    phi = {"activation": activations.get(activation)} if cell == "simple" else {}
+    phi: dict[str, Any] = {"activation": activations.get(activation)} if cell == "simple" else {}
     return recurrence(
         blocks.RNNCell if cell == "simple" else blocks.MinimalCell,
         (width, depth, inputs, outputs),
