@@ -49,9 +49,7 @@ def diagonal_rnn(
     Raises:
         ValueError: a size below 1, an unknown law, radii outside of 0 to 1, time steps that are not positive.
     """
-    law_options: dict[str, Any] = (
-        {"radii": radii, "max_phase": max_phase} if law == "ring" else {"time_steps": time_steps}
-    )
+    ring: dict[str, Any] = {"radii": radii, "max_phase": max_phase}
     return recurrence(
         blocks.DiagonalCell,
         (width, depth, inputs, outputs),
