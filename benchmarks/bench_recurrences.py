@@ -1,0 +1,128 @@
+"""What exactness costs over 10,000 steps of time: LRU and Mamba, ours against the bare recurrence.
+
+Forward is the state and a tangent of every step, backward dL/dh_t of every step t, each with its norms. Bare is the
+same recurrence in plain JAX: a `jax.lax.scan`, and a `jax.lax.associative_scan`, which takes time in parallel; both
+get what the input sets (B x, dt) for all steps at once, and neither normalizes, so that what is past the float range is
+lost to them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from common import SMALL, best_of, print_table, write_json
+from jax import Array, lax
+
+import vgjax as vg
+from vgjax.networks import Parameters, diagonal_rnn, mamba
+
+STEPS, WIDTH, INPUTS, CHANNELS, STATES, RUNS = (100, 8, 4, 4, 3, 1) if SMALL else (10_000, 256, 64, 64, 16, 7)
+TARGET = 0.5
+"""The share of the bare scan's speed that is wanted."""
+
+HIGHEST = lax.Precision.HIGHEST
+
+
+def lru(parameters: Any, x: Array) -> tuple[Array, Array]:
+    """lambda and gamma B x of every step, complex, shape ``(steps, width)``."""
+    lam = jnp.exp(-jnp.exp(parameters["log_decay"]) + 1j * parameters["phase"])
+    both = jnp.dot(x, parameters["input_kernel"], precision=HIGHEST)
+    gain = parameters["gain"][0] + 1j * parameters["gain"][1]
+    new = gain * (both[:, :WIDTH] + 1j * both[:, WIDTH:])
+    return jnp.broadcast_to(lam, new.shape), new
+
+
+def selective(parameters: Any, x: Array) -> tuple[Array, Array]:
+    """exp(-dt A) and dt B x of every step, shape ``(steps, states, channels)``."""
+    dt = jax.nn.softplus(jnp.dot(x, parameters["step_kernel"], precision=HIGHEST) + parameters["step_bias"])
+    kept = jnp.exp(-dt[:, None] * jnp.exp(parameters["log_rate"]))
+    of_state = jnp.dot(x, parameters["input_kernel"], precision=HIGHEST)
+    return kept, of_state[:, :, None] * (dt * x)[:, None]
+
+
+def by_scan(kept: Array, new: Array, first: Array) -> Array:
+    """h_1 ... h_T of ``h' = kept h + new``."""
+
+    def step(h: Array, maps: tuple[Array, Array]) -> tuple[Array, Array]:
+        h = maps[0] * h + maps[1]
+        return h, h
+
+    return lax.scan(step, first, (kept, new))[1]
+
+
+def by_associative_scan(kept: Array, new: Array, first: Array) -> Array:
+    """The same, in parallel over time."""
+
+    def both(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        return other[0] * one[0], other[0] * one[1] + other[1]
+
+    factors, states = lax.associative_scan(both, (kept, new))
+    return states + factors * first
+
+
+Recurrence = Callable[[Array, Array, Array], Array]
+
+
+def forward(recurrence: Recurrence, maps: Callable[..., Any], parameters: Any, x: Array, tangent: Array) -> Any:
+    """ln of the norms of states and tangents."""
+    kept, new = maps(parameters, x)
+    states = recurrence(kept, new, jnp.zeros_like(tangent))
+    tangents = recurrence(kept, jnp.zeros_like(new), tangent)
+    return log_norms(states), log_norms(tangents)
+
+
+def backward(recurrence: Recurrence, maps: Callable[..., Any], parameters: Any, x: Array, cotangent: Array) -> Any:
+    """ln of the norms of states, and of the gradients of <v, h_T> by all of them."""
+    kept, new = maps(parameters, x)
+    states = recurrence(kept, new, jnp.zeros_like(cotangent))
+    # By hand, the best there is: v_t = conj(kept_t) v_(t + 1), a recurrence from the end.
+    flipped = jnp.conj(kept)[::-1]
+    cotangents = recurrence(flipped, jnp.zeros_like(new), cotangent)[::-1]
+    return log_norms(states), log_norms(cotangents)
+
+
+def log_norms(series: Array) -> Array:
+    """Along time."""
+    return jnp.log(jnp.sum(jnp.abs(series.reshape(len(series), -1)) ** 2, axis=1)) / 2
+
+
+def cases() -> dict[str, tuple[vg.Network, Callable[..., Any], tuple[int, ...]]]:
+    """Networks, their maps, and the shape of a state in plain JAX."""
+    return {
+        "LRU": (diagonal_rnn(width=WIDTH, depth=STEPS, inputs=INPUTS, radii=(0.9, 0.999)), lru, (WIDTH,)),
+        "Mamba": (mamba(width=CHANNELS, depth=STEPS, states=STATES), selective, (STATES, CHANNELS)),
+    }
+
+
+def measure(name: str, network: vg.Network, maps: Callable[..., Any], shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Seconds of every way, and the shares of the bare speeds that ours has."""
+    parameters: Parameters = vg.init(jax.random.key(0), network)
+    x = jax.random.normal(jax.random.key(1), network.input_shape)
+    ours = jax.random.normal(jax.random.key(2), (2, *shape) if name == "LRU" else shape)
+    plain = ours[0] + 1j * ours[1] if name == "LRU" else ours
+    rows = []
+    for way, bare, exact in (("forward", forward, vg.push_forward), ("backward", backward, vg.pull_back)):
+        work: dict[str, Callable[[], Any]] = {
+            "ours": functools.partial(exact, parameters, vg.Scales(), x, ours),
+        }
+        for kind, recurrence in (("scan", by_scan), ("associative_scan", by_associative_scan)):
+            compiled = jax.jit(functools.partial(bare, recurrence, maps))
+            work[kind] = functools.partial(compiled, parameters.stages[0], x, plain)
+        seconds = best_of(RUNS, work)
+        of = {f"share_of_{kind}": seconds[kind] / seconds["ours"] for kind in ("scan", "associative_scan")}
+        rows.append({"network": name, "pass": way, **{f"{kind}_seconds": s for kind, s in seconds.items()}, **of})
+    return rows
+
+
+def main() -> None:
+    """All rows, printed and kept."""
+    rows = [row for name, case in cases().items() for row in measure(name, *case)]
+    print_table(rows)
+    met = {f"{row['network']} {row['pass']}": row["share_of_scan"] >= TARGET for row in rows}
+    write_json("recurrences", {"steps": STEPS, "target_share_of_scan": TARGET, "rows": rows, "met": met})
+
+
+if __name__ == "__main__":
+    main()
