@@ -7,6 +7,7 @@ lost to them.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -111,8 +112,20 @@ def measure(name: str, network: vg.Network, maps: Callable[..., Any], shape: tup
             compiled = jax.jit(functools.partial(bare, recurrence, maps))
             work[kind] = functools.partial(compiled, parameters.stages[0], x, plain)
         seconds = best_of(RUNS, work)
+        found = work["ours"]()
+        states = (found.log_mean_square[1:] + math.log(ours.size)) / 2
+        gains = found.log_gain[1:] if way == "forward" else found.log_gain[:-1]
+        off = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(work["scan"](), (states, gains), strict=True))
         of = {f"share_of_{kind}": seconds[kind] / seconds["ours"] for kind in ("scan", "associative_scan")}
-        rows.append({"network": name, "pass": way, **{f"{kind}_seconds": s for kind, s in seconds.items()}, **of})
+        rows.append(
+            {
+                "network": name,
+                "pass": way,
+                "largest_difference_of_logs": off,
+                **{f"{kind}_seconds": s for kind, s in seconds.items()},
+                **of,
+            }
+        )
     return rows
 
 

@@ -168,6 +168,37 @@ def test_every_gradient_is_that_of_automatic_differentiation_of_the_papers_equat
             assert_close(ours.log_gradient_parts[part], log, tolerance, part)
 
 
+LONG = {  # of 2,000 steps; at 1,000 nats and more where float32 alone reads 0
+    "LRU": (diagonal_rnn, {"inputs": 3, "width": 8, "radii": (0.9, 0.999)}),
+    "S4D": (diagonal_rnn, {"inputs": 3, "width": 8, "law": "s4d"}),
+    "Mamba": (mamba, {"width": 4, "states": 4}),
+    "minGRU": (min_gru, {"inputs": 3, "width": 8}),
+    "RG-LRU": (rg_lru, {"width": 8}),
+    "gated DeltaNet": (delta_net, {"inputs": 3, "width": 5, "decay": "scalar"}),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_two_thousand_steps_in_float32_are_those_of_float64(name: str) -> None:
+    """ln ||dL/dh_t|| of every t: a factor is rounded once a step, half a unit of the last digit at most."""
+    steps = 2000
+    build, options = LONG[name]
+    parameters = vg.init(jax.random.key(0), build(depth=steps, **options))
+    x = np.random.default_rng(0).normal(size=parameters.network.input_shape).astype(np.float32)
+    flow = vg.gradient_flow(parameters, vg.Scales(), x, np.ones(1, np.float32), loss="cotangent")
+    with jax.enable_x64(True):
+        network = build(depth=steps, dtype="float64", **options)
+        wide = jax.tree.map(lambda a: np.asarray(a, np.float64), (parameters.stem, parameters.stages, parameters.head))
+        wide = vg.networks.Parameters(*wide, network)
+        exact = vg.gradient_flow(wide, vg.Scales(), x.astype(float), np.ones(1), loss="cotangent")
+    for ours, expected in ((flow.log_gradient, exact.log_gradient), (flow.log_mean_square, exact.log_mean_square)):
+        found, true = np.asarray(ours), np.asarray(expected)
+        assert np.array_equal(np.isneginf(found), np.isneginf(true))
+        there = np.isfinite(true)
+        # And a logarithm of 1,000 has digits of 6e-5.
+        assert np.all(np.abs(found[there] - true[there]) <= 2.0**-24 * (steps + np.abs(true[there])) + 1e-5)
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-14])
 def test_a_factor_that_underflows_is_marked_and_not_a_zero(size: float) -> None:
     """1 - z = e^-60 a step is followed, e^-200 is no float32: NaN, whatever the state."""

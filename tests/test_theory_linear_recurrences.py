@@ -131,6 +131,7 @@ def test_memory_horizons() -> None:
     long = theory.memory_horizon(functools.partial(theory.ring_log_gain, radii=(0.9, 0.999)))
     assert theory.ring_log_gain(long, (0.9, 0.999)) == pytest.approx(-1, rel=1e-12)
     assert theory.memory_horizon(lambda steps: -math.inf if steps else 0.0) < 1e-9
+    assert theory.memory_horizon(lambda steps: -2.0 - steps) == 0
 
 
 def test_tied_depth() -> None:

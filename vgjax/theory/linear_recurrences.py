@@ -279,10 +279,12 @@ def memory_horizon(log_gain: Callable[[float], float]) -> float:
         log_gain: T -> ln of it, falling; ``functools.partial(ring_log_gain, radii=(.9, .999))``.
 
     Returns:
-        T, any positive number; infinite if it is not reached in 1e12 steps.
+        T, any number; 0 if it has fallen so far before the first step, infinite if it has not in 1e12.
     """
     from scipy.optimize import brentq
 
+    if log_gain(0.0) <= -1:
+        return 0.0
     end = 1.0
     while log_gain(end) > -1:
         end *= 2
