@@ -120,3 +120,13 @@ def test_a_looped_residual_block(loops: int, scale: float) -> None:
         squares = np.exp(2 * found.log_gain[:, -1].astype(float))
         expected = math.exp(theory.looped_log_gain(loops, scale, tied=network != stack))
         assert abs(squares.mean() - expected) < 4 * squares.std(ddof=1) / math.sqrt(seeds)
+
+
+def test_two_steps_of_one_glorot_kernel() -> None:
+    """E |W^2 x|^2 = 1 + 2 / n^2 exactly where a kernel is used twice, 1 where each step has its own; n = 2."""
+    draws = 20000
+    stack = vg.stack(vg.dense(2, 2), depth=2, input_shape=2)
+    for network, expected in ((vg.networks.tied(stack), 1.5), (stack, 1.0)):
+        logs = jax.vmap(lambda key, n=network: vg.push_forward(vg.init(key, n), vg.Scales(), np.ones(2)).log_gain[-1])
+        squares = np.exp(2 * np.asarray(logs(jax.random.split(KEY, draws)), float))
+        assert abs(squares.mean() - expected) < 4 * squares.std() / math.sqrt(draws)

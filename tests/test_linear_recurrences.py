@@ -310,7 +310,7 @@ def test_griffins_factors_are_uniform_in_area() -> None:
             r"radii must be two numbers from 0 to 1, in order .* got \(0.9, 0.5",
         ),
         ("diagonal_rnn", {"radii": (0.5, 1.1)}, r"radii must be two numbers from 0 to 1"),
-        ("diagonal_rnn", {"max_phase": 0.0}, "max_phase must be finite and positive, got 0"),
+        ("diagonal_rnn", {"max_phase": 0.0}, "max_phase must be finite and above 0 and at most 2 pi, got 0"),
         (
             "diagonal_rnn",
             {"law": "s4d", "time_steps": (0.0, 0.1)},

@@ -97,8 +97,9 @@ def test_the_gates_of_minimal_cells() -> None:
     # A forget gate of 1: h' = (h + i n) / (1 + i), i = 1 / 2.
     assert theory.min_lstm_rates(0.0, 60.0) == pytest.approx((2 * math.log(2 / 3),) * 2, rel=1e-13)
     assert theory.min_gru_rates(0.5, -800.0).annealed == pytest.approx(-1600 + 2 * 0.25, rel=1e-12)  # E e^(2 g)
-    # Where a sigmoid is a step: half of the units keep all.
-    assert theory.min_gru_rates(300.0).annealed == pytest.approx(-math.log(2), abs=0.005)
+    # Where a sigmoid is nearly a step: 1/2 less what lies between the two, of area 1 at the Gaussian's middle.
+    step = math.log(1 / 2 - 1 / (30 * math.sqrt(2 * math.pi)))
+    assert theory.min_gru_rates(30.0).annealed == pytest.approx(step, abs=1e-4)
 
 
 def test_min_lstm_by_monte_carlo() -> None:
@@ -149,12 +150,16 @@ def test_tied_depth() -> None:
         (lambda: theory.ring_log_gain(1, (0.5, 1.2)), r"radii must be two numbers from 0 to 1, in order, got"),
         (lambda: theory.s4d_log_gain(1, (0.0, 0.1)), "time_steps must be two positive numbers, in order, got"),
         (lambda: theory.mamba_log_gain(1, 0), "states must be at least 1, got 0"),
-        (lambda: theory.mamba_log_gain(1, sigma_dt=-1.0), "sigma_dt must be finite and not negative, got -1"),
+        (lambda: theory.mamba_log_gain(1, sigma_dt=-1.0), "sigma_dt must be finite and from 0 to 30, got -1"),
         (lambda: theory.rg_lru_log_gain(1, sharpness=0.0), "sharpness must be finite and positive, got 0"),
-        (lambda: theory.min_gru_rates(math.nan), "sigma must be finite and not negative, got nan"),
+        (lambda: theory.min_gru_rates(math.nan), "sigma must be finite and from 0 to 30, got nan"),
         (lambda: theory.min_lstm_rates(1.0, math.inf), "forget_bias must be finite, got inf"),
         (lambda: theory.delta_rule_log_gain(1, 1.0, 0), "size must be at least 1, got 0"),
         (lambda: theory.curse_of_memory(1.0), "factor must be finite and between -1 and 1, got 1"),
+        (
+            lambda: theory.memory_horizon(lambda: 0.0),
+            "log_gain must be a function of the number of steps, got",
+        ),
         (lambda: theory.looped_log_gain(0, 1.0), "loops must be at least 1, got 0"),
         (lambda: theory.equilibrium_log_gain(1.0), "chi must be finite and at least 0 and below 1, got 1"),
     ],

@@ -75,7 +75,7 @@ class DiagonalCell(LinearCell):
         inputs: size of one input.
         law: of lambda.
         radii: of the ring, from 0 to 1.
-        max_phase: of the ring, in radians.
+        max_phase: of the ring, in radians, up to 2 pi.
         time_steps: between which dt is drawn.
         input_kernel_init: how B is drawn, shape ``(inputs, width)`` each of the real and the imaginary part, and over
             sqrt(2); an array holds both side by side and is taken as it is.
@@ -106,7 +106,7 @@ class DiagonalCell(LinearCell):
     ):
         if known("law", law, ("ring", "s4d")) == "ring":
             check_radii(radii)
-            finite("max_phase", max_phase, "positive", lambda v: v > 0)
+            finite("max_phase", max_phase, "above 0 and at most 2 pi", lambda v: (v > 0) & (v <= 2 * math.pi))
             log_decay, phase, gain = _ring(rngs.params(), width, radii, max_phase, dtype)
         else:
             log_decay, phase, gain = _zero_order_hold(rngs.params(), width, check_time_steps(time_steps), dtype)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vgjax.checks import finite, kinds, not_negative, positive_integer
+from vgjax.checks import finite, kinds, not_negative, positive_integer, short, takes
 from vgjax.theory._quadrature import gaussian_panels, panels
 
 # --- factors that are drawn once --------------------------------------------------------------------------------------
@@ -85,12 +85,13 @@ def mamba_log_gain(
         time_steps: a, b.
 
     Raises:
-        ValueError: negative steps or sigma_dt, no states, time steps that are not positive and in order.
+        ValueError: negative steps, a sigma_dt below 0 or above 30, no states, time steps that are not positive and in
+            order.
 
     Source: Gu and Dao 2023, "Mamba", section 3.6; Dao and Gu 2024, "Transformers are SSMs", for the laws.
     """
     not_negative("steps", steps)
-    not_negative("sigma_dt", sigma_dt)
+    _resolved("sigma_dt", sigma_dt)
     low, high = _positive(time_steps)
     rates = np.arange(1.0, positive_integer("states", states) + 1)
     weights = np.full(states, 1 / states)
@@ -128,13 +129,13 @@ def rg_lru_log_gain(
         sharpness: c.
 
     Raises:
-        ValueError: negative steps or sigma, radii that are not in order between 0 and 1, a sharpness that is not
-            positive.
+        ValueError: negative steps, a sigma below 0 or above 30, radii that are not in order between 0 and 1, a
+            sharpness that is not positive.
 
     Source: De et al. 2024, "Griffin", section 2.4, for the law.
     """
     not_negative("steps", steps)
-    not_negative("sigma", sigma)
+    _resolved("sigma", sigma)
     finite("sharpness", sharpness, "positive", lambda v: v > 0)
     low, high = _ordered("radii", radii, 1.0)
     if not sigma or low == high == 1:
@@ -176,11 +177,11 @@ def min_gru_rates(sigma: float, forget_bias: float = 0.0) -> GateRates:
         `GateRates`.
 
     Raises:
-        ValueError: a negative sigma, a bias that is not finite.
+        ValueError: a sigma below 0 or above 30, a bias that is not finite.
 
     Source: Feng et al. 2024, "Were RNNs all we needed?", for the cell.
     """
-    not_negative("sigma", sigma)
+    _resolved("sigma", sigma)
     finite("forget_bias", forget_bias)
     z, weights = _gaussian(sigma)
     log = -np.logaddexp(0, sigma * z - forget_bias)
@@ -198,11 +199,11 @@ def min_lstm_rates(sigma: float, forget_bias: float = 0.0) -> GateRates:
         `GateRates`.
 
     Raises:
-        ValueError: a negative sigma, a bias that is not finite.
+        ValueError: a sigma below 0 or above 30, a bias that is not finite.
 
     Source: Feng et al. 2024, "Were RNNs all we needed?", for the cell.
     """
-    not_negative("sigma", sigma)
+    _resolved("sigma", sigma)
     finite("forget_bias", forget_bias)
     z, weights = _gaussian(sigma)
     inverse_f, inverse_i = np.logaddexp(0, -sigma * z - forget_bias), np.logaddexp(0, -sigma * z)  # -ln f, -ln i
@@ -280,9 +281,14 @@ def memory_horizon(log_gain: Callable[[float], float]) -> float:
 
     Returns:
         T, any number; 0 if it has fallen so far before the first step, infinite if it has not in 1e12.
+
+    Raises:
+        ValueError: what is no function of one number.
     """
     from scipy.optimize import brentq
 
+    if not takes(log_gain, "steps"):
+        raise ValueError(f"log_gain must be a function of the number of steps, got {short(log_gain)}")
     if log_gain(0.0) <= -1:
         return 0.0
     end = 1.0
@@ -367,6 +373,11 @@ def _log_exp1(x: np.ndarray) -> np.ndarray:
     far = np.maximum(x, 500.0)
     series = np.log1p(-1 / far + 2 / far**2 - 6 / far**3 + 24 / far**4)  # to 1e-11 of 1 from 500 on
     return np.where(x <= 500, np.log(exp1(near)), -far - np.log(far) + series)
+
+
+def _resolved(name: str, sigma: float) -> None:
+    """Pass what quadrature resolves: beyond, a sigmoid is a step."""
+    finite(name, sigma, "from 0 to 30", lambda v: (v >= 0) & (v <= 30))
 
 
 def _gaussian(sigma: float) -> tuple[np.ndarray, np.ndarray]:
