@@ -1,14 +1,15 @@
 """What exactness costs over 10,000 steps of time: LRU and Mamba, ours against the bare recurrence.
 
-Forward is the state and a tangent of every step, backward dL/dh_t of every step t, each with its norms. Bare is the
-same recurrence in plain JAX: a `jax.lax.scan`, and a `jax.lax.associative_scan`, which takes time in parallel; both
-get what the input sets (B x, dt) for all steps at once, and neither normalizes, so that what is past the float range is
-lost to them.
+Forward is the state and a tangent of every step, backward dL/dh_t of every step t, each with its norms; gradients are
+those of all parameters beside it, ours with the share of every step. Bare is the same recurrence in plain JAX: a
+`jax.lax.scan`, and a `jax.lax.associative_scan`, which takes time in parallel; both get what the input sets (B x, dt)
+for all steps at once, and neither normalizes, so that what is past the float range is lost to them.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -84,6 +85,16 @@ def backward(recurrence: Recurrence, maps: Callable[..., Any], parameters: Any, 
     return log_norms(states), log_norms(cotangents)
 
 
+def gradients(recurrence: Recurrence, maps: Callable[..., Any], parameters: Any, x: Array, cotangent: Array) -> Any:
+    """ln of the norms of the gradients of <v, h_T> by all parameters."""
+
+    def loss(parameters: Any) -> Array:
+        kept, new = maps(parameters, x)
+        return jnp.sum(jnp.real(jnp.conj(cotangent) * recurrence(kept, new, jnp.zeros_like(cotangent))[-1]))
+
+    return jax.tree.map(lambda g: jnp.log(jnp.sum(g**2)) / 2, jax.grad(loss)(parameters))
+
+
 def log_norms(series: Array) -> Array:
     """Along time."""
     return jnp.log(jnp.sum(jnp.abs(series.reshape(len(series), -1)) ** 2, axis=1)) / 2
@@ -97,35 +108,46 @@ def cases() -> dict[str, tuple[vg.Network, Callable[..., Any], tuple[int, ...]]]
     }
 
 
+def ours(parameters: Parameters, x: Array, vector: Array) -> dict[str, Callable[[], Any]]:
+    """The same three by the library, each as the bare ones give it."""
+    scales, headless = vg.Scales(), replace(parameters, head={}, network=replace(parameters.network, head=None))
+
+    def logs(found: Any, gain: Array) -> tuple[Array, Array]:
+        return (found.log_mean_square[1:] + math.log(vector.size)) / 2, gain
+
+    def push() -> Any:
+        found = vg.push_forward(parameters, scales, x, vector)
+        return logs(found, found.log_gain[1:])
+
+    def pull() -> Any:
+        found = vg.pull_back(parameters, scales, x, vector)
+        return logs(found, found.log_gain[:-1])
+
+    def flow() -> Any:
+        return vg.gradient_flow(headless, scales, x, vector, loss="cotangent").log_tied_gradient
+
+    return {"forward": push, "backward": pull, "gradients": flow}
+
+
 def measure(name: str, network: vg.Network, maps: Callable[..., Any], shape: tuple[int, ...]) -> list[dict[str, Any]]:
     """Seconds of every way, and the shares of the bare speeds that ours has."""
-    parameters: Parameters = vg.init(jax.random.key(0), network)
+    parameters = vg.init(jax.random.key(0), network)
     x = jax.random.normal(jax.random.key(1), network.input_shape)
-    ours = jax.random.normal(jax.random.key(2), (2, *shape) if name == "LRU" else shape)
-    plain = ours[0] + 1j * ours[1] if name == "LRU" else ours
+    vector = jax.random.normal(jax.random.key(2), (2, *shape) if name == "LRU" else shape)
+    plain = vector[0] + 1j * vector[1] if name == "LRU" else vector
+    exact = ours(parameters, x, vector)
     rows = []
-    for way, bare, exact in (("forward", forward, vg.push_forward), ("backward", backward, vg.pull_back)):
-        work: dict[str, Callable[[], Any]] = {
-            "ours": functools.partial(exact, parameters, vg.Scales(), x, ours),
-        }
+    for bare in (forward, backward, gradients):
+        work: dict[str, Callable[[], Any]] = {"ours": exact[bare.__name__]}
         for kind, recurrence in (("scan", by_scan), ("associative_scan", by_associative_scan)):
             compiled = jax.jit(functools.partial(bare, recurrence, maps))
             work[kind] = functools.partial(compiled, parameters.stages[0], x, plain)
         seconds = best_of(RUNS, work)
-        found = work["ours"]()
-        states = (found.log_mean_square[1:] + math.log(ours.size)) / 2
-        gains = found.log_gain[1:] if way == "forward" else found.log_gain[:-1]
-        off = max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(work["scan"](), (states, gains), strict=True))
-        of = {f"share_of_{kind}": seconds[kind] / seconds["ours"] for kind in ("scan", "associative_scan")}
-        rows.append(
-            {
-                "network": name,
-                "pass": way,
-                "largest_difference_of_logs": off,
-                **{f"{kind}_seconds": s for kind, s in seconds.items()},
-                **of,
-            }
-        )
+        apart = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), work["ours"](), work["scan"]())
+        row: dict[str, Any] = {"network": name, "pass": bare.__name__}
+        row |= {f"{kind}_seconds": s for kind, s in seconds.items()}
+        row |= {f"share_of_{kind}": seconds[kind] / seconds["ours"] for kind in ("scan", "associative_scan")}
+        rows.append(row | {"largest_difference_of_logs": max(jax.tree.leaves(apart))})
     return rows
 
 

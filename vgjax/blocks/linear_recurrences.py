@@ -30,12 +30,13 @@ class LinearCell(nnx.Module):
     """``h' = A(x) h + b(x)``: what all of this module are."""
 
     degrees: ClassVar[Ends] = LINEAR
+    of_drive: ClassVar[tuple[str, ...]] = ()  # the parameters that b alone reads
 
     @property
     def parameter_degrees(self) -> Mapping[str, ParameterDegrees]:
-        """Affine in the state, whatever the parameter."""
-        of_all = ParameterDegrees(Fraction(1), Fraction(1), False, affine=True)
-        return dict.fromkeys(map(str, nnx.state(self, nnx.Param)), of_all)
+        """Affine in the state, whatever the parameter; constant, where A does not read it."""
+        degrees = {str(path): Fraction(path not in self.of_drive) for path in nnx.state(self, nnx.Param)}
+        return {path: ParameterDegrees(degree, degree, False, affine=True) for path, degree in degrees.items()}
 
     @abstractmethod
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
@@ -88,6 +89,7 @@ class DiagonalCell(LinearCell):
     """
 
     scales: ClassVar[Mapping[str, Scale]] = {"sigma_v": Scale(1.0, "parameter")}
+    of_drive = ("gain", "input_kernel")
     parts = ("real", "imaginary")
 
     @kinds
@@ -199,6 +201,7 @@ class SelectiveCell(LinearCell):
     """
 
     scales: ClassVar[Mapping[str, Scale]] = {"sigma_v": Scale(1.0, "parameter"), "sigma_dt": Scale(1.0, "parameter")}
+    of_drive = ("input_kernel",)
 
     @kinds
     def __init__(

@@ -47,6 +47,8 @@ class MatrixCell(LinearCell):
     al. 2025, "Unlocking state-tracking in linear RNNs through negative eigenvalues", for rates up to 2.
     """
 
+    of_drive = ("value_kernel",)
+
     @kinds
     def __init__(
         self,

@@ -56,7 +56,7 @@ def parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) ->
         h, beyond = (jax.vmap(functools.partial(f, step=step))(states) for f in (to_float_clipped, exponent_past_range))
         growth = jnp.where(beyond < 0, times_degree(beyond, below), times_degree(beyond, above))
         every, nowhere = jnp.ones((), h.dtype), jnp.zeros_like(h)
-        if affine:
+        if affine and below:
             # Apart: in one number either could be lost beside the other, and then be scaled.
             grown = functools.partial(pulled, weights=every, exponent=cotangents.exponent + growth)
             there, slope = jax.jvp(grown, (nowhere,), (h,))
