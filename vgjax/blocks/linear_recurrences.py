@@ -19,7 +19,7 @@ from jax import Array
 from vgjax import initializers
 from vgjax.blocks.recurrent import gate_kernels
 from vgjax.checks import FloatDtype, Size, finite, kinds, known
-from vgjax.floatexp import LINEAR, Ends, FloatExp, ParameterDegrees, add, from_float, with_zero_exponent
+from vgjax.floatexp import FARTHEST, LINEAR, LN2, Ends, FloatExp, ParameterDegrees, add, from_float, with_zero_exponent
 from vgjax.initializers import Law, Scale, Scales
 
 Keep = Callable[[Array], Array]
@@ -37,6 +37,15 @@ class LinearCell(nnx.Module):
         """Affine in the state, whatever the parameter; constant, where A does not read it."""
         degrees = {str(path): Fraction(path not in self.of_drive) for path in nnx.state(self, nnx.Param)}
         return {path: ParameterDegrees(degree, degree, False, affine=True) for path, degree in degrees.items()}
+
+    @abstractmethod
+    def log_factors(self, scales: Scales, x: Array) -> Array:
+        """ln of the factors on the state, of any shape; 0 for one that is exact wherever it is 0."""
+
+    def underflows(self, scales: Scales, x: Array) -> Array:
+        """Whether a factor is 0 in floats, and none to an exponent."""
+        log = self.log_factors(scales, x)
+        return jnp.any((log < jnp.log(jnp.finfo(log.dtype).tiny)) & (log > -FARTHEST * LN2))
 
     @abstractmethod
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
@@ -117,9 +126,13 @@ class DiagonalCell(LinearCell):
         both = isinstance(input_kernel_init, str) or callable(input_kernel_init)
         self.input_kernel = nnx.Param(kernel[...] / math.sqrt(2)) if both else kernel
 
+    def log_factors(self, scales: Scales, x: Array) -> Array:
+        """ln |lambda|, shape ``(width,)``."""
+        return -jnp.exp(self.log_decay[...])
+
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
         """lambda h, and gamma B x."""
-        modulus, phase = jnp.exp(-jnp.exp(self.log_decay[...])), self.phase[...]
+        modulus, phase = jnp.exp(self.log_factors(scales, x)), self.phase[...]
         factor = jnp.stack([modulus * jnp.cos(phase), modulus * jnp.sin(phase)])
         new = jnp.dot(scales.sigma_v * x, self.input_kernel[...]).reshape(2, -1)
         return lambda h: _times(factor, h), _times(self.gain[...], new)
@@ -232,11 +245,15 @@ class SelectiveCell(LinearCell):
         """dt, shape ``(channels or heads,)``."""
         return jax.nn.softplus(jnp.dot(scales.sigma_dt * x, self.step_kernel[...]) + self.step_bias[...])
 
+    def log_factors(self, scales: Scales, x: Array) -> Array:
+        """-dt A, shape ``(states or 1, channels or heads)``."""
+        return -self.time_steps(scales, x) * jnp.exp(self.log_rate[...])
+
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
         """exp(-dt A) h, and dt B x."""
         dt = self.time_steps(scales, x)
         each = self.width // dt.size  # channels that share a dt
-        factor = jnp.repeat(jnp.exp(-dt * jnp.exp(self.log_rate[...])), each, axis=1)
+        factor = jnp.repeat(jnp.exp(self.log_factors(scales, x)), each, axis=1)
         of_state = jnp.dot(scales.sigma_v * x, self.input_kernel[...])
         return lambda h: factor * h, of_state[:, None] * (jnp.repeat(dt, each) * x)
 
@@ -291,13 +308,9 @@ class _GatedCell(LinearCell):
         made = jnp.dot(scales.sigma_v * x, self.input_kernel[...]) + scales.sigma_b * self.bias[...]
         return jnp.split(made, self.gates)
 
-    @abstractmethod
-    def log_factor(self, scales: Scales, x: Array) -> Array:
-        """ln of the factor on the state, shape ``(width,)``."""
-
     def diagnostics(self, h: Array, scales: Scales, x: Array) -> dict[str, Array]:
         """Mean of the factor on the state."""
-        return {"forget_gate": jnp.mean(jnp.exp(self.log_factor(scales, x)))}
+        return {"forget_gate": jnp.mean(jnp.exp(self.log_factors(scales, x)))}
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """V = sigma_v Y, b = sigma_b z."""
@@ -311,7 +324,7 @@ class _ConvexCell(_GatedCell):
 
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
         """f h, and (1 - f) n."""
-        log = self.log_factor(scales, x)
+        log = self.log_factors(scales, x)
         return lambda h: jnp.exp(log) * h, -jnp.expm1(log) * self.drive(scales, x)[-1]
 
 
@@ -325,7 +338,7 @@ class MinGRUCell(_ConvexCell):
     Source: Feng et al. 2024, "Were RNNs all we needed?", section 3.1.
     """
 
-    def log_factor(self, scales: Scales, x: Array) -> Array:
+    def log_factors(self, scales: Scales, x: Array) -> Array:
         """ln(1 - z)."""
         return jax.nn.log_sigmoid(scales.forget_bias - self.drive(scales, x)[0])
 
@@ -342,7 +355,7 @@ class MinLSTMCell(_ConvexCell):
 
     gates = 3
 
-    def log_factor(self, scales: Scales, x: Array) -> Array:
+    def log_factors(self, scales: Scales, x: Array) -> Array:
         """ln f / (f + i)."""
         f, i, _ = self.drive(scales, x)
         # A ratio of two small numbers, by their logarithms.
@@ -386,13 +399,13 @@ class RGLRUCell(_GatedCell):
         log_decay = _ring(rngs.params(), width, radii, 1.0, dtype)[0]
         self.decay = nnx.Param(jnp.log(jnp.expm1(jnp.exp(log_decay))))  # softplus(p) = -ln a
 
-    def log_factor(self, scales: Scales, x: Array) -> Array:
+    def log_factors(self, scales: Scales, x: Array) -> Array:
         """c r ln a."""
         r = jax.nn.sigmoid(self.drive(scales, x)[0])
         return -self.sharpness * r * jax.nn.softplus(self.decay[...])
 
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
         """a^(c r) h, and sqrt(1 - a^(2 c r)) (i x)."""
-        log = self.log_factor(scales, x)
+        log = self.log_factors(scales, x)
         i = jax.nn.sigmoid(self.drive(scales, x)[1])
         return lambda h: jnp.exp(log) * h, jnp.sqrt(-jnp.expm1(2 * log)) * i * x

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from vgjax import initializers
 from vgjax.blocks.linear_recurrences import Keep, LinearCell
@@ -81,17 +81,20 @@ class MatrixCell(LinearCell):
         """beta, shape ``()``."""
         return scales.rate * jax.nn.sigmoid(jnp.dot(scales.sigma_gate * x, self.rate_kernel[...]))[0]
 
+    def log_factors(self, scales: Scales, x: Array) -> Array:
+        """ln D, of the size of a key or of 1: what is erased has no share in it."""
+        if self.decay_kernel is None:
+            return jnp.zeros(1, x.dtype)
+        return jax.nn.log_sigmoid(jnp.dot(scales.sigma_gate * x, self.decay_kernel[...]) + scales.forget_bias)
+
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
         """S D (1 - beta k k^T), and beta v k^T."""
         beta, key = self.rate(scales, x), _direction(jnp.dot(x, self.key_kernel[...]))
         value = jnp.dot(scales.sigma_v * x, self.value_kernel[...])
-        decay = None
-        if self.decay_kernel is not None:
-            logit = jnp.dot(scales.sigma_gate * x, self.decay_kernel[...]) + scales.forget_bias
-            decay = jax.nn.sigmoid(logit)
+        decay = jnp.exp(self.log_factors(scales, x))
 
         def keep(s: Array) -> Array:
-            s = s if decay is None else s * decay
+            s = s if self.decay_kernel is None else s * decay
             return s - beta * jnp.outer(jnp.dot(s, key), key) if self.erase else s
 
         return keep, beta * jnp.outer(value, key)
@@ -111,6 +114,7 @@ class MatrixCell(LinearCell):
 
 def _direction(a: Array) -> Array:
     """a / |a|; 0 of 0, which is no key."""
-    largest = jnp.max(jnp.abs(a))
+    # No function of a: its derivative would overflow where a is small, and cancels.
+    largest = lax.stop_gradient(jnp.max(jnp.abs(a)))
     a = a / jnp.where(largest == 0, 1, largest)  # before squares: those of 1e-25 are 0 in float32
     return a / jnp.sqrt(jnp.where(largest == 0, 1, jnp.sum(a**2)))

@@ -13,6 +13,8 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``degrees``: how it and its Jacobian grow (below, above) the float range, `floatexp.Degrees` (default: measured on one
   draw); ``parameter_degrees``: how its derivative by each parameter does, by path, `floatexp.ParameterDegrees`
   (likewise);
+- ``underflows()`` (with scales and input, if it gets them): whether a zero that it makes of a state or a tangent may be
+  an underflow of its own (default: within the float range, if on one draw it made none);
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
   of a gate (default: none);

@@ -94,19 +94,18 @@ class Layer:
     def underflows(self, state: FloatExp) -> Array:
         """Whether a zero that the layer makes of a state or of a tangent is an underflow of its own, shape ``()``.
 
-        Not past the float range: a slope that is 0 there (tanh' at 1e10) lies below all exponents, and 0 is right. Of
-        an affine block the slope is the same everywhere.
+        Not past the float range: a slope that is 0 there (tanh' at 1e10) lies below all exponents, and 0 is right.
         """
         block: Any = self.module()
+        if protocol.declared(block, "underflows"):
+            return block.underflows(*protocol.arguments(block, self.scales, self.input))
         if protocol.declared(block, "never_zero") is not None:
             if not block.never_zero:
                 return jnp.zeros((), bool)
             return is_zero(self.slopes(to_float_clipped(state))[0]) & (state.exponent == 0)
         of_user = [self.scales[name] == 0 for name, scale in block_info(self.spec).scales.items() if scale.default]
         switched_off = functools.reduce(jnp.logical_or, of_user, jnp.zeros((), bool))
-        kinds = (block_info(self.spec).parameter_degrees or {}).values()
-        seen = jnp.ones((), bool) if kinds and all(kind.affine for kind in kinds) else state.exponent == 0
-        return seen & ~switched_off if self.measured(state).never_zero else jnp.zeros((), bool)
+        return (state.exponent == 0) & ~switched_off if self.measured(state).never_zero else jnp.zeros((), bool)
 
     def slopes(self, h: Array) -> tuple[Array, float]:
         """phi' of the block's units, and phi's largest slope; NaN if the block does not report them."""
