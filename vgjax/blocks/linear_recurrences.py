@@ -132,10 +132,13 @@ class DiagonalCell(LinearCell):
 
     def maps(self, scales: Scales, x: Array) -> tuple[Keep, Array]:
         """lambda h, and gamma B x."""
-        modulus, phase = jnp.exp(self.log_factors(scales, x)), self.phase[...]
-        factor = jnp.stack([modulus * jnp.cos(phase), modulus * jnp.sin(phase)])
+        log, phase = self.log_factors(scales, x), self.phase[...]
+        factor, less_one = jnp.exp(log) * jnp.stack([jnp.cos(phase), jnp.sin(phase)]), _less_one(-log, phase)
+        # Near 1 as h and a little: lambda itself is rounded, and its error would be the same at every step.
+        near = jnp.sum(less_one**2, axis=0) < 1 / 4
+        rest = jnp.where(near, less_one, factor)
         new = jnp.dot(scales.sigma_v * x, self.input_kernel[...]).reshape(2, -1)
-        return lambda h: _times(factor, h), _times(self.gain[...], new)
+        return lambda h: jnp.where(near, h, 0) + _times(rest, h), _times(self.gain[...], new)
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """B = sigma_v Y."""
@@ -147,6 +150,12 @@ def _times(one: Array, other: Array) -> Array:
     """The product of complex numbers, held as pairs along the first axis."""
     (a, b), (c, d) = one, other
     return jnp.stack([a * c - b * d, a * d + b * c])
+
+
+def _less_one(decay: Array, phase: Array) -> Array:
+    """exp(-nu + i theta) - 1 as a pair, without cancellation near 1."""
+    real = jnp.expm1(-decay) * jnp.cos(phase) - 2 * jnp.sin(phase / 2) ** 2
+    return jnp.stack([real, jnp.exp(-decay) * jnp.sin(phase)])
 
 
 def _ring(key: Array, width: int, radii: tuple[float, float], max_phase: float, dtype: Any) -> tuple[Array, ...]:
@@ -165,12 +174,9 @@ def _zero_order_hold(key: Array, width: int, time_steps: tuple[float, float], dt
     """ln nu, theta and gamma of S4D-Lin."""
     dt = _log_uniform(key, (width,), time_steps, dtype)
     decay, phase = dt / 2, math.pi * jnp.arange(width, dtype=dtype) * dt
-    # exp(-nu + i theta) - 1 in a form without cancellation: at the smallest steps float32 would keep four digits.
-    real = jnp.expm1(-decay) * jnp.cos(phase) - 2 * jnp.sin(phase / 2) ** 2
-    lost = jnp.stack([real, jnp.exp(-decay) * jnp.sin(phase)])
     a = jnp.stack([-decay, phase]) / dt
     conjugate = jnp.stack([a[0], -a[1]])
-    return jnp.log(decay), phase, _times(lost, conjugate) / jnp.sum(a**2, axis=0)
+    return jnp.log(decay), phase, _times(_less_one(decay, phase), conjugate) / jnp.sum(a**2, axis=0)
 
 
 def _log_uniform(key: Array, shape: tuple[int, ...], between: tuple[float, float], dtype: Any) -> Array:
