@@ -218,6 +218,29 @@ def architectures(found: Found) -> list[Row]:
     return rows
 
 
+def recurrences(found: Found) -> list[Row]:
+    """Time as depth."""
+    of = found["recurrences"]
+    least, steps = of["target_share_of_scan"], f"{of['steps']:,} steps"
+    shares = {f"{row['network']} {row['pass']}": Claim(row["share_of_scan"], least) for row in of["rows"]}
+    parallel = spread(row["share_of_associative_scan"] for row in of["rows"])
+    errors = {name: Claim(error, most=of["target_error"]) for name, error in of["errors_of_float32"].items()}
+    worst = max(errors, key=lambda name: errors[name].value)
+    question = f"{steps} of LRU and Mamba: state and tangent (forward), all dL/dh_t (backward), all parameters as well "
+    return [
+        (
+            f"{question}(gradients; ours with each step's share), against a bare `lax.scan` of the same recurrence",
+            f"{listing(shares)} of its speed; of `lax.associative_scan`'s {parallel}",
+            targets(shares),
+        ),
+        (
+            f"dL/dh_t at all of {steps}, float32 against float64, {len(errors)} kinds of recurrence",
+            f"largest error {exponent(short(errors[worst].value))} of max(1, \\|ln\\|), of {worst}",
+            exponent(f"{of['target_error']:.0e}"),
+        ),
+    ]
+
+
 def profiles(found: Found, network: str) -> tuple[float, str]:
     """Seconds of the gradients, and in words those of plain float32's reading."""
     gradients, reading = (each for each in found["architectures"]["profiles"] if each["network"] == network)
@@ -389,7 +412,7 @@ def diagnosis_cost(found: Found) -> list[Row]:
 
 FIRST = (
     map_over_products, exactness, implicit_maps, implicit_costs, implicit_digits, depth, spectrum_digits, spectrum_cost,
-    edges, architectures, trainings, theory, diagnosis, importing,
+    edges, architectures, recurrences, trainings, theory, diagnosis, importing,
 )  # fmt: skip
 SECOND = map_by_autodiff, other_depths, other_speeds, remedies, public_models, diagnosis_cost
 

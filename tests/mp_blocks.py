@@ -125,6 +125,25 @@ def _lstm(p: Tree, state: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.concatenate([each(_sigmoid, o) * each(_tanh, c), c])
 
 
+def _diagonal(p: Tree, pair: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def times(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return a * c - b * d, a * d + b * c
+
+    size, phase = each(mpmath.exp, -each(mpmath.exp, p["log_decay"])), p["phase"]
+    kept = times(size * each(mpmath.cos, phase), size * each(mpmath.sin, phase), *np.split(pair, 2))
+    new = times(*p["gain"], *np.split(x @ p["input_kernel"], 2))
+    return np.concatenate([kept[0] + new[0], kept[1] + new[1]])
+
+
+def _min_gru(p: Tree, h: np.ndarray, x: np.ndarray) -> np.ndarray:
+    z, n = np.split(x @ p["input_kernel"] + p["bias"], 2)
+    return each(_sigmoid, -z) * h + each(_sigmoid, z) * n
+
+
+def _zeros(size: int) -> Callable[..., np.ndarray]:
+    return lambda p, x, _: np.array([mpf(0)] * size, dtype=object)
+
+
 _ENDS: dict[str, Any] = {"inputs": INPUTS, "outputs": OUTPUTS}
 _MLP: dict[str, Any] = _ENDS | {"width": WIDTH, "depth": DEPTH, "activation": "relu"}
 
@@ -164,9 +183,23 @@ TWINS: dict[str, Twin] = {
     ),
     "LSTM": Twin(
         lambda: vg.lstm(width=WIDTH, depth=DEPTH, **_ENDS),
-        lambda p, x, _: np.array([mpf(0)] * 2 * WIDTH, dtype=object),
+        _zeros(2 * WIDTH),
         _lstm,
         lambda p, state, _: _affine(p, np.split(state, 2)[0]),
+        driven=True,
+    ),
+    "LRU": Twin(
+        lambda: vg.networks.diagonal_rnn(width=WIDTH, depth=DEPTH, radii=(0.2, 0.9), **_ENDS),
+        _zeros(2 * WIDTH),
+        _diagonal,
+        lambda p, state, _: _affine(p, state),
+        driven=True,
+    ),
+    "minGRU": Twin(
+        lambda: vg.networks.min_gru(width=WIDTH, depth=DEPTH, **_ENDS),
+        _zeros(WIDTH),
+        _min_gru,
+        lambda p, state, _: _affine(p, state),
         driven=True,
     ),
 }

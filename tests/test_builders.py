@@ -59,6 +59,11 @@ NETWORKS: dict[str, Callable[[], vg.Network]] = {
     "minimal(width 3, depth 5, inputs 5x3, outputs 1)": lambda: vg.rnn(**RECURRENT | {"width": 3}, cell="minimal"),
     "lstm(states 2x4, depth 5, inputs 5x3, outputs 1)": lambda: vg.lstm(**RECURRENT),
     "gru(width 4, depth 5, inputs 5x3, outputs 1)": lambda: vg.gru(**RECURRENT),
+    "diagonal(states 2x4, depth 5, inputs 5x3, outputs 1)": lambda: vg.networks.diagonal_rnn(**RECURRENT),
+    "selective(states 16x4, depth 5, inputs 5x4, outputs 1)": lambda: vg.networks.mamba(width=4, depth=5),
+    "matrix(states 4x4, depth 5, inputs 5x3, outputs 5x1, every step read)": lambda: vg.networks.delta_net(
+        **RECURRENT, decay="scalar", every_step=True
+    ),
     "transformer(gelu, states 3x6, depth 3, inputs 3x4, outputs 1, residual, rms norm, attention)": lambda: TRANSFORMER(
         norm=vg.norm("rms", epsilon=0.0), attention="causal"
     ),

@@ -49,10 +49,7 @@ class FloatExp(NamedTuple):
 
 
 def window_exponent(dtype: jnp.dtype) -> int:
-    """W: norms within ``2**-W .. 2**W`` are left alone.
-
-    A quarter of the dtype's exponents, so that squares stay finite.
-    """
+    """W: norms within ``2**-W .. 2**W`` are left alone: a quarter of the dtype's exponents, so squares stay finite."""
     return int(jnp.finfo(dtype).maxexp) // 4
 
 
@@ -149,11 +146,13 @@ class ParameterDegrees(NamedTuple):
     Attributes:
         below, above: degrees of ``D - D(0)`` below, of D above; None for none.
         behind_offset: whether D(0) is 0 only where the offsets of the block are (the kernel behind a norm's beta).
+        affine: whether D is affine in the state at any size, so that D(0) and what grows are two numbers of a sum.
     """
 
     below: Fraction | None
     above: Fraction | None
     behind_offset: bool
+    affine: bool = False
 
 
 def degree_of(growth: float, tolerance: float) -> Fraction | None:

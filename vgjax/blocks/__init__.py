@@ -4,13 +4,16 @@ from vgjax.blocks.attention import Attention
 from vgjax.blocks.composed import Chain, Concatenated, Parallel, Residual
 from vgjax.blocks.convolution import Conv
 from vgjax.blocks.dense import Dense
+from vgjax.blocks.equilibrium import Equilibrium
 from vgjax.blocks.experts import Experts
 from vgjax.blocks.features import FourierFeatures
 from vgjax.blocks.graph import GraphConv
+from vgjax.blocks.linear_recurrences import DiagonalCell, MinGRUCell, MinLSTMCell, RGLRUCell, SelectiveCell
+from vgjax.blocks.matrix_memory import MatrixCell
 from vgjax.blocks.noise import Dropout
 from vgjax.blocks.normalization import DynamicTanh, Gain, Norm
 from vgjax.blocks.protocol import Spec, call, spec, step
-from vgjax.blocks.reading import Activate, Part, Pool, Start
+from vgjax.blocks.reading import Activate, Flat, Part, Pool, Start
 from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
 from vgjax.blocks.spiking import LIFCell, surrogate
 from vgjax.blocks.streams import DepthAverage, HyperConnection, Merge, Remember, Split
@@ -26,10 +29,13 @@ __all__ = [
     "Conv",
     "Dense",
     "DepthAverage",
+    "DiagonalCell",
     "Dropout",
     "DynamicTanh",
     "Embedding",
+    "Equilibrium",
     "Experts",
+    "Flat",
     "FourierFeatures",
     "GRUCell",
     "Gain",
@@ -37,17 +43,22 @@ __all__ = [
     "HyperConnection",
     "LIFCell",
     "LSTMCell",
+    "MatrixCell",
     "Merge",
+    "MinGRUCell",
+    "MinLSTMCell",
     "MinimalCell",
     "Norm",
     "Parallel",
     "Part",
     "Pool",
     "Positions",
+    "RGLRUCell",
     "RNNCell",
     "Remember",
     "Residual",
     "Scale",
+    "SelectiveCell",
     "Spec",
     "Split",
     "Start",

@@ -8,11 +8,13 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``absorb_scales(scales)``: multiply scales into its own parameters, in place, and return the names of those that then
   stand at 1: what makes ordinary parameters of unit-gain draws;
 - ``step(state, scales)``: itself on a scaled number past the float range (default: by its degrees, one tangent product
-  more);
+  more); of a driven block ``step(state, scales, x)``;
 - ``linear``: class attribute, True if it is a linear map (so the exponent passes through);
 - ``degrees``: how it and its Jacobian grow (below, above) the float range, `floatexp.Degrees` (default: measured on one
   draw); ``parameter_degrees``: how its derivative by each parameter does, by path, `floatexp.ParameterDegrees`
   (likewise);
+- ``underflows()`` (with scales and input, if it gets them): whether a zero that it makes of a state or a tangent may be
+  an underflow of its own (default: within the float range, if on one draw it made none);
 - ``slopes(h)``: phi' of its units and phi's largest slope, for saturation (default: none reported);
 - ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
   of a gate (default: none);
@@ -207,7 +209,7 @@ def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None
         return FloatExp(call(block, state.value, scales, x), state.exponent)
     if declared(block, "step"):
         with jax.default_matmul_precision("highest"):
-            return block.step(state, scales)
+            return block.step(state, scales, *([] if x is None else [x]))
     # A copy made inside: a block may change its own state (running statistics) only in the trace that made it.
     run = lambda h: call(nnx.clone(block), h, scales, x)  # noqa: E731
     ends = declared(block, "degrees") or ends

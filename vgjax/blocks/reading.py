@@ -39,6 +39,19 @@ class Part(nnx.Module):
         return h[self.index]
 
 
+class Flat(nnx.Module):
+    """All entries of a state in a row."""
+
+    linear = True
+
+    @kinds
+    def __init__(self, *, rngs: nnx.Rngs): ...
+
+    def __call__(self, h: Array) -> Array:
+        """Any shape -> ``(entries,)``."""
+        return h.reshape(-1)
+
+
 class Start(nnx.Module):
     """The state 0, whatever the input: where a recurrence begins."""
 

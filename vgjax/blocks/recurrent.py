@@ -20,6 +20,17 @@ from vgjax.initializers import Law, Scale, Scales
 _sigmoid, _tanh = activations.get("sigmoid"), activations.get("tanh")
 
 
+def gate_kernels(law: Law, shape: tuple[int, int], gates: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Param:
+    """The kernels of several gates, each of a shape ``(fan_in, width)``, side by side."""
+    fan_in, width = shape
+    draw = initializers.kernel_initializer(law)
+    if not (isinstance(law, str) or callable(law)):
+        return nnx.Param(draw(rngs.params(), (fan_in, gates * width), dtype))
+    # Gate by gate: each is orthogonal where orthogonal is asked for, which a part of a wider draw is not.
+    draws = [draw(rngs.params(), (fan_in, width), dtype) for _ in range(gates)]
+    return nnx.Param(jnp.concatenate(draws, axis=1))
+
+
 class _Cell(nnx.Module):
     """The kernels and biases of a cell of several gates, each gate drawn by itself.
 
@@ -48,16 +59,8 @@ class _Cell(nnx.Module):
         dtype: FloatDtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        def kernels(law: Law, fan_in: int) -> nnx.Param:
-            draw = initializers.kernel_initializer(law)
-            if not (isinstance(law, str) or callable(law)):
-                return nnx.Param(draw(rngs.params(), (fan_in, self.gates * width), dtype))
-            # Gate by gate: each is orthogonal where orthogonal is asked for, which a part of a wider draw is not.
-            draws = [draw(rngs.params(), (fan_in, width), dtype) for _ in range(self.gates)]
-            return nnx.Param(jnp.concatenate(draws, axis=1))
-
-        self.kernel = kernels(kernel_init, width)
-        self.input_kernel = kernels(input_kernel_init, inputs)
+        self.kernel = gate_kernels(kernel_init, (width, width), self.gates, dtype, rngs)
+        self.input_kernel = gate_kernels(input_kernel_init, (inputs, width), self.gates, dtype, rngs)
         draw = initializers.bias_initializer(bias_init)
         self.bias = nnx.Param(draw(rngs.params(), self.gates * width, dtype, width))
         self.bias_default = initializers.bias_default(bias_init)

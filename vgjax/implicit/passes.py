@@ -22,7 +22,7 @@ from vgjax.implicit.frames import FEW, Seen, Vectors
 from vgjax.implicit.plans import AffineNode, PartNode, Plan, SkipNode, check_network, plan_of
 from vgjax.initializers import BIAS_INITS, Scales
 from vgjax.measure.correlation import Second, behind
-from vgjax.measure.gradients import parameter_gradients
+from vgjax.measure.one_layer import parameter_gradients
 from vgjax.networks.exactness import Doubts, doubts
 from vgjax.networks.layer import Layer, draw, parameter_dtype, unit_scales
 from vgjax.networks.layers import by_stage, scales_along

@@ -39,7 +39,8 @@ from vgjax.implicit.sums import (
 from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.flow import Push
-from vgjax.measure.gradients import FLAT, GradientFlow, cotangents_of_loss, marked_gradients, without_batch
+from vgjax.measure.gradients import GradientFlow, cotangents_of_loss, marked_gradients, without_batch
+from vgjax.measure.one_layer import FLAT
 from vgjax.networks.exactness import Doubts, Exactness, exactness, marked_forward
 from vgjax.networks.layers import scales_along
 from vgjax.networks.network import OF_HEAD

@@ -29,7 +29,8 @@ from vgjax.initializers import Scales
 from vgjax.measure import losses
 from vgjax.measure.correlation import Correlation, Second, read_pair
 from vgjax.measure.flow import Pull, Push, direction
-from vgjax.measure.gradients import GradientFlow, cotangents_of_loss, marked_gradients, slope_statistics, without_batch
+from vgjax.measure.gradients import GradientFlow, cotangents_of_loss, marked_gradients, without_batch
+from vgjax.measure.one_layer import slope_statistics
 from vgjax.networks.exactness import (
     Exactness,
     exact_at,

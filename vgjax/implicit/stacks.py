@@ -23,7 +23,7 @@ from vgjax.implicit.sums import (
     smooth,
     steps,
 )
-from vgjax.measure.gradients import FLAT
+from vgjax.measure.one_layer import FLAT
 from vgjax.networks.network import OF_HEAD, Network
 from vgjax.values import by_content
 

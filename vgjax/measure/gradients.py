@@ -1,15 +1,12 @@
 """Gradients: where the gradient of a loss goes, layer by layer and parameter by parameter."""
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from vgjax.blocks.protocol import block_info
 from vgjax.checks import ArrayLike, RandomKey, kinds, nan_is_data
@@ -18,26 +15,20 @@ from vgjax.floatexp import (
     ZERO,
     FloatExp,
     add,
-    common_denominator,
-    exponent_past_range,
     from_float,
     normalize,
-    power_of_two,
-    times_degree,
     to_float_clipped,
     with_zero_exponent,
 )
 from vgjax.initializers import Scales
 from vgjax.measure import losses
+from vgjax.measure.one_layer import over_batch, parameter_gradients, slope_statistics
 from vgjax.networks.exactness import Exactness, exact_at, marked_backward
 from vgjax.networks.layer import Layer, degrees
 from vgjax.networks.layers import Layers, Walk, bind, by_path, by_stage, checked_input, describe_states, joined
 from vgjax.networks.network import Network
 from vgjax.networks.parameters import Parameters
 from vgjax.values import by_content
-
-FLAT = 0.05
-"""A unit is saturated where |phi'| is below this share of phi's largest slope."""
 
 
 @by_content
@@ -60,7 +51,8 @@ class GradientFlow(NamedTuple):
             ``c``), shape ``(*batch, depth + 1)``.
         diagnostics: by name, what blocks report of themselves (the mean of a gate), shape ``(*batch, depth)``.
         mean_square_slope: mean of phi'^2 over a block's units, shape ``(*batch, depth)``; NaN where not reported.
-        saturation: share of a block's units on a flat end (`FLAT`), shape ``(*batch, depth)``; NaN where not reported.
+        saturation: share of a block's units on a flat end (5% of phi's largest slope), shape ``(*batch, depth)``; NaN
+            where not reported.
         saturated: True where the loss's own gradient is too small even for an exponent (below e^-9e7):
             ``log_gradient`` is then an upper bound. Of a loss of your own: where floats do not hold the output, or the
             gradient is not finite, or is 0, which may be one or an underflow. Shape ``(*batch,)``.
@@ -271,7 +263,7 @@ def _visit_back(
         back.log_cotangent,
         _logs(back.gradients),
         _part_logs(back.cotangent, names),
-        _over(layer, Layer.diagnostics, jax.vmap(to_float_clipped)(states)),
+        over_batch(layer, Layer.diagnostics, jax.vmap(to_float_clipped)(states)),
         *slope_statistics(layer, states),
     )
     return _Carry(back.before if entering is None else _sum(back.before, entering), tied), report
@@ -367,14 +359,8 @@ class _Back(NamedTuple):
 
 def _back(layer: Layer, states: FloatExp, cotangents: FloatExp, *, once: bool = False) -> _Back:
     cotangents, logs = jax.vmap(functools.partial(normalize, once=once))(cotangents)
-    before = _over(layer, Layer.pull, states, cotangents)
+    before = over_batch(layer, Layer.pull, states, cotangents)
     return _Back(before, parameter_gradients(layer, states, cotangents), cotangents, logs)
-
-
-def _over(layer: Layer, f: Callable[..., Any], *rows: Any) -> Any:
-    """f(layer, row) for a batch of rows; the layer's own input, if it has one, has that leading axis too."""
-    of_input = None if layer.input is None else 0
-    return jax.vmap(lambda x, *row: f(replace(layer, input=x), *row), (of_input, *[0] * len(rows)))(layer.input, *rows)
 
 
 def _logs(gradients: dict[str, FloatExp], *, once: bool = False) -> dict[str, Array]:
@@ -400,51 +386,3 @@ def _zeros(parameters: Parameters) -> dict[str, FloatExp]:
     tied = [Layer(stage.spec, tree, Scales()) for stage, tree in stages if stage.tied]  # type: ignore[arg-type]
     leaves = (leaf for layer in tied for leaf in layer.trainable().items())
     return {path: FloatExp(jnp.zeros_like(leaf), jnp.asarray(ZERO)) for path, leaf in leaves}
-
-
-def parameter_gradients(layer: Layer, states: FloatExp, cotangents: FloatExp) -> dict[str, FloatExp]:
-    """sum_b dL_b/d(parameter), not normalized, by path.
-
-    The derivative is taken at the clipped state. Beyond the float range it grows like 2^(k e), with a k for each
-    parameter: 1 for a kernel that multiplies the state, 0 for a bias that is added to it (`Layer.measured`).
-    """
-    one = replace(layer, input=None if layer.input is None else layer.input[0])
-    kinds = one.parameter_degrees(jax.tree.map(lambda a: a[0], states))
-
-    def pulled(h: Array, weights: Array, exponent: Array) -> dict[str, FloatExp]:
-        """sum_b weights_b 2^exponent_b D_b^T v_b."""
-        common = jnp.max(exponent)
-        weights = weights * jax.vmap(lambda e: power_of_two(e - common, h.dtype))(exponent)
-        v = cotangents.value * weights.reshape(-1, *(1,) * (cotangents.value.ndim - 1))
-        at = lambda p: _over(layer.with_parameters(p), Layer.__call__, h)  # noqa: E731
-        return {path: FloatExp(g, common) for path, g in jax.vjp(at, layer.trainable())[1](v)[0].items()}
-
-    def gradient(below: Fraction | None, above: Fraction | None, behind_offset: bool) -> dict[str, FloatExp]:
-        step = common_denominator(below, above)
-        h, beyond = (jax.vmap(functools.partial(f, step=step))(states) for f in (to_float_clipped, exponent_past_range))
-        growth = jnp.where(beyond < 0, times_degree(beyond, below), times_degree(beyond, above))
-        unknown = ((beyond < 0) & (below is None)) | ((beyond > 0) & (above is None))
-        found = pulled(h, jnp.where(unknown, jnp.nan, jnp.ones((), h.dtype)), cotangents.exponent + growth)
-        if not behind_offset:
-            return found
-        # D = D(0) + 2^growth (D(clipped) - D(0)) below the range.
-        rest = jnp.where(beyond < 0, 1 - power_of_two(growth, h.dtype), 0)
-        at_zero = pulled(jnp.zeros_like(h), rest, cotangents.exponent)
-        return {path: add(with_zero_exponent(g), with_zero_exponent(at_zero[path])) for path, g in found.items()}
-
-    # One product per kind of parameter; what a kind does not use is never computed (XLA drops it).
-    by_kind = {kind: gradient(*kind) for kind in set(kinds.values())}
-    return {path: by_kind[kind][path] for path, kind in kinds.items()}
-
-
-def slope_statistics(layer: Layer, states: FloatExp) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """Mean of phi'^2, and the share of flat units, of every example; NaN past the float range where phi' grows."""
-
-    def read(layer: Layer, state: FloatExp) -> tuple[Array, Array]:
-        h, shift = layer.place(state)
-        slopes, largest = layer.slopes(h)
-        slopes = jnp.where(shift == 0, slopes.reshape(-1), jnp.nan)
-        flat = jnp.where(jnp.isnan(slopes), jnp.nan, (jnp.abs(slopes) < FLAT * largest).astype(slopes.dtype))
-        return jnp.mean(slopes**2), jnp.mean(flat)
-
-    return _over(layer, read, states)

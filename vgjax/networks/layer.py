@@ -97,6 +97,8 @@ class Layer:
         Not past the float range: a slope that is 0 there (tanh' at 1e10) lies below all exponents, and 0 is right.
         """
         block: Any = self.module()
+        if protocol.declared(block, "underflows"):
+            return block.underflows(*protocol.arguments(block, self.scales, self.input))
         if protocol.declared(block, "never_zero") is not None:
             if not block.never_zero:
                 return jnp.zeros((), bool)

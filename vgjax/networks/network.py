@@ -194,7 +194,7 @@ def state_sizes(network: Network) -> np.ndarray:
 # --- for people -----------------------------------------------------------------------------------------------------
 
 # What every network is made of, and what its name and its activation say already.
-_UNSAID = ("Dense", "Conv", "Chain", "Activate", "RNNCell", "LSTMCell", "GRUCell", "MinimalCell")
+_UNSAID = ("dense", "conv", "chain", "activate")
 
 
 def _in_one_line(network: Network) -> str:
@@ -217,7 +217,8 @@ def _by_x(shape: tuple[int, ...]) -> str:
 def _extras(network: Network) -> Iterator[str]:
     words: list[str] = []
     for part in (part for stage in network.stages for part in stage.spec.nested()):
-        if part.block.__name__ not in _UNSAID:
+        named = part.block.__name__.removesuffix("Cell").lower()
+        if named not in (*_UNSAID, network.name):
             kinds = (argument for argument in part.arguments if isinstance(argument, str))
             words.append(" ".join([*kinds, part.block.__name__.lower()]))
         options = {"kernel_init": "gaussian", "bias_init": "gaussian", "dtype": "float32"} | dict(part.options)

@@ -1,9 +1,9 @@
 """Theory: what infinite width, and its first correction in 1 / width, predict for any activation.
 
 It imports nothing of the simulator, so that it can contradict it; the two meet in `vgjax.compare`. The plain stack is
-here; further architectures are in `normalization`, `residual`, `recurrent`, `attention`, `transformer`, `streams`,
-`graphs`, transformed activations in `shaping`, singular values in `free_probability`, what training makes of deep
-linear networks in `linear_dynamics`.
+here; further architectures are in `normalization`, `residual`, `recurrent`, `linear_recurrences`, `attention`,
+`transformer`, `streams`, `graphs`, transformed activations in `shaping`, singular values in `free_probability`, what
+training makes of deep linear networks in `linear_dynamics`.
 
 Modules that begin with an underscore hold what is named here or what others need; a module never has the name of a
 function.
@@ -14,6 +14,7 @@ from vgjax.theory import (
     free_probability,
     graphs,
     linear_dynamics,
+    linear_recurrences,
     normalization,
     recurrent,
     residual,
@@ -47,6 +48,7 @@ __all__ = [
     "free_probability",
     "graphs",
     "linear_dynamics",
+    "linear_recurrences",
     "log_gain_moments",
     "log_normal_beta",
     "mean_field",

@@ -13,6 +13,7 @@ from vgjax.networks.builders.combinators import chain, concatenated, conv, dense
 from vgjax.networks.builders.convolutional import cnn, resnet
 from vgjax.networks.builders.fully_connected import mlp
 from vgjax.networks.builders.graphs import graph_conv, graph_network, normalized_adjacency
+from vgjax.networks.builders.linear_recurrences import delta_net, diagonal_rnn, mamba, min_gru, min_lstm, rg_lru
 from vgjax.networks.builders.recipes import branch
 from vgjax.networks.builders.recurrent import gru, lstm, rnn
 from vgjax.networks.builders.spiking_networks import spiking
@@ -28,20 +29,26 @@ __all__ = [
     "cnn",
     "concatenated",
     "conv",
+    "delta_net",
     "dense",
     "depth_average",
+    "diagonal_rnn",
     "feed_forward",
     "graph_conv",
     "graph_network",
     "gru",
     "hyper_connections",
     "lstm",
+    "mamba",
+    "min_gru",
+    "min_lstm",
     "mlp",
     "norm",
     "normalized_adjacency",
     "parallel",
     "residual",
     "resnet",
+    "rg_lru",
     "rnn",
     "sequential",
     "spiking",

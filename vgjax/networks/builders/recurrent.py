@@ -1,5 +1,6 @@
 """Recurrent networks: depth is time, all steps share one draw."""
 
+import math
 from typing import Any
 
 from flax import nnx
@@ -53,8 +54,8 @@ def rnn(
     """
     if known("cell", cell, ("simple", "minimal")) == "minimal" and inputs != width:
         raise ValueError(f"inputs must equal the width {width} for a minimal cell, got {inputs}")
-    phi = {"activation": activations.get(activation)} if cell == "simple" else {}
-    return _recurrent(
+    phi: dict[str, Any] = {"activation": activations.get(activation)} if cell == "simple" else {}
+    return recurrence(
         blocks.RNNCell if cell == "simple" else blocks.MinimalCell,
         (width, depth, inputs, outputs),
         every_step,
@@ -86,7 +87,7 @@ def lstm(
     Args:
         width, depth, inputs, outputs, every_step, kernel_init, input_kernel_init, bias_init, dtype: as for `rnn`.
     """
-    return _recurrent(
+    return recurrence(
         blocks.LSTMCell,
         (width, depth, inputs, outputs),
         every_step,
@@ -118,7 +119,7 @@ def gru(
     Args:
         width, depth, inputs, outputs, every_step, kernel_init, input_kernel_init, bias_init, dtype: as for `rnn`.
     """
-    return _recurrent(
+    return recurrence(
         blocks.GRUCell,
         (width, depth, inputs, outputs),
         every_step,
@@ -129,21 +130,42 @@ def gru(
     )
 
 
-def _recurrent(cell: type[nnx.Module], sizes: tuple[int, int, int, int], every_step: bool, **options: Any) -> Network:
+def recurrence(
+    cell: type[nnx.Module],
+    sizes: tuple[int, int, int | None, int],
+    every_step: bool,
+    state: tuple[int, ...] | None = None,
+    **options: Any,
+) -> Network:
+    """A network of one cell over time, from the state 0.
+
+    Args:
+        cell: of a width and a size of inputs, or of a width alone.
+        sizes: width, depth, inputs, outputs; inputs None: as wide as the state.
+        every_step: whether the head reads every state.
+        state: its shape, all of which the head reads; None: a vector, or the parts that the cell names, of which the
+            head reads the first.
+        **options: of the cell.
+    """
     names = ("width", "depth", "inputs", "outputs")
-    width, depth, inputs, outputs = (positive_integer(n, size) for n, size in zip(names, sizes, strict=True))
-    for name in ("kernel_init", "input_kernel_init"):
-        initializers.check_law(name, options[name], initializers.KERNEL_INITS)
-    initializers.check_law("bias_init", options["bias_init"], initializers.BIAS_INITS)
+    given = {name: positive_integer(name, size) for name, size in zip(names, sizes, strict=True) if size is not None}
+    width, inputs = given["width"], given.get("inputs", given["width"])
+    laws = {"kernel_init": initializers.KERNEL_INITS, "input_kernel_init": initializers.KERNEL_INITS}
+    for name, known_laws in (laws | {"bias_init": initializers.BIAS_INITS}).items():
+        if name in options:
+            initializers.check_law(name, options[name], known_laws)
     options["dtype"] = dtype_name(options["dtype"])
-    block, parts = spec(cell, width, inputs, **options), getattr(cell, "parts", ())
+    block = spec(cell, width, *([] if sizes[2] is None else [inputs]), **options)
     block_info(block)  # built once, so that a law or an array that does not fit is told here
-    first_part = spec(blocks.Part, 0) if parts else None  # what the head reads of a state of several parts
+    parts = getattr(cell, "parts", ())
+    whole, first = spec(blocks.Flat), spec(blocks.Part, 0) if parts else None
+    size, read = (width, first) if state is None else (math.prod(state), whole)
+    state = state or ((len(parts), width) if parts else (width,))
     return Network(
-        stem=spec(blocks.Start, (len(parts), width) if parts else (width,)),
-        stages=(Stage(block, depth, tied=True, driven=True, read=every_step),),
+        stem=spec(blocks.Start, state),
+        stages=(Stage(block, given["depth"], tied=True, driven=True, read=every_step),),
         # Gaussian whatever the cell's kernels are: an identity would read single units.
-        head=dense(width, outputs, before=first_part, dtype=options["dtype"], **HEAD),
-        input_shape=(depth, inputs),
+        head=dense(size, given["outputs"], before=read, dtype=options["dtype"], **HEAD),
+        input_shape=(given["depth"], inputs),
         name=cell.__name__.removesuffix("Cell").lower(),
     )
