@@ -11,7 +11,7 @@ from jax import Array
 
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Defaults, Spec, TheoryArguments, TransformerArguments
-from vgjax.checks import FloatDtype, kinds, known
+from vgjax.checks import FloatDtype, kinds, known, short
 from vgjax.floatexp import Degrees, Ends, FloatExp, add, aligned, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -57,6 +57,8 @@ class Chain(Several):
     @kinds
     def __init__(self, *, told: tuple[Any, ...] | None = None, defaults: Defaults = (), rngs: nnx.Rngs, **parts: Spec):
         super().__init__(defaults=defaults, rngs=rngs, **parts)
+        if told is not None and len(told) != len(TransformerArguments._fields):
+            raise ValueError(f"told must hold {', '.join(TransformerArguments._fields)}, got {short(told)}")
         self.told = None if told is None else TransformerArguments(*told)
 
     @property
