@@ -193,11 +193,9 @@ def architectures(found: Found) -> list[Row]:
     """Sweeps and profiles of anything else."""
     of, wanted = found["architectures"], found["architectures"]["targets"]
     held = of["reached"]["fraction"]
+    least = dict.fromkeys(held, wanted["fraction"]) | dict.fromkeys(of["reached"]["llama"], wanted["llama"])
     speeds = {
-        each["architecture"]: Claim(
-            each["fraction_of_bare"], wanted["fraction"] if each["architecture"] in held else None
-        )
-        for each in of["sweeps"]
+        each["architecture"]: Claim(each["fraction_of_bare"], least.get(each["architecture"])) for each in of["sweeps"]
     }
     stacks, others = ({n: claim for n, claim in speeds.items() if (n in held) == stack} for stack in (True, False))
     rows = [
@@ -207,7 +205,11 @@ def architectures(found: Found) -> list[Row]:
             listing(stacks),
             targets(stacks),
         ),
-        ("the same, without a target (softmaxes, gates and norms are no products)", listing(others), targets(others)),
+        (
+            "the same, of what is more than products (softmaxes, gates, norms): targets for llama-style blocks alone",
+            listing(others),
+            targets(others),
+        ),
     ]
     for network, name in (("resnet", "ResNet CNN ({0} channels, {1} x {2}, group norm)"), ("lstm", "LSTM (width {3})")):
         about = name.format(of["setting"]["channels"], *of["setting"]["size"], of["setting"]["width"])
