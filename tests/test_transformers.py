@@ -371,6 +371,18 @@ def test_normalized_queries_are_exact_past_the_range_without_an_epsilon(sigma_vo
     np.testing.assert_allclose(ours.log_gradient, wide.log_gradient, rtol=1e-5, atol=1e-5)
 
 
+def test_states_without_norms_are_exact_past_the_range() -> None:
+    """Tokens that have become nearly alike, under logits of 1e18 and more: float32 against float64."""
+    net = vg.transformer(width=8, depth=12, heads=2, inputs=(4, 8), norm=None, feed_forward="relu")
+    parameters, scales = truth.drawn(net), vg.Scales(sigma_vo=30.0, sigma_w=30.0, sigma_qk=0.5, sigma_b=0.5)
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    ours = truth.compiled(vg.push_forward, parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = truth.compiled(vg.push_forward, parameters.astype("float64"), scales, x)
+    assert wide.log_mean_square[-1] / 2 > 90  # float32 ends at 88.7
+    np.testing.assert_allclose(ours.log_mean_square, wide.log_mean_square, rtol=1e-5, atol=1e-5)
+
+
 # --- styles ---------------------------------------------------------------------------------------------------------
 
 
