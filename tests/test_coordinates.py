@@ -246,7 +246,7 @@ def test_rates_of_the_maximal_update_are_those_of_the_paper() -> None:
         ({"parametrization": "mupp"}, "did you mean 'mup'?"),
         ({"optimizer": "adm"}, "did you mean 'adam'?"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"learning_rate": -1.0}, "learning_rate must"),
+        ({"learning_rate": -1.0}, "learning_rate must be finite and not negative, got -1"),
         (
             {"make_network": lambda width, depth: 3},
             "make_network must be a function (width, depth) -> Network, got 3 from it",

@@ -126,20 +126,27 @@ def test_what_a_layer_says_of_its_parameters_is_what_is_measured(activation: str
         assert told is None or dict(told) == dict(measured(spec, shape, dtype, None).parameters)
 
 
-@pytest.mark.parametrize("what", ["layer", "derf"])
+@pytest.mark.parametrize("what", ["layer", "derf", "transformer"])
 def test_parameters_behind_a_norm_inside_a_skip_are_seen_to_follow_the_state(what: str) -> None:
     """Below the root of epsilon relu(norm(h)) is linear: the gain of a norm is no offset, though a skip passes without
-    it; float32 against float64, which does not leave its range."""
-    inside = vg.networks.chain(vg.norm(what).block(6, "float32"), vg.dense(6, 6, "relu"))
-    net = vg.stack(vg.residual(inside), depth=14, input_shape=6)
-    parameters, scales = vg.init(jax.random.key(0), net), vg.Scales(skip=0.02, sigma_w=1e-3, branch=1e-3)
-    x = np.random.default_rng(0).normal(size=6).astype(np.float32)
+    it, and though offsets stand before it; float32 against float64, which does not leave its range."""
+    shape: tuple[int, ...] = (6,)
+    if what == "transformer":
+        shape = (3, 6)
+        block = vg.transformer(width=6, depth=2, heads=2, inputs=shape).stages[0].spec
+    else:
+        block = vg.residual(vg.networks.chain(vg.norm(what).block(6, "float32"), vg.dense(6, 6, "relu")))
+    net = vg.stack(block, depth=14, input_shape=shape)
+    small = {"sigma_w": 1e-3, "sigma_vo": 1e-3, "branch": 1e-3, "skip": 0.02}
+    parameters, scales = vg.init(jax.random.key(0), net), vg.Scales(**{n: small[n] for n in small if n in net.scales})
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     ours = vg.gradient_flow(parameters, scales, x)
     with jax.enable_x64(True):
         wide = jax.tree.map(np.asarray, vg.gradient_flow(parameters.astype("float64"), scales, x))
     assert wide.log_mean_square[-1] / 2 < -40  # float32 travels with an exponent from -22 on
     for path, log in ours.log_parameter_gradient.items():
-        np.testing.assert_allclose(log, wide.log_parameter_gradient[path], rtol=1e-5, atol=1e-5, err_msg=path)
+        if "query" not in path and "key" not in path:  # of degree 3, or less behind an offset: marked
+            np.testing.assert_allclose(log, wide.log_parameter_gradient[path], rtol=1e-5, atol=1e-5, err_msg=path)
 
 
 def test_an_activation_of_degree_two_doubles_its_exponent_at_every_layer() -> None:

@@ -182,7 +182,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"residual": "sandwich", "activation": "silu", "gated": True},
     ),
     "parallel, derf": (
-        {"sigma_qk": 1.3, "sigma_b": 0.4, "alpha": 0.7},
+        {"sigma_qk": 1.3, "sigma_b": 0.4, "sigma_alpha": 1.4},
         {"residual": "parallel", "norm": "derf"},
         {"residual": "parallel", "norm": "derf"},
     ),

@@ -196,7 +196,7 @@ CASES = {
     "parallel, dyt": Case(
         {"residual": "parallel", "norm": "dyt"},
         Recipe("parallel", DYT, FULL, functools.partial(plain, GELU), affine, pooled(DYT)),
-        {"sigma_b": 0.3, "alpha": (0.6, 0.8), "skip": 0.9, "branch": 0.8},
+        {"sigma_b": 0.3, "sigma_alpha": (1.2, 1.6), "skip": 0.9, "branch": 0.8},
     ),
     "normalized": Case(
         {"residual": "normalized", "norm": "rms"},
@@ -225,11 +225,11 @@ CASES = {
             affine,
             pooled(DERF),
         ),
-        {"sigma_b": 0.3, "sigma_r": 1.4, "alpha": 0.9},
+        {"sigma_b": 0.3, "sigma_r": 1.4, "sigma_alpha": 1.8},
     ),
     "layer norm scaling": Case(
         {"residual": branch("pre", scheme="layer_norm_scaling"), "style": "vit", "attention": "full"},
-        Recipe("pre", LN, FULL, functools.partial(plain, GELU), affine, pooled(LN)),
+        Recipe("pre", LN, FULL, functools.partial(plain, TANH_GELU), affine, pooled(LN)),
         {"sigma_b": 0.3},
         "float32",
     ),
@@ -371,6 +371,18 @@ def test_normalized_queries_are_exact_past_the_range_without_an_epsilon(sigma_vo
     np.testing.assert_allclose(ours.log_gradient, wide.log_gradient, rtol=1e-5, atol=1e-5)
 
 
+def test_states_without_norms_are_exact_past_the_range() -> None:
+    """Tokens that have become nearly alike, under logits of 1e18 and more: float32 against float64."""
+    net = vg.transformer(width=8, depth=12, heads=2, inputs=(4, 8), norm=None, feed_forward="relu")
+    parameters, scales = truth.drawn(net), vg.Scales(sigma_vo=30.0, sigma_w=30.0, sigma_qk=0.5, sigma_b=0.5)
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    ours = truth.compiled(vg.push_forward, parameters, scales, x)
+    with jax.enable_x64(True):
+        wide = truth.compiled(vg.push_forward, parameters.astype("float64"), scales, x)
+    assert wide.log_mean_square[-1] / 2 > 90  # float32 ends at 88.7
+    np.testing.assert_allclose(ours.log_mean_square, wide.log_mean_square, rtol=1e-5, atol=1e-5)
+
+
 # --- styles ---------------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +487,13 @@ SIZE: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "inputs": (5, 3)}
         (lambda: attention(rotary=0.0), "rotary must be finite and positive, got 0"),
         (lambda: feed_forward("gelu", experts=2, chosen=3), "chosen must be at most the number of experts, 2, got 3"),
         (lambda: feed_forward("swglu"), "swglu"),
+        (lambda: feed_forward("relu", chosen=5), "chosen needs experts to choose from, got 5 and no experts"),
+        (lambda: vg.norm("dyt", epsilon=1e-3), "norm 'dyt' takes no options, got some"),
+        (
+            lambda: vg.networks.parallel("sum", vg.dense(2, 2), layer_1=vg.dense(2, 2)),
+            "parts need names that nothing else has, got 'layer_1'",
+        ),
+        (lambda: vg.networks.chain(order=vg.dense(2, 2)), "parts need names that nothing else has, got 'order'"),
         (lambda: tokens(0, 7), "length must be at least 1, got 0"),
         (lambda: vg.transformer(**SIZE, style="gpt3"), "style must be one of encoder, gpt2, llama, vit, bert"),
         (
@@ -514,6 +533,21 @@ def test_tokens_out_of_range_are_refused(bad: list[float]) -> None:
     net = vg.transformer(style="llama", width=4, depth=1, heads=2, inputs=tokens(3, 7))
     with pytest.raises(ValueError, match=r"x must hold tokens, whole numbers from 0 to 6, got (7|-1|0\.5)"):
         vg.forward(truth.drawn(net), vg.Scales(), np.array(bad))
+
+
+def test_tokens_out_of_range_are_refused_without_a_stem_too() -> None:
+    net = vg.stack(vg.blocks.spec(vg.blocks.Embedding, 5, 8), depth=1, input_shape=(4,))
+    with pytest.raises(ValueError, match="x must hold tokens, whole numbers from 0 to 4, got 9"):
+        vg.forward(truth.drawn(net), vg.Scales(), np.array([0, 4, 9, 1]))
+
+
+def test_the_norm_of_a_head_that_is_none_has_the_alpha_of_the_others() -> None:
+    """Zhu et al. 2025: one alpha_0 for all, 1/2."""
+    net = vg.transformer(**SIZE, norm="dyt")
+    ordinary, _ = vg.absorb_scales(vg.init(jax.random.key(0), net), vg.Scales())
+    blocks = ordinary.stages[0]["attention"]["branch"]["norm"]["alpha"]
+    np.testing.assert_array_equal(blocks, 0.5)
+    np.testing.assert_array_equal(ordinary.head["before"]["alpha"], 0.5)
 
 
 def test_defaults_by_layer_belong_to_networks_of_that_depth() -> None:

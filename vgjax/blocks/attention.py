@@ -12,7 +12,7 @@ from jax import Array
 from vgjax import initializers
 from vgjax.blocks.normalization import Norm
 from vgjax.checks import FloatDtype, Size, finite, kinds, known
-from vgjax.floatexp import LINEAR, FloatExp, extended
+from vgjax.floatexp import FloatExp, exponent_past_range, to_float_clipped
 from vgjax.initializers import Law, Scale, Scales
 
 MASKS = ("full", "causal")
@@ -108,8 +108,9 @@ class Attention(nnx.Module):
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size: a mean over all tokens, or the value of one, grows linearly."""
-        # Nothing of nothing, which a norm without epsilon could not say.
-        return extended(lambda h: self(h, scales), state, LINEAR, at_zero=False)
+        # Not by Euler's tangent product: of tokens that are nearly alike a softmax of large logits has slopes whose
+        # sum is rounding noise alone.
+        return FloatExp(self(to_float_clipped(state), scales), exponent_past_range(state))
 
     def _looked(self, product: nnx.LinearGeneral, norm: Norm | None, h: Array, sigma: Array) -> Array:
         """Queries or keys, shape ``(tokens, heads, size)``."""

@@ -122,7 +122,7 @@ class Norm(nnx.Module):
 
 class DynamicTanh(nnx.Module):
     """``gamma f(alpha h) + beta`` in place of a normalization, f tanh (DyT) or erf (Derf); alpha one trainable number,
-    whose value at the start is the scale ``alpha``; gamma and beta drawn as 1 and 0.
+    drawn as 1/2 and multiplied by the scale ``sigma_alpha``; gamma and beta drawn as 1 and 0.
 
     Args:
         kind: ``"dyt"`` or ``"derf"``.
@@ -134,27 +134,27 @@ class DynamicTanh(nnx.Module):
     normalization-free transformers" (erf).
     """
 
-    scales: ClassVar[Mapping[str, Scale]] = {"alpha": Scale(0.5, "parameter")}
+    scales: ClassVar[Mapping[str, Scale]] = {"sigma_alpha": Scale(1.0, "parameter")}
 
     @kinds
     def __init__(self, kind: str, features: Size, *, dtype: FloatDtype = jnp.float32, rngs: nnx.Rngs):
         self.activation = activations.get(POINTWISE[known("norm", kind, POINTWISE)])
-        self.alpha, self.gain = nnx.Param(jnp.ones((), dtype)), nnx.Param(jnp.ones(features, dtype))
+        self.alpha, self.gain = nnx.Param(jnp.full((), 0.5, dtype)), nnx.Param(jnp.ones(features, dtype))
         self.bias = nnx.Param(jnp.zeros(features, dtype))
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Of the state's shape."""
-        return self.gain[...] * self.activation(scales.alpha * self.alpha[...] * h) + self.bias[...]
+        return self.gain[...] * self.activation(scales.sigma_alpha * self.alpha[...] * h) + self.bias[...]
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
         """The same for a normalized state of any size."""
-        inside = normalize(FloatExp(scales.alpha * self.alpha[...] * state.value, state.exponent))[0]
+        inside = normalize(FloatExp(scales.sigma_alpha * self.alpha[...] * state.value, state.exponent))[0]
         f = activations.apply(self.activation, inside)
         return add(with_zero_exponent(FloatExp(self.gain[...] * f.value, f.exponent)), scaled_bias(1.0, self.bias[...]))
 
     def absorb_scales(self, scales: Scales) -> frozenset[str]:
         """alpha takes its scale."""
-        self.alpha[...] = scales.alpha * self.alpha[...]
+        self.alpha[...] = scales.sigma_alpha * self.alpha[...]
         return frozenset(self.scales)
 
 

@@ -228,33 +228,55 @@ def measured(spec: Spec, shape: tuple[int, ...], dtype: str, read: tuple[int, ..
             ends = ((0.5 / far, 1 / far), (far, 2 * far))
             return [[(at(layer, a, side), at(layer, b, side)) for side in (1, -1)] for a, b in ends]
 
-        def ordinary(layer: Layer) -> list[Any]:
-            return [at(layer, size, side)[1:] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
-
-        seen = ordinary(layer)
-        vectors: Any = {path: np.zeros_like(leaf) for path, leaf in layer.trainable().items() if leaf.ndim < 2}
-        offsets: Any = {p: z for p, z in vectors.items() if _is_offset(seen, ordinary(layer.with_parameters({p: z})))}
-        whole, bare = octaves(layer), octaves(layer.with_parameters(offsets))
+        whole = octaves(layer)
+        bare = octaves(layer.with_parameters(_offsets(layer, at, 0.5 / far)))
+        ordinary = [at(layer, size, side)[1:3] for size in (0.25, 1.0, 4.0) for side in (1, -1)]
 
     # What the offsets decide on (a product of two maps, a norm behind a bias) is not known: their scales may be 0.
     ends, without = ([_degrees([(one[:3], two[:3]) for one, two in pairs]) for pairs in of] for of in (whole, bare))
     below, above = (end if end == other else Degrees(None, None) for end, other in zip(ends, without, strict=True))
     by_parameter = {path: _parameter_degrees(path, *whole, *bare) for path in layer.trainable()}
-    return Measured((below, above), by_parameter, all(np.all(a != 0) for push, back, _ in seen for a in (push, back)))
+    return Measured((below, above), by_parameter, all(np.all(a != 0) for pair in ordinary for a in pair))
 
 
-def _is_offset(looks: list[Any], without: list[Any]) -> bool:
-    """Whether a vector is added and does not multiply, from (J h, J^T v, D^T v) at ordinary states with and without it.
+def _offsets(layer: Layer, at: Callable[[Layer, float, int], Any], size: float) -> dict[str, Any]:
+    """The vectors that are added, and so may be 0, as zeros; what multiplies may not.
 
-    Without an offset nothing vanishes, neither J nor a derivative by a parameter; and J still depends on the state, if
-    it does: beside a skip, a branch whose gain is 0 leaves a J that does not.
+    At small states the derivative by an offset is constant and that by a gain vanishes, if no offset stands before it
+    and no gain at 0 behind it; and with a gain at 0 others are exactly 0. So those that are sure are settled first, and
+    with them the others.
     """
 
-    def varies(looks: list[Any]) -> bool:
-        return any(np.any(back != looks[0][1]) for _, back, _ in looks)
+    def derivatives(zeros: dict[str, Any]) -> list[Any]:
+        without = layer.with_parameters(zeros)
+        return [[at(without, a, side)[3] for a in (size, 2 * size)] for side in (1, -1)]
 
-    pairs = zip(*(jax.tree.leaves([each[1:] for each in of]) for of in (looks, without)), strict=True)
-    return varies(without) >= varies(looks) and all(np.any(after) for before, after in pairs if np.any(before))
+    def some(looks: list[Any], path: str) -> bool:
+        return any(np.any(a[path]) for pair in looks for a in pair)
+
+    vectors: Any = {p: np.zeros_like(leaf) for p, leaf in layer.trainable().items() if leaf.ndim < 2}
+    # Without an offset a block still passes something on.
+    unsettled = {p: zero for p, zero in vectors.items() if np.any(at(layer.with_parameters({p: zero}), 1, 1)[2])}
+    offsets: dict[str, Any] = {}
+    while True:
+        seen = [derivatives(offsets | unsettled), derivatives(offsets)]
+        dead = [p for p in layer.trainable() if not some(seen[0], p)]
+        alive = [p for p in layer.trainable() if some(seen[1], p)]
+        added: list[str] = []
+        multiplied: list[str] = []
+        for path in unsettled:
+            growths = [_growth([(one[path], two[path]) for one, two in looks]) for looks in seen]
+            if growths[0] == 0 and some(seen[0], path):
+                added.append(path)
+            elif any(growth is not None and growth > 0 for growth in growths):
+                alone = derivatives({p: zero for p, zero in (offsets | unsettled).items() if p != path})
+                without = derivatives(offsets | {path: unsettled[path]})
+                decides = any(some(alone, p) for p in dead) or any(not some(without, p) for p in alive)
+                (multiplied if decides else added).append(path)
+        if not added and not multiplied:
+            return offsets
+        offsets |= {path: unsettled[path] for path in added}
+        unsettled = {p: zero for p, zero in unsettled.items() if p not in (*added, *multiplied)}
 
 
 def _look(layer: Layer, h: Array, v: Array, size: Array) -> tuple[Array, Array, Array, dict[str, Array]]:

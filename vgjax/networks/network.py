@@ -255,7 +255,7 @@ def check_input(network: Network, x: ArrayLike, *, batch: bool = False) -> None:
         steps = f": one input for each of the {network.depth} steps" if network.driven else ""
         raise ValueError(f"x must have shape {expected}{leading}{steps}, got {shape}")
     finite_in("x", x, parameter_dtype(network.stages[0].spec))
-    vocabulary = block_info(network.stem).vocabulary if network.stem else None
+    vocabulary = block_info(network.stem or network.stages[0].spec).vocabulary
     if vocabulary is not None and not is_traced(x):
         outside = (np.asarray(x) % 1 != 0) | (np.asarray(x) < 0) | (np.asarray(x) >= vocabulary)
         if np.any(outside):

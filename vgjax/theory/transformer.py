@@ -45,7 +45,7 @@ _POINTWISE = {"dyt": "tanh", "derf": "erf"}
 _FOLLOWS = {"sigma_q": "sigma_qk", "sigma_k": "sigma_qk", "sigma_v": "sigma_vo", "sigma_o": "sigma_vo"}
 _FOLLOWS |= {name: "sigma_w" for name in ("sigma_1", "sigma_2", "sigma_g")}
 _DEFAULTS = dict.fromkeys((*_FOLLOWS.values(), "branch", "skip", "temperature", "norm_gain", "layer_scale"), 1.0)
-_DEFAULTS |= {"sigma_b": 0.0, "alpha": 0.5}
+_DEFAULTS |= {"sigma_b": 0.0, "sigma_alpha": 1.0}
 SCALES = (*_DEFAULTS, *_FOLLOWS)
 """The scales that `propagate` knows."""
 
@@ -113,7 +113,8 @@ def propagate(
         gated: whether phi is that of a gate (`vgjax.networks.feed_forward`).
         q0, p0: E h_i^2 and E h_i h_j at the start; p0 in [-q0 / (n - 1), q0].
         **scales: by the names of `vgjax.transformer`, shapes ``()`` or ``(depth,)``: sigma_qk, sigma_vo, sigma_w and
-            the kernels' own, sigma_b, temperature, branch, skip, alpha, norm_gain, layer_scale.
+            the kernels' own, sigma_b, temperature, branch, skip, sigma_alpha (of dyt and derf, whose alpha is half of
+            it), norm_gain, layer_scale.
 
     Returns:
         `TransformerPropagation`. NaN behind the first block whose logits have a standard deviation above 12.
@@ -189,7 +190,7 @@ class _Block(NamedTuple):
             return x
         if self.norm not in _POINTWISE:
             return x.normalized()
-        alpha, f = self.scales["alpha"] ** 2, activations.get(_POINTWISE[self.norm])
+        alpha, f = (self.scales["sigma_alpha"] / 2) ** 2, activations.get(_POINTWISE[self.norm])
         square, product, slope, slopes = _pair_moments(f, alpha * x.q, x.p / x.q if x.q else 0.0)
         return _Stream(square, product, alpha * slope * x.u, alpha * slopes * x.v)
 
@@ -233,7 +234,7 @@ class _Block(NamedTuple):
 def _pair_moments(phi: Any, q: float, c: float) -> tuple[float, float, float, float]:
     """E phi(a)^2, E phi(a) phi(a'), E phi'(a)^2, E phi'(a) phi'(a') for a pair of variance q and correlation c."""
     # A power of two, so that few programs are compiled for the pieces of phi that matter.
-    if not math.isfinite(q):
+    if not q <= pieces(phi, ()).largest_variance:
         return math.nan, math.nan, math.nan, math.nan
     reach = REACH * 2.0 ** math.ceil(math.log2(math.sqrt(q))) if q else REACH
     one = line(phi, q)

@@ -59,7 +59,7 @@ def norm(
 
     Args:
         kind: layer, rms, group, batch (over the examples of a state) or batch_running (by running statistics); or
-            what stands in its place, dyt or derf (`vgjax.blocks.DynamicTanh`; scale ``alpha``).
+            what stands in its place, dyt or derf (`vgjax.blocks.DynamicTanh`; scale ``sigma_alpha``).
         epsilon: added to the variance (0 in the theory).
         on: ``"preactivations"``: W phi(norm(h)) + b; ``"activations"``: W norm(phi(h)) + b.
         groups: of the features, for ``"group"``.
@@ -75,6 +75,8 @@ def norm(
         rule = "batch norm in training mode normalizes over the examples of a batch"
         raise ValueError(f"batch must be at least 2 for norm 'batch' ({rule}), got {batch}")
     batch = None if batch is None else positive_integer("batch", batch)
+    if kind in POINTWISE and (epsilon, on, groups, batch) != (1e-6, "preactivations", 1, None):
+        raise ValueError(f"norm {kind!r} takes no options, got some")
     return Normalization(kind, float(epsilon), on, positive_integer("groups", groups), batch)
 
 
@@ -174,7 +176,20 @@ def chain(*layers: Spec, **parts: Spec) -> Spec:
     """
     if len(layers) == 1 and not parts:
         return layers[0]
-    return spec(blocks.Chain, **{f"layer_{i + 1}": layer for i, layer in enumerate(layers)}, **parts)
+    return spec(blocks.Chain, **_named(layers, parts))
+
+
+def _named(layers: tuple[Spec, ...], parts: dict[str, Spec]) -> dict[str, Spec]:
+    """Blocks by name, those without one by their place."""
+    by_place = {f"layer_{i + 1}": layer for i, layer in enumerate(layers)}
+    # What the block has under a name of its own cannot be the name of a part.
+    for name in parts:
+        if name in by_place or name.startswith("_") or hasattr(blocks.Chain, name) or name in _TAKEN:
+            raise ValueError(f"parts need names that nothing else has, got {name!r}")
+    return by_place | parts
+
+
+_TAKEN = ("how", "order", "defaults", "told", "rngs")
 
 
 @kinds
@@ -191,7 +206,7 @@ def parallel(how: str, *layers: Spec, **parts: Spec) -> Spec:
         ValueError: an unknown name, or fewer than two blocks.
     """
     known("how", how, JOINS)
-    named = {f"layer_{i + 1}": layer for i, layer in enumerate(layers)} | parts
+    named = _named(layers, parts)
     if len(named) < 2:
         raise ValueError(f"parallel needs at least 2 blocks to join, got {len(named)}")
     return spec(blocks.Parallel, how, **named)

@@ -134,6 +134,8 @@ def feed_forward(
         activations.get(kind)
     inside = None if hidden is None else positive_integer("hidden", hidden)
     positive_integer("chosen", chosen)
+    if experts is None and chosen != 2:
+        raise ValueError(f"chosen needs experts to choose from, got {chosen} and no experts")
     if experts is not None and chosen > positive_integer("experts", experts):
         raise ValueError(f"chosen must be at most the number of experts, {experts}, got {chosen}")
     return FeedForward(kind, inside, experts, chosen)

@@ -61,8 +61,8 @@ def transformer(
     - ``gpt2``: causal, learned positions, gelu_tanh, pre-LN; all entries of standard deviation .02, positions .01, and
       ``sigma_o``, ``sigma_2`` at (2 depth)^(-1/2) of that (Radford et al. 2019 and their code);
     - ``llama``: causal, rotary positions, swiglu, pre-RMSNorm; all entries .02 (Touvron et al. 2023 and their code);
-    - ``vit``: full attention, learned positions, gelu, pre-LN; Glorot's variances, positions .02 (Dosovitskiy et al.
-      2021 and their code; the mean of the tokens is read in place of a class token);
+    - ``vit``: full attention, learned positions, gelu_tanh, pre-LN; Glorot's variances, positions .02 (Dosovitskiy et
+      al. 2021 and their code; the mean of the tokens is read in place of a class token);
     - ``bert``: full attention, learned positions, gelu, post-LN; entries truncated Gaussians of .02 (Devlin et al.
       2019).
 
@@ -194,7 +194,10 @@ STYLES = {
         scales=functools.partial(_entries, 0.02, 0.0, False),
     ),
     "vit": _PLAIN._replace(
-        attention=attention(positions="learned"), kernel_init="uniform", scales=functools.partial(_glorot, 0.02)
+        attention=attention(positions="learned"),
+        feed_forward=feed_forward("gelu_tanh"),
+        kernel_init="uniform",
+        scales=functools.partial(_glorot, 0.02),
     ),
     "bert": _PLAIN._replace(
         attention=attention(positions="learned"),
