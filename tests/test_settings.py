@@ -67,7 +67,7 @@ OF_ONE: dict[str, Call] = {
     "absorb_scales": lambda p, s, x: vg.absorb_scales(p, s),
     "log_singular_values": vg.log_singular_values,
     "lyapunov_exponents": vg.lyapunov_exponents,
-    "log_determinant": lambda p, s, x: vg.log_determinant(p, s, x),
+    "log_determinant": lambda p, s, x: vg.measure.log_determinant(p, s, x),
     "train_continuously": lambda p, s, x: vg.training.train_continuously(p, s, data_of(p.network), [0.0, 0.1]),
 }
 
