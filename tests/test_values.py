@@ -52,7 +52,8 @@ def test_everything_public_reads_in_one_line():
     for name, value in instances().items():
         assert "\n" not in repr(value), name
         assert len(repr(value)) < 350, f"{name}: {value!r}"
-        assert " at 0x" not in repr(value) or name == "measurement", name
+        of_a_user = name in ("measurement", "training.Parametrization")  # they hold a function
+        assert " at 0x" not in repr(value) or of_a_user, name
 
 
 def test_functions_without_a_name_travel_by_cloudpickle():
