@@ -477,6 +477,8 @@ def arguments(name: str) -> dict[str, Any]:
             "data": w.examples, "widths": [4], "depths": [1], "steps": 1, "seeds": 1,
         },
         "training.CoordinateCheck.at_places": lambda: {"self": w.checked, "axis": "width"},
+        "training.CoordinateCheck.save": lambda: {"self": w.checked, "path": w.folder / "check.npz"},
+        "training.CoordinateCheck.load": lambda: {"path": w.checked.save(w.folder / "checked.npz")},
         "training.CoordinateCheck.slopes": lambda: {"self": w.checked, "axis": "width"},
         "teacher": lambda: {"key": w.key, "network": w.network, "inputs": 5},
         # data

@@ -1,6 +1,7 @@
 """The coordinate check: its numbers against plain optax, its slopes against what parametrizations are made for."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -132,7 +133,7 @@ def checks() -> dict[str, CoordinateCheck]:
 
 
 def test_the_standard_parametrization_moves_with_width_and_depth_and_completep_with_neither(
-    checks: dict[str, CoordinateCheck],
+    checks: dict[str, CoordinateCheck], tmp_path: Path
 ) -> None:
     """Yang et al. 2022, figure 5; Dey et al. 2025, figure 2: Adam's updates add up over a layer's inputs and over
     layers, so the output moves like width^(1/2) and more, the last state like depth^(1/2) and more."""
@@ -149,6 +150,9 @@ def test_the_standard_parametrization_moves_with_width_and_depth_and_completep_w
     assert "the change grows with it" in standard.verdict.split("\n")[1]
     assert "the change" not in complete.verdict
     assert str(complete) == complete.verdict
+    assert CoordinateCheck.load(complete.save(tmp_path / "check.npz")) == complete
+    with pytest.raises(ValueError, match=r"path must end in \.npz, got"):
+        complete.save(tmp_path / "check.json")
     figure = vg.plots.coordinate_check(checks)
     assert [ax.get_xlabel() for ax in figure.axes] == ["width", "width", "depth", "depth"]
 

@@ -220,6 +220,17 @@ def refused_in_a_sentence(folder: Path, name: str) -> Iterator[None]:
 # --- arrays ---------------------------------------------------------------------------------------------------------
 
 
+def npz_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file of arrays.
+
+    Raises:
+        ValueError: another suffix than ``.npz``.
+    """
+    if Path(path).suffix != ".npz":
+        raise ValueError(f"path must end in .npz, got {str(path)!r}")
+    return Path(path)
+
+
 def write_arrays(path: Path, arrays: Mapping[str, Any], of: str, *, compressed: bool = False) -> None:
     """Keep arrays as an ``.npz``, whole and sealed: the archive's comment is a digest of its bytes and of what it is
     ``of``. Any program can read it, and `read_arrays` knows whether it is what was written.

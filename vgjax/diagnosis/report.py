@@ -25,7 +25,7 @@ from vgjax.diagnosis.table import as_html, as_text, gains_by_kind, lines, log_ga
 from vgjax.diagnosis.verdict import Verdict, judge, judge_behind, largest
 from vgjax.diagnosis.words import named, number, rate
 from vgjax.ensembles.result import NATURAL, import_xarray
-from vgjax.files import read_arrays, whole_file, write_arrays
+from vgjax.files import npz_path, read_arrays, whole_file, write_arrays
 from vgjax.values import by_content
 from vgjax.version import VERSION
 
@@ -249,8 +249,8 @@ class Diagnosis:
             ValueError: another suffix.
             OSError: the path cannot be written.
         """
-        write_arrays(_npz(path), {"description": np.array(json.dumps(self.to_json()))}, _DIAGNOSIS, compressed=True)
-        return _npz(path)
+        write_arrays(npz_path(path), {"description": np.array(json.dumps(self.to_json()))}, _DIAGNOSIS, compressed=True)
+        return npz_path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Diagnosis":
@@ -260,7 +260,7 @@ class Diagnosis:
             ValueError: another suffix, or a file that holds no whole diagnosis.
             FileNotFoundError: there is no such file.
         """
-        arrays = read_arrays(_npz(path), _DIAGNOSIS)
+        arrays = read_arrays(npz_path(path), _DIAGNOSIS)
         if arrays is None:
             raise ValueError(f"path must hold a whole saved diagnosis, got {str(path)!r}")
         told = json.loads(str(arrays["description"]))
@@ -328,10 +328,3 @@ class Change:
 def _logs(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     """Signal and gradient of every state."""
     return np.array([row.log_rms for row in rows]), np.array([row.log_cotangent for row in rows])
-
-
-def _npz(path: str | os.PathLike[str]) -> FilePath:
-    path = FilePath(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"path must end in .npz, got {str(path)!r}")
-    return path

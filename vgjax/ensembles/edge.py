@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vgjax.checks import kinds
-from vgjax.files import read_arrays, write_arrays
+from vgjax.files import npz_path, read_arrays, write_arrays
 from vgjax.values import by_content
 
 _SEAL = "edge"
@@ -119,7 +119,7 @@ class Edge:
         """
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         rest = {name: value for name, value in vars(self).items() if name not in arrays}
-        write_arrays(_npz(path), {"description": np.array(json.dumps(rest)), **arrays}, _SEAL)
+        write_arrays(npz_path(path), {"description": np.array(json.dumps(rest)), **arrays}, _SEAL)
         return Path(path)
 
     @classmethod
@@ -130,16 +130,10 @@ class Edge:
             ValueError: a file that holds something else, or not all of it.
             FileNotFoundError: there is no such file.
         """
-        arrays = read_arrays(_npz(path), _SEAL)
+        arrays = read_arrays(npz_path(path), _SEAL)
         if arrays is None:
             raise ValueError(f"path must hold a whole saved edge, got {str(path)!r}")
         rest = json.loads(str(arrays.pop("description")))
         told = {name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
         fields: dict[str, Any] = {**told, **arrays}
         return cls(**fields)
-
-
-def _npz(path: str | os.PathLike[str]) -> Path:
-    if Path(path).suffix != ".npz":
-        raise ValueError(f"path must end in .npz, got {str(path)!r}")
-    return Path(path)

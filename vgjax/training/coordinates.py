@@ -6,7 +6,10 @@ the units) of every state, of its change since the beginning, and of its change 
 """
 
 import functools
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -17,6 +20,7 @@ from jax import Array
 
 from vgjax.checks import RandomKey, kinds, known, not_negative, positive_integer, short
 from vgjax.ensembles import runner
+from vgjax.files import npz_path, read_arrays, write_arrays
 from vgjax.initializers import Scales
 from vgjax.measure.losses import Loss
 from vgjax.networks.layer import Layer
@@ -35,6 +39,8 @@ WHAT = ("size", "change", "update")
 PLACES = ("first", "quarter", "middle", "three quarters", "last", "output")
 """Where along the depth: of the states s_0 ... s_L, and what the head makes of s_L."""
 
+_SEAL = "coordinate check"
+_AXES = ("width", "depth")
 _FLAT = 0.2  # a power of width or depth that is taken for none: finite sizes leave some
 
 
@@ -139,6 +145,34 @@ class CoordinateCheck(NamedTuple):
         rest = y - y.mean(axis=(0, 1)) - x[..., None] * slope
         variance = np.sum(rest**2, axis=(0, 1)) / (x.size - 2) if x.size > 2 else np.full(len(PLACES), np.inf)
         return slope, np.sqrt(variance / np.sum(x**2))
+
+    @kinds
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it to ``path``, an ``.npz``, whole or not at all.
+
+        Raises:
+            ValueError: another suffix.
+        """
+        described = json.dumps([self.parametrization, self.widths, self.depths])
+        along = {f"{axis}/{what}": a for axis in _AXES for what, a in getattr(self, f"along_{axis}").items()}
+        write_arrays(npz_path(path), {"description": np.array(described), **along}, _SEAL)
+        return Path(path)
+
+    @classmethod
+    @kinds
+    def load(cls, path: str | os.PathLike[str]) -> "CoordinateCheck":
+        """Read back what `save` wrote.
+
+        Raises:
+            ValueError: a file that holds something else, or not all of it.
+            FileNotFoundError: there is no such file.
+        """
+        arrays = read_arrays(npz_path(path), _SEAL)
+        if arrays is None:
+            raise ValueError(f"path must hold a whole saved coordinate check, got {str(path)!r}")
+        name, widths, depths = json.loads(str(arrays["description"]))
+        along = ({what: arrays[f"{axis}/{what}"] for what in WHAT if f"{axis}/{what}" in arrays} for axis in _AXES)
+        return cls(name, tuple(widths), tuple(depths), *along)
 
     @property
     def verdict(self) -> str:
