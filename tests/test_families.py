@@ -317,3 +317,38 @@ def test_spiking_networks_are_read_back_from_their_description() -> None:
 def test_what_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         functools.partial(call)()
+
+
+# --- a residual encoder of deep reinforcement learning ----------------------------------------------------------------
+
+
+def test_means_that_add_up_end_the_growth_of_a_deep_encoder() -> None:
+    """Skips over four times Dense (LeCun uniform / 3), layer norm, swish (Wang et al. 2025, "1000 layer networks for
+    self-supervised RL"). The mean of swish is the same in all branches: q_l = 1 + Var l + mean^2 l^2, so E g^2 = prod
+    (1 + E swish^2 zeta^4 / q_l), zeta = E swish'^2 / E swish^2, converges."""
+    width, depth, seeds = 256, 16, 16
+    phi = vg.activations.get("silu")
+    layer = (
+        vg.dense(width, width, kernel_init="uniform"),
+        vg.blocks.spec(vg.blocks.Norm, "layer", width, epsilon=0.0),
+        vg.blocks.spec(vg.blocks.Activate, activation=phi),
+    )
+    net = vg.stack(vg.residual(vg.networks.chain(*layer * 4)), depth=depth, input_shape=width)
+    x = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    m = vg.sweep(net, x / np.sqrt(np.mean(x**2)), key=jax.random.key(0), seeds=seeds, sigma_w=[3**-0.5])
+
+    z, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    sigmoid = 1 / (1 + np.exp(-z))
+    value, slope = z * sigmoid, sigmoid * (1 + z * (1 - sigmoid))
+    mean, square, zeta = weights @ value, weights @ value**2, (weights @ slope**2) / (weights @ value**2)
+    layers = np.arange(depth + 1)
+    q = 1 + (square - mean**2) * layers + mean**2 * layers**2
+    expected = np.concatenate([[0], np.cumsum(np.log1p(square * zeta**4 / q[:-1]))])
+
+    squares = np.exp(2 * np.asarray(m.log_gain, float)[:, 0])
+    error = squares.std(axis=0, ddof=1) / squares.mean(axis=0) / np.sqrt(seeds)
+    off = np.abs(np.log(squares.mean(axis=0)) - expected)
+    assert np.all(off <= 4 * error + 4 / width + 1e-6)
+    assert np.max(error) < 0.08
+    np.testing.assert_allclose(np.exp(np.asarray(m.log_mean_square, float)[:, 0]).mean(axis=0), q, rtol=0.1)
