@@ -198,18 +198,12 @@ def architectures(found: Found) -> list[Row]:
         each["architecture"]: Claim(each["fraction_of_bare"], least.get(each["architecture"])) for each in of["sweeps"]
     }
     stacks, others = ({n: claim for n, claim in speeds.items() if (n in held) == stack} for stack in (True, False))
+    of_stacks = "sweeps of other architectures ({points} points, width {width}, {depth} layers; batch norm with a batch"
+    of_stacks += " of 16) against a bare scan of the same products"
+    of_others = "the same, of more than products (softmaxes, gates, norms); llama-style blocks alone have a target"
     rows = [
-        (
-            "sweeps of other architectures ({points} points, width {width}, {depth} layers; batch norm with a batch of "
-            "16) against a bare scan of the same products".format(**of["setting"]),
-            listing(stacks),
-            targets(stacks),
-        ),
-        (
-            "the same, of what is more than products (softmaxes, gates, norms): targets for llama-style blocks alone",
-            listing(others),
-            targets(others),
-        ),
+        (of_stacks.format(**of["setting"]), listing(stacks), targets(stacks)),
+        (of_others, listing(others), targets(others)),
     ]
     for network, name in (("resnet", "ResNet CNN ({0} channels, {1} x {2}, group norm)"), ("lstm", "LSTM (width {3})")):
         about = name.format(of["setting"]["channels"], *of["setting"]["size"], of["setting"]["width"])

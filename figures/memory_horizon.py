@@ -45,6 +45,9 @@ class Cell:
     marker: str
 
 
+S4D = "#762a83", "o"
+
+
 @functools.cache
 def cells() -> dict[str, Cell]:
     """By name. Few units keep a gradient for very long, so that many have to be drawn."""
@@ -54,9 +57,7 @@ def cells() -> dict[str, Cell]:
     kept = {bias: 2 * math.log(theory.recurrent.forget_gate(bias).factor) for bias in (LSTM_BIAS, GRU_BIAS)}
     gate = linear.min_gru_rates(1.0)
     return {
-        "S4D": Cell(
-            networks.diagonal_rnn(width=512 // SHRINK, law="s4d", **size), {}, linear.s4d_log_gain, "#762a83", "o"
-        ),
+        "S4D": Cell(networks.diagonal_rnn(width=512 // SHRINK, law="s4d", **size), {}, linear.s4d_log_gain, *S4D),
         "Mamba": Cell(
             networks.mamba(width=128 // SHRINK, states=16, depth=STEPS),
             {"sigma_dt": 1.0},

@@ -261,6 +261,7 @@ def begin(
     rates: dict[str, Array],
     data: Examples,
 ) -> Problem:
+    """The problem of a training: ordinary parameters, the order of the examples, the key of the noise."""
     order, noise = jax.random.split(key)
     # One more than there are updates: the last snapshot looks at a minibatch, too.
     rows = batches(order, len(data.inputs), config.batch_size, config.num_steps + 1)
@@ -270,6 +271,7 @@ def begin(
 
 @jax.jit
 def first_state(problem: Problem) -> TrainState:
+    """Before the first update."""
     leaves, steps = trainable(problem.parameters), problem.config.num_steps
     loss = jnp.full(steps, jnp.nan, problem.parameters.dtype)
     count = functools.partial(jnp.asarray, dtype=jnp.int32)
