@@ -201,10 +201,8 @@ def architectures(found: Found) -> list[Row]:
     of_stacks = "sweeps of other architectures ({points} points, width {width}, {depth} layers; batch norm with a batch"
     of_stacks += " of 16) against a bare scan of the same products"
     of_others = "the same, of more than products (softmaxes, gates, norms); llama-style blocks alone have a target"
-    rows = [
-        (of_stacks.format(**of["setting"]), listing(stacks), targets(stacks)),
-        (of_others, listing(others), targets(others)),
-    ]
+    rows = [(of_stacks.format(**of["setting"]), listing(stacks), targets(stacks))]
+    rows += [(of_others, listing(others), targets(others))]
     for network, name in (("resnet", "ResNet CNN ({0} channels, {1} x {2}, group norm)"), ("lstm", "LSTM (width {3})")):
         about = name.format(of["setting"]["channels"], *of["setting"]["size"], of["setting"]["width"])
         gradients, reading = profiles(found, network)
