@@ -364,6 +364,7 @@ def arguments(name: str) -> dict[str, Any]:
         "blocks.Gain": lambda: {"name": "gain", "features": 4, "rngs": rngs},
         "blocks.Parallel": lambda: {"how": "sum", "rngs": rngs, "parts": {"first": w.spec, "second": w.spec}},
         "blocks.Positions": lambda: {"tokens": 3, "width": 4, "kind": "learned", "rngs": rngs},
+        "blocks.Unembedding": lambda: {"vocabulary": 5, "width": 4, "rngs": rngs},
         "blocks.Chain": lambda: {"rngs": rngs, "parts": {"first": w.spec}},
         "blocks.Conv": lambda: {"channels_in": 2, "channels_out": 2, "rngs": rngs, "affine": {"activation": "tanh"}},
         "blocks.Dense": lambda: {"fan_in": 4, "fan_out": 4, "rngs": rngs, "affine": {"activation": "tanh"}},

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import architecture_oracles as truth
@@ -14,6 +15,7 @@ from flax import nnx
 
 import vgjax as vg
 from vgjax.networks import attention, branch, feed_forward, tokens
+from vgjax.networks.trainable import trainable
 
 Tree = dict[str, Any]
 
@@ -148,6 +150,17 @@ DYT, DERF = functools.partial(pointwise, f=jnp.tanh), functools.partial(pointwis
 FULL = functools.partial(attended, Attended())
 
 
+# Radford et al. 2019 and their code: logits are the normalized states with every row of the embedding, no factor.
+GPT2 = Recipe(
+    "pre",
+    functools.partial(layer_norm, epsilon=1e-5),
+    functools.partial(attended, Attended(True)),
+    functools.partial(plain, TANH_GELU),
+    lambda p, x: embedded(p, x) + p["positions"]["table"],
+    lambda p, h: layer_norm(p["norm"], h, 1e-5) @ p["readout"]["table"].T,
+)
+
+
 class Case(NamedTuple):
     """Options of the builder beside the same network in equations."""
 
@@ -176,17 +189,16 @@ CASES = {
         {"sigma_qk": 1.5, "sigma_vo": 0.8, "sigma_w": (1.2, 0.9), "sigma_g": 1.3, "sigma_b": 0.3, "sigma_in": 1.1},
         "float32",
     ),
-    "gpt2: learned positions": Case(
+    "gpt2: learned positions, tied readout": Case(
         {"style": "gpt2", "inputs": tokens(5, 7)},
-        Recipe(
-            "pre",
-            functools.partial(layer_norm, epsilon=1e-5),
-            functools.partial(attended, Attended(True)),
-            functools.partial(plain, TANH_GELU),
-            lambda p, x: embedded(p, x) + p["positions"]["table"],
-            lambda p, h: affine(p["readout"], layer_norm(p["readout"]["before"], h, 1e-5)),
-        ),
+        GPT2,
         {"sigma_qk": 1.5, "sigma_vo": 0.8, "sigma_p": 0.4, "sigma_in": 0.9, "branch": (0.7, 1.2)},
+    ),
+    "gpt2: a readout of its own": Case(
+        {"style": "gpt2", "inputs": tokens(5, 7, tied=False)},
+        GPT2._replace(head=lambda p, h: affine(p["readout"], layer_norm(p["readout"]["before"], h, 1e-5))),
+        {"sigma_qk": 1.5, "sigma_vo": 0.8, "sigma_p": 0.4, "sigma_in": 0.9, "sigma_out": 1.2},
+        "float32",
     ),
     "sandwich, geglu, layer scale": Case(
         {"residual": branch("sandwich", scheme="layer_scale"), "feed_forward": "geglu"},
@@ -234,7 +246,7 @@ CASES = {
         "float32",
     ),
 }
-SLOW = ("mix", "normalized", "layer norm scaling")
+SLOW = ("mix", "normalized", "layer norm scaling", "gpt2: a readout of its own")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
@@ -256,7 +268,9 @@ def test_every_gradient_is_that_of_automatic_differentiation(name: str) -> None:
     along = {n: np.broadcast_to(v, 2) for n, v in left.items()}
     by_layer = [{n: float(v[i]) for n, v in along.items()} for i in range(2)]
     loss = "cross_entropy" if whole else "squared_error"
-    expected = truth.gradients(case.recipe.parts, ordinary, by_layer, xs, ys, loss)
+    # Of a tied readout either end's share: as if the head had a copy of the table.
+    apart = replace(ordinary, head=ordinary.whole_head)
+    expected = truth.gradients(case.recipe.parts, apart, by_layer, xs, ys, loss)
     for ours, others, what in (
         (flow.log_mean_square, expected.log_mean_square, "states"),
         (flow.log_gradient, expected.log_gradient, "gradients"),
@@ -266,6 +280,109 @@ def test_every_gradient_is_that_of_automatic_differentiation(name: str) -> None:
     for path, log in flow.log_parameter_gradient.items():
         np.testing.assert_allclose(log, expected.log_parameter_gradient[path], rtol=0, atol=tolerance, err_msg=path)
     assert np.all(flow.first_inexact_layer == 3)
+
+
+# --- one table at both ends -----------------------------------------------------------------------------------------
+
+TABLE = "stem/embedding/embed/embedding"
+
+
+class Tied(NamedTuple):
+    """A network with a tied readout, beside plain JAX that has one table."""
+
+    parameters: vg.networks.Parameters
+    scales: vg.Scales
+    xs: np.ndarray
+    ys: np.ndarray
+    ordinary: vg.networks.Parameters
+
+    def gradient(self) -> np.ndarray:
+        """Of the summed cross-entropy by the one table, unrolled in float64."""
+        whole, depth = self.ordinary, self.parameters.network.depth
+        tree = jax.tree.map(lambda a: np.asarray(a, np.float64), (whole.stem, *whole.stages, whole.head))
+
+        def loss(table: Any, tree: Any) -> Any:
+            stem, stage, head = tree
+            stem, head = stem | {"embedding": {"embed": {"embedding": table}}}, head | {"readout": {"table": table}}
+            layers = [truth.one_layer(stage, False, i) for i in range(depth)]
+            here = [{"skip": float(self.scales.get("skip", 1.0))}] * depth, [0.0] * (depth + 1)
+            outputs = (truth.run(GPT2.parts, stem, layers, head, here[0], x, here[1])[0] for x in self.xs)
+            return sum(truth.loss_of("cross_entropy", out, y) for out, y in zip(outputs, self.ys, strict=True))
+
+        with jax.enable_x64(True):
+            return np.asarray(truth.compiled(jax.grad(loss), tree[0]["embedding"]["embed"]["embedding"], tree))
+
+
+def tied(depth: int, dtype: str, **given: float) -> Tied:
+    net = vg.transformer(style="gpt2", inputs=tokens(5, 7), width=8, depth=depth, heads=2, dtype=dtype)
+    scales = vg.Scales(**{"sigma_in": 0.9, "sigma_p": 0.5, "sigma_vo": 1.0, "sigma_w": 1.0} | given)
+    xs, ys = np.random.default_rng(2).integers(0, 7, (2, 2, 5))
+    parameters = truth.drawn(net)
+    return Tied(parameters, scales, xs.astype(dtype), ys, vg.absorb_scales(parameters, scales)[0])
+
+
+# At a skip of 1e10 a first state has grown past float32's range, and not past float64's.
+@pytest.mark.parametrize(("depth", "given", "dtype"), [(2, {}, "float64"), (5, {"skip": 1e10}, "float32")])
+def test_the_whole_gradient_of_a_tied_table_is_that_of_both_ends(depth: int, given: Any, dtype: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        model = tied(depth, dtype, **given)
+        flow = vg.gradient_flow(model.parameters, model.scales, model.xs, model.ys)
+    assert np.max(np.asarray(flow.log_mean_square)) > 88.8 or not given
+    expected = np.log(np.linalg.norm(model.gradient()))
+    assert set(flow.log_tied_gradient) == {TABLE}
+    assert abs(float(flow.log_tied_gradient[TABLE]) - expected) < {"float32": 1e-5, "float64": 1e-11}[dtype]
+    if not given:  # neither share, nor both as if they were perpendicular
+        ends = np.array([flow.log_parameter_gradient[path] for path in (TABLE, "head/readout/table")])
+        assert np.all(np.abs([*ends, np.logaddexp(*(2 * ends)) / 2] - expected) > 1e-3)
+
+
+def test_an_optimizer_moves_a_tied_table_once() -> None:
+    with jax.enable_x64(True):
+        model = tied(2, "float64")
+        moved = trainable(model.ordinary)
+        assert [path for path in moved if path.endswith(("table", "embedding"))] == [TABLE, "stem/positions/table"]
+        data = vg.data.Examples(model.xs, model.ys)
+        rates: dict[str, Any] = {"learning_rate": 0.1, "batch_size": None, "loss": "cross_entropy"}
+        after = vg.train(model.parameters, model.scales, data, "sgd", 1, **rates)
+        change = trainable(after.parameters)[TABLE] - moved[TABLE]
+    np.testing.assert_allclose(change, -0.1 * model.gradient() / len(model.xs), rtol=0, atol=1e-12)
+
+
+def test_a_tied_table_is_held_once_and_read_at_both_ends() -> None:
+    model = tied(2, "float32")
+    network, x = model.parameters.network, model.xs[0]
+    again = vg.networks.network_from_json(vg.networks.network_to_json(network))
+    assert again == network
+    assert again != vg.transformer(style="gpt2", inputs=tokens(5, 7, tied=False), width=8, depth=2, heads=2)
+    before = vg.forward(model.parameters, model.scales, x)
+    np.testing.assert_allclose(vg.forward(*vg.absorb_scales(model.parameters, model.scales), x), before, rtol=1e-5)
+    # Each size of logits by its own number: a factor on them, and the deviation of the table.
+    twice = vg.forward(model.parameters, vg.Scales(**{**model.scales, "sigma_out": 2 * 8**0.5}), x)
+    np.testing.assert_allclose(twice, 2 * before, rtol=1e-6)
+
+
+def test_calibration_leaves_a_tied_table_where_it_is() -> None:
+    ends = (vg.blocks.spec(block, 7, 8) for block in (vg.blocks.Embedding, vg.blocks.Unembedding))
+    block = vg.dense(8, 8, "tanh", norm="batch_running")
+    net = vg.stack(block, depth=2, input_shape=5, **dict(zip(("stem", "head"), ends, strict=True)))
+    parameters = vg.init(jax.random.key(0), replace(net, shared=(("table", "embed/embedding"),)))
+    assert parameters.head == {}
+    after = vg.networks.calibrate(parameters, vg.Scales(), np.random.default_rng(0).integers(0, 7, (4, 5)))
+    assert jax.tree.structure(after) == jax.tree.structure(parameters)
+    np.testing.assert_array_equal(after.stem["embed"]["embedding"], parameters.stem["embed"]["embedding"])
+    assert vg.forward(after, vg.Scales(), np.arange(5)).shape == (5, 7)
+
+
+def test_a_tied_readout_begins_with_the_logits_of_one_of_its_own() -> None:
+    """Of all styles: the variance of logits is that of a kernel with its own entries."""
+    size: dict[str, Any] = {"width": 64, "depth": 1, "heads": 4, "inputs": tokens(16, 2000, tied=True)}
+    for style in ("encoder", "gpt2", "llama", "bert"):
+        nets = [vg.transformer(style=style, **size | {"inputs": tokens(16, 2000, tied=t)}) for t in (True, False)]
+        logits = [vg.forward(vg.init(jax.random.key(0), net), vg.Scales(), np.arange(16)) for net in nets]
+        # But for the logit of the token that stands there, whose row the state holds.
+        apart = np.arange(16)[:, None] != np.arange(2000)
+        tied_std, own_std = (np.std(np.asarray(each)[apart]) for each in logits)
+        assert tied_std == pytest.approx(own_std, rel=0.06), style
 
 
 # --- single parts -----------------------------------------------------------------------------------------------------
@@ -402,7 +519,7 @@ def test_styles_have_the_entries_of_their_papers() -> None:
         table = {n: v for n, v in found.items() if n.endswith("table")}
         others = {n: v for n, v in found.items() if n.endswith(("kernel", "embedding")) and n not in behind}
         assert len(behind) == 2
-        assert len(others) == (7 if style == "llama" else 6)
+        assert len(others) == (7 if style == "llama" else 5)  # GPT-2 and BERT read by the table
         for group, expected in ((behind, last), (table, positions), (others, 0.02)):
             for name, deviation in group.items():
                 assert deviation == pytest.approx(expected, rel=0.06), (style, name)
@@ -494,6 +611,14 @@ SIZE: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "inputs": (5, 3)}
             "parts need names that nothing else has, got 'layer_1'",
         ),
         (lambda: vg.networks.chain(order=vg.dense(2, 2)), "parts need names that nothing else has, got 'order'"),
+        (
+            lambda: vg.transformer(**SIZE | {"inputs": tokens(5, 7, tied=True)}, outputs=3),
+            "outputs must be left out where the readout is tied to the vocabulary, got 3",
+        ),
+        (
+            lambda: replace(vg.mlp(width=4, depth=2, inputs=4, stem=False), shared=(("a", "b"),)),
+            "stem and head must be there to share parameters, got none for ('a', 'b')",
+        ),
         (lambda: tokens(0, 7), "length must be at least 1, got 0"),
         (lambda: vg.transformer(**SIZE, style="gpt3"), "style must be one of encoder, gpt2, llama, vit, bert"),
         (

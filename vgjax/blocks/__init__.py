@@ -17,7 +17,7 @@ from vgjax.blocks.reading import Activate, Flat, Part, Pool, Start
 from vgjax.blocks.recurrent import GRUCell, LSTMCell, MinimalCell, RNNCell
 from vgjax.blocks.spiking import LIFCell, surrogate
 from vgjax.blocks.streams import DepthAverage, HyperConnection, Merge, Remember, Split
-from vgjax.blocks.tokens import Embedding, Positions
+from vgjax.blocks.tokens import Embedding, Positions, Unembedding
 from vgjax.blocks.weight_normalization import WeightNormalized
 from vgjax.initializers import Scale
 
@@ -62,6 +62,7 @@ __all__ = [
     "Spec",
     "Split",
     "Start",
+    "Unembedding",
     "WeightNormalized",
     "call",
     "spec",

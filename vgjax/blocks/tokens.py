@@ -1,5 +1,6 @@
 """Where tokens begin: what stands for each of a vocabulary, and what tells where in a row one stands."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -51,6 +52,39 @@ class Embedding(nnx.Module):
         """The table takes its scale."""
         self.embed.embedding[...] = scales.sigma_in * self.embed.embedding[...]
         return frozenset(self.scales)
+
+
+class Unembedding(nnx.Module):
+    """Logits of every token of a vocabulary, by the table that tells tokens apart at the other end:
+
+    ``sigma_out sigma_in E h_t / sqrt(width)``, shapes ``(tokens, width)`` -> ``(tokens, vocabulary)``; E is drawn with
+    unit variance, or is that of an `Embedding` where a network shares it (``shared`` of `vgjax.Network`).
+
+    Args:
+        vocabulary, width: shape of the table.
+        dtype: of the parameters.
+        rngs: where the draws come from.
+
+    Source: Press and Wolf 2017, "Using the output embedding to improve language models".
+    """
+
+    # sigma_out is no deviation of its own: the entries are those of the embedding.
+    scales: ClassVar[Mapping[str, Scale]] = {"sigma_in": Scale(1.0, "parameter"), "sigma_out": Scale(1.0)}
+    linear = True
+
+    @kinds
+    def __init__(self, vocabulary: Size, width: Size, *, dtype: FloatDtype = jnp.float32, rngs: nnx.Rngs):
+        self.table = nnx.Param(_unit_variance(rngs.params(), (vocabulary, width), dtype))
+
+    def __call__(self, h: Array, scales: Scales) -> Array:
+        """Every token's state with every row of the table."""
+        gain = scales.sigma_out * scales.sigma_in / math.sqrt(h.shape[-1])
+        return gain * h @ self.table[...].T
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """The table takes the scale of the embedding."""
+        self.table[...] = scales.sigma_in * self.table[...]
+        return frozenset({"sigma_in"})
 
 
 # What float32 counts one by one; the networks' inputs are floats.

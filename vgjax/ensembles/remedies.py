@@ -121,7 +121,9 @@ def first_steps(
 def _log_norms(flow: GradientFlow, ordinary: Parameters) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """ln of the norms of gradient and weights: of the kernel that the inputs enter by, and of all parameters."""
     by_path = flow.log_parameter_gradient
-    whole = {**by_path, **flow.log_tied_gradient}
+    # Of what stem and head share the stem has the whole.
+    twice = {f"head/{here}" for here, _ in ordinary.network.shared}
+    whole = {path: log for path, log in {**by_path, **flow.log_tied_gradient}.items() if path not in twice}
     logs = jnp.concatenate([jnp.ravel(log) for log in whole.values()])
     every = jax.nn.logsumexp(2 * jnp.where(jnp.isnan(logs), -jnp.inf, logs)) / 2, _log_norm(ordinary)
     if "stem/kernel" in by_path:

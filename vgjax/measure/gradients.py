@@ -43,10 +43,10 @@ class GradientFlow(NamedTuple):
             (so that of this example alone) or their mean.
         log_parameter_gradient: by Flax path, ln of the norm of the gradient of that loss of the batch: shape
             ``(depth,)`` for the blocks (``"kernel"``, ``"bias"``), ``()`` for ``"stem/..."`` and ``"head/..."``. NaN
-            in layers without that parameter. Of tied parameters, what each layer (each step of a recurrence)
-            contributes.
+            in layers without that parameter. Of tied parameters, what each layer (each step of a recurrence,
+            either end of a network with a tied readout) contributes.
         log_tied_gradient: by Flax path, ln of the norm of the whole gradient of tied parameters, the sum of those
-            contributions, shape ``()``; empty if there are none.
+            contributions, shape ``()``; of what stem and head share by the path in the stem; empty if there are none.
         log_gradient_parts: by name, ln of the norm of a part of dL/ds_l, where states have parts (an LSTM's ``h`` and
             ``c``), shape ``(*batch, depth + 1)``.
         diagnostics: by name, what blocks report of themselves (the mean of a gate), shape ``(*batch, depth)``.
@@ -177,6 +177,7 @@ def _gradient_flow(
     extras = list(zip(forward.reports, _entering_before(network, entering), strict=True))
     carry, reports = layers.scan(carry, functools.partial(_visit_back, names), extras=extras, reverse=True)
     first, log_first = jax.vmap(functools.partial(normalize, once=True))(carry.cotangent)
+    ends = of_head | _of_stem(layers.stem, xs, first)
     log_mean_square, first_inexact, first_nan = describe_states(network, forward)
     report = _of_all_layers(reports, network)
     log_gradient, parts = jax.tree.map(
@@ -187,8 +188,8 @@ def _gradient_flow(
     flow = GradientFlow(
         log_mean_square,
         log_gradient,
-        of_head | _of_stem(layers.stem, xs, first) | report.log_parameter_gradient,
-        _logs(carry.tied),
+        _logs(ends, once=True) | report.log_parameter_gradient,
+        _logs(carry.tied | _of_both_ends(network, ends)),
         parts,
         report.diagnostics,
         report.mean_square_slope,
@@ -221,11 +222,15 @@ def marked_gradients(flow: GradientFlow, found: Exactness, exact: Array) -> Grad
             return jnp.where(jnp.any(no_gradient[:, 0]) if path.startswith("stem/") else ~jnp.all(exact), jnp.nan, log)
         return jnp.where(lost | (vanished & jnp.isneginf(log)), jnp.nan, log)
 
+    def of_tied(path: str, log: Array) -> Array:
+        # What the stem holds for the head is reached last.
+        return of_parameter(path, log) if path.startswith("stem/") else jnp.where(jnp.any(lost), jnp.nan, log)
+
     at_states = jnp.isnan(flow.log_mean_square[:, :-1])
     return flow._replace(
         log_gradient=log_gradient,
         log_parameter_gradient={path: of_parameter(path, log) for path, log in flow.log_parameter_gradient.items()},
-        log_tied_gradient=jax.tree.map(lambda log: jnp.where(jnp.any(lost), jnp.nan, log), flow.log_tied_gradient),
+        log_tied_gradient={path: of_tied(path, log) for path, log in flow.log_tied_gradient.items()},
         log_gradient_parts=jax.tree.map(lambda a: jnp.where(no_gradient, jnp.nan, a), flow.log_gradient_parts),
         diagnostics=jax.tree.map(lambda a: jnp.where(at_states, jnp.nan, a), flow.diagnostics),
         mean_square_slope=jnp.where(at_states, jnp.nan, flow.mean_square_slope),
@@ -279,13 +284,19 @@ def _of_all_layers(reports: list[_Report], network: Network) -> _Report:
     return turned._replace(log_parameter_gradient=whole.log_parameter_gradient)
 
 
-def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, Array]:
-    """ln of the stem's parameter gradients, from the cotangents of the first state."""
+def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, FloatExp]:
+    """The stem's parameter gradients, from the cotangents of the first state."""
     if stem is None:
         return {}
     x = jax.vmap(lambda x: normalize(from_float(x), once=True)[0])(xs.astype(first.value.dtype))
     gradients = parameter_gradients(stem.absorb_scales(), x, first)
-    return {f"stem/{path}": log for path, log in _logs(gradients, once=True).items()}
+    return {f"stem/{path}": gradient for path, gradient in gradients.items()}
+
+
+def _of_both_ends(network: Network, ends: dict[str, FloatExp]) -> dict[str, FloatExp]:
+    """The whole gradients of what the head shares with the stem, by the path there."""
+    pairs = [(f"stem/{there}", f"head/{here}") for here, there in network.shared]
+    return {path: add(*(with_zero_exponent(ends[each]) for each in (path, other))) for path, other in pairs}
 
 
 # --- where the loss enters ------------------------------------------------------------------------------------------
@@ -293,9 +304,9 @@ def _of_stem(stem: Layer | None, xs: Array, first: FloatExp) -> dict[str, Array]
 
 def _where_loss_enters(
     layers: Layers, forward: Walk, ys: Array, loss: losses.Loss
-) -> tuple[FloatExp, dict[str, Array], Array]:
-    """dL/ds of every state that the head reads, with leading axes (states read, batch); ln of the head's parameter
-    gradients; which examples are saturated."""
+) -> tuple[FloatExp, dict[str, FloatExp], Array]:
+    """dL/ds of every state that the head reads, with leading axes (states read, batch); the head's parameter gradients;
+    which examples are saturated."""
     head, network = layers.head, layers.network
     read = jax.tree.map(lambda a: a[None], forward.last)
     read = joined([*forward.reports, read]) if network.every_step else read
@@ -307,8 +318,8 @@ def _where_loss_enters(
         return deltas, {}, saturated
     lead = deltas.exponent.shape
     back = _back(head.absorb_scales(), *jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (read, deltas)), once=True)
-    logs = {f"head/{path}": log for path, log in _logs(back.gradients, once=True).items()}
-    return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), logs, saturated
+    gradients = {f"head/{path}": gradient for path, gradient in back.gradients.items()}
+    return jax.tree.map(lambda a: a.reshape(*lead, *a.shape[1:]), back.before), gradients, saturated
 
 
 def cotangents_of_loss(loss: losses.Loss, network: Network, outputs: FloatExp, ys: Array) -> tuple[FloatExp, Array]:

@@ -17,7 +17,7 @@ from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer
 from vgjax.networks.layers import bind, checked_input
 from vgjax.networks.network import Network
-from vgjax.networks.parameters import Parameters
+from vgjax.networks.parameters import Parameters, without_shared
 
 _ROUNDS = 10  # Mishkin and Matas stop after as many; one is enough where there is no bias
 
@@ -105,8 +105,8 @@ def _through(
     stem, head = layers.stem, layers.head
     hs, of_stem = rule(stem, hs) if stem else (hs, {})
     hs, stages = layers.scan(hs, lambda layer, hs, _: rule(layer, hs))
-    of_head = rule(head, hs)[1] if head and rule is _statistics else parameters.head
-    return replace(parameters, stem=of_stem, stages=tuple(stages), head=of_head)
+    last = without_shared(parameters.network, rule(head, hs)[1]) if head and rule is _statistics else parameters.head
+    return replace(parameters, stem=of_stem, stages=tuple(stages), head=last)
 
 
 def _unit_variance(layer: Layer, hs: Array) -> tuple[Array, Any]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from vgjax.blocks.protocol import block_info
 from vgjax.checks import ArrayLike, kinds
 from vgjax.floatexp import FloatExp, from_float, normalize
 from vgjax.initializers import Scales
@@ -56,13 +57,16 @@ class Layers:
 
     @property
     def head(self) -> Layer | None:
-        """The head, at unit gain but for `OF_HEAD`."""
+        """The head, at unit gain but for `OF_HEAD`, and but for the stem's scales where it shares its parameters."""
         spec = self.network.head
         if spec is None:
             return None
         unit = unit_scales(spec, self.parameters.dtype)
         own = {OF_HEAD: self.scales[OF_HEAD][-1]} if OF_HEAD in unit else {}
-        return Layer(spec, self.parameters.head, Scales._of({**unit, **own}))
+        if self.stem and self.network.shared:
+            of_stem = block_info(self.stem.spec).scales
+            own = {name: self.stem.scales[name] for name in unit if name in of_stem} | own
+        return Layer(spec, self.parameters.whole_head, Scales._of({**unit, **own}))
 
     def first_state(self, x: Array) -> FloatExp:
         """s_0, not normalized."""
@@ -154,7 +158,7 @@ class Layers:
                 stages.append(replace(stage, depth=high - low))
                 trees.append(tree if stage.tied else jax.tree.map(lambda a, low=low, high=high: a[low:high], tree))
         scales, inputs = jax.tree.map(lambda a: a[start:stop], (self.scales, self.inputs))
-        alone = replace(network, stem=None, stages=tuple(stages), head=None, input_shape=shape)
+        alone = replace(network, stem=None, stages=tuple(stages), head=None, input_shape=shape, shared=())
         return Layers(Parameters({}, tuple(trees), {}, alone), scales, inputs)
 
 

@@ -63,6 +63,8 @@ class Network:
         stages: the blocks, in order.
         head: s_L -> output, at unit gain; None if the last state is the output.
         input_shape: shape of one input.
+        shared: paths of parameters of the head that are parameters of the stem, each with its path there (a readout by
+            the table of the embedding): the stem holds them, for both, and the head takes the stem's scales.
         name: of the architecture, for people; two networks that differ in nothing else are equal.
     """
 
@@ -70,6 +72,7 @@ class Network:
     stages: tuple[Stage, ...]
     head: Spec | None
     input_shape: tuple[int, ...]
+    shared: tuple[tuple[str, str], ...] = ()
     # Not compared: it would compile equal networks twice.
     name: str = field(default="network", compare=False)
 
@@ -79,6 +82,8 @@ class Network:
             raise ValueError("a network may have one stage of tied parameters, got several")
         if len({stage.read for stage in self.stages}) > 1:
             raise ValueError("the head must read the states of all stages or of none, got some")
+        if self.shared and (self.stem is None or self.head is None):
+            raise ValueError(f"stem and head must be there to share parameters, got none for {self.shared[0]}")
 
     def __repr__(self) -> str:
         return _in_one_line(self)
@@ -228,6 +233,8 @@ def _extras(network: Network) -> Iterator[str]:
         yield "tied"
     if network.every_step:
         yield "every step read"
+    if network.shared:
+        yield "tied readout"
 
 
 # --- checks at the edge ---------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ class Parameters:
     """A network's draws at unit gain (`init`), or its ordinary parameters (`absorb_scales`): a pytree of plain arrays.
 
     Attributes:
-        stem, head: parameters of one block, by Flax path; empty if there is none.
+        stem, head: parameters of one block, by Flax path; empty if there is none. What the head shares with the stem
+            the stem holds.
         stages: one a stage: the parameters of its blocks stacked along a leading layer axis, or a `Stream`; of a tied
             stage, one block's.
         network: what they belong to (static), so that nothing else has to be handed along with them.
@@ -32,6 +33,14 @@ class Parameters:
     stages: tuple["Tree | Stream", ...]
     head: Tree
     network: Network
+
+    @property
+    def whole_head(self) -> Tree:
+        """The head's parameters with those that the stem holds for it."""
+        head = self.head
+        for here, there in self.network.shared:
+            head = put(head, here, functools.reduce(lambda tree, name: tree[name], there.split("/"), self.stem))
+        return head
 
     @property
     def streamed(self) -> bool:
@@ -96,9 +105,21 @@ def _init(key: Array, network: Network, stream: bool) -> Parameters:
     return Parameters(
         draw(network.stem, stem_key) if network.stem else {},
         tuple(stages),
-        draw(network.head, head_key) if network.head else {},
+        without_shared(network, draw(network.head, head_key)) if network.head else {},
         network,
     )
+
+
+def put(tree: Tree, path: str, leaf: Any) -> Tree:
+    """A tree with a leaf at a path, "linear/kernel"; None takes away the one that is there."""
+    name, _, rest = path.partition("/")
+    kept = {other: branch for other, branch in tree.items() if other != name}
+    return kept | ({name: put(tree.get(name, {}), rest, leaf)} if rest else {} if leaf is None else {name: leaf})
+
+
+def without_shared(network: Network, whole: Tree) -> Tree:
+    """Of a head's parameters those that are its own."""
+    return functools.reduce(lambda tree, shared: put(tree, shared[0], None), network.shared, whole)
 
 
 def in_present_mode(tree: Any) -> Any:

@@ -34,6 +34,7 @@ def network_to_json(network: Network) -> Json:
         "stem": _encoded(network.stem),
         "stages": [{name: _encoded(value) for name, value in vars(stage).items()} for stage in network.stages],
         "head": _encoded(network.head),
+        "shared": _encoded(network.shared),
     }
 
 
@@ -47,6 +48,7 @@ def network_from_json(described: Json) -> Network | None:
             stages=tuple(Stage(**{n: _decoded(value) for n, value in stage.items()}) for stage in described["stages"]),
             head=_decoded(described["head"]),
             input_shape=tuple(described["input_shape"]),
+            shared=_decoded(described["shared"]),
             name=described["name"],
         )
     # What a dict of another shape runs into, and names that this version does not know.

@@ -14,7 +14,7 @@ from vgjax.initializers import Scales
 from vgjax.networks.layer import Layer, Tree
 from vgjax.networks.layers import bind
 from vgjax.networks.network import OF_HEAD, check_scales
-from vgjax.networks.parameters import Parameters
+from vgjax.networks.parameters import Parameters, without_shared
 
 
 @kinds
@@ -64,7 +64,10 @@ def absorbed(parameters: Parameters, scales: Scales) -> tuple[Parameters, Scales
     if any(stage.tied for stage in network.stages):  # what multiplies shared parameters is one number
         declared = network.scales
         left = {name: value[0] if declared[name].kind == "parameter" else value for name, value in left.items()}
-    ends: dict[str, Any] = {"stem": stem.parameters if stem else {}, "head": head.parameters if head else {}}
+    ends: dict[str, Any] = {
+        "stem": stem.parameters if stem else {},
+        "head": without_shared(network, head.parameters) if head else {},
+    }
     return replace(parameters, **ends, stages=tuple(kept)), Scales._of(left)
 
 

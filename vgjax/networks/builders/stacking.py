@@ -98,7 +98,7 @@ def sequential(
             raise ValueError(f"{named} must keep the shape of its state, got {after.shape} from {state.shape}")
         stages.append(Stage(row, depth, keeps_shape=after.shape == state.shape))
         state = after
-    return Network(stem, tuple(stages), head, shape, name)
+    return Network(stem, tuple(stages), head, shape, name=name)
 
 
 def _after(spec: Spec, state: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

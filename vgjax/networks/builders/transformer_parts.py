@@ -146,16 +146,22 @@ class Tokens(NamedTuple):
 
     length: int
     vocabulary: int
+    tied: bool | None
 
 
 @kinds
-def tokens(length: int, vocabulary: int) -> Tokens:
+def tokens(length: int, vocabulary: int, *, tied: bool | None = None) -> Tokens:
     """Whole numbers below ``vocabulary``, ``length`` of them, for the ``inputs=`` of `vgjax.transformer`.
+
+    Args:
+        length: tokens of one input.
+        vocabulary: how many kinds of them.
+        tied: whether the logits are read by the table that the tokens are embedded by; left out, as the style does.
 
     Raises:
         ValueError: a size below 1.
     """
-    return Tokens(positive_integer("length", length), positive_integer("vocabulary", vocabulary))
+    return Tokens(positive_integer("length", length), positive_integer("vocabulary", vocabulary), tied)
 
 
 def stem_parts(inputs: Any, width: int, positions: str | None, ends: dict[str, Any]) -> tuple[Any, dict[str, Spec]]:

@@ -72,7 +72,8 @@ def transformer(
         heads: attention heads.
         inputs: shape of one input, ``(tokens, features)``; or `vgjax.networks.tokens`, whole numbers.
         outputs: size of the output, read from the (normalized) mean of the last tokens; left out, 1, and of tokens the
-            logits of the vocabulary at every one of them, by a kernel of their own (untied).
+            logits of the vocabulary at every one of them: by a kernel of their own, or tied, by the table of the
+            embedding, ``sigma_out sigma_in E h / sqrt(width)`` (Press and Wolf 2017).
         style: encoder, gpt2, llama, vit or bert.
         attention: full, causal, or `vgjax.networks.attention` with its options.
         feed_forward: an activation, a gated unit, or `vgjax.networks.feed_forward` with its options; None for attention
@@ -110,22 +111,20 @@ def transformer(
     told = _told(parts, shape[0])
     block = functools.partial(_block, branches, parts, width, depth, draws["dtype"], scales, told)
     early = max(1, round(depth / 4)) if place == "mix" else 0  # Li et al. 2025, section 4.1: a quarter
-    each = inputs.vocabulary if isinstance(inputs, Tokens) and outputs is None else None
-    size = each or (1 if outputs is None else positive_integer("outputs", outputs))
-    # What is never normalized on its way is by the head.
-    last = {
-        "norm": None if place in ("post", "normalized") else parts.norm,
-        "after": None if each else spec(blocks.Pool, 1),
-        **HEAD,
-    }
-    return sequential(
+    stem = _end(scales, **first)
+    head, read = _head(inputs, outputs, parts, width, scales, ends)
+    network = sequential(
         *[block("post")] * early,
         *[block("pre" if place == "mix" else place)] * (depth - early),
         input_shape=shape,
-        stem=_end(scales, **first),
-        head=_end(scales, readout=dense(width, size, **ends | last)),
+        stem=stem,
+        head=head,
         name="transformer" if style == "encoder" else style,
     )
+    if read is None:
+        return network
+    (table,) = (path for path in block_info(stem).trainable if path.endswith("embed/embedding"))
+    return replace(network, shared=((read, table),))
 
 
 # --- styles -----------------------------------------------------------------------------------------------------------
@@ -168,7 +167,8 @@ def _glorot(positions: float, sizes: Sizes) -> dict[str, float]:
 
 
 class _Parts(NamedTuple):
-    """What a transformer is made of, as `transformer` takes it; and the defaults of its scales."""
+    """What a transformer is made of, as `transformer` takes it; and what a style says alone: the defaults of its
+    scales, and whether logits of tokens are read by the table of the embedding."""
 
     attention: Attending
     feed_forward: FeedForward | None
@@ -176,6 +176,7 @@ class _Parts(NamedTuple):
     residual: Branch
     kernel_init: Law
     scales: Callable[[Sizes], dict[str, float]] = _unit_gain
+    tied: bool = False
 
 
 _PLAIN = _Parts(attention(), feed_forward(), norm("layer"), branch("pre"), "gaussian")
@@ -186,6 +187,7 @@ STYLES = {
         feed_forward=feed_forward("gelu_tanh"),
         norm=norm("layer", epsilon=1e-5),
         scales=functools.partial(_entries, 0.02, 0.01, True),
+        tied=True,
     ),
     "llama": _PLAIN._replace(
         attention=attention("causal", positions="rotary"),
@@ -205,6 +207,7 @@ STYLES = {
         residual=branch("post"),
         kernel_init="truncated",
         scales=functools.partial(_entries, 0.02, 0.02, False),
+        tied=True,
     ),
 }
 """What is left out of a `transformer` of each style."""
@@ -222,7 +225,8 @@ def _chosen(style: str, given: tuple[Any, ...]) -> _Parts:
     looks, fed, normed, skips, law = chosen
     looks = attention(looks) if isinstance(looks, str) else looks
     fed = fed if fed is None or isinstance(fed, FeedForward) else feed_forward(fed)
-    parts = _Parts(looks, fed, as_norm(normed), as_branch(skips, TRANSFORMER_SCHEMES, PLACES), law, own.scales)
+    skips = as_branch(skips, TRANSFORMER_SCHEMES, PLACES)
+    parts = _Parts(looks, fed, as_norm(normed), skips, law, own.scales, own.tied)
     _check(parts)
     check_law_fits(law, looks, fed)
     return parts
@@ -263,6 +267,27 @@ def _end(defaults: Mapping[str, float], **parts: Spec) -> Spec:
     """The same of a stem or a head; what stands alone is itself."""
     row = _with(defaults, **parts)
     return next(iter(parts.values())) if len(parts) == 1 and row == chain(**parts) else row
+
+
+def _head(
+    inputs: Any, outputs: int | None, parts: _Parts, width: int, scales: Mapping[str, float], ends: dict[str, Any]
+) -> tuple[Spec, str | None]:
+    """What reads the last state; and the path of the table there, where it is that of the embedding."""
+    # What is never normalized on its way is by the head.
+    norm = None if parts.residual.kind in ("post", "normalized") else parts.norm
+    tokens = inputs if isinstance(inputs, Tokens) else None
+    if tokens and tokens.tied and outputs is not None:
+        raise ValueError(f"outputs must be left out where the readout is tied to the vocabulary, got {outputs}")
+    each = tokens.vocabulary if tokens and outputs is None else None
+    if not (tokens and each and (parts.tied if tokens.tied is None else tokens.tied)):
+        size = each or (1 if outputs is None else positive_integer("outputs", outputs))
+        last = {"norm": norm, "after": None if each else spec(blocks.Pool, 1), **HEAD}
+        return _end(scales, readout=dense(width, size, **ends | last)), None
+    # A factor beside the table's own deviation: logits begin at the size of those by a kernel of their own.
+    factor = scales.get(OF_HEAD, 1.0) / scales.get("sigma_in", 1.0)
+    before = {"norm": norm.block(width, ends["dtype"])} if norm else {}
+    readout = {"readout": spec(blocks.Unembedding, each, width, dtype=ends["dtype"])}
+    return _with({**scales, OF_HEAD: factor}, **before, **readout), "readout/table"
 
 
 def _branches(parts: _Parts, width: int, heads: int, draws: dict[str, Any]) -> dict[str, dict[str, Spec]]:
