@@ -200,6 +200,12 @@ class World:
         return vg.ensembles.Edge("sigma_w", "sigma_b", **line, **told, evaluations=count, network="mlp")
 
     @functools.cached_property
+    def attending(self) -> vg.blocks.Spec:
+        return vg.networks.chain(
+            norm=vg.norm("layer").block(4, "float32"), attention=vg.blocks.spec(vg.blocks.Attention, 4, 2)
+        )
+
+    @functools.cached_property
     def spec(self) -> vg.blocks.Spec:
         return vg.dense(4, 4, "tanh")
 
@@ -365,6 +371,8 @@ def arguments(name: str) -> dict[str, Any]:
         "blocks.Parallel": lambda: {"how": "sum", "rngs": rngs, "parts": {"first": w.spec, "second": w.spec}},
         "blocks.Positions": lambda: {"tokens": 3, "width": 4, "kind": "learned", "rngs": rngs},
         "blocks.Unembedding": lambda: {"vocabulary": 5, "width": 4, "rngs": rngs},
+        "blocks.OnFirst": lambda: {"branch": w.spec, "rngs": rngs},
+        "blocks.ValueResidual": lambda: {"branch": w.attending, "first": True, "rngs": rngs},
         "blocks.Chain": lambda: {"rngs": rngs, "parts": {"first": w.spec}},
         "blocks.Conv": lambda: {"channels_in": 2, "channels_out": 2, "rngs": rngs, "affine": {"activation": "tanh"}},
         "blocks.Dense": lambda: {"fan_in": 4, "fan_out": 4, "rngs": rngs, "affine": {"activation": "tanh"}},

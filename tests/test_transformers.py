@@ -55,9 +55,10 @@ class Attended(NamedTuple):
     qk_norm: float | None = None
 
 
-def attended(how: Attended, p: Tree, h: Any) -> Any:
+def attended(how: Attended, p: Tree, h: Any, mixed: Callable[[Any], Any] = lambda own: own) -> Any:
     """Head by head, token by token; each group of query heads reads one head of keys and values."""
     query, key, value = (jnp.einsum("tw,whd->thd", h, p[name]["kernel"]) for name in ("query", "key", "value"))
+    value = mixed(value)
     if how.qk_norm is not None:
         query, key = (rms_norm(p[f"{n}_norm"], a, how.qk_norm) for n, a in (("query", query), ("key", key)))
     if how.base is not None:
@@ -136,6 +137,33 @@ class Recipe(NamedTuple):
         return truth.Parts(self.stem, self.block, self.head)
 
 
+class WithFirstValues(NamedTuple):
+    """Zhou et al. 2024: a pre- or post-norm transformer whose states are pairs [h, V_1]."""
+
+    recipe: Recipe
+    share: float
+
+    def block(self, p: Tree, state: Any, scales: dict[str, float], _: None) -> Any:
+        (h, first), its_own = state, scales["layer"] == 0
+        skip, factor, post = scales.get("skip", 1.0), scales.get("branch", 1.0), "attention_norm" in p
+        own = p["attention"]["branch"]
+        inside = h if post else self.recipe.norm(own["norm"], h)
+        values = jnp.einsum("tw,whd->thd", inside, own["attention"]["value"]["kernel"]).reshape(h.shape)
+        first = values if its_own else first
+        mixed = lambda v: (1 - self.share) * v + self.share * first.reshape(v.shape)  # noqa: E731
+        h = skip * h + factor * self.recipe.attend(own["attention"], inside, mixed)  # type: ignore[call-arg]
+        h = self.recipe.norm(p["attention_norm"]["branch"], h) if post else h
+        own = p["feed_forward"]["branch"]["branch"]
+        h = skip * h + factor * self.recipe.feed(own, h if post else self.recipe.norm(own["norm"], h))
+        return jnp.stack([self.recipe.norm(p["feed_forward_norm"]["branch"], h) if post else h, first])
+
+    @property
+    def parts(self) -> truth.Parts:
+        whole = self.recipe
+        pair = lambda p, x: jnp.stack([whole.stem(p, x), jnp.zeros_like(whole.stem(p, x))])  # noqa: E731
+        return truth.Parts(pair, self.block, lambda p, state: whole.head(p, state[0]))
+
+
 def embedded(p: Tree, x: Any) -> Any:
     return p["embedding"]["embed"]["embedding"][x.astype(int)]
 
@@ -161,11 +189,14 @@ GPT2 = Recipe(
 )
 
 
+FIRST_VALUES = attention("causal", value_residual=True)
+
+
 class Case(NamedTuple):
     """Options of the builder beside the same network in equations."""
 
     options: dict[str, Any]
-    recipe: Recipe
+    recipe: Recipe | WithFirstValues
     given: dict[str, Any]
     dtype: str = "float64"
 
@@ -198,6 +229,27 @@ CASES = {
         {"style": "gpt2", "inputs": tokens(5, 7, tied=False)},
         GPT2._replace(head=lambda p, h: affine(p["readout"], layer_norm(p["readout"]["before"], h, 1e-5))),
         {"sigma_qk": 1.5, "sigma_vo": 0.8, "sigma_p": 0.4, "sigma_in": 0.9, "sigma_out": 1.2},
+        "float32",
+    ),
+    "gpt2: first values": Case(
+        {"style": "gpt2", "inputs": tokens(5, 7), "depth": 3, "attention": FIRST_VALUES},
+        WithFirstValues(GPT2._replace(stem=embedded, attend=functools.partial(attended, Attended(True))), 0.5),
+        {"sigma_qk": 1.5, "sigma_vo": 0.8, "sigma_in": 0.9, "branch": (0.7, 1.2, 0.9), "skip": 0.9},
+    ),
+    "post: first values": Case(
+        {"residual": "post", "depth": 3, "attention": attention("causal", positions="rotary", value_residual=True)},
+        WithFirstValues(
+            Recipe(
+                "post",
+                LN,
+                functools.partial(attended, Attended(True, None, 1e4)),
+                functools.partial(plain, GELU),
+                lambda p, x: affine(p["embedding"], x),
+                pooled(None),
+            ),
+            0.3,
+        ),
+        {"sigma_b": 0.3, "value_skip": 0.3},
         "float32",
     ),
     "sandwich, geglu, layer scale": Case(
@@ -265,8 +317,8 @@ def test_every_gradient_is_that_of_automatic_differentiation(name: str) -> None:
         ys = rng.integers(0, 7, (2, 5)) if whole else rng.normal(size=(2, *shape)).astype(case.dtype)
         ordinary, left = truth.compiled(vg.absorb_scales, parameters, scales)
         flow = truth.compiled(vg.gradient_flow, parameters, scales, xs, ys)
-    along = {n: np.broadcast_to(v, 2) for n, v in left.items()}
-    by_layer = [{n: float(v[i]) for n, v in along.items()} for i in range(2)]
+    along = {n: np.broadcast_to(v, net.depth) for n, v in left.items()}
+    by_layer = [{n: float(v[i]) for n, v in along.items()} | {"layer": i} for i in range(net.depth)]
     loss = "cross_entropy" if whole else "squared_error"
     # Of a tied readout either end's share: as if the head had a copy of the table.
     apart = replace(ordinary, head=ordinary.whole_head)
@@ -279,7 +331,31 @@ def test_every_gradient_is_that_of_automatic_differentiation(name: str) -> None:
     assert set(flow.log_parameter_gradient) == set(expected.log_parameter_gradient)
     for path, log in flow.log_parameter_gradient.items():
         np.testing.assert_allclose(log, expected.log_parameter_gradient[path], rtol=0, atol=tolerance, err_msg=path)
-    assert np.all(flow.first_inexact_layer == 3)
+    names = ("hidden", "first_values") if isinstance(case.recipe, WithFirstValues) else ()
+    assert set(flow.log_gradient_parts) == set(names)
+    for i, part in enumerate(names):
+        ours, others = flow.log_gradient_parts[part], expected.log_gradient_parts[i]
+        np.testing.assert_allclose(ours, others, rtol=0, atol=tolerance, err_msg=part)
+    assert np.all(flow.first_inexact_layer == net.depth + 1)
+
+
+def test_all_values_can_be_those_of_the_first_block() -> None:
+    """Their SVFormer: no other kernel of values is read."""
+    net = vg.transformer(width=8, depth=3, heads=2, inputs=(5, 3), attention=FIRST_VALUES)
+    flow = vg.gradient_flow(truth.drawn(net), vg.Scales(value_skip=1.0), np.ones((5, 3), np.float32))
+    values = flow.log_parameter_gradient["attention/branch/attention/value/kernel"]
+    assert np.isfinite(values[0])
+    assert np.all(np.isneginf(values[1:]))
+
+
+def test_pairs_are_marked_where_one_part_would_be_lost_beside_the_other() -> None:
+    net = vg.transformer(width=8, depth=8, heads=2, inputs=(5, 3), attention=FIRST_VALUES)
+    flow = vg.gradient_flow(truth.drawn(net), vg.Scales(skip=1e10), np.ones((5, 3), np.float32))
+    lost = int(min(flow.first_inexact_layer, flow.first_nan_layer))
+    assert lost < 8
+    # Within a block already: whole, it would grow like its skip, and its parts do not.
+    assert np.all(np.isnan(flow.log_mean_square[lost:]))
+    assert np.all(np.isnan(flow.log_gradient))
 
 
 # --- one table at both ends -----------------------------------------------------------------------------------------
@@ -588,6 +664,28 @@ SIZE: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "inputs": (5, 3)}
         (
             lambda: vg.transformer(**SIZE | {"heads": 8}, attention=attention(positions="rotary")),
             "rotary needs heads of an even size, got width / heads = 1",
+        ),
+        (
+            lambda: attention(value_residual=True, key_heads=1),
+            "key_heads must be left out with value_residual, which keeps a state of values, got 1",
+        ),
+        (
+            lambda: vg.transformer(**SIZE, attention=FIRST_VALUES, residual="parallel"),
+            "value_residual takes a skip around the attention alone, got 'parallel', scheme None",
+        ),
+        (
+            lambda: vg.transformer(**SIZE, attention=FIRST_VALUES, residual=branch("pre", scheme="rezero")),
+            "value_residual takes a skip around the attention alone, got 'pre', scheme 'rezero'",
+        ),
+        (
+            lambda: vg.blocks.ValueResidual(vg.dense(4, 4), first=True, rngs=nnx.Rngs(0)),
+            "branch must be a chain with one attention, keys for every head, got Dense(4, 4",
+        ),
+        (
+            lambda: vg.stack(
+                vg.transformer(**SIZE, attention=FIRST_VALUES).stages[0].spec, depth=1, input_shape=(5, 8)
+            ),
+            "ValueResidual must take a state of shape (2, tokens, width), got (5, 8)",
         ),
         (lambda: attention("casual"), "did you mean 'causal'?"),
         (lambda: attention(positions="sine"), "positions must be one of rotary, learned, sinusoidal, got 'sine'"),

@@ -1,7 +1,7 @@
 """Blocks: Flax NNX modules that map a state to the next state. What they may say about themselves: `protocol`."""
 
-from vgjax.blocks.attention import Attention
-from vgjax.blocks.composed import Chain, Concatenated, Parallel, Residual
+from vgjax.blocks.attention import Attention, ValueResidual
+from vgjax.blocks.composed import Chain, Concatenated, OnFirst, Parallel, Residual
 from vgjax.blocks.convolution import Conv
 from vgjax.blocks.dense import Dense
 from vgjax.blocks.equilibrium import Equilibrium
@@ -49,6 +49,7 @@ __all__ = [
     "MinLSTMCell",
     "MinimalCell",
     "Norm",
+    "OnFirst",
     "Parallel",
     "Part",
     "Pool",
@@ -63,6 +64,7 @@ __all__ = [
     "Split",
     "Start",
     "Unembedding",
+    "ValueResidual",
     "WeightNormalized",
     "call",
     "spec",

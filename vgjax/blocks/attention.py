@@ -10,9 +10,11 @@ from flax import nnx
 from jax import Array
 
 from vgjax import initializers
+from vgjax.blocks import protocol
 from vgjax.blocks.normalization import Norm
+from vgjax.blocks.protocol import Spec
 from vgjax.checks import FloatDtype, Size, finite, kinds, known
-from vgjax.floatexp import FloatExp, exponent_past_range, to_float_clipped
+from vgjax.floatexp import Degrees, Ends, FloatExp, exponent_past_range, to_float_clipped
 from vgjax.initializers import Law, Scale, Scales
 
 MASKS = ("full", "causal")
@@ -95,15 +97,22 @@ class Attention(nnx.Module):
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Every token looks at those that its mask shows it."""
+        return self.read(h, self.values(h, scales), scales)
+
+    def values(self, h: Array, scales: Scales) -> Array:
+        """What there is to be read of every token, shape ``(tokens, key_heads, size)``."""
+        return self.value(scales.sigma_v * h)
+
+    def read(self, h: Array, values: Array, scales: Scales) -> Array:
+        """Means of values, and the output made of them, shape ``(tokens, width)``."""
         # The scales multiply states, not kernels: a grid of them is one product (`vgjax.blocks.dense`).
         query = self._looked(self.query, self.query_norm, h, scales.sigma_q)
         key = self._looked(self.key, self.key_norm, h, scales.sigma_k)
-        value = self.value(scales.sigma_v * h)
         tokens, heads, size = query.shape
         grouped = query.reshape(tokens, key.shape[1], -1, size) / scales.temperature
         logits = jnp.einsum("qkgd,tkd->kgqt", grouped, key) / math.sqrt(size)
         weights = jax.nn.softmax(jnp.where(self._seen(tokens), logits, -jnp.inf))
-        mixed = jnp.einsum("kgqt,tkd->qkgd", weights, value).reshape(tokens, heads, size)
+        mixed = jnp.einsum("kgqt,tkd->qkgd", weights, values).reshape(tokens, heads, size)
         return scales.sigma_o * self.out(mixed)
 
     def step(self, state: FloatExp, scales: Scales) -> FloatExp:
@@ -131,6 +140,65 @@ class Attention(nnx.Module):
             parameter[...] = scales[sigma] * parameter[...]
         # Those that others follow have been read as theirs.
         return frozenset(self.scales) - {"temperature"}
+
+
+class ValueResidual(nnx.Module):
+    """Attention around a skip whose values are mixed with those of the first block; states ``[h, V_1]``:
+
+        h' = skip h + branch F(h; V),   V = (1 - value_skip) V_l + value_skip V_1
+
+    The first block's values are its own, and what it hands on as V_1.
+
+    Args:
+        branch: F: a `Chain` with one `Attention` among its parts, as many heads for keys as for queries.
+        first: whether it is the first block; what stands in the place of V_1 is then not read.
+        rngs: where the draws come from.
+
+    Raises:
+        ValueError: a branch of another kind, or where it is called a state that is no pair.
+
+    Source: Zhou et al. 2024, "Value residual learning", their constant for all blocks (1/2); 1 is their SVFormer.
+    """
+
+    # Both parts have one exponent: past the float range the smaller would be lost beside the other.
+    degrees: ClassVar[Ends] = (Degrees(None, None), Degrees(None, None))
+    parts: ClassVar[tuple[str, ...]] = ("hidden", "first_values")
+
+    @kinds
+    def __init__(self, branch: Spec, first: bool, *, rngs: nnx.Rngs):
+        self.branch: Any = branch.build(rngs)
+        self.first = first
+        attentions = [part for part in self._parts() if isinstance(part, Attention)]
+        if len(attentions) != 1 or attentions[0].key.kernel.shape != attentions[0].query.kernel.shape:
+            raise ValueError(f"branch must be a chain with one attention, keys for every head, got {branch!r}")
+
+    @property
+    def scales(self) -> Mapping[str, Scale]:
+        """Those of the branch, the factors on both ways, and the share of the first block's values."""
+        return protocol.scales_of(self.branch) | {"branch": Scale(1.0), "skip": Scale(1.0), "value_skip": Scale(0.5)}
+
+    def __call__(self, state: Array, scales: Scales) -> Array:
+        """Shape ``(2, tokens, width)``."""
+        if state.ndim != 3 or len(state) != 2:
+            raise ValueError(f"ValueResidual must take a state of shape (2, tokens, width), got {state.shape}")
+        h, kept = state
+        made = h
+        for part in self._parts():
+            if isinstance(part, Attention):
+                own = part.values(made, scales)
+                kept = own.reshape(h.shape) if self.first else kept
+                mixed = (1 - scales.value_skip) * own + scales.value_skip * kept.reshape(own.shape)
+                made = part.read(made, mixed, scales)
+            else:
+                made = protocol.call(part, made, scales)
+        return jnp.stack([scales.skip * h + scales.branch * made, kept])
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """What the branch absorbs."""
+        return protocol.absorb_scales(scales, self.branch)
+
+    def _parts(self) -> list[Any]:
+        return [getattr(self.branch, name) for name in getattr(self.branch, "order", ())]
 
 
 def check_heads(width: int, heads: int, key_heads: int, mask: str, rotary: float | None) -> None:

@@ -77,6 +77,11 @@ class Chain(Several):
             return None
         return second._replace(widths=(first.widths[0], second.widths[-1]), names=first.names + second.names)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of the state that the last block makes."""
+        return protocol.declared(self._parts()[-1], "parts") or ()
+
     def __call__(self, h: Array, scales: Scales | None = None) -> Array:
         """Through all parts; scales may be left out if none declares any."""
         scales = Scales() if scales is None else scales
@@ -146,6 +151,46 @@ class Parallel(Several):
         """Those of its parts, by name."""
         told = {name: protocol.diagnostics(getattr(self, name), h, scales) for name in self.order}
         return {f"{name}/{of}": value for name, values in told.items() for of, value in values.items()}
+
+
+class OnFirst(nnx.Module):
+    """A block on the first part of a state, beside the parts that it keeps: ``[h, ...]`` -> ``[F(h), ...]``.
+
+    Args:
+        branch: F, from a part to one of its shape.
+        parts: names of all parts.
+        rngs: where the draws come from.
+    """
+
+    # Past the float range no part may be lost beside another: they have one exponent.
+    degrees: ClassVar[Ends] = (Degrees(None, None), Degrees(None, None))
+
+    @kinds
+    def __init__(self, branch: Spec, *, parts: tuple[str, ...] = (), rngs: nnx.Rngs):
+        self.branch, self.names = branch.build(rngs), parts
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """As they were given."""
+        return self.names
+
+    @property
+    def scales(self) -> Mapping[str, Scale]:
+        """Those of the branch."""
+        return protocol.scales_of(self.branch)
+
+    def __call__(self, h: Array, scales: Scales | None = None) -> Array:
+        """Shape ``(parts, *shape)``; scales may be left out if the branch declares none."""
+        scales = Scales() if scales is None else scales
+        return h.at[0].set(protocol.call(self.branch, h[0], scales))
+
+    def diagnostics(self, h: Array, scales: Scales | None = None) -> dict[str, Array]:
+        """Those of the branch."""
+        return protocol.diagnostics(self.branch, h[0], Scales() if scales is None else scales)
+
+    def absorb_scales(self, scales: Scales) -> frozenset[str]:
+        """What the branch absorbs."""
+        return protocol.absorb_scales(scales, self.branch)
 
 
 class Residual(nnx.Module):

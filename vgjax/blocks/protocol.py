@@ -47,7 +47,7 @@ from jax import Array
 
 from vgjax.activations import Activation
 from vgjax.checks import ArrayLike, is_numeric, kinds, known, short
-from vgjax.floatexp import Ends, FloatExp, ParameterDegrees, extended, extended_together
+from vgjax.floatexp import Ends, FloatExp, ParameterDegrees, exponent_past_range, extended, extended_together
 from vgjax.initializers import KINDS, Scale, Scales
 from vgjax.values import reduced
 
@@ -203,7 +203,7 @@ def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None
     """The block on a normalized scaled number of any size; the result is not normalized.
 
     ``ends`` are its degrees, where it does not declare them and they are known; else they are read off where it is
-    computed, and what grows like no power is NaN past the float range.
+    computed. What grows like no power is NaN past the float range, if it has no step of its own.
     """
     if declared(block, "linear"):
         return FloatExp(call(block, state.value, scales, x), state.exponent)
@@ -214,9 +214,18 @@ def step(block: Any, state: FloatExp, scales: Scales, x: ArrayLike | None = None
     run = lambda h: call(nnx.clone(block), h, scales, x)  # noqa: E731
     ends = declared(block, "degrees") or ends
     if ends is not None:
-        return extended(run, state, ends)
+        return _marked(extended(run, state, ends), state, ends)
     found = extended_together(lambda values: [run(values[0])], [state])
     return found.results[0]._replace(value=jnp.where(found.exact, found.results[0].value, jnp.nan))
+
+
+def _marked(made: FloatExp, state: FloatExp, ends: Ends) -> FloatExp:
+    """What is made of a state, NaN where that has left the float range at an end that is not known: said by the part,
+    since what it stands in may grow like a power."""
+    if all(end.known for end in ends):
+        return made
+    beyond, (below, above) = exponent_past_range(state), (not end.known for end in ends)
+    return made._replace(value=jnp.where((beyond < 0) & below | (beyond > 0) & above, jnp.nan, made.value))
 
 
 def diagnostics(block: Any, h: Array, scales: Scales, x: ArrayLike | None = None) -> dict[str, Array]:

@@ -21,6 +21,7 @@ class Attending(NamedTuple):
     positions: str | None
     rotary: float
     qk_norm: float | None
+    value_residual: bool
 
     def block(self, width: int, heads: int, **draws: Any) -> Spec:
         """The attention by itself."""
@@ -41,6 +42,7 @@ def attention(
     positions: str | None = None,
     rotary: float = 10_000.0,
     qk_norm: float | None = None,
+    value_residual: bool = False,
 ) -> Attending:
     """Attention for the ``attention=`` of `vgjax.transformer`; a mask alone means this with its defaults.
 
@@ -52,9 +54,12 @@ def attention(
             scale ``sigma_p``); None: tokens do not know where they stand.
         rotary: base of the rotation.
         qk_norm: normalize queries and keys by their root mean square, this being the epsilon; None for not.
+        value_residual: mix the values of every block with those of the first, ``(1 - value_skip) V_l + value_skip
+            V_1``, scale ``value_skip`` (1/2); states are then pairs ``[h, V_1]``, shape ``(2, tokens, width)`` (Zhou et
+            al. 2024).
 
     Raises:
-        ValueError: an unknown name, or a number out of range.
+        ValueError: an unknown name, a number out of range, or fewer keys' heads with a value residual.
     """
     known("mask", mask, blocks.attention.MASKS)
     if positions is not None:
@@ -63,8 +68,14 @@ def attention(
     if qk_norm is not None:
         finite("qk_norm", qk_norm, "not negative", lambda v: v >= 0)
     counts = (("window", window), ("key_heads", key_heads))
+    if value_residual and key_heads is not None:
+        raise ValueError(
+            f"key_heads must be left out with value_residual, which keeps a state of values, got {key_heads}"
+        )
     near, shared = (None if count is None else positive_integer(name, count) for name, count in counts)
-    return Attending(mask, near, shared, positions, float(rotary), None if qk_norm is None else float(qk_norm))
+    return Attending(
+        mask, near, shared, positions, float(rotary), None if qk_norm is None else float(qk_norm), value_residual
+    )
 
 
 GATES = {"glu": "sigmoid", "bilinear": "linear", "reglu": "relu", "geglu": "gelu", "swiglu": "silu"}

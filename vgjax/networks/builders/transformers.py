@@ -110,12 +110,15 @@ def transformer(
     branches = _branches(parts, width, heads, draws)
     told = _told(parts, shape[0])
     block = functools.partial(_block, branches, parts, width, depth, draws["dtype"], scales, told)
+    pair = parts.attention.value_residual
+    if pair:
+        first["pair"] = spec(blocks.Remember, 2)  # the state, and a place for the first values
     early = max(1, round(depth / 4)) if place == "mix" else 0  # Li et al. 2025, section 4.1: a quarter
+    places = ["post"] * early + ["pre" if place == "mix" else place] * (depth - early)
     stem = _end(scales, **first)
     head, read = _head(inputs, outputs, parts, width, scales, ends)
     network = sequential(
-        *[block("post")] * early,
-        *[block("pre" if place == "mix" else place)] * (depth - early),
+        *(block(p, first=pair and i == 0) for i, p in enumerate(places)),
         input_shape=shape,
         stem=stem,
         head=head,
@@ -246,6 +249,8 @@ def _check(parts: _Parts) -> None:
         raise ValueError("residual 'parallel' needs a feed-forward layer beside the attention, got None")
     if (layers, bottleneck) != (2, None):
         raise ValueError("layers and bottleneck of a transformer's branches must be left out (there is hidden)")
+    if parts.attention.value_residual and (place == "parallel" or scheme is not None):
+        raise ValueError(f"value_residual takes a skip around the attention alone, got {place!r}, scheme {scheme!r}")
     if norm is not None:
         known("norm", norm.kind, ("layer", "rms", *POINTWISE))
         if norm.on != "preactivations" or norm.batch is not None:
@@ -275,17 +280,18 @@ def _head(
     """What reads the last state; and the path of the table there, where it is that of the embedding."""
     # What is never normalized on its way is by the head.
     norm = None if parts.residual.kind in ("post", "normalized") else parts.norm
+    hidden = spec(blocks.Part, 0) if parts.attention.value_residual else None
     tokens = inputs if isinstance(inputs, Tokens) else None
     if tokens and tokens.tied and outputs is not None:
         raise ValueError(f"outputs must be left out where the readout is tied to the vocabulary, got {outputs}")
     each = tokens.vocabulary if tokens and outputs is None else None
     if not (tokens and each and (parts.tied if tokens.tied is None else tokens.tied)):
         size = each or (1 if outputs is None else positive_integer("outputs", outputs))
-        last = {"norm": norm, "after": None if each else spec(blocks.Pool, 1), **HEAD}
+        last = {"before": hidden, "norm": norm, "after": None if each else spec(blocks.Pool, 1), **HEAD}
         return _end(scales, readout=dense(width, size, **ends | last)), None
     # A factor beside the table's own deviation: logits begin at the size of those by a kernel of their own.
     factor = scales.get(OF_HEAD, 1.0) / scales.get("sigma_in", 1.0)
-    before = {"norm": norm.block(width, ends["dtype"])} if norm else {}
+    before = ({"hidden": hidden} if hidden else {}) | ({"norm": norm.block(width, ends["dtype"])} if norm else {})
     readout = {"readout": spec(blocks.Unembedding, each, width, dtype=ends["dtype"])}
     return _with({**scales, OF_HEAD: factor}, **before, **readout), "readout/table"
 
@@ -310,6 +316,7 @@ def _block(
     scales: Mapping[str, float],
     told: tuple[Any, ...] | None,
     place: str,
+    first: bool,
 ) -> Spec:
     """Branch after branch, each around a skip, the norm where it stands."""
     norm, scheme, row = parts.norm.block(width, dtype) if parts.norm else None, parts.residual.scheme, {}
@@ -324,11 +331,17 @@ def _block(
         # Touvron et al. 2021, section 2.
         defaults["layer_scale"] = 0.1 if depth <= 18 else 1e-5 if depth <= 24 else 1e-6
     of_branch = None if scheme in ("layer_scale", "layer_norm_scaling") else scheme
+    pair = parts.attention.value_residual
+    names = blocks.ValueResidual.parts
+    on_first: Callable[[Spec], Spec] = (lambda p: spec(blocks.OnFirst, p, parts=names)) if pair else (lambda p: p)
     for name, layers in branches.items():
         inside = _with(defaults, **before, **layers, **behind)
-        row[name] = around(inside, scheme=of_branch, depth=depth, dtype=dtype)
+        if pair and name == "attention":
+            row[name] = spec(blocks.ValueResidual, inside, first)
+        else:
+            row[name] = on_first(around(inside, scheme=of_branch, depth=depth, dtype=dtype))
         if norm and place in ("post", "normalized"):
-            row[f"{name}_norm"] = norm
+            row[f"{name}_norm"] = on_first(norm)
     # Loshchilov et al. 2025: a step of .05 towards what the branch says, on a sphere.
     whole = _with({"skip": 0.95, "branch": 0.05} if place == "normalized" else {}, **row)
     return whole if told is None else replace(whole, options=(("told", told), *whole.options))
@@ -338,6 +351,7 @@ def _told(parts: _Parts, tokens: int) -> tuple[Any, ...] | None:
     """What theory is told: full attention that knows no distances, of kernels without a mean."""
     looks, fed = parts.attention, parts.feed_forward
     known_attention = looks.mask == "full" and looks.window is looks.qk_norm is None and looks.positions != "rotary"
+    known_attention &= not looks.value_residual
     by_name = isinstance(parts.kernel_init, str) and parts.kernel_init != "identity"
     if not (known_attention and by_name and (fed is None or fed.experts is None)):
         return None
