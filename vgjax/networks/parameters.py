@@ -12,7 +12,7 @@ from vgjax.blocks.protocol import holds_keys
 from vgjax.checks import FloatDtype, RandomKey, kinds
 from vgjax.networks.layer import Tree, draw, floating_dtype, parameter_dtype
 from vgjax.networks.network import Network
-from vgjax.values import by_content
+from vgjax.values import by_content, jit_draw
 
 
 @by_content
@@ -78,7 +78,7 @@ def init(key: RandomKey, network: Network, *, stream: bool = False) -> Parameter
     return _init(key, network, stream)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jit_draw, static_argnums=(1, 2))
 def _init(key: Array, network: Network, stream: bool) -> Parameters:
     # Apart, so that a network with another stem or depth has the same blocks.
     stem_key, block_key, head_key = jax.random.split(key, 3)
