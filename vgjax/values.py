@@ -21,18 +21,23 @@ def on_device(value: Any) -> jax.Array:
 
 
 def jit_draw(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` of what draws random numbers, its first argument a key: such a program runs about once.
+    """`jax.jit` of what draws random numbers by a key, its other arguments static: such a program runs about once.
 
     XLA's first level of optimization compiles the loops of threefry in half the time of its third, and they draw the
     same numbers as fast. A sum would change: its order is the optimizer's choice. Inside of another program there is
     none of its own.
     """
-    plain, quick = jax.jit(f, **options), jax.jit(f, compiler_options={"xla_backend_optimization_level": "1"}, **options)
+    plain = jax.jit(f, **options)
+    quick = jax.jit(f, compiler_options={"xla_backend_optimization_level": "1"}, **options)
+    known: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     @functools.wraps(f)
-    def draw(key: jax.Array, *rest: Any) -> Any:
-        inside = isinstance(jax.random.key_data(key), jax.core.Tracer)
-        return (plain if inside or _sums(plain.trace(key, *rest).jaxpr) else quick)(key, *rest)
+    def draw(key: jax.Array, *static: Any) -> Any:
+        if isinstance(jax.random.key_data(key), jax.core.Tracer):
+            return plain(key, *static)
+        if static not in known:
+            known[static] = plain if _sums(plain.trace(key, *static).jaxpr) else quick
+        return known[static](key, *static)
 
     return draw
 

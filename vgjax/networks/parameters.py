@@ -12,7 +12,7 @@ from vgjax.blocks.protocol import holds_keys
 from vgjax.checks import FloatDtype, RandomKey, kinds
 from vgjax.networks.layer import Tree, draw, floating_dtype, parameter_dtype
 from vgjax.networks.network import Network
-from vgjax.values import by_content, jit_draw
+from vgjax.values import by_content, jit_draw, on_device
 
 
 @by_content
@@ -101,10 +101,18 @@ def _init(key: Array, network: Network, stream: bool) -> Parameters:
     )
 
 
+@jit_draw
+def two_keys(key: Array) -> tuple[Array, Array]:
+    """That of the weights and that of all else: `jax.random.split`, in one program with what takes the two apart."""
+    weights, rest = jax.random.split(key)
+    return weights, rest
+
+
 def in_present_mode(tree: Any) -> Any:
     """A tree with all its numbers in dtypes of JAX's present mode: where float64 is off, no float64 nor int64 that was
     made where it was on."""
-    return jax.tree.map(lambda a: a if holds_keys(a) else jnp.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype)), tree)
+    here = lambda a: jnp.asarray(on_device(a), jax.dtypes.canonicalize_dtype(a.dtype))  # noqa: E731
+    return jax.tree.map(lambda a: a if holds_keys(a) else here(a), tree)
 
 
 def as_dtype(dtype: Any, tree: Any) -> Any:
