@@ -94,8 +94,7 @@ def normalize(number: FloatExp, *, once: bool = False) -> tuple[FloatExp, Float[
     total, taken_out, factor = (_sum_of_squares_past_range if once else _sum_of_squares)(value.reshape(-1))
     nothing, no_number = total == 0, ~jnp.isfinite(total)
     true_exponent = exponent + taken_out + (exponent_of(total) >> 1)
-    w = window_exponent(value.dtype)
-    ordinary = (jnp.abs(true_exponent) <= w) | no_number
+    ordinary = (jnp.abs(true_exponent) <= window_exponent(value.dtype)) | no_number
     kept = jnp.where(ordinary, 0, true_exponent)
     # In two factors, since one alone may leave the range.
     value = value * factor * power_of_two(exponent + taken_out - kept, value.dtype)
@@ -172,12 +171,10 @@ def times_degree(exponent: Int[Array, "*shape"], degree: Fraction | None) -> Int
     unknown degree: what is computed there means nothing, and is marked (`vgjax.networks.layers`)."""
     if not degree:
         return jnp.zeros_like(exponent)
-    p, q = degree.numerator, degree.denominator
     # Clipped before the product, which could leave int32, and after it, so that `ZERO` stays the lowest exponent.
-    most = FARTHEST + FARTHEST // 2
-    clipped = jnp.clip(exponent, -most, most)
-    # Every operation on an exponent is compiled into all that is computed from it: none that does nothing.
-    whole = clipped if q == 1 else clipped // q
+    p, q, most = degree.numerator, degree.denominator, FARTHEST + FARTHEST // 2
+    whole = jnp.clip(exponent, -most, most)
+    whole = whole if q == 1 else whole // q  # one by one: all that is made of an exponent is compiled with it
     return whole if p == 1 else jnp.clip(p * whole, -most, most)
 
 
@@ -246,13 +243,10 @@ def extended(
     y, linear = jax.jvp(f, (x,), (number.value,))
 
     def past(degree: Fraction | None) -> FloatExp:
-        if not degree:
-            return from_float(y)
-        if degree == 1:
-            return FloatExp(linear, number.exponent)
-        part = linear / float(degree)
+        if not degree or degree == 1:
+            return FloatExp(linear, number.exponent) if degree else from_float(y)
         # J u is of u, not of the clipped 2^e' u: e' is still to be counted.
-        return FloatExp(part, number.exponent - beyond + times_degree(beyond, degree))
+        return FloatExp(linear / float(degree), number.exponent - beyond + times_degree(beyond, degree))
 
     low, high = (past(end.value) for end in ends)
     if at_zero and ends[0].value:
@@ -422,9 +416,8 @@ def _sum_of_squares(rows: Array) -> tuple[Array, Array, Array]:
     if rows.size <= _FEW:
         return _sum_of_squares_past_range(rows)
     squares = jnp.sum(rows * rows, axis=-1)
-    low, high = _safe(rows.dtype)
     return lax.cond(
-        jnp.all((squares > low) & (squares < high)),
+        ~jnp.any(jnp.logical_or(*_past_range(squares))),
         lambda *_: (squares, jnp.zeros(squares.shape, jnp.int32), jnp.ones_like(squares)),
         _moved_sum_of_squares,
         rows,
@@ -437,10 +430,10 @@ def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[tuple[Array,
     return _sum_of_squares(rows), (True, True, True)
 
 
-def _safe(dtype: Any) -> tuple[float, float]:
-    """Between which a plain sum of squares has lost no entry that counts."""
-    w = window_exponent(dtype)
-    return 2.0 ** (-5 * w // 2), 2.0 ** (3 * w)
+def _past_range(squares: Array) -> tuple[Array, Array]:
+    """Where plain sums of squares may have lost entries that count: those that are too small, and too large."""
+    w = window_exponent(squares.dtype)
+    return squares <= 2.0 ** (-5 * w // 2), ~(squares < 2.0 ** (3 * w))
 
 
 def _sum_of_squares_past_range(rows: Array) -> tuple[Array, Array, Array]:
@@ -450,12 +443,8 @@ def _sum_of_squares_past_range(rows: Array) -> tuple[Array, Array, Array]:
 
 def _moved_sum_of_squares(rows: Array, squares: Array) -> tuple[Array, Array, Array]:
     """The same, of rows moved up or down to where their sum, of which the plain one is ``squares``, is safe."""
-    (low, high), lift = _safe(rows.dtype), 5 * window_exponent(rows.dtype) // 2
-
-    def by_size(dtype: Any, small: float, ordinary: float, large: float) -> Array:
-        few, some, many = (jnp.asarray(each, dtype) for each in (small, ordinary, large))
-        return jnp.where(squares < high, jnp.where(squares > low, some, few), many)
-
-    # Chosen, not computed: all that is made of a normalized number is compiled with this in it.
-    k, factor = by_size(jnp.int32, -lift, 0, lift), by_size(rows.dtype, 2.0**lift, 1.0, 2.0**-lift)
+    (small, large), lift = _past_range(squares), 5 * window_exponent(rows.dtype) // 2
+    # The factor is chosen, not computed: what is made of a normalized number is compiled with all of this in it.
+    k = jnp.where(large, lift, jnp.where(small, -lift, 0)).astype(jnp.int32)
+    factor = jnp.where(large, 2.0**-lift, jnp.where(small, 2.0**lift, 1.0)).astype(rows.dtype)
     return jnp.sum((rows * factor[..., None]) ** 2, axis=-1), k, factor
