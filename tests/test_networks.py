@@ -1,5 +1,6 @@
 """Networks: forward passes, scaled parameters, streamed and prefix draws, and what is refused."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -117,6 +118,28 @@ def test_keys_decide_the_draw() -> None:
 
 
 # --- what a network is ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs as users have them."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_a_draw_by_a_program_of_its_own_has_the_bits_of_one_inside_of_another() -> None:
+    def of_norm_1(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:  # the order of a sum is the compiler's choice
+        drawn = jax.random.normal(key, shape, dtype)
+        return drawn / jnp.sqrt(jnp.sum(drawn * drawn))
+
+    for law in ("gaussian", "truncated", "uniform", of_norm_1):
+        net = vg.mlp(width=10, depth=3, inputs=10, outputs=10, kernel_init=law)
+        key = jax.random.key(5)
+        alone, inside = vg.init(key, net), jax.jit(lambda key, net=net: vg.init(key, net))(key)
+        jax.tree.map(np.testing.assert_array_equal, alone, inside)
 
 
 def test_a_network_is_hashable_and_equal_when_built_twice() -> None:

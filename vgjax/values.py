@@ -33,7 +33,8 @@ def jit_draw(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     @functools.wraps(f)
     def draw(key: jax.Array, *static: Any) -> Any:
-        if isinstance(jax.random.key_data(key), jax.core.Tracer):
+        inside = isinstance(jax.random.key_data(key), jax.core.Tracer)
+        if inside or jax.config.read("jax_disable_most_optimizations"):  # which asks for less still
             return plain(key, *static)
         if static not in known:
             known[static] = plain if _sums(plain.trace(key, *static).jaxpr) else quick
