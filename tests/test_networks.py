@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import vgjax as vg
+from vgjax.values import jit_draw
 
 KEY = jax.random.key(1)
 SIZES = (6, 5, 4, 4, 4, 7, 3)  # input, widths of h^0 ... h^4, output
@@ -131,15 +132,19 @@ def optimized() -> Iterator[None]:
 
 @pytest.mark.usefixtures("optimized")
 def test_a_draw_by_a_program_of_its_own_has_the_bits_of_one_inside_of_another() -> None:
-    def of_norm_1(key: Any, shape: tuple[int, ...], dtype: Any) -> Any:  # the order of a sum is the compiler's choice
-        drawn = jax.random.normal(key, shape, dtype)
-        return drawn / jnp.sqrt(jnp.sum(drawn * drawn))
-
-    for law in ("gaussian", "truncated", "uniform", of_norm_1):
+    key = jax.random.key(5)
+    for law in ("gaussian", "truncated", "uniform"):
         net = vg.mlp(width=10, depth=3, inputs=10, outputs=10, kernel_init=law)
-        key = jax.random.key(5)
         alone, inside = vg.init(key, net), jax.jit(lambda key, net=net: vg.init(key, net))(key)
         jax.tree.map(np.testing.assert_array_equal, alone, inside)
+
+    def of_norm_1(key: Any, size: int) -> Any:  # in which order it sums is the compiler's choice
+        drawn = jax.random.normal(key, (size,))
+        return drawn / jnp.sqrt(jnp.sum(drawn * drawn))
+
+    for size in (33, 100, 1000):
+        alone, inside = (jit(of_norm_1, static_argnums=1)(key, size) for jit in (jit_draw, jax.jit))
+        np.testing.assert_array_equal(alone, inside)
 
 
 def test_a_network_is_hashable_and_equal_when_built_twice() -> None:
