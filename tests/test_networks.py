@@ -1,5 +1,6 @@
 """Networks: forward passes, scaled parameters, streamed and prefix draws, and what is refused."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 import vgjax as vg
+from vgjax.values import jit_draw
 
 KEY = jax.random.key(1)
 SIZES = (6, 5, 4, 4, 4, 7, 3)  # input, widths of h^0 ... h^4, output
@@ -117,6 +119,32 @@ def test_keys_decide_the_draw() -> None:
 
 
 # --- what a network is ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Programs as users have them."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("optimized")
+def test_a_draw_by_a_program_of_its_own_has_the_bits_of_one_inside_of_another() -> None:
+    key = jax.random.key(5)
+    for law in ("gaussian", "truncated", "uniform"):
+        net = vg.mlp(width=10, depth=3, inputs=10, outputs=10, kernel_init=law)
+        alone, inside = vg.init(key, net), jax.jit(lambda key, net=net: vg.init(key, net))(key)
+        jax.tree.map(np.testing.assert_array_equal, alone, inside)
+
+    def of_norm_1(key: Any, size: int) -> Any:  # in which order it sums is the compiler's choice
+        drawn = jax.random.normal(key, (size,))
+        return drawn / jnp.sqrt(jnp.sum(drawn * drawn))
+
+    for size in (33, 100, 1000):
+        alone, inside = (jit(of_norm_1, static_argnums=1)(key, size) for jit in (jit_draw, jax.jit))
+        np.testing.assert_array_equal(alone, inside)
 
 
 def test_a_network_is_hashable_and_equal_when_built_twice() -> None:

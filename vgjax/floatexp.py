@@ -91,24 +91,23 @@ def normalize(number: FloatExp, *, once: bool = False) -> tuple[FloatExp, Float[
         NaN for what is no number. Past `FARTHEST` the exponent stays there, and the logarithm says so.
     """
     value, exponent = number
-    total, taken_out = (_sum_of_squares_past_range if once else _sum_of_squares)(value.reshape(-1))
+    total, taken_out, factor = (_sum_of_squares_past_range if once else _sum_of_squares)(value.reshape(-1))
     nothing, no_number = total == 0, ~jnp.isfinite(total)
-    true_exponent = exponent + taken_out + exponent_of(total) // 2
-    w = window_exponent(value.dtype)
-    ordinary = (jnp.abs(true_exponent) <= w) | no_number
+    true_exponent = exponent + taken_out + (exponent_of(total) >> 1)
+    ordinary = (jnp.abs(true_exponent) <= window_exponent(value.dtype)) | no_number
     kept = jnp.where(ordinary, 0, true_exponent)
     # In two factors, since one alone may leave the range.
-    value = value * power_of_two(-taken_out, value.dtype) * power_of_two(exponent + taken_out - kept, value.dtype)
+    value = value * factor * power_of_two(exponent + taken_out - kept, value.dtype)
     log_norm = jnp.log(total) / 2 + (exponent + taken_out).astype(value.dtype) * LN2
-    log_norm = jnp.where(nothing, -jnp.inf, jnp.where(no_number, jnp.nan, log_norm))
+    log_norm = jnp.where(no_number, jnp.nan, log_norm)  # of 0, the logarithm is -inf by itself
     return FloatExp(value, jnp.where(nothing, ZERO, jnp.clip(kept, -FARTHEST, FARTHEST))), log_norm
 
 
 def unit(number: FloatExp) -> tuple[Array, FloatExp]:
     """Direction (zeros for an exact zero) and norm, a number of shape ``()``, of any scaled number."""
-    total, taken_out = _sum_of_squares(number.value.reshape(-1))
+    total, taken_out, factor = _sum_of_squares(number.value.reshape(-1))
     size = jnp.sqrt(total)
-    direction = number.value * (power_of_two(-taken_out, size.dtype) / jnp.where(size == 0, 1, size))
+    direction = number.value * (factor / jnp.where(size == 0, 1, size))
     return direction, FloatExp(size, jnp.where(total == 0, ZERO, number.exponent + taken_out))
 
 
@@ -172,10 +171,11 @@ def times_degree(exponent: Int[Array, "*shape"], degree: Fraction | None) -> Int
     unknown degree: what is computed there means nothing, and is marked (`vgjax.networks.layers`)."""
     if not degree:
         return jnp.zeros_like(exponent)
-    p, q = degree.numerator, degree.denominator
     # Clipped before the product, which could leave int32, and after it, so that `ZERO` stays the lowest exponent.
-    most = FARTHEST + FARTHEST // 2
-    return jnp.clip(p * (jnp.clip(exponent, -most, most) // q), -most, most)
+    p, q, most = degree.numerator, degree.denominator, FARTHEST + FARTHEST // 2
+    whole = jnp.clip(exponent, -most, most)
+    whole = whole if q == 1 else whole // q  # one by one: all that is made of an exponent is compiled with it
+    return whole if p == 1 else jnp.clip(p * whole, -most, most)
 
 
 def exponent_past_range(number: FloatExp, step: int = 1) -> Int[Array, "*shape"]:
@@ -243,11 +243,10 @@ def extended(
     y, linear = jax.jvp(f, (x,), (number.value,))
 
     def past(degree: Fraction | None) -> FloatExp:
-        if not degree:
-            return from_float(y)
-        part = linear if degree == 1 else linear / float(degree)
+        if not degree or degree == 1:
+            return FloatExp(linear, number.exponent) if degree else from_float(y)
         # J u is of u, not of the clipped 2^e' u: e' is still to be counted.
-        return FloatExp(part, number.exponent - beyond + times_degree(beyond, degree))
+        return FloatExp(linear / float(degree), number.exponent - beyond + times_degree(beyond, degree))
 
     low, high = (past(end.value) for end in ends)
     if at_zero and ends[0].value:
@@ -266,7 +265,7 @@ def extended(
 
 def multiplied(value: Array, exponent: Int[Array, ""]) -> Array:
     """``value * 2**exponent`` for any exponent, in two exact factors: one alone may leave the range."""
-    half = exponent // 2
+    half = exponent >> 1
     return value * power_of_two(half, value.dtype) * power_of_two(exponent - half, value.dtype)
 
 
@@ -374,7 +373,7 @@ def sum_of_squares(number: FloatExp, *, careful: bool, lift: int = 0) -> tuple[A
     entries = value.astype(_wide(value.dtype)).reshape(-1)
     if not careful or not entries.size:
         return jnp.vdot(entries * 4.0**lift if lift else entries, entries), exponent - lift
-    total, taken_out = _sum_of_squares_past_range(entries)
+    total, taken_out, _ = _sum_of_squares_past_range(entries)
     return total, exponent + taken_out
 
 
@@ -406,8 +405,8 @@ def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[Array, bool]
 
 
 @custom_vmap
-def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
-    """(total, k), the sum of squares over the last axis being ``total * 2**(2 k)``: k is 0 unless the plain sum
+def _sum_of_squares(rows: Array) -> tuple[Array, Array, Array]:
+    """(total, k, 2**-k), the sum of squares over the last axis being ``total * 2**(2 k)``: k is 0 unless the plain sum
     leaves the range.
 
     A layer that changes a norm by more than about 2**30 over- or underflows its plain sum of squares. What is always
@@ -418,8 +417,8 @@ def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
         return _sum_of_squares_past_range(rows)
     squares = jnp.sum(rows * rows, axis=-1)
     return lax.cond(
-        jnp.all(_safe(squares)),
-        lambda *_: (squares, jnp.zeros(squares.shape, jnp.int32)),
+        ~jnp.any(jnp.logical_or(*_past_range(squares))),
+        lambda *_: (squares, jnp.zeros(squares.shape, jnp.int32), jnp.ones_like(squares)),
         _moved_sum_of_squares,
         rows,
         squares,
@@ -427,23 +426,25 @@ def _sum_of_squares(rows: Array) -> tuple[Array, Array]:
 
 
 @_sum_of_squares.def_vmap
-def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[tuple[Array, Array], tuple[bool, bool]]:
-    return _sum_of_squares(rows), (True, True)
+def _(axis_size: int, in_batched: list[bool], rows: Array) -> tuple[tuple[Array, ...], tuple[bool, ...]]:
+    return _sum_of_squares(rows), (True, True, True)
 
 
-def _safe(squares: Array) -> Array:
-    """Whether no entry that counts has over- or underflowed in a plain sum of squares."""
+def _past_range(squares: Array) -> tuple[Array, Array]:
+    """Where plain sums of squares may have lost entries that count: those that are too small, and too large."""
     w = window_exponent(squares.dtype)
-    return (squares > 2.0 ** (-5 * w // 2)) & (squares < 2.0 ** (3 * w))
+    return squares <= 2.0 ** (-5 * w // 2), ~(squares < 2.0 ** (3 * w))
 
 
-def _sum_of_squares_past_range(rows: Array) -> tuple[Array, Array]:
+def _sum_of_squares_past_range(rows: Array) -> tuple[Array, Array, Array]:
     """The same, right in the whole float range, without a branch."""
     return _moved_sum_of_squares(rows, jnp.sum(rows * rows, axis=-1))
 
 
-def _moved_sum_of_squares(rows: Array, squares: Array) -> tuple[Array, Array]:
+def _moved_sum_of_squares(rows: Array, squares: Array) -> tuple[Array, Array, Array]:
     """The same, of rows moved up or down to where their sum, of which the plain one is ``squares``, is safe."""
-    lift = 5 * window_exponent(rows.dtype) // 2
-    k = jnp.where(_safe(squares), 0, jnp.where(squares < 1, -lift, lift)).astype(jnp.int32)
-    return jnp.sum((rows * power_of_two(-k, rows.dtype)[..., None]) ** 2, axis=-1), k
+    (small, large), lift = _past_range(squares), 5 * window_exponent(rows.dtype) // 2
+    # The factor is chosen, not computed: what is made of a normalized number is compiled with all of this in it.
+    k = jnp.where(large, lift, jnp.where(small, -lift, 0)).astype(jnp.int32)
+    factor = jnp.where(large, 2.0**-lift, jnp.where(small, 2.0**lift, 1.0)).astype(rows.dtype)
+    return jnp.sum((rows * factor[..., None]) ** 2, axis=-1), k, factor

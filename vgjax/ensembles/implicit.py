@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -34,6 +33,7 @@ from vgjax.measure.flow import directions
 from vgjax.measure.gradients import OF_BATCH
 from vgjax.networks.layer import parameter_dtype
 from vgjax.networks.network import Network, state_sizes
+from vgjax.networks.parameters import two_keys
 
 WEIGHTS = ("drawn", "implicit")
 
@@ -105,7 +105,7 @@ def _box(job: Job, stack: Stack, inputs: list[np.ndarray]) -> tuple[Any, ...]:
 
 
 def _undrawn(key: Array, network: Network) -> tuple[Undrawn, Array]:
-    weights, rest = jax.random.split(key)
+    weights, rest = two_keys(key)
     return undrawn(weights, network), rest
 
 
@@ -279,7 +279,7 @@ def _ends(box: tuple[Any, ...]) -> Box:
 def _drawn_stack(
     key: Array, network: Network, box: tuple[Any, ...], names: tuple[str, ...], pieces: int
 ) -> tuple[DrawnStack, Array]:
-    weights, rest = jax.random.split(key)
+    weights, rest = two_keys(key)
     return draw_stack(weights, network, _ends(box), names, pieces, parameter_dtype(network.stages[0].spec)), rest
 
 

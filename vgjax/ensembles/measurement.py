@@ -22,7 +22,7 @@ from vgjax.initializers import Scales
 from vgjax.memory import chunk_size
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network, check_input
-from vgjax.networks.parameters import Parameters, init
+from vgjax.networks.parameters import Parameters, init, two_keys
 from vgjax.values import reduced
 
 Arrays = dict[str, np.ndarray]
@@ -64,7 +64,7 @@ class Measurement(ABC):
 
         The parameters are the same for every measurement: those of ``init(jax.random.split(key)[0], network)``.
         """
-        weights, rest = jax.random.split(key)
+        weights, rest = two_keys(key)
         return init(weights, network), rest
 
     def check(self, network: Network, inputs: tuple[ArrayLike, ...]) -> tuple[bool, tuple[Any, ...]]:

@@ -25,7 +25,7 @@ from vgjax.measure.correlation import correlate
 from vgjax.measure.flow import Push, directions, push, push_all
 from vgjax.networks.layers import state_sizes
 from vgjax.networks.network import Network
-from vgjax.networks.parameters import Parameters, init
+from vgjax.networks.parameters import Parameters, init, two_keys
 
 _LAYERS = ("layer",)
 
@@ -47,7 +47,7 @@ class Gains(Measurement):
 
     def draw(self, key: Array, network: Network) -> tuple[Parameters, Array]:
         """Parameters and directions."""
-        weights, of_directions = jax.random.split(key)
+        weights, of_directions = two_keys(key)
         return init(weights, network, stream=self.stream), directions(of_directions, network, self.probes)
 
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class Correlations(Measurement):
 
     def draw(self, key: Array, network: Network) -> tuple[Parameters, Array]:
         """Parameters."""
-        weights, rest = jax.random.split(key)
+        weights, rest = two_keys(key)
         return init(weights, network, stream=self.stream), rest
 
     def check(self, network: Network, inputs: tuple[ArrayLike, ...]) -> tuple[bool, tuple[Any, ...]]:
@@ -411,7 +411,7 @@ class FrobeniusNorms(Measurement):
 
     def draw(self, key: Array, network: Network) -> tuple[Parameters, Array]:
         """Parameters and probes."""
-        weights, of_probes = jax.random.split(key)
+        weights, of_probes = two_keys(key)
         return init(weights, network), _norms.probe_vectors(network, self.probes, of_probes)
 
     def measure(self, drawn: Any, scales: Scales, numbers: dict[str, Array], *inputs: Array) -> dict[str, Any]:

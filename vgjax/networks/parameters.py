@@ -12,7 +12,7 @@ from vgjax.blocks.protocol import holds_keys
 from vgjax.checks import FloatDtype, RandomKey, kinds
 from vgjax.networks.layer import Tree, draw, floating_dtype, parameter_dtype
 from vgjax.networks.network import Network
-from vgjax.values import by_content
+from vgjax.values import by_content, jit_draw, on_device
 
 
 @by_content
@@ -87,7 +87,7 @@ def init(key: RandomKey, network: Network, *, stream: bool = False) -> Parameter
     return _init(key, network, stream)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jit_draw, static_argnums=(1, 2))
 def _init(key: Array, network: Network, stream: bool) -> Parameters:
     # Apart, so that a network with another stem or depth has the same blocks.
     stem_key, block_key, head_key = jax.random.split(key, 3)
@@ -110,6 +110,13 @@ def _init(key: Array, network: Network, stream: bool) -> Parameters:
     )
 
 
+@jit_draw
+def two_keys(key: Array) -> tuple[Array, Array]:
+    """That of the weights and that of all else: `jax.random.split`, in one program with what takes the two apart."""
+    weights, rest = jax.random.split(key)
+    return weights, rest
+
+
 def put(tree: Tree, path: str, leaf: Any) -> Tree:
     """A tree with a leaf at a path, "linear/kernel"; None takes away the one that is there."""
     name, _, rest = path.partition("/")
@@ -125,7 +132,8 @@ def without_shared(network: Network, whole: Tree) -> Tree:
 def in_present_mode(tree: Any) -> Any:
     """A tree with all its numbers in dtypes of JAX's present mode: where float64 is off, no float64 nor int64 that was
     made where it was on."""
-    return jax.tree.map(lambda a: a if holds_keys(a) else jnp.asarray(a, jax.dtypes.canonicalize_dtype(a.dtype)), tree)
+    here = lambda a: jnp.asarray(on_device(a), jax.dtypes.canonicalize_dtype(a.dtype))  # noqa: E731
+    return jax.tree.map(lambda a: a if holds_keys(a) else here(a), tree)
 
 
 def as_dtype(dtype: Any, tree: Any) -> Any:

@@ -32,7 +32,7 @@ from vgjax.networks.parameters import Parameters, as_dtype, in_present_mode
 from vgjax.networks.trainable import absorbed, redrawn, trainable, with_trainable, without_noise
 from vgjax.training.config import Optimizer, Schedule, SnapshotConfig, TrainConfig, checked_config, checked_rates
 from vgjax.training.problem import Data, as_examples, check_start, in_states, mean_loss, scores
-from vgjax.values import by_content
+from vgjax.values import by_content, on_device
 
 DTYPES = ("float32", "float64")
 
@@ -172,13 +172,13 @@ def train(
         config = checked_config(parameters.network, examples, held_out, **about, batch_size=batch_size, loss=loss)
         steps = snapshots.steps_of(config.num_steps)
         key = jax.random.key(0) if key is None else key
-        parameters, scales, rates = in_present_mode((parameters, *jax.tree.map(jnp.asarray, (scales, rates))))
+        parameters, scales, rates = in_present_mode((parameters, *jax.tree.map(on_device, (scales, rates))))
         problem = begin(config, key, parameters, scales, rates, examples)
         state, seen = first_state(problem), []
         for step in runner.progress(steps, len(steps), "train"):
             state = until(problem, state, step)
             seen.append(jax.tree.map(np.asarray, _snapshot(problem, state, held_out, snapshots)))
-        return _finished(problem, state, jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *seen))
+        return _finished(problem, state, jax.tree.map(lambda *each: on_device(np.stack(each)), *seen))
 
 
 # --- the update -----------------------------------------------------------------------------------------------------
