@@ -139,5 +139,5 @@ def test_transformers_have_the_gains_and_states_of_their_mean_field(place: str, 
 )
 def test_transformers_that_know_distances_are_not_compared(options: dict[str, Any]) -> None:
     net = vg.transformer(width=4, depth=1, heads=2, inputs=(3, 4), **options)
-    assert net.transformer_arguments is None
-    assert vg.transformer(width=4, depth=1, heads=2, inputs=(3, 4)).transformer_arguments is not None
+    assert net.theory_arguments is None
+    assert vg.transformer(width=4, depth=1, heads=2, inputs=(3, 4)).theory_arguments is not None

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from vgjax import theory
+from vgjax.blocks.told import LayerArguments
 from vgjax.checks import ArrayLike, RandomKey, finite, is_number, kinds, known, positive_integer, short, takes
 from vgjax.ensembles.crossing import NEAR, POINTS, crossing, grids_near, search_grids
 from vgjax.ensembles.edge import Edge, Root
@@ -288,7 +289,7 @@ def _checked_values(network: Network, along: str, values: ArrayLike) -> np.ndarr
 def _theory(search: _Search, fixed: dict[str, float]) -> tuple[float, str]:
     """The critical scale at infinite width and depth, and what it is; NaN, and why there is none."""
     told = search.network.theory_arguments
-    if told is None or not told.plain:
+    if not isinstance(told, LayerArguments) or not told.plain:
         return math.nan, "theory has the critical scale of plain stacks alone"
     of_kernel, of_bias = told.names
     if search.scale != of_kernel or search.target_rate:

@@ -252,6 +252,11 @@ def bias_default(law: Law) -> float:
     return 0.0 if isinstance(law, str) else 1.0
 
 
+def named(law: Law) -> str | None:
+    """The name of a law; None for one's own, of which theory knows nothing."""
+    return law if isinstance(law, str) else None
+
+
 def law_name(law: Any) -> str:
     """A law as a word, the same in every process; of what holds given numbers, their shape."""
     if isinstance(law, str):

@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ from flax import nnx
 from jax import Array
 
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Defaults, Spec, TheoryArguments, TransformerArguments
-from vgjax.checks import FloatDtype, kinds, known, short
+from vgjax.blocks.protocol import Defaults, Spec
+from vgjax.blocks.told import LayerArguments, TheoryArguments
+from vgjax.checks import FloatDtype, kinds, known
 from vgjax.floatexp import Degrees, Ends, FloatExp, add, aligned, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
 
@@ -48,34 +50,32 @@ class Chain(Several):
     """One block behind the other.
 
     Args:
-        told: what theory has to be given of it, where a recipe knows: the fields of `TransformerArguments`.
+        told: what theory has to be given of it, where a recipe knows more than its parts do.
         defaults: of scales inside, where a recipe sets them: (name, value) pairs.
         **parts: name -> `Spec`, in order; the names begin the Flax paths of their parameters.
         rngs: where the draws come from.
     """
 
     @kinds
-    def __init__(self, *, told: tuple[Any, ...] | None = None, defaults: Defaults = (), rngs: nnx.Rngs, **parts: Spec):
+    def __init__(self, *, told: TheoryArguments | None = None, defaults: Defaults = (), rngs: nnx.Rngs, **parts: Spec):
         super().__init__(defaults=defaults, rngs=rngs, **parts)
-        if told is not None and len(told) != len(TransformerArguments._fields):
-            raise ValueError(f"told must hold {', '.join(TransformerArguments._fields)}, got {short(told)}")
-        self.told = None if told is None else TransformerArguments(*told)
+        self.told = told
 
     @property
-    def theory_arguments(self) -> TheoryArguments | TransformerArguments | dict[str, Any] | None:
+    def theory_arguments(self) -> TheoryArguments | dict[str, Any] | None:
         """``V phi(W h + b) + a`` of two layers whose first is linear; of parts of a layer, what all of them say."""
         if self.told is not None:
             return self.told
         told: list[Any] = [protocol.declared(part, "theory_arguments") for part in self._parts()]
         if all(isinstance(fields, dict) for fields in told):
             return functools.reduce(operator.or_, told, {})
-        if len(told) != 2 or not all(isinstance(layer, TheoryArguments) for layer in told):
+        if len(told) != 2 or not all(isinstance(layer, LayerArguments) for layer in told):
             return None
         first, second = told
         draws = [(layer.kernel_init, layer.bias_init) for layer in told]
         if not first.plain or first.activation.name != "linear" or second.residual or draws[0] != draws[1]:
             return None
-        return second._replace(widths=(first.widths[0], second.widths[-1]), names=first.names + second.names)
+        return replace(second, widths=(first.widths[0], second.widths[-1]), names=first.names + second.names)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -233,9 +233,9 @@ class Residual(nnx.Module):
     def theory_arguments(self) -> TheoryArguments | None:
         """Around one layer of phi: ``"pre"``, or ``"plain"`` with a linear one before it; not around others."""
         inside = protocol.declared(self.branch, "theory_arguments")
-        if self.shortcut is not None or not isinstance(inside, TheoryArguments) or inside.residual is not None:
+        if self.shortcut is not None or not isinstance(inside, LayerArguments) or inside.residual is not None:
             return None
-        return inside._replace(residual="pre" if len(inside.names) == 2 else "plain")
+        return replace(inside, residual="pre" if len(inside.names) == 2 else "plain")
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Skip and branch."""

@@ -14,7 +14,8 @@ from jax import Array
 from vgjax import activations, initializers
 from vgjax.activations import Activation, Elementwise
 from vgjax.blocks import protocol
-from vgjax.blocks.protocol import Spec, TheoryArguments
+from vgjax.blocks.protocol import Spec
+from vgjax.blocks.told import LayerArguments, TheoryArguments
 from vgjax.checks import FloatDtype, Size, kinds
 from vgjax.floatexp import Ends, FloatExp, ParameterDegrees, add, normalize, scaled_bias, with_zero_exponent
 from vgjax.initializers import Law, Scale, Scales
@@ -122,7 +123,7 @@ class Affine(Activity):
     ):
         super().__init__(rngs=rngs, **around)
         self.names, self.follows = names, follows
-        self.bias_init, self.bias_default = _named(bias_init), initializers.bias_default(bias_init)
+        self.bias_init, self.bias_default = initializers.named(bias_init), initializers.bias_default(bias_init)
         # Drawn after the kernel, whose subclass comes first: the order of the draws is part of what a key means.
         self.bias = nnx.Param(initializers.bias_initializer(bias_init)(rngs.params(), outputs, dtype, self.fan_in))
 
@@ -181,11 +182,6 @@ def affine_scales(names: tuple[str, str], follows: str | None, bias_default: flo
     return scales | ({follows: Scale(1.0, "parameter")} if follows else {})
 
 
-def _named(law: Law) -> str | None:
-    """The name of a law; None for one's own, of which theory knows nothing."""
-    return law if isinstance(law, str) else None
-
-
 class Dense(Affine):
     """A fully connected layer: ``h' = sigma_w Z phi(h) + sigma_b z``, shapes ``(fan_in,)`` -> ``(fan_out,)``.
 
@@ -207,7 +203,7 @@ class Dense(Affine):
         rngs: nnx.Rngs,
         **affine: Any,
     ):
-        self.kernel_init = _named(kernel_init)
+        self.kernel_init = initializers.named(kernel_init)
         draw = initializers.kernel_initializer(kernel_init)
         self.kernel = nnx.Param(draw(rngs.params(), (fan_in, fan_out), dtype))
         super().__init__(fan_out, dtype=dtype, rngs=rngs, **affine)
@@ -225,7 +221,7 @@ class Dense(Affine):
             if not isinstance(told, dict):
                 return None
             fields |= told | ({"norm_on": place} if "norm" in told else {})
-        return TheoryArguments(
+        return LayerArguments(
             self.activation, self.kernel_init, self.bias_init, self.kernel.shape, self.names, **fields
         )
 

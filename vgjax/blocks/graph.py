@@ -9,6 +9,7 @@ from jax import Array
 
 from vgjax.blocks.dense import Dense
 from vgjax.blocks.protocol import Constant
+from vgjax.blocks.told import GraphArguments, LayerArguments, TheoryArguments
 from vgjax.checks import Size, finite, kinds
 
 
@@ -28,15 +29,18 @@ class GraphConv(Dense):
     Source: Kipf and Welling 2017, "Semi-supervised classification with graph convolutional networks", equation 2.
     """
 
-    # Neighbours mix, which the theory of independent units knows nothing of.
-    theory_arguments = None
-
     @kinds
     def __init__(self, adjacency: np.ndarray, fan_in: Size, fan_out: Size, *, rngs: nnx.Rngs, **dense: Any):
         check_adjacency(adjacency)
         super().__init__(fan_in, fan_out, rngs=rngs, **dense)
         # Part of the program and not of the parameters: these are stacked by layer.
         self.adjacency = Constant(adjacency)
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | None:
+        """Those of the layer at every node, and the adjacency."""
+        layer = super().theory_arguments
+        return GraphArguments(layer, self.adjacency) if isinstance(layer, LayerArguments) else None
 
     def product(self, a: Array) -> Array:
         """A a Z."""

@@ -18,6 +18,7 @@ from jax import Array
 
 from vgjax import initializers
 from vgjax.blocks.recurrent import gate_kernels
+from vgjax.blocks.told import Numbers, RecurrenceArguments
 from vgjax.checks import FloatDtype, Size, finite, kinds, known
 from vgjax.floatexp import FARTHEST, LINEAR, LN2, Ends, FloatExp, ParameterDegrees, add, from_float, with_zero_exponent
 from vgjax.initializers import Law, Scale, Scales
@@ -31,6 +32,12 @@ class LinearCell(nnx.Module):
 
     degrees: ClassVar[Ends] = LINEAR
     of_drive: ClassVar[tuple[str, ...]] = ()  # the parameters that b alone reads
+    told: RecurrenceArguments | None = None
+
+    @property
+    def theory_arguments(self) -> RecurrenceArguments | None:
+        """The law of the factors, where theory has it."""
+        return self.told
 
     @property
     def parameter_degrees(self) -> Mapping[str, ParameterDegrees]:
@@ -118,9 +125,11 @@ class DiagonalCell(LinearCell):
         if known("law", law, ("ring", "s4d")) == "ring":
             check_radii(radii)
             finite("max_phase", max_phase, "above 0 and at most 2 pi", lambda v: (v > 0) & (v <= 2 * math.pi))
+            self.told = RecurrenceArguments(law, (("radii", radii),))
             log_decay, phase, gain = _ring(rngs.params(), width, radii, max_phase, dtype)
         else:
             log_decay, phase, gain = _zero_order_hold(rngs.params(), width, check_time_steps(time_steps), dtype)
+            self.told = RecurrenceArguments(law, (("time_steps", time_steps),))
         self.log_decay, self.phase, self.gain = map(nnx.Param, (log_decay, phase, gain))
         kernel = gate_kernels(input_kernel_init, (inputs, width), 2, dtype, rngs)
         both = isinstance(input_kernel_init, str) or callable(input_kernel_init)
@@ -237,6 +246,8 @@ class SelectiveCell(LinearCell):
         if heads is not None and width % heads:
             raise ValueError(f"heads must divide the width {width}, got {heads}")
         groups, draw = heads or width, initializers.kernel_initializer(input_kernel_init)
+        numbers = ("states", states), ("heads", heads is not None), ("time_steps", time_steps)
+        self.told = RecurrenceArguments("mamba", numbers, initializers.named(input_kernel_init))
         self.width = width
         self.step_kernel = nnx.Param(draw(rngs.params(), (width, groups), dtype))
         self.input_kernel = nnx.Param(draw(rngs.params(), (width, states), dtype))
@@ -286,6 +297,8 @@ class _GatedCell(LinearCell):
 
     gates: ClassVar[int] = 2
     forget_bias: ClassVar[float | None] = 0.0
+    law: ClassVar[str]  # these two as in `RecurrenceArguments`
+    numbers: Numbers = ()
 
     @kinds
     def __init__(
@@ -302,12 +315,18 @@ class _GatedCell(LinearCell):
         draw = initializers.bias_initializer(bias_init)
         self.bias = nnx.Param(draw(rngs.params(), self.gates * width, dtype, inputs))
         self.bias_default = initializers.bias_default(bias_init)
+        self.laws = initializers.named(input_kernel_init), initializers.named(bias_init)
 
     @property
     def scales(self) -> Mapping[str, Scale]:
         """Those of kernels and biases, and what is added to the gate that keeps."""
         sigmas = {"sigma_v": Scale(1.0, "parameter"), "sigma_b": Scale(self.bias_default, "parameter")}
         return sigmas if self.forget_bias is None else sigmas | {"forget_bias": Scale(self.forget_bias, "offset")}
+
+    @property
+    def theory_arguments(self) -> RecurrenceArguments:
+        """The law of the factors."""
+        return RecurrenceArguments(self.law, self.numbers, *self.laws)
 
     def drive(self, scales: Scales, x: Array) -> list[Array]:
         """V x + b of every gate, each of shape ``(width,)``."""
@@ -344,6 +363,8 @@ class MinGRUCell(_ConvexCell):
     Source: Feng et al. 2024, "Were RNNs all we needed?", section 3.1.
     """
 
+    law = "min_gru"
+
     def log_factors(self, scales: Scales, x: Array) -> Array:
         """ln(1 - z)."""
         return jax.nn.log_sigmoid(scales.forget_bias - self.drive(scales, x)[0])
@@ -360,6 +381,7 @@ class MinLSTMCell(_ConvexCell):
     """
 
     gates = 3
+    law = "min_lstm"
 
     def log_factors(self, scales: Scales, x: Array) -> Array:
         """ln f / (f + i)."""
@@ -386,6 +408,7 @@ class RGLRUCell(_GatedCell):
     """
 
     forget_bias = None
+    law = "rg_lru"
 
     @kinds
     def __init__(
@@ -402,6 +425,7 @@ class RGLRUCell(_GatedCell):
         finite("sharpness", sharpness, "positive", lambda v: v > 0)
         super().__init__(width, width, dtype=dtype, rngs=rngs, **gated)
         self.sharpness = sharpness
+        self.numbers = ("radii", radii), ("sharpness", sharpness)
         log_decay = _ring(rngs.params(), width, radii, 1.0, dtype)[0]
         self.decay = nnx.Param(jnp.log(jnp.expm1(jnp.exp(log_decay))))  # softplus(p) = -ln a
 

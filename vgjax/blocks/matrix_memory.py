@@ -12,6 +12,7 @@ from jax import Array, lax
 
 from vgjax import initializers
 from vgjax.blocks.linear_recurrences import Keep, LinearCell
+from vgjax.blocks.told import RecurrenceArguments
 from vgjax.checks import FloatDtype, Size, kinds, known
 from vgjax.initializers import Law, Scale, Scales
 
@@ -70,6 +71,8 @@ class MatrixCell(LinearCell):
         self.key_kernel, self.value_kernel, self.rate_kernel = kernel(width), kernel(width), kernel(1)
         self.decay_kernel = kernel(gates) if gates else None
         self.erase = erase
+        if erase and not gates:  # theory has the delta rule alone
+            self.told = RecurrenceArguments("delta_rule", (("size", width),), initializers.named(input_kernel_init))
 
     @property
     def scales(self) -> Mapping[str, Scale]:

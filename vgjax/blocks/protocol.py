@@ -19,8 +19,8 @@ batches are `vmap`). What it may say about itself, all of it optional, so that a
 - ``diagnostics(h)`` (with the arguments of the call): named numbers worth following along the depth, such as the mean
   of a gate (default: none);
 - ``vocabulary``: of a stem that reads tokens, how many there are: the network's input is then whole numbers below it;
-- ``theory_arguments``: the `TheoryArguments` of a layer that mean-field theory covers, or the fields that a part sets
-  of the layer it stands in, as a dict (default: None, theory has nothing);
+- ``theory_arguments``: what theory has to be given of it, an object of its family's class in `vgjax.blocks.told`; of a
+  part, the fields that it sets of the layer it stands in, as a dict (default: None, theory has nothing);
 - ``redraw(key)``: draw its noise anew, in place, as training does at every step (default: what keys it holds, those of
   Flax's own dropout, are drawn anew);
 - ``parts``: class attribute, the names of the parts of its state along the state's first axis (an LSTM's h and c).
@@ -45,7 +45,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from vgjax.activations import Activation
+from vgjax.blocks.told import TheoryArguments
 from vgjax.checks import ArrayLike, is_numeric, kinds, known, short
 from vgjax.floatexp import Ends, FloatExp, ParameterDegrees, exponent_past_range, extended, extended_together
 from vgjax.initializers import KINDS, Scale, Scales
@@ -238,55 +238,6 @@ def absorb_scales(scales: Scales, *blocks: Any) -> frozenset[str]:
     return frozenset().union(*(block.absorb_scales(scales) for block in blocks if declared(block, "absorb_scales")))
 
 
-class TheoryArguments(NamedTuple):
-    """What mean-field theory has to be given of a layer, or of a stack of them.
-
-    Attributes:
-        activation: phi.
-        kernel_init, bias_init: how kernels and biases are drawn.
-        widths: sizes of the states: before and behind a layer; of a stack h^0 ... h^L.
-        names: of the scales of kernels and biases, in the order of the formula.
-        residual: None: ``W phi(h) + b``; ``"pre"``: ``skip h + branch (W phi(h) + b)``; ``"plain"``:
-            ``skip h + branch (V phi(W h + b) + a)``.
-        norm, epsilon: a normalization around phi, None for none, and what it adds to the variance.
-        norm_on: ``"preactivations"``: phi(norm(h)), or ``"activations"``: norm(phi(h)).
-        dropout: the distribution of the noise on the activations (its rate is the scale ``dropout``), None for none.
-    """
-
-    activation: Activation
-    kernel_init: str
-    bias_init: str
-    widths: tuple[int, ...]
-    names: tuple[str, ...]
-    residual: str | None = None
-    norm: str | None = None
-    epsilon: float = 0.0
-    norm_on: str = "preactivations"
-    dropout: str | None = None
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is ``W phi(h) + b`` and nothing else."""
-        return self.residual is None and self.norm is None and self.dropout is None
-
-
-class TransformerArguments(NamedTuple):
-    """What the mean field of transformers has to be given of a block, as `vgjax.theory.transformer.propagate` takes it.
-
-    Attributes:
-        activation: phi of the feed-forward layer, None for attention alone.
-        gated: whether it is a gate's.
-        residual, norm: where the norm stands, and which; None for none.
-        tokens: how many.
-    """
-
-    activation: Activation | None
-    gated: bool
-    residual: str
-    norm: str | None
-    tokens: int
-
-
 class BlockInfo(NamedTuple):
     """What a block says about itself once it is built.
 
@@ -300,7 +251,7 @@ class BlockInfo(NamedTuple):
         vocabulary: how many tokens there are, of a block that reads tokens; else None.
         batch_axes: how many axes a state must have for the first to be a batch that is normalized over; 0 if it holds
             no `nnx.BatchNorm`.
-        theory: what mean-field theory has to be given of it; None where theory has nothing.
+        theory: what theory has to be given of it; None where theory has nothing.
     """
 
     graph: nnx.GraphDef
@@ -312,7 +263,7 @@ class BlockInfo(NamedTuple):
     noisy: bool
     vocabulary: int | None
     batch_axes: int
-    theory: TheoryArguments | TransformerArguments | None
+    theory: TheoryArguments | None
 
 
 @functools.cache
@@ -328,7 +279,7 @@ def block_info(spec: Spec) -> BlockInfo:
         redraws = any(declared(part, "redraw") for _, part in nnx.iter_modules(block))
         noisy = redraws or any(holds_keys(leaf) for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.split(block)[1])))
         theory = declared(block, "theory_arguments")
-        theory = theory if isinstance(theory, TheoryArguments | TransformerArguments) else None
+        theory = theory if isinstance(theory, TheoryArguments) else None
         parts = tuple(declared(block, "parts") or ())
         growth = declared(block, "degrees"), declared(block, "parameter_degrees")
         sizes = (declared(part, "vocabulary") for _, part in nnx.iter_modules(block))

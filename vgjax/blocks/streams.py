@@ -11,6 +11,7 @@ from jax import Array, lax
 from vgjax import initializers
 from vgjax.blocks import protocol
 from vgjax.blocks.protocol import Spec
+from vgjax.blocks.told import DepthAverageArguments, LayerArguments, StreamArguments, TheoryArguments
 from vgjax.checks import FloatDtype, Size, finite, kinds
 from vgjax.floatexp import Degrees, Ends, FloatExp, add, normalize, with_zero_exponent
 from vgjax.initializers import Scale, Scales
@@ -134,6 +135,16 @@ class HyperConnection(nnx.Module):
     def scales(self) -> Mapping[str, Scale]:
         """Those of the branch, the factors on both ways, and the deviations of the maps."""
         return protocol.scales_of(self.branch, _StaticMaps() if self.dynamic is None else _DynamicMaps())
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | None:
+        """Around a layer; not around others."""
+        inside = protocol.declared(self.branch, "theory_arguments")
+        if not isinstance(inside, LayerArguments):
+            return None
+        return StreamArguments(
+            inside, self.streams, bool(self.shift), self.logit, self.steps, dynamic=self.dynamic is not None
+        )
 
     def maps(self, h: Array, scales: Scales) -> tuple[Array, Array, Array]:
         """a, R and w at a state (or at its direction): shapes ``(n, *places)``, ``(n, n, *places)``, ``(n, *places)``,
@@ -270,6 +281,13 @@ class DepthAverage(nnx.Module):
     def scales(self) -> Mapping[str, Scale]:
         """Those of the branch, and the deviation of the weights."""
         return protocol.scales_of(self.branch) | {"sigma_past": Scale(0.0, "parameter")}
+
+    @property
+    def theory_arguments(self) -> TheoryArguments | None:
+        """Around a layer; not around others."""
+        inside = protocol.declared(self.branch, "theory_arguments")
+        memory = self.weights.shape[0]
+        return DepthAverageArguments(inside, memory) if isinstance(inside, LayerArguments) else None
 
     def __call__(self, h: Array, scales: Scales) -> Array:
         """Shape ``(memory, *shape)``."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
-from vgjax.blocks.protocol import TheoryArguments, TransformerArguments, block_info, scales_of
+from vgjax.blocks.protocol import block_info, scales_of
+from vgjax.blocks.told import TheoryArguments
 from vgjax.checks import ArrayLike, finite_in, is_traced, kinds, known
 from vgjax.initializers import Scale, Scales, law_name
 from vgjax.networks.layer import parameter_dtype, shape_after
@@ -143,24 +144,13 @@ class Network:
 
     @property
     def theory_arguments(self) -> TheoryArguments | None:
-        """What mean-field theory has to be given of a stack whose layers have each their own draw and differ in nothing
-        but their sizes; None where theory has nothing."""
-        layers = [layer for layer in self._told() if isinstance(layer, TheoryArguments)]
-        if len(layers) < len(self.stages) or len({layer._replace(widths=()) for layer in layers}) > 1:
+        """What theory has to be given of it; None where theory has nothing: where blocks tell nothing, or not of one
+        family, or share draws or read inputs otherwise than its theory has it."""
+        stages = [(block_info(stage.spec).theory, stage) for stage in self.stages]
+        told = [(of, stage.depth) for of, stage in stages if of and {stage.tied, stage.driven} == {of.over_time}]
+        if len(told) < len(stages) or len({type(of) for of, _ in told}) != 1:
             return None
-        behind = (layer.widths[1] for layer, s in zip(layers, self.stages, strict=True) for _ in range(s.depth))
-        return layers[0]._replace(widths=(layers[0].widths[0], *behind))
-
-    @property
-    def transformer_arguments(self) -> TransformerArguments | None:
-        """The same of a transformer, for `vgjax.theory.transformer.propagate`."""
-        blocks = set(self._told())
-        told = blocks.pop() if len(blocks) == 1 else None
-        return told if isinstance(told, TransformerArguments) else None
-
-    def _told(self) -> list[TheoryArguments | TransformerArguments | None]:
-        """What theory is told of every stage; of draws that layers share nothing."""
-        return [None if stage.tied or stage.driven else block_info(stage.spec).theory for stage in self.stages]
+        return told[0][0].stacked(told)
 
 
 def _activations(spec: Spec) -> Iterator[Activation]:

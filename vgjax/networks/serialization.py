@@ -15,6 +15,7 @@ from vgjax import activations, blocks
 from vgjax.activations import Activation
 from vgjax.blocks import Spec
 from vgjax.blocks.protocol import Constant
+from vgjax.blocks.told import FAMILIES, TheoryArguments
 from vgjax.checks import kinds
 from vgjax.networks.network import Network, Stage
 
@@ -68,6 +69,8 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, Spec) and _BLOCKS.get(value.block.__name__) is value.block:
         options = {name: _encoded(option) for name, option in value.options}
         return {"block": value.block.__name__, "arguments": [_encoded(a) for a in value.arguments], "options": options}
+    if isinstance(value, TheoryArguments):
+        return {"told": type(value).__name__, "fields": {name: _encoded(field) for name, field in vars(value).items()}}
     return {"of a user": repr(value)}
 
 
@@ -80,6 +83,8 @@ def _decoded(value: Any) -> Any:
         return Constant(np.array(value["array"], value["dtype"]))
     if "activation" in value:
         return activations.get(value["activation"])
+    if "told" in value:
+        return FAMILIES[value["told"]](**{name: _decoded(field) for name, field in value["fields"].items()})
     arguments = tuple(_decoded(argument) for argument in value["arguments"])
     options = tuple((name, _decoded(option)) for name, option in value["options"].items())
     return Spec(_BLOCKS[value["block"]], arguments, options)

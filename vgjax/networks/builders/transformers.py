@@ -12,6 +12,7 @@ from vgjax import activations, blocks
 from vgjax.blocks import Spec, spec
 from vgjax.blocks.normalization import POINTWISE
 from vgjax.blocks.protocol import block_info
+from vgjax.blocks.told import TransformerArguments
 from vgjax.checks import kinds, known, positive_integer
 from vgjax.initializers import Law
 from vgjax.networks.builders.combinators import Normalization, Phi, as_norm, chain, dense, dtype_name, norm, parallel
@@ -314,7 +315,7 @@ def _block(
     depth: int,
     dtype: str,
     scales: Mapping[str, float],
-    told: tuple[Any, ...] | None,
+    told: TransformerArguments | None,
     place: str,
     first: bool,
 ) -> Spec:
@@ -347,7 +348,7 @@ def _block(
     return whole if told is None else replace(whole, options=(("told", told), *whole.options))
 
 
-def _told(parts: _Parts, tokens: int) -> tuple[Any, ...] | None:
+def _told(parts: _Parts, tokens: int) -> TransformerArguments | None:
     """What theory is told: full attention that knows no distances, of kernels without a mean."""
     looks, fed = parts.attention, parts.feed_forward
     known_attention = looks.mask == "full" and looks.window is looks.qk_norm is None and looks.positions != "rotary"
@@ -357,4 +358,4 @@ def _told(parts: _Parts, tokens: int) -> tuple[Any, ...] | None:
         return None
     phi = None if fed is None else activations.get(GATES[str(fed.kind)] if fed.gated else fed.kind)
     gated = fed is not None and fed.gated
-    return phi, gated, parts.residual.kind, parts.norm.kind if parts.norm else None, tokens
+    return TransformerArguments(phi, gated, parts.residual.kind, parts.norm.kind if parts.norm else None, tokens)
