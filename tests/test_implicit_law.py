@@ -272,6 +272,21 @@ def test_an_orthogonal_kernel_keeps_angles(forward, back, x64):
             np.testing.assert_allclose(kd @ kd.T, gain * (d @ d.T), atol=1e-13)
 
 
+@pytest.mark.parametrize("count", [4, 6], ids=["written out", "in a loop"])
+def test_rows_that_add_nothing_take_no_room(count, x64):
+    """Zeros and repeated rows in front of others, in a space that holds no more than those that differ."""
+    kernel, of_v, of_d = frames.Kernel("orthogonal", count, count), *jax.random.split(jax.random.key(7))
+    rows = [unit_rows(key, count, count) for key in (of_v, of_d)]
+    v, d = ([a[0] * 0, a[0], a[0], *a[1:]][:length] for a, length in zip(rows, (4, count + 2), strict=True))
+    listed = lambda a: a if len(a) <= frames.FEW else jnp.stack(a)  # noqa: E731
+    kv, seen = kernel.multiply(jax.random.key(8), listed(v), keep=True)
+    kd, _ = kernel.multiply_transposed(jax.random.key(9), seen, listed(d))
+    v, kv, d, kd = (np.asarray(jnp.stack(list(a))) for a in (v, kv, d, kd))
+    np.testing.assert_allclose(kd @ v.T, d @ kv.T, atol=1e-13)
+    np.testing.assert_allclose(kv @ kv.T, v @ v.T, atol=1e-13)
+    np.testing.assert_allclose(kd @ kd.T, d @ d.T, atol=1e-13)
+
+
 def test_a_row_of_zeros_gives_zeros(x64):
     kernel, nothing = frames.Kernel("gaussian", 4, 3), jnp.zeros(4)
     v = unit_rows(jax.random.key(0), 1, 4)[0]

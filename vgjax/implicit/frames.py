@@ -155,8 +155,7 @@ class Kernel(NamedTuple):
         whole = max(self.fan_in, self.fan_out)
         inputs, triangle = frame(self._padded(rows, whole), twice=keep or len(rows) > 2)
         fresh = jax.random.normal(key, (len(rows), whole), dtype)
-        outputs, _ = frame(self._like(rows, _unit_rows(fresh)))
-        outputs = each_row(lambda q, y: jnp.where(jnp.any(q != 0), y, 0), inputs, outputs)
+        outputs, _ = frame(_beside(inputs, self._like(rows, _unit_rows(fresh))))
         return self._cut(combined(triangle, outputs), self.fan_out), Seen(inputs, outputs, triangle)
 
     def multiply_transposed(self, key: Key[Array, ""], seen: Seen, rows: Vectors) -> tuple[Vectors, Any]:
@@ -171,8 +170,8 @@ class Kernel(NamedTuple):
         else:
             padded = self._padded(rows, seen.outputs[0].shape[-1])
             along = products(seen.outputs, padded)
-            _, rest = frame(each_row(operator.sub, padded, combined(along, seen.outputs)), unit=False)
-            draws, _ = frame(self._like(rows, _unit_rows(fresh)), complement=seen.inputs)
+            left, rest = frame(each_row(operator.sub, padded, combined(along, seen.outputs)), unit=False)
+            draws, _ = frame(_beside(left, self._like(rows, _unit_rows(fresh))), complement=seen.inputs)
         moved = each_row(operator.add, combined(along, seen.inputs), combined(rest, draws))
         return self._cut(moved, self.fan_in), triangle
 
@@ -195,6 +194,11 @@ def _alike(seen: Seen, rows: Vectors) -> tuple[Seen, Vectors]:
         return seen, rows
     inputs, outputs = (jnp.stack(list(each)) for each in (seen.inputs, seen.outputs))
     return seen._replace(inputs=inputs, outputs=outputs), jnp.stack(list(rows))
+
+
+def _beside(basis: Vectors, fresh: Vectors) -> Vectors:
+    """Fresh rows where a basis has one, and zeros where it has none: what is left of a small space is theirs alone."""
+    return each_row(lambda q, row: jnp.where(jnp.any(q != 0), row, 0), basis, fresh)
 
 
 def _unit_rows(rows: Array) -> Array:
