@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 import vgjax as vg
-from vgjax.values import jit_draw
+from vgjax.networks.parameters import jit_draw
 
 KEY = jax.random.key(1)
 SIZES = (6, 5, 4, 4, 4, 7, 3)  # input, widths of h^0 ... h^4, output

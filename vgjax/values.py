@@ -1,10 +1,9 @@
 """Objects as values: equal by content, read in one line, pickled with the functions they hold."""
 
 import dataclasses
-import functools
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -18,39 +17,6 @@ def on_device(value: Any) -> jax.Array:
     if isinstance(value, (list, tuple)):
         return jax.numpy.asarray(value)  # tracers may be among them
     return value if isinstance(value, jax.Array) else jax.device_put(value)
-
-
-def jit_draw(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` of what draws random numbers by a key, its other arguments static: such a program runs about once.
-
-    XLA's first level of optimization compiles the loops of threefry in half the time of its third, and they draw the
-    same numbers as fast. A sum would change: its order is the optimizer's choice. Inside of another program there is
-    none of its own.
-    """
-    plain = jax.jit(f, **options)
-    quick = jax.jit(f, compiler_options={"xla_backend_optimization_level": "1"}, **options)
-    known: dict[tuple[Any, ...], Callable[..., Any]] = {}
-
-    @functools.wraps(f)
-    def draw(key: jax.Array, *static: Any) -> Any:
-        inside = isinstance(jax.random.key_data(key), jax.core.Tracer)
-        if inside or jax.config.read("jax_disable_most_optimizations"):  # which asks for less still
-            return plain(key, *static)
-        if static not in known:
-            known[static] = plain if _sums(plain.trace(key, *static).jaxpr) else quick
-        return known[static](key, *static)
-
-    return draw
-
-
-def _sums(program: Any) -> bool:
-    """Whether a traced program, or one inside of it, adds up numbers of an array."""
-    for equation in program.eqns:
-        if any(part in equation.primitive.name for part in ("sum", "prod", "dot", "conv_general")):
-            return True
-        if any(_sums(inner) for inner in jax.tree.leaves(equation.params) if hasattr(inner, "eqns")):
-            return True
-    return False
 
 
 def by_content(kind: Kind) -> Kind:

@@ -1,6 +1,7 @@
 """Parameters: the numbers of a network, drawn at unit gain."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from vgjax.blocks.protocol import holds_keys
-from vgjax.checks import FloatDtype, RandomKey, kinds
+from vgjax.checks import FloatDtype, RandomKey, is_traced, kinds
 from vgjax.networks.layer import Tree, draw, floating_dtype, parameter_dtype
 from vgjax.networks.network import Network
-from vgjax.values import by_content, jit_draw, on_device
+from vgjax.values import by_content, on_device
 
 
 @by_content
@@ -71,6 +72,38 @@ class Stream(NamedTuple):
     """
 
     keys: Array
+
+
+def jit_draw(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` of what draws random numbers by a key, its other arguments static: such a program runs about once.
+
+    XLA's first level of optimization compiles the loops of threefry in half the time of its third, and they draw the
+    same numbers as fast. A sum would change: its order is the optimizer's choice. Inside of another program there is
+    none of its own.
+    """
+    plain = jax.jit(f, **options)
+    quick = jax.jit(f, compiler_options={"xla_backend_optimization_level": "1"}, **options)
+    known: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    @functools.wraps(f)
+    def draw(key: jax.Array, *static: Any) -> Any:
+        if is_traced(key) or jax.config.read("jax_disable_most_optimizations"):  # which asks for less still
+            return plain(key, *static)
+        if static not in known:
+            known[static] = plain if _sums(plain.trace(key, *static).jaxpr) else quick
+        return known[static](key, *static)
+
+    return draw
+
+
+def _sums(program: Any) -> bool:
+    """Whether a traced program, or one inside of it, adds up numbers of an array."""
+    for equation in program.eqns:
+        if any(part in equation.primitive.name for part in ("sum", "prod", "dot", "conv_general")):
+            return True
+        if any(_sums(inner) for inner in jax.tree.leaves(equation.params) if hasattr(inner, "eqns")):
+            return True
+    return False
 
 
 @kinds

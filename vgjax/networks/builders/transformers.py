@@ -52,20 +52,22 @@ def transformer(
 
     Scales: ``sigma_qk`` (query and key kernels), ``sigma_vo`` (value and output), ``sigma_w`` and ``sigma_b``
     (feed-forward), ``temperature`` (divides the logits), ``skip`` and ``branch`` of all residual connections;
-    ``sigma_in`` (embedding), ``sigma_p`` (positions), ``sigma_r`` (router), ``sigma_out`` (head). Each kernel has one
-    of its own, left out what it shares: ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; ``sigma_1``, ``sigma_2``
-    and, of a gate, ``sigma_g`` of the feed-forward layer.
+    ``sigma_in`` (embedding), ``sigma_p`` (positions), ``sigma_r`` (router), ``value_skip`` (of a value residual),
+    ``sigma_out`` (head; of a tied one a factor on its logits). Each kernel has one of its own, left out what it shares:
+    ``sigma_q``, ``sigma_k``, ``sigma_v``, ``sigma_o``; ``sigma_1``, ``sigma_2`` and, of a gate, ``sigma_g`` of the
+    feed-forward layer.
 
     A style says what is left out (where an option is ``"style"``), parts and scales:
 
     - ``encoder``: full attention without positions, gelu, pre-LN, all kernels at unit gain;
     - ``gpt2``: causal, learned positions, gelu_tanh, pre-LN; all entries of standard deviation .02, positions .01, and
-      ``sigma_o``, ``sigma_2`` at (2 depth)^(-1/2) of that (Radford et al. 2019 and their code);
+      ``sigma_o``, ``sigma_2`` at (2 depth)^(-1/2) of that; logits of tokens by the table of the embedding (Radford et
+      al. 2019 and their code);
     - ``llama``: causal, rotary positions, swiglu, pre-RMSNorm; all entries .02 (Touvron et al. 2023 and their code);
     - ``vit``: full attention, learned positions, gelu_tanh, pre-LN; Glorot's variances, positions .02 (Dosovitskiy et
       al. 2021 and their code; the mean of the tokens is read in place of a class token);
-    - ``bert``: full attention, learned positions, gelu, post-LN; entries truncated Gaussians of .02 (Devlin et al.
-      2019).
+    - ``bert``: full attention, learned positions, gelu, post-LN; entries truncated Gaussians of .02; logits of
+      tokens by the table of the embedding (Devlin et al. 2019).
 
     Args:
         width: of a token, a multiple of ``heads``.
