@@ -13,8 +13,6 @@ import pytest
 
 import vgjax as vg
 
-COMPUTES = True
-
 DEPTH, SEEDS, BATCH = 12, 16, 8
 KEY = jax.random.key(11)
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -21,7 +21,6 @@ import vgjax as vg
 from vgjax.implicit import frames, passes, points, readings, stacks
 from vgjax.implicit.sums import GAINS
 
-COMPUTES = True
 SLOW = pytest.mark.torture
 
 MOST = 50_000

@@ -19,8 +19,6 @@ from vgjax.measure import graded, jacobian
 from vgjax.measure.spectrum import Spectrum
 from vgjax.networks.layers import bind
 
-COMPUTES = True
-
 KEY = jax.random.key(11)
 SCALES = vg.Scales(sigma_w=1.3, sigma_b=0.4)
 

@@ -270,7 +270,8 @@ def _softmax_minus(output: FloatExp, y: Array) -> tuple[FloatExp, Array]:
     total, at = jnp.sum(y), jnp.arange(len(u))
     is_top = at == jnp.argmax(u)
     largest = 3 * window_exponent(u.dtype)  # margins beyond 2^largest saturate anyway
-    z = (u - jnp.max(u)) * power_of_two(jnp.minimum(exponent, largest), u.dtype)
+    margins = u - jnp.max(u)
+    z = margins * power_of_two(jnp.minimum(exponent, largest), u.dtype)
     # Of the largest logit, 1 - p by what the others leave it; of any other p is at most 1/2.
     others = jax.nn.logsumexp(jnp.where(is_top, -jnp.inf, z))
     log_p = z - jnp.logaddexp(others, 0)
@@ -289,7 +290,8 @@ def _softmax_minus(output: FloatExp, y: Array) -> tuple[FloatExp, Array]:
 
     uniform, flat = total / len(u), total / len(u) - y
     near = flat + uniform * jnp.expm1(z - jnp.log1p(jnp.mean(jnp.expm1(z))))
-    deviation = with_zero_exponent(FloatExp(uniform * (u - jnp.mean(u)), exponent))
+    # Of margins: where they are all 0 so is their mean, where that of equal logits may be rounded.
+    deviation = with_zero_exponent(FloatExp(uniform * (margins - jnp.mean(margins)), exponent))
     below = add(with_zero_exponent(from_float(flat)), deviation)
     is_near, is_below = jnp.min(z) > -1, exponent < 0
     inside = FloatExp(jnp.where(is_near, near, far.value), jnp.where(is_near, 0, far.exponent))
