@@ -23,8 +23,9 @@ SMOKE := $(patsubst %,tests/test_%.py,flow exactness networks architectures theo
 smoke: $(ENV)/ready
 	OPTIMIZED=1 $(RUN) -m pytest $(wildcard $(SMOKE))
 
+# As users have it, where most of `make test` is compiled for speed of compilation (tests/conftest.py).
 test-slow: $(ENV)/ready
-	$(RUN) -m pytest -m slow
+	OPTIMIZED=1 $(RUN) -m pytest -m slow
 
 torture: $(ENV)/ready
 	$(RUN) -m pytest -m torture --dist load

@@ -13,7 +13,7 @@ from typing import Any
 # these when it is imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Where XLA still has its older code generator for CPUs, it compiles in half the time. `make smoke` takes the usual one.
+# Where XLA still has its older code generator for CPUs, that compiles in half the time. Slow tests take the usual one.
 if "OPTIMIZED" not in os.environ and version("jaxlib") < "0.11":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
@@ -39,7 +39,7 @@ def one_blas_thread() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
     """What counts is how long programs compile, for they run for milliseconds; but for modules that say they compute,
-    or test the last digits of float32, and where all is to be as users have it (`make smoke`)."""
+    or test the last digits of float32, and where all is to be as users have it (`make smoke`, `make test-slow`)."""
     quick = not hasattr(request.module, "COMPUTES") and "OPTIMIZED" not in os.environ
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
