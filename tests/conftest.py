@@ -20,9 +20,13 @@ if "OPTIMIZED" not in os.environ and version("jaxlib") < "0.11":
 # isort: split
 import jax
 import jaxtyping
+import psutil
 import pytest
 import scipy.linalg  # noqa: F401 - so that its BLAS is loaded before it is limited
 from threadpoolctl import threadpool_limits
+
+MOST_MEMORY = 3 * 2**29
+"""Bytes from which on a worker forgets its programs between two tests."""
 
 # Most of the time goes into tracing and compiling, a tenth of that into these two.
 gc.set_threshold(200_000, 20, 100)
@@ -50,12 +54,25 @@ def quickly_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
 def programs_end_with_their_module() -> Iterator[None]:
     """Every compiled program holds memory maps, of which a process may have 65,530: past them XLA aborts."""
     yield
+    forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def programs_fit_into_memory() -> Iterator[None]:
+    """And those of one module may be so many that a worker would grow to 3.5 GB."""
+    yield
+    if psutil.Process().memory_info().rss > MOST_MEMORY:
+        forget_programs()
+
+
+def forget_programs() -> None:
+    """Drop what is traced and compiled; what comes again is read from the folder that keeps it."""
     from vgjax.ensembles import job  # not before pytest has put its hook for annotations in front of imports
 
     job._program.cache_clear()
     jax.clear_caches()
     gc.collect()
-    if sys.platform == "linux":  # what is free goes back to the system: a worker would grow to 5 GB
+    if sys.platform == "linux":  # what is free goes back to the system
         ctypes.CDLL(None).malloc_trim(0)
 
 
