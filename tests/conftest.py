@@ -25,7 +25,7 @@ import pytest
 import scipy.linalg  # noqa: F401 - so that its BLAS is loaded before it is limited
 from threadpoolctl import threadpool_limits
 
-MOST_MEMORY = 3 * 2**29
+MOST_MEMORY = 2**30
 """Bytes from which on a worker forgets its programs between two tests."""
 
 # Most of the time goes into tracing and compiling, a tenth of that into these two.
@@ -59,7 +59,7 @@ def programs_end_with_their_module() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def programs_fit_into_memory() -> Iterator[None]:
-    """And those of one module may be so many that a worker would grow to 3.5 GB."""
+    """And those of one module may be so many that a worker would grow to 4 GB."""
     yield
     if psutil.Process().memory_info().rss > MOST_MEMORY:
         forget_programs()
