@@ -174,6 +174,11 @@ def test_the_version_is_that_of_the_package():
 
 
 @pytest.mark.parametrize("module", MODULES)
+def test_no_kind_is_a_lambda_whose_source_beartype_would_parse_at_import(module):
+    assert "Is[lambda" not in PATHS[module].read_text()
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_files_and_functions_can_be_read_at_once(module):
     text = PATHS[module].read_text()
     assert text.count("\n") <= 450
