@@ -1,5 +1,6 @@
 """Digits of theory over all activations of the library: batch norm at any batch size, and the edge without bias."""
 
+import functools
 import math
 
 import jax
@@ -30,6 +31,11 @@ def composite(edges):
     return (middle - half * np.cos(angle)).ravel(), (half * w * np.sin(angle) * np.pi / 2).ravel()
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def and_slope(phi, h):
+    return jax.jvp(phi, (h,), (jnp.ones_like(h),))
+
+
 def rate(name, batch):
     """`batch_norm_rate` by nested panels: y1 = R sin a and, given it, y2 = R (rho sin a + s cos a sin b)."""
     radius, rho = math.sqrt(batch - 1), -1 / (batch - 1)
@@ -51,8 +57,7 @@ def rate(name, batch):
     sizes = np.cumsum([len(y) for y in y2])[:-1]
     flat, weights = np.concatenate(y2), np.concatenate(inner)
     with jax.enable_x64(True):
-        value, slope = (np.asarray(part) for part in jax.jvp(phi, (jnp.asarray(flat),), (jnp.ones(len(flat)),)))
-        f, d = (np.asarray(part) for part in jax.jvp(phi, (jnp.asarray(y1),), (jnp.ones(len(y1)),)))
+        (f, value), (d, slope) = (np.split(np.asarray(part), [len(y1)]) for part in and_slope(phi, np.append(y1, flat)))
     given = [np.array([part.sum() for part in np.split(weights * row, sizes)]) for row in (value, slope, slope * flat)]
     outer = outer / outer.sum()
     above = (batch - 1) * (outer @ d**2) + outer @ (d * given[1] + d * y1 * given[2] - (d * y1) ** 2)
