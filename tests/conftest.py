@@ -16,8 +16,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Where XLA still has its older code generator for CPUs, that compiles in half the time, and in a fifth less again if no
 # program is split for several threads: there is a process for every core. Slow tests take the usual one.
 if "OPTIMIZED" not in os.environ and version("jaxlib") < "0.11":
-    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
+    faster = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {faster}"
 
 # isort: split
 import jax
